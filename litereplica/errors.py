@@ -1,0 +1,135 @@
+"""Every error that crosses a layer, and the exit code that each one becomes on the command line.
+
+An error states the fact (what was expected, what was found) as its message and, where a user can act
+on it, the next step as `hint`. Facts that code needs are attributes. Nothing here does any work.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command; documented in docs/CLI.md."""
+
+    OK = 0
+    BUG = 1  # an error that we did not foresee; the traceback is in the log
+    USAGE = 2  # an argument, an option, or a file named by one of them, is not what the command needs
+    NOT_FOUND = 3  # the replica holds no such database, TXID or time
+    STORE = 4  # the object store refused, or cannot be reached
+    DAMAGED = 5  # bytes that fail their checks
+    ENVIRONMENT = 6  # this machine: no /dev/fuse, mount point in use, disk full
+    CONFLICT = 7  # another writer owns the destination
+
+
+class LiteReplicaError(Exception):
+    """Base of every error of ours.
+
+    `hint` is the next step for a user, an imperative clause without a final period, or None.
+    """
+
+    exit_code: ExitCode = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class UsageError(LiteReplicaError):
+    """What the user named is not what the command needs."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EnvironmentProblem(LiteReplicaError):
+    """This machine cannot do it now: no FUSE, mount point in use, disk full."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class FormatError(LiteReplicaError):
+    """Bytes that are not what their format says. Raised by `litereplica.format` only."""
+
+    exit_code = ExitCode.DAMAGED
+
+
+class LTXError(FormatError):
+    """Bytes that are not a valid LTX file, header, page frame, index or name."""
+
+
+class WALError(FormatError):
+    """Bytes that are not a valid WAL header. (An invalid *frame* is the end of a WAL, not an error.)"""
+
+
+class SQLiteFormatError(FormatError):
+    """Bytes that are not a SQLite database header."""
+
+
+class DamagedFile(LiteReplicaError):
+    """An object of the store failed its checks; `key` names it."""
+
+    exit_code = ExitCode.DAMAGED
+
+    def __init__(self, key: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{key}: {reason}", hint=hint)
+        self.key = key
+        self.reason = reason
+
+
+class StorageError(LiteReplicaError):
+    """The store answered with an error that trying again does not cure. `key` may be empty."""
+
+    exit_code = ExitCode.STORE
+
+    def __init__(self, message: str, *, key: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
+
+
+class NotFound(StorageError):
+    """No object has this key."""
+
+
+class BucketNotFound(StorageError):
+    """The bucket (or the root directory of a `file://` replica that is only read) does not exist."""
+
+
+class AccessDenied(StorageError):
+    """The credentials are missing, wrong, or do not allow the operation."""
+
+
+class PreconditionFailed(StorageError):
+    """A conditional operation found the object in another state: nothing was changed."""
+
+
+class TransientStorageError(StorageError):
+    """Timeout, reset, 429, 5xx: trying again may succeed. The effect may or may not have happened."""
+
+
+class ReplicaError(LiteReplicaError):
+    """The files of a replica do not add up to the database that was asked for."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class NoReplica(ReplicaError):
+    """There is no LTX file under the URL."""
+
+
+class GapError(ReplicaError):
+    """Files are missing between `have` and `want` (TXIDs): the position cannot be reached."""
+
+    def __init__(self, message: str, *, have: int, want: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.have = have
+        self.want = want
+
+
+class ConflictError(LiteReplicaError):
+    """Another writer publishes to the same destination."""
+
+    exit_code = ExitCode.CONFLICT

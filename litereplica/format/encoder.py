@@ -1,0 +1,73 @@
+"""Writing LTX files: a stream of pieces, or a whole file in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from litereplica.errors import LTXError
+from litereplica.format import checksum, ltx
+from litereplica.types import Pgno
+
+
+class Encoder:
+    """Encodes one file piece by piece: `start`, `page` for each page ascending, `finish`.
+
+    Each call returns the next bytes of the file. Memory: 16 bytes a page for the index.
+    Raises `LTXError` when the pages do not make a valid file.
+    """
+
+    def __init__(self, header: ltx.Header) -> None:
+        self.header = header
+        self._crc: int | None = None
+        self._pgnos: list[int] = []
+        self._sizes: list[int] = []
+        self._size = 0
+
+    def start(self) -> bytes:
+        """The header."""
+        data = self.header.encode()
+        self._crc = checksum.update(None, data)
+        self._size = len(data)
+        return data
+
+    def page(self, pgno: Pgno, page: bytes | memoryview) -> bytes:
+        """The frame of one page; pages come in ascending order."""
+        self._check(pgno, len(page))
+        payload = ltx.compress_page(page)
+        head = ltx.encode_frame_head(pgno, len(payload))
+        self._crc = checksum.update(checksum.update(self._crc, head), page)
+        self._pgnos.append(pgno)
+        self._sizes.append(len(head) + len(payload))
+        return head + payload
+
+    def finish(self) -> bytes:
+        """End of frames, index and trailer."""
+        header = self.header
+        if header.is_snapshot and len(self._pgnos) != header.snapshot_page_count:
+            raise LTXError(f"snapshot has {len(self._pgnos)} pages, expected {header.snapshot_page_count}")
+        sizes = np.array(self._sizes, np.uint64)
+        offsets = ltx.HEADER_SIZE + np.concatenate(([0], np.cumsum(sizes)[:-1])) if len(sizes) else sizes
+        index = ltx.PageIndex(np.array(self._pgnos, np.uint32), offsets.astype(np.uint64), sizes.astype(np.uint32))
+        body = ltx.END_OF_FRAMES + ltx.encode_page_index(index)
+        post_apply = bytes(8)
+        crc = checksum.update(checksum.update(self._crc, body), post_apply)
+        return body + ltx.encode_trailer(checksum.stored(crc))
+
+    def _check(self, pgno: Pgno, size: int) -> None:
+        header = self.header
+        previous = self._pgnos[-1] if self._pgnos else 0
+        if not previous < pgno <= header.commit or pgno == header.lock_pgno:
+            raise LTXError(f"page {pgno} cannot follow page {previous} in a database of {header.commit}")
+        if size != header.page_size:
+            raise LTXError(f"page {pgno} has {size} bytes, expected {header.page_size}")
+
+
+def encode_file(header: ltx.Header, pages: Iterable[tuple[Pgno, bytes | memoryview]]) -> bytes:
+    """A whole file; `pages` ascending."""
+    encoder = Encoder(header)
+    pieces = [encoder.start()]
+    pieces += [encoder.page(pgno, page) for pgno, page in pages]
+    pieces.append(encoder.finish())
+    return b"".join(pieces)

@@ -1,0 +1,376 @@
+"""The records of an LTX file, version 3: header, page frames, page index, trailer. All big-endian.
+
+    header    100 bytes
+    frames    pgno u32, flags u16, [size u32,] payload; ascending by pgno
+    end       six zero bytes
+    index     varint triples (pgno, offset, size), a zero varint, u64 = bytes of all that
+    trailer   post-apply checksum u64, file checksum u64
+
+A payload is an LZ4 *block* that holds exactly one page when flag 0x1 is set and the size is given;
+without the flag it is an LZ4 *frame*, which older files have. The file checksum is a CRC-64/GO-ISO over everything
+before it with each page in place of its payload. Only files with the NoChecksum flag are read: they
+track no database checksum, as those of Litestream (which refuses the others, too).
+
+A file whose min TXID is 1 is a snapshot: it has every page 1..commit but the lock page.
+
+`encoder`, `decoder` and `compactor` put these together. Source: github.com/superfly/ltx, 0.5.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import lz4.block
+import lz4.frame
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.errors import LTXError
+from litereplica.format.checksum import CHECKSUM_FLAG
+from litereplica.format.sqlite import is_page_size, lock_pgno
+from litereplica.types import TXID, Pgno
+
+MAGIC = b"LTX1"
+HEADER_SIZE = 100
+FRAME_HEADER_SIZE = 6
+SIZE_PREFIX_SIZE = 4
+END_OF_FRAMES = bytes(FRAME_HEADER_SIZE)
+INDEX_SIZE_SIZE = 8
+TRAILER_SIZE = 16
+TAIL_SIZE = INDEX_SIZE_SIZE + TRAILER_SIZE
+MIN_FILE_SIZE = HEADER_SIZE + FRAME_HEADER_SIZE + 1 + TAIL_SIZE
+
+NO_CHECKSUM = 0x2
+FRAME_HAS_SIZE = 0x1
+
+MAX_INDEX_ENTRY_SIZE = 5 + 10 + 5
+"""Bytes of the longest varint triple that we accept: pgno and size have 32 bits, offset 64."""
+
+_HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
+_FRAME_HEADER = struct.Struct(">IH")
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+_TRAILER = struct.Struct(">QQ")
+
+_LEGACY_OVERHEAD = 64
+"""LZ4 frame header, block sizes, end mark and checksums; an incompressible page is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The first 100 bytes. Sizes and offsets in bytes, `commit` in pages, `timestamp_ms` since the epoch.
+
+    The WAL fields tell which frames of which WAL the file was made from; 0 where they do not apply.
+    """
+
+    page_size: int
+    commit: int
+    min_txid: TXID
+    max_txid: TXID
+    timestamp_ms: int
+    wal_offset: int = 0
+    wal_size: int = 0
+    wal_salt1: int = 0
+    wal_salt2: int = 0
+    node_id: int = 0
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Does the file hold the whole database, whatever came before it?"""
+        return self.min_txid == 1
+
+    @property
+    def lock_pgno(self) -> Pgno:
+        return lock_pgno(self.page_size)
+
+    @property
+    def snapshot_page_count(self) -> int:
+        """Pages that a file with all pages of this commit has: the lock page is left out."""
+        return self.commit - (self.lock_pgno <= self.commit)
+
+    def validate(self) -> None:
+        """Raise `LTXError` unless every field is one that a file may have."""
+        if not is_page_size(self.page_size):
+            raise LTXError(f"LTX header has page size {self.page_size}")
+        if not 1 <= self.commit <= 0xFFFFFFFE:
+            raise LTXError(f"LTX header has a database of {self.commit} pages")
+        if not 1 <= self.min_txid <= self.max_txid < 1 << 64:
+            raise LTXError(f"LTX header has TXIDs {self.min_txid}-{self.max_txid}")
+        if self.wal_offset < 0 or self.wal_size < 0:
+            raise LTXError(f"LTX header has WAL offset {self.wal_offset}, size {self.wal_size}")
+        if self.wal_offset == 0 and (self.wal_size or self.wal_salt1 or self.wal_salt2):
+            raise LTXError("LTX header has a WAL size or salt without a WAL offset")
+
+    def encode(self) -> bytes:
+        self.validate()
+        return _HEADER.pack(
+            MAGIC,
+            NO_CHECKSUM,
+            self.page_size,
+            self.commit,
+            self.min_txid,
+            self.max_txid,
+            self.timestamp_ms,
+            0,
+            self.wal_offset,
+            self.wal_size,
+            self.wal_salt1,
+            self.wal_salt2,
+            self.node_id,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Header:
+        """Decode the first 100 bytes of `data`. Raises `LTXError`."""
+        if len(data) < HEADER_SIZE:
+            raise LTXError(f"LTX header has {len(data)} bytes, expected {HEADER_SIZE}")
+        fields = _HEADER.unpack_from(data)
+        magic, flags = fields[:2]
+        if magic != MAGIC:
+            raise LTXError(f"file begins with {bytes(magic)!r}, expected {MAGIC!r}: not an LTX file")
+        if flags & ~NO_CHECKSUM:
+            raise LTXError(f"LTX header has unknown flags {flags:#x}")
+        if not flags & NO_CHECKSUM:
+            raise LTXError("LTX file tracks database checksums, which Litestream's files do not")
+        page_size, commit, low, high, timestamp, pre_apply, offset, size, salt1, salt2, node = fields[2:]
+        if pre_apply:
+            raise LTXError("LTX header has a pre-apply checksum beside the NoChecksum flag")
+        header = cls(
+            page_size=page_size,
+            commit=commit,
+            min_txid=low,
+            max_txid=high,
+            timestamp_ms=timestamp,
+            wal_offset=offset,
+            wal_size=size,
+            wal_salt1=salt1,
+            wal_salt2=salt2,
+            node_id=node,
+        )
+        header.validate()
+        return header
+
+
+def encode_trailer(file_checksum: int) -> bytes:
+    """The last 16 bytes; `file_checksum` in its stored form."""
+    return _TRAILER.pack(0, file_checksum)
+
+
+def decode_trailer(data: bytes | memoryview) -> int:
+    """The file checksum of the last 16 bytes of a file. Raises `LTXError`."""
+    if len(data) != TRAILER_SIZE:
+        raise LTXError(f"LTX trailer has {len(data)} bytes, expected {TRAILER_SIZE}")
+    post_apply, file_checksum = _TRAILER.unpack(data)
+    if post_apply:
+        raise LTXError("LTX trailer has a post-apply checksum beside the NoChecksum flag")
+    if not file_checksum & CHECKSUM_FLAG:
+        raise LTXError(f"LTX trailer has file checksum {file_checksum:#018x} without bit 63")
+    return int(file_checksum)
+
+
+# --- page frames -----------------------------------------------------------------------------
+
+
+def max_frame_size(page_size: int) -> int:
+    """Bytes of the longest frame that can hold a page of this size, in either kind of payload."""
+    lz4_bound = page_size + page_size // 255 + 16
+    return FRAME_HEADER_SIZE + SIZE_PREFIX_SIZE + max(lz4_bound, page_size + _LEGACY_OVERHEAD)
+
+
+def encode_frame_head(pgno: Pgno, payload_size: int) -> bytes:
+    """Frame header and size prefix: the part of a frame that the file checksum covers as it stands."""
+    return _FRAME_HEADER.pack(pgno, FRAME_HAS_SIZE) + _U32.pack(payload_size)
+
+
+def decode_frame_header(data: bytes | memoryview, offset: int) -> tuple[Pgno, int]:
+    """(pgno, flags) at `offset`; (0, 0) is the end of the frames. Raises `LTXError`."""
+    pgno, flags = _FRAME_HEADER.unpack_from(data, offset)
+    if flags & ~FRAME_HAS_SIZE:
+        raise LTXError(f"frame of page {pgno} has unknown flags {flags:#x}")
+    if pgno == 0 and flags:
+        raise LTXError(f"frame of page 0 has flags {flags:#x}")
+    return pgno, flags
+
+
+def decode_payload_size(data: bytes | memoryview, offset: int, *, pgno: Pgno, page_size: int) -> int:
+    """The size prefix at `offset`, checked against what a page of this size can need."""
+    (size,) = _U32.unpack_from(data, offset)
+    if not 1 <= size <= max_frame_size(page_size):
+        raise LTXError(f"frame of page {pgno} claims {size} bytes for a page of {page_size}")
+    return int(size)
+
+
+def compress_page(page: bytes | memoryview) -> bytes:
+    """The payload of a page: an LZ4 block without its size."""
+    return bytes(lz4.block.compress(page, store_size=False))
+
+
+def decompress_block(payload: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
+    """The page in an LZ4 block: exactly `page_size` bytes, else `LTXError`."""
+    try:
+        page = lz4.block.decompress(payload, uncompressed_size=page_size)
+    except (lz4.block.LZ4BlockError, ValueError, OverflowError, MemoryError) as exc:
+        raise LTXError(f"frame of page {pgno} is not a valid LZ4 block") from exc
+    if len(page) != page_size:
+        raise LTXError(f"frame of page {pgno} holds {len(page)} bytes, expected {page_size}")
+    return bytes(page)
+
+
+def decompress_legacy(data: bytes | memoryview, *, pgno: Pgno, page_size: int) -> tuple[bytes, int] | None:
+    """The page in the LZ4 frame that `data` begins with, and the bytes that it took.
+
+    None when `data` ends before the frame does. Raises `LTXError`.
+    """
+    window = bytes(data[: max_frame_size(page_size)])
+    decompressor = lz4.frame.LZ4FrameDecompressor()
+    try:
+        page = decompressor.decompress(window, max_length=page_size + 1)
+        if len(page) == page_size and not decompressor.eof:
+            page += decompressor.decompress(b"", max_length=1)
+    except (RuntimeError, ValueError, EOFError, MemoryError) as exc:
+        raise LTXError(f"frame of page {pgno} is not a valid LZ4 frame") from exc
+    if not decompressor.eof:
+        if len(page) > page_size or len(window) >= max_frame_size(page_size):
+            raise LTXError(f"frame of page {pgno} holds more than {page_size} bytes")
+        return None
+    if len(page) != page_size:
+        raise LTXError(f"frame of page {pgno} holds {len(page)} bytes, expected {page_size}")
+    return page, len(window) - len(decompressor.unused_data or b"")
+
+
+def decode_frame(frame: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
+    """The page in one whole frame, as an index names it. Raises `LTXError`."""
+    if len(frame) <= FRAME_HEADER_SIZE:
+        raise LTXError(f"frame of page {pgno} has {len(frame)} bytes")
+    found, flags = decode_frame_header(frame, 0)
+    if found != pgno:
+        raise LTXError(f"frame of page {pgno} is labelled page {found}")
+    if not flags & FRAME_HAS_SIZE:
+        legacy = decompress_legacy(frame[FRAME_HEADER_SIZE:], pgno=pgno, page_size=page_size)
+        if legacy is None or legacy[1] != len(frame) - FRAME_HEADER_SIZE:
+            raise LTXError(f"frame of page {pgno} does not end where its index says")
+        return legacy[0]
+    body = FRAME_HEADER_SIZE + SIZE_PREFIX_SIZE
+    if len(frame) < body:
+        raise LTXError(f"frame of page {pgno} has {len(frame)} bytes")
+    size = decode_payload_size(frame, FRAME_HEADER_SIZE, pgno=pgno, page_size=page_size)
+    if body + size != len(frame):
+        raise LTXError(f"frame of page {pgno} claims {size} bytes, its index {len(frame) - body}")
+    return decompress_block(frame[body:], pgno=pgno, page_size=page_size)
+
+
+# --- page index ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageIndex:
+    """Where the pages of one file lie: three arrays of equal length, ascending by pgno.
+
+    `pgno` u32, `offset` u64 (of the frame, from the start of the file), `size` u32 (of the frame), in bytes.
+    """
+
+    pgno: NDArray[np.uint32]
+    offset: NDArray[np.uint64]
+    size: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.pgno)
+
+    def position(self, pgno: Pgno) -> int | None:
+        """Row of a page, or None when the file does not have it."""
+        row = int(np.searchsorted(self.pgno, np.uint32(pgno)))
+        return row if row < len(self.pgno) and self.pgno[row] == pgno else None
+
+    @property
+    def frames_end(self) -> int:
+        """Offset of the first byte behind the last frame."""
+        return int(self.offset[-1]) + int(self.size[-1]) if len(self) else HEADER_SIZE
+
+
+def encode_page_index(index: PageIndex) -> bytes:
+    """Varint triples, a zero varint, and the size of both."""
+    values = np.empty(3 * len(index) + 1, np.uint64)
+    values[0:-1:3], values[1:-1:3], values[2:-1:3] = index.pgno, index.offset, index.size
+    values[-1] = 0
+    body = encode_uvarints(values)
+    return body + _U64.pack(len(body))
+
+
+def decode_index_size(tail: bytes | memoryview, *, file_size: int) -> int:
+    """Bytes of the varints of an index, from the last `TAIL_SIZE` bytes of a file. Raises `LTXError`."""
+    if len(tail) != TAIL_SIZE or file_size < MIN_FILE_SIZE:
+        raise LTXError(f"LTX file has {file_size} bytes: truncated")
+    (size,) = _U64.unpack_from(tail)
+    if not 1 <= size <= file_size - (MIN_FILE_SIZE - 1):
+        raise LTXError(f"LTX page index claims {size} bytes in a file of {file_size}")
+    return int(size)
+
+
+def decode_page_index(data: bytes | memoryview, *, header: Header, file_size: int) -> PageIndex:
+    """Decode and check the varints of an index (without its size) against the header and the file's size.
+
+    Every frame must follow the one before, from the header's end to the end of the frames. Raises `LTXError`.
+    """
+    values = decode_uvarints(data)
+    if len(values) % 3 != 1 or values[-1] != 0:
+        raise LTXError("LTX page index does not end with a zero after whole entries")
+    pgno, offset, size = values[0:-1:3], values[1:-1:3], values[2:-1:3]
+    frames_end = file_size - TAIL_SIZE - len(data) - FRAME_HEADER_SIZE
+    _check_pgnos(pgno, header)
+    ends = offset + size
+    if len(pgno):
+        if size.min() <= FRAME_HEADER_SIZE or size.max() > max_frame_size(header.page_size):
+            raise LTXError("LTX page index has a frame of impossible size")
+        if offset[0] != HEADER_SIZE or ends[-1] != frames_end or (offset[1:] != ends[:-1]).any():
+            raise LTXError("LTX page index has frames that overlap, leave gaps, or lie outside the file")
+    elif frames_end != HEADER_SIZE:
+        raise LTXError("LTX page index is empty, but the file has frames")
+    return PageIndex(pgno.astype(np.uint32), offset.copy(), size.astype(np.uint32))
+
+
+def _check_pgnos(pgno: NDArray[np.uint64], header: Header) -> None:
+    if len(pgno) and (pgno[0] < 1 or pgno[-1] > header.commit or (pgno[1:] <= pgno[:-1]).any()):
+        raise LTXError(f"LTX page index is not ascending within 1..{header.commit}")
+    lock_row = int(np.searchsorted(pgno, np.uint64(header.lock_pgno)))
+    if lock_row < len(pgno) and pgno[lock_row] == header.lock_pgno:
+        raise LTXError(f"LTX file has the lock page {header.lock_pgno}")
+    if header.is_snapshot and len(pgno) != header.snapshot_page_count:
+        raise LTXError(f"LTX snapshot has {len(pgno)} pages, expected {header.snapshot_page_count}")
+
+
+# --- unsigned varints (LEB128) ---------------------------------------------------------------
+
+_MAX_VARINT_SIZE = 10
+
+
+def encode_uvarints(values: NDArray[np.uint64]) -> bytes:
+    """LEB128 of each value, one after the other."""
+    groups = np.arange(_MAX_VARINT_SIZE, dtype=np.uint64) * np.uint64(7)
+    septets = (values[:, None] >> groups) & np.uint64(0x7F)
+    used = septets != 0
+    length = np.where(used.any(axis=1), _MAX_VARINT_SIZE - used[:, ::-1].argmax(axis=1), 1)
+    column = np.arange(_MAX_VARINT_SIZE)
+    out = septets.astype(np.uint8) | np.where(column < length[:, None] - 1, 0x80, 0).astype(np.uint8)
+    return out[column < length[:, None]].tobytes()
+
+
+def decode_uvarints(data: bytes | memoryview) -> NDArray[np.uint64]:
+    """The LEB128 values that fill `data` exactly; each at most 64 bits. Raises `LTXError`."""
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(raw < 0x80)
+    if len(raw) == 0 or len(ends) == 0 or ends[-1] != len(raw) - 1:
+        raise LTXError("LTX page index ends within a varint")
+    starts = np.empty_like(ends)
+    starts[0], starts[1:] = 0, ends[:-1] + 1
+    length = ends - starts + 1
+    longest = int(length.max())
+    if longest > _MAX_VARINT_SIZE or (
+        longest == _MAX_VARINT_SIZE and (raw[ends[length == _MAX_VARINT_SIZE]] > 1).any()
+    ):
+        raise LTXError("LTX page index has a varint of more than 64 bits")
+    values = (raw[starts] & 0x7F).astype(np.uint64)
+    for i in range(1, longest):
+        rows = np.flatnonzero(length > i)
+        values[rows] |= (raw[starts[rows] + i] & np.uint64(0x7F)).astype(np.uint64) << np.uint64(7 * i)
+    return values

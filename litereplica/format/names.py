@@ -1,0 +1,69 @@
+"""Names of LTX files and of the directories of their levels, in both layouts.
+
+The S3 layout is `<level as %04x>/<min>-<max>.ltx`, that of `file://` is `ltx/<level>/<min>-<max>.ltx`;
+TXIDs are 16 lower-case hexadecimal digits. Whatever is named otherwise is not ours and is ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from litereplica.errors import LTXError
+from litereplica.types import TXID
+
+SNAPSHOT_LEVEL = 9
+LEVELS = range(SNAPSHOT_LEVEL + 1)
+MAX_TXID = (1 << 64) - 1
+
+_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.ltx", re.ASCII)
+_TXID = re.compile(r"[0-9a-f]{16}", re.ASCII)
+
+
+class Layout(Enum):
+    """How level directories are named below the root of a replica."""
+
+    S3 = "s3"
+    FILE = "file"
+
+
+def format_txid(txid: TXID) -> str:
+    """16 lower-case hexadecimal digits."""
+    if not 0 <= txid <= MAX_TXID:
+        raise LTXError(f"TXID {txid} is out of range")
+    return f"{txid:016x}"
+
+
+def parse_txid(text: str) -> TXID:
+    """The inverse of `format_txid`. Raises `LTXError`."""
+    if not _TXID.fullmatch(text):
+        raise LTXError(f"TXID {text!r} is not 16 lower-case hexadecimal digits")
+    return int(text, 16)
+
+
+def format_name(min_txid: TXID, max_txid: TXID) -> str:
+    """`<min>-<max>.ltx`."""
+    if not 1 <= min_txid <= max_txid:
+        raise LTXError(f"TXID range {min_txid}-{max_txid} is not valid")
+    return f"{format_txid(min_txid)}-{format_txid(max_txid)}.ltx"
+
+
+def parse_name(name: str) -> tuple[TXID, TXID] | None:
+    """The TXIDs (min, max) of a file name, or None when it is not the name of an LTX file."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    low, high = int(match[1], 16), int(match[2], 16)
+    return (low, high) if 1 <= low <= high else None
+
+
+def level_prefix(layout: Layout, level: int) -> str:
+    """Key prefix of a level, with its final slash."""
+    if level not in LEVELS:
+        raise LTXError(f"level {level} is not in 0..{SNAPSHOT_LEVEL}")
+    return f"ltx/{level}/" if layout is Layout.FILE else f"{level:04x}/"
+
+
+def file_key(layout: Layout, level: int, min_txid: TXID, max_txid: TXID) -> str:
+    """Key of a file below the root of its replica."""
+    return level_prefix(layout, level) + format_name(min_txid, max_txid)

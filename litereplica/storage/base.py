@@ -1,0 +1,122 @@
+"""The storage contract: opaque objects by key.
+
+A backend knows nothing of LTX. Every method is required, and conditional ones are atomic in the store
+itself, never a check followed by a change. All methods are coroutines of trio and may be cancelled; what was
+sent may still take effect then. Errors are those of `litereplica.errors`: `NotFound`,
+`PreconditionFailed`, `TransientStorageError` (worth another try; the effect is unknown), `AccessDenied`,
+`BucketNotFound`, `StorageError` (final). A backend tries once: `wrappers.RetryStorage` is the only
+place that tries again.
+
+Keys are relative to the root that the URL names, components separated by `/`, none of them empty, `.`
+or `..`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The bytes `start <= i < stop`; a `stop` beyond the object's end means up to its end."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """The last `length` bytes; the whole object when it is shorter."""
+
+    length: int
+
+
+Range: TypeAlias = ByteRange | Suffix
+
+Body: TypeAlias = bytes | Path
+"""What is put: bytes, or a local file that is streamed (in several parts where the store wants that).
+A file must not change until `put` has returned; it is read again when a put is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """What `get` returned: `data` is the part asked for; `size` is that of the whole object, in bytes."""
+
+    data: bytes
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing or `head` tells of an object.
+
+    `modified_ms` (milliseconds since the epoch) is the time given to `put` where the store can tell it here
+    (`file://`: always; S3: `head` only), else the time of the upload. `etag` may be empty in a listing.
+    """
+
+    key: str
+    size: int
+    modified_ms: int
+    etag: str = ""
+
+
+class Storage(ABC):
+    """A place for objects. Obtain one from `storage.url.open_storage`."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The URL of the root, without credentials: for messages."""
+
+    @abstractmethod
+    async def get(self, key: str, range: Range | None = None) -> Blob:
+        """Read an object or a part of it.
+
+        A range that begins at or beyond the end gives empty data (with the true size), not an error.
+        """
+
+    @abstractmethod
+    async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        """Write, replacing what is there, atomically and durably. Returns the etag.
+
+        `modified_ms` is the time the object is to carry (milliseconds since the epoch).
+        """
+
+    @abstractmethod
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        """Like `put`; `PreconditionFailed` when the key exists, which then stays as it was."""
+
+    @abstractmethod
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        """Like `put`; `PreconditionFailed` unless the object exists with this etag."""
+
+    @abstractmethod
+    async def head(self, key: str) -> ObjectInfo:
+        """Size, etag and time of an object."""
+
+    @abstractmethod
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        """All objects whose key begins with `prefix`, ascending by key, those after `start_after` only."""
+
+    @abstractmethod
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete; a key that does not exist is not an error."""
+
+    @abstractmethod
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        """Delete the object if it has this etag, else `PreconditionFailed` (also when it does not exist)."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Release connections. Nothing else may be called afterwards."""
+
+    async def __aenter__(self) -> Storage:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
