@@ -94,6 +94,10 @@ class NotFound(StorageError):
     """No object has this key."""
 
 
+class FileVanished(NotFound):
+    """An LTX file that a page was to be read from has gone: its pages lie in newer files now."""
+
+
 class BucketNotFound(StorageError):
     """The bucket (or the root directory of a `file://` replica that is only read) does not exist."""
 
@@ -127,6 +131,15 @@ class GapError(ReplicaError):
         super().__init__(message, hint=hint)
         self.have = have
         self.want = want
+
+
+class PageSizeChanged(ReplicaError):
+    """The database goes on with another page size: it has to be opened anew."""
+
+    def __init__(self, message: str, *, before: int, after: int) -> None:
+        super().__init__(message, hint="mount the replica again")
+        self.before = before
+        self.after = after
 
 
 class ConflictError(LiteReplicaError):

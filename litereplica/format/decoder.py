@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,116 +27,96 @@ class Decoder:
 
     `feed` returns the pages completed by the chunk. They are right only once `finish` has returned, because the
     checksum is at the end. Every method raises `LTXError`; afterwards the decoder is of no use.
-    Memory: one frame, one chunk, and 16 bytes a page.
+    Memory: one frame, one chunk, 8 bytes a page, and the index once it arrives. Chunks may have any size: they are
+    looked at when the next record is known to be whole, so each byte is copied a fixed number of times.
     """
 
     def __init__(self) -> None:
         self.header: ltx.Header | None = None
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []  # what was fed and not taken yet
+        self._held = 0  # bytes of it
+        self._needed = ltx.HEADER_SIZE  # bytes that the next record has at least
+        self._taken = 0  # bytes of the file before `_pieces`
+        self._in_tail = False  # behind the end of the frames
         self._crc: int | None = None
-        self._offset = 0  # of the buffer's first byte in the file
-        self._in_frames = True
-        self._pgnos: list[int] = []
-        self._sizes: list[int] = []
+        self._pgnos = array("I")
+        self._sizes = array("I")
 
     def feed(self, chunk: bytes | memoryview) -> list[tuple[Pgno, bytes]]:
         """Take the next bytes of the file; return the pages that they complete, ascending."""
-        self._buffer += chunk
-        used = 0
-        if self.header is None:
-            if len(self._buffer) < ltx.HEADER_SIZE:
-                return []
-            used = self._take_header()
-        pages = []
-        with memoryview(self._buffer) as view:
-            for pgno, page, end in self._frames(view, used, self.header):
-                pages.append((pgno, page))
-                used = end
-            if not self._in_frames and self._crc_behind_frames(view, used):
-                used += ltx.FRAME_HEADER_SIZE
-        del self._buffer[:used]
-        self._offset += used
-        if not self._in_frames:
-            self._check_tail_size()
+        self._pieces.append(bytes(chunk))
+        self._held += len(chunk)
+        if self._held < self._needed:
+            return []
+        data = b"".join(self._pieces)
+        pages: list[tuple[Pgno, bytes]] = []
+        used = self._take(memoryview(data), pages)
+        self._pieces = [data[used:]]
+        self._held -= used
+        self._taken += used
+        if self._in_tail and self._held >= self._needed:
+            raise LTXError(f"LTX file has more than {self._needed - 1} bytes behind its {len(self._pgnos)} frames")
         return pages
 
     def finish(self) -> LTXFile:
         """The file has ended. Returns its header and index (`pages` is empty: `feed` returned them)."""
-        if self.header is None or self._in_frames:
-            raise LTXError(f"LTX file ends after {self._offset + len(self._buffer)} bytes: truncated")
-        file_size = self._offset + len(self._buffer)
-        tail = bytes(self._buffer[-ltx.TAIL_SIZE :])
-        index_size = ltx.decode_index_size(tail, file_size=file_size)
-        if index_size + ltx.TAIL_SIZE != len(self._buffer):
+        file_size = self._taken + self._held
+        if self.header is None or not self._in_tail:
+            raise LTXError(f"LTX file ends after {file_size} bytes: truncated")
+        tail = b"".join(self._pieces)
+        index_size = ltx.decode_index_size(tail[-ltx.TAIL_SIZE :], file_size=file_size)
+        if index_size + ltx.TAIL_SIZE != len(tail):
             raise LTXError("LTX page index does not fill the space behind the frames")
         file_checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
-        crc = checksum.update(self._crc, bytes(self._buffer[:-8]))
-        if checksum.stored(crc) != file_checksum:
-            raise LTXError(f"LTX file checksum is {file_checksum:016x}, computed {checksum.stored(crc):016x}")
-        index = ltx.decode_page_index(bytes(self._buffer[:index_size]), header=self.header, file_size=file_size)
+        crc = checksum.stored(checksum.update(self._crc, tail[: -ltx.CHECKSUM_SIZE]))
+        if crc != file_checksum:
+            raise LTXError(f"LTX file checksum is {file_checksum:016x}, computed {crc:016x}")
+        index = ltx.decode_page_index(tail[:index_size], header=self.header, file_size=file_size)
         if not np.array_equal(index.pgno, self._pgnos) or not np.array_equal(index.size, self._sizes):
             raise LTXError("LTX page index does not agree with the frames")
         return LTXFile(self.header, index, [], file_checksum)
 
-    def _take_header(self) -> int:
-        data = bytes(self._buffer[: ltx.HEADER_SIZE])
-        self.header = ltx.Header.decode(data)
-        self._crc = checksum.update(None, data)
-        return ltx.HEADER_SIZE
+    def _take(self, data: memoryview, pages: list[tuple[Pgno, bytes]]) -> int:
+        """Take the whole records at the start of `data`; returns the bytes that they have."""
+        if self._in_tail:
+            return 0
+        position = 0
+        if self.header is None:
+            self.header = ltx.Header.decode(data)
+            position = ltx.HEADER_SIZE
+            self._crc = checksum.update(None, data[:position])
+        return self._take_frames(self.header, data, position, pages)
 
-    def _frames(self, view: memoryview, position: int, header: ltx.Header | None) -> Iterator[tuple[Pgno, bytes, int]]:
-        """Whole frames from `position` on: (pgno, page, offset behind the frame)."""
-        if header is None:
-            return
-        while self._in_frames and len(view) - position >= ltx.FRAME_HEADER_SIZE:
-            pgno, flags = ltx.decode_frame_header(view, position)
+    def _take_frames(self, header: ltx.Header, data: memoryview, position: int, pages: list[tuple[Pgno, bytes]]) -> int:
+        """Take the whole frames from `position` on; returns the offset behind them."""
+        while True:
+            size = ltx.least_frame_size(data[position:], page_size=header.page_size)
+            if size > len(data) - position:
+                self._needed = size
+                return position
+            frame = data[position : position + size]
+            position += size
+            pgno, flags = ltx.decode_frame_header(frame, 0)
             if pgno == 0:
-                self._in_frames = False
-                return
+                self._begin_tail(frame)
+                return position
             self._check_pgno(pgno, header)
-            taken = self._payload(view, position, pgno, flags, header.page_size)
-            if taken is None:
-                return
-            page, head_end, end = taken
-            self._crc = checksum.update(checksum.update(self._crc, view[position:head_end]), page)
+            page = ltx.decode_frame(frame, pgno=pgno, page_size=header.page_size)
+            self._crc = checksum.update(checksum.update(self._crc, frame[: ltx.frame_head_size(flags)]), page)
             self._pgnos.append(pgno)
-            self._sizes.append(end - position)
-            position = end
-            yield pgno, page, end
-
-    @staticmethod
-    def _payload(
-        view: memoryview, position: int, pgno: Pgno, flags: int, page_size: int
-    ) -> tuple[bytes, int, int] | None:
-        """(page, offset behind the head, offset behind the payload), or None when more bytes are needed."""
-        head_end = position + ltx.FRAME_HEADER_SIZE
-        if not flags & ltx.FRAME_HAS_SIZE:
-            legacy = ltx.decompress_legacy(view[head_end:], pgno=pgno, page_size=page_size)
-            return None if legacy is None else (legacy[0], head_end, head_end + legacy[1])
-        body = head_end + ltx.SIZE_PREFIX_SIZE
-        if len(view) < body:
-            return None
-        end = body + ltx.decode_payload_size(view, head_end, pgno=pgno, page_size=page_size)
-        if len(view) < end:
-            return None
-        return ltx.decompress_block(view[body:end], pgno=pgno, page_size=page_size), body, end
+            self._sizes.append(size)
+            pages.append((pgno, page))
 
     def _check_pgno(self, pgno: Pgno, header: ltx.Header) -> None:
         previous = self._pgnos[-1] if self._pgnos else 0
         if not previous < pgno <= header.commit or pgno == header.lock_pgno:
             raise LTXError(f"frame of page {pgno} follows page {previous}, database has {header.commit}")
 
-    def _crc_behind_frames(self, view: memoryview, position: int) -> bool:
-        """Once: put the end-of-frames mark at `position` into the checksum."""
-        if self._offset + position != ltx.HEADER_SIZE + sum(self._sizes):
-            return False
-        self._crc = checksum.update(self._crc, view[position : position + ltx.FRAME_HEADER_SIZE])
-        return True
-
-    def _check_tail_size(self) -> None:
-        longest = len(self._pgnos) * ltx.MAX_INDEX_ENTRY_SIZE + 1 + ltx.TAIL_SIZE
-        if len(self._buffer) > longest:
-            raise LTXError(f"LTX file has more than {longest} bytes behind its {len(self._pgnos)} frames")
+    def _begin_tail(self, end_of_frames: memoryview) -> None:
+        """All that follows is held until `finish`, as long as the frames justify it."""
+        self._crc = checksum.update(self._crc, end_of_frames)
+        self._in_tail = True
+        self._needed = len(self._pgnos) * ltx.MAX_INDEX_ENTRY_SIZE + 1 + ltx.TAIL_SIZE + 1
 
 
 def decode_file(data: bytes | memoryview) -> LTXFile:

@@ -22,11 +22,11 @@ import struct
 from dataclasses import dataclass
 
 import lz4.block
-import lz4.frame
 import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import LTXError
+from litereplica.format import legacy, uvarint
 from litereplica.format.checksum import CHECKSUM_FLAG
 from litereplica.format.sqlite import is_page_size, lock_pgno
 from litereplica.types import TXID, Pgno
@@ -37,24 +37,25 @@ FRAME_HEADER_SIZE = 6
 SIZE_PREFIX_SIZE = 4
 END_OF_FRAMES = bytes(FRAME_HEADER_SIZE)
 INDEX_SIZE_SIZE = 8
-TRAILER_SIZE = 16
+CHECKSUM_SIZE = 8
+TRAILER_SIZE = 2 * CHECKSUM_SIZE
 TAIL_SIZE = INDEX_SIZE_SIZE + TRAILER_SIZE
 MIN_FILE_SIZE = HEADER_SIZE + FRAME_HEADER_SIZE + 1 + TAIL_SIZE
 
 NO_CHECKSUM = 0x2
 FRAME_HAS_SIZE = 0x1
 
-MAX_INDEX_ENTRY_SIZE = 5 + 10 + 5
-"""Bytes of the longest varint triple that we accept: pgno and size have 32 bits, offset 64."""
+MAX_INDEX_ENTRY_SIZE = 3 * uvarint.MAX_SIZE
+"""Bytes of the longest varint triple."""
+
+MAX_TIMESTAMP_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999, the last that `datetime` and RFC 3339 can tell."""
 
 _HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
 _FRAME_HEADER = struct.Struct(">IH")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _TRAILER = struct.Struct(">QQ")
-
-_LEGACY_OVERHEAD = 64
-"""LZ4 frame header, block sizes, end mark and checksums; an incompressible page is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,12 @@ class Header:
             raise LTXError(f"LTX header has a database of {self.commit} pages")
         if not 1 <= self.min_txid <= self.max_txid < 1 << 64:
             raise LTXError(f"LTX header has TXIDs {self.min_txid}-{self.max_txid}")
-        if self.wal_offset < 0 or self.wal_size < 0:
+        if not 0 <= self.timestamp_ms <= MAX_TIMESTAMP_MS:
+            raise LTXError(f"LTX header has timestamp {self.timestamp_ms} ms")
+        if not (0 <= self.wal_offset < 1 << 63 and 0 <= self.wal_size < 1 << 63):
             raise LTXError(f"LTX header has WAL offset {self.wal_offset}, size {self.wal_size}")
+        if not (0 <= self.wal_salt1 < 1 << 32 and 0 <= self.wal_salt2 < 1 << 32 and 0 <= self.node_id < 1 << 64):
+            raise LTXError(f"LTX header has WAL salts {self.wal_salt1}, {self.wal_salt2}, node id {self.node_id}")
         if self.wal_offset == 0 and (self.wal_size or self.wal_salt1 or self.wal_salt2):
             raise LTXError("LTX header has a WAL size or salt without a WAL offset")
 
@@ -175,7 +180,12 @@ def decode_trailer(data: bytes | memoryview) -> int:
 def max_frame_size(page_size: int) -> int:
     """Bytes of the longest frame that can hold a page of this size, in either kind of payload."""
     lz4_bound = page_size + page_size // 255 + 16
-    return FRAME_HEADER_SIZE + SIZE_PREFIX_SIZE + max(lz4_bound, page_size + _LEGACY_OVERHEAD)
+    return FRAME_HEADER_SIZE + max(SIZE_PREFIX_SIZE + lz4_bound, page_size + legacy.MAX_OVERHEAD)
+
+
+def frame_head_size(flags: int) -> int:
+    """Bytes before the payload of a frame: the part that the file checksum covers as it stands."""
+    return FRAME_HEADER_SIZE + (SIZE_PREFIX_SIZE if flags & FRAME_HAS_SIZE else 0)
 
 
 def encode_frame_head(pgno: Pgno, payload_size: int) -> bytes:
@@ -193,12 +203,25 @@ def decode_frame_header(data: bytes | memoryview, offset: int) -> tuple[Pgno, in
     return pgno, flags
 
 
-def decode_payload_size(data: bytes | memoryview, offset: int, *, pgno: Pgno, page_size: int) -> int:
-    """The size prefix at `offset`, checked against what a page of this size can need."""
-    (size,) = _U32.unpack_from(data, offset)
-    if not 1 <= size <= max_frame_size(page_size):
+def least_frame_size(data: bytes | memoryview, *, page_size: int) -> int:
+    """Size in bytes of the frame that `data` begins with; the end of the frames counts as a frame of 6.
+
+    When that is more than `data` has, at least so many bytes are needed to know it. Raises `LTXError`.
+    """
+    if len(data) < FRAME_HEADER_SIZE:
+        return FRAME_HEADER_SIZE
+    pgno, flags = decode_frame_header(data, 0)
+    if pgno == 0:
+        return FRAME_HEADER_SIZE
+    head = frame_head_size(flags)
+    if not flags & FRAME_HAS_SIZE:
+        return head + legacy.least_payload_size(data[head:], pgno=pgno, page_size=page_size)
+    if len(data) < head:
+        return head
+    (size,) = _U32.unpack_from(data, FRAME_HEADER_SIZE)
+    if not 1 <= size <= max_frame_size(page_size) - head:
         raise LTXError(f"frame of page {pgno} claims {size} bytes for a page of {page_size}")
-    return int(size)
+    return head + int(size)
 
 
 def compress_page(page: bytes | memoryview) -> bytes:
@@ -217,47 +240,18 @@ def decompress_block(payload: bytes | memoryview, *, pgno: Pgno, page_size: int)
     return bytes(page)
 
 
-def decompress_legacy(data: bytes | memoryview, *, pgno: Pgno, page_size: int) -> tuple[bytes, int] | None:
-    """The page in the LZ4 frame that `data` begins with, and the bytes that it took.
-
-    None when `data` ends before the frame does. Raises `LTXError`.
-    """
-    window = bytes(data[: max_frame_size(page_size)])
-    decompressor = lz4.frame.LZ4FrameDecompressor()
-    try:
-        page = decompressor.decompress(window, max_length=page_size + 1)
-        if len(page) == page_size and not decompressor.eof:
-            page += decompressor.decompress(b"", max_length=1)
-    except (RuntimeError, ValueError, EOFError, MemoryError) as exc:
-        raise LTXError(f"frame of page {pgno} is not a valid LZ4 frame") from exc
-    if not decompressor.eof:
-        if len(page) > page_size or len(window) >= max_frame_size(page_size):
-            raise LTXError(f"frame of page {pgno} holds more than {page_size} bytes")
-        return None
-    if len(page) != page_size:
-        raise LTXError(f"frame of page {pgno} holds {len(page)} bytes, expected {page_size}")
-    return page, len(window) - len(decompressor.unused_data or b"")
-
-
 def decode_frame(frame: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
     """The page in one whole frame, as an index names it. Raises `LTXError`."""
-    if len(frame) <= FRAME_HEADER_SIZE:
-        raise LTXError(f"frame of page {pgno} has {len(frame)} bytes")
+    size = least_frame_size(frame, page_size=page_size)
+    if size != len(frame):
+        raise LTXError(f"frame of page {pgno} has {size} bytes or more, its index says {len(frame)}")
     found, flags = decode_frame_header(frame, 0)
-    if found != pgno:
+    if found != pgno or pgno == 0:
         raise LTXError(f"frame of page {pgno} is labelled page {found}")
-    if not flags & FRAME_HAS_SIZE:
-        legacy = decompress_legacy(frame[FRAME_HEADER_SIZE:], pgno=pgno, page_size=page_size)
-        if legacy is None or legacy[1] != len(frame) - FRAME_HEADER_SIZE:
-            raise LTXError(f"frame of page {pgno} does not end where its index says")
-        return legacy[0]
-    body = FRAME_HEADER_SIZE + SIZE_PREFIX_SIZE
-    if len(frame) < body:
-        raise LTXError(f"frame of page {pgno} has {len(frame)} bytes")
-    size = decode_payload_size(frame, FRAME_HEADER_SIZE, pgno=pgno, page_size=page_size)
-    if body + size != len(frame):
-        raise LTXError(f"frame of page {pgno} claims {size} bytes, its index {len(frame) - body}")
-    return decompress_block(frame[body:], pgno=pgno, page_size=page_size)
+    payload = frame[frame_head_size(flags) :]
+    if flags & FRAME_HAS_SIZE:
+        return decompress_block(payload, pgno=pgno, page_size=page_size)
+    return legacy.decompress(payload, pgno=pgno, page_size=page_size)
 
 
 # --- page index ------------------------------------------------------------------------------
@@ -293,7 +287,7 @@ def encode_page_index(index: PageIndex) -> bytes:
     values = np.empty(3 * len(index) + 1, np.uint64)
     values[0:-1:3], values[1:-1:3], values[2:-1:3] = index.pgno, index.offset, index.size
     values[-1] = 0
-    body = encode_uvarints(values)
+    body = uvarint.encode(values)
     return body + _U64.pack(len(body))
 
 
@@ -312,7 +306,7 @@ def decode_page_index(data: bytes | memoryview, *, header: Header, file_size: in
 
     Every frame must follow the one before, from the header's end to the end of the frames. Raises `LTXError`.
     """
-    values = decode_uvarints(data)
+    values = uvarint.decode(data)
     if len(values) % 3 != 1 or values[-1] != 0:
         raise LTXError("LTX page index does not end with a zero after whole entries")
     pgno, offset, size = values[0:-1:3], values[1:-1:3], values[2:-1:3]
@@ -337,40 +331,3 @@ def _check_pgnos(pgno: NDArray[np.uint64], header: Header) -> None:
         raise LTXError(f"LTX file has the lock page {header.lock_pgno}")
     if header.is_snapshot and len(pgno) != header.snapshot_page_count:
         raise LTXError(f"LTX snapshot has {len(pgno)} pages, expected {header.snapshot_page_count}")
-
-
-# --- unsigned varints (LEB128) ---------------------------------------------------------------
-
-_MAX_VARINT_SIZE = 10
-
-
-def encode_uvarints(values: NDArray[np.uint64]) -> bytes:
-    """LEB128 of each value, one after the other."""
-    groups = np.arange(_MAX_VARINT_SIZE, dtype=np.uint64) * np.uint64(7)
-    septets = (values[:, None] >> groups) & np.uint64(0x7F)
-    used = septets != 0
-    length = np.where(used.any(axis=1), _MAX_VARINT_SIZE - used[:, ::-1].argmax(axis=1), 1)
-    column = np.arange(_MAX_VARINT_SIZE)
-    out = septets.astype(np.uint8) | np.where(column < length[:, None] - 1, 0x80, 0).astype(np.uint8)
-    return out[column < length[:, None]].tobytes()
-
-
-def decode_uvarints(data: bytes | memoryview) -> NDArray[np.uint64]:
-    """The LEB128 values that fill `data` exactly; each at most 64 bits. Raises `LTXError`."""
-    raw = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(raw < 0x80)
-    if len(raw) == 0 or len(ends) == 0 or ends[-1] != len(raw) - 1:
-        raise LTXError("LTX page index ends within a varint")
-    starts = np.empty_like(ends)
-    starts[0], starts[1:] = 0, ends[:-1] + 1
-    length = ends - starts + 1
-    longest = int(length.max())
-    if longest > _MAX_VARINT_SIZE or (
-        longest == _MAX_VARINT_SIZE and (raw[ends[length == _MAX_VARINT_SIZE]] > 1).any()
-    ):
-        raise LTXError("LTX page index has a varint of more than 64 bits")
-    values = (raw[starts] & 0x7F).astype(np.uint64)
-    for i in range(1, longest):
-        rows = np.flatnonzero(length > i)
-        values[rows] |= (raw[starts[rows] + i] & np.uint64(0x7F)).astype(np.uint64) << np.uint64(7 * i)
-    return values

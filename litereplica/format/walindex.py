@@ -102,12 +102,14 @@ def frames_before(block: int) -> int:
 class WalIndex:
     """The bytes of `-shm`, and the changes that the writer and checkpointer make to them.
 
-    `data` is what a reader of the file gets; it grows in blocks of 32 KiB and never shrinks.
+    `data` is what a reader of the file gets; it grows in blocks of 32 KiB and never shrinks. `entered` counts the
+    frames in the hash blocks, published or not.
     """
 
     def __init__(self, *, page_size: int, commit: int, salt1: int, salt2: int) -> None:
         self.data = bytearray(BLOCK_SIZE)
         self.header = IndexHeader(page_size=page_size, max_frame=0, commit=commit, change=1, salt1=salt1, salt2=salt2)
+        self.entered = 0
         self.backfilled = 0
         self.marks = [0, 0] + [MARK_NOT_USED] * (READ_MARKS - 2)
         self._write(self.header_patches() + self._checkpoint_patches())
@@ -115,18 +117,17 @@ class WalIndex:
     def append(self, pgnos: NDArray[np.uint32]) -> list[Patch]:
         """Enter frames behind those already entered; no reader looks at them before `publish`."""
         patches: list[Patch] = []
-        first = self.header.max_frame + 1
-        for block in range(block_of(first), block_of(first + len(pgnos) - 1) + 1 if len(pgnos) else 0):
-            zero = frames_before(block)
-            capacity = FIRST_BLOCK_FRAMES if block == 0 else BLOCK_FRAMES
-            low = max(first - zero, 1)
-            high = min(first + len(pgnos) - 1 - zero, capacity)
-            start = zero + low - first
-            patches += self._append_to_block(block, low, pgnos[start : start + high - low + 1])
+        first = self.entered + 1
+        self.entered += len(pgnos)
+        while len(pgnos):
+            block = block_of(first)
+            room = frames_before(block + 1) - first + 1
+            patches += self._append_to_block(block, first - frames_before(block), pgnos[:room])
+            pgnos, first = pgnos[room:], first + room
         return patches
 
     def publish(self, *, max_frame: int, commit: int) -> list[Patch]:
-        """Make everything up to `max_frame` valid: the second copy of the header, then the first."""
+        """Make everything up to `max_frame`, which was entered, valid: the header's second copy, then the first."""
         self._next_header(max_frame=max_frame, commit=commit)
         return self._write(self.header_patches())
 
@@ -148,6 +149,7 @@ class WalIndex:
     def restart(self) -> list[Patch]:
         """Begin a new generation without frames; READ(1) to READ(4) must be held exclusively."""
         self._next_header(max_frame=0, commit=self.header.commit, salt1=self.header.salt1 + 1)
+        self.entered = 0
         self.backfilled = 0
         self.marks = [0, 0] + [MARK_NOT_USED] * (READ_MARKS - 2)
         return self._write(self.header_patches() + self._checkpoint_patches())
@@ -221,18 +223,21 @@ class WalIndex:
 
 
 def _fill_slots(table: NDArray[np.uint16], pgnos: NDArray[np.uint32], first: int) -> None:
-    """Linear probing for many entries at once.
+    """Enter the frames `first`, `first + 1`, … of a block as SQLite does: each in the first free slot from its own on.
 
-    In each round the lowest entry that asks for a free slot gets it and the others move on, so frames of one page keep
-    their order along the chain, as a reader expects.
+    So frames of one page follow each other along the chain in their order.
     """
-    entry = np.arange(first, first + len(pgnos), dtype=np.int64)
-    slot = pgnos.astype(np.int64) * HASH_MULTIPLIER & HASH_SLOTS - 1
-    while len(entry):
-        free = table[slot] == 0
-        _, winners = np.unique(slot[free], return_index=True)
-        won = np.flatnonzero(free)[winners]
-        table[slot[won]] = entry[won]
-        left = np.ones(len(entry), bool)
-        left[won] = False
-        entry, slot = entry[left], (slot[left] + 1) & HASH_SLOTS - 1
+    slots = table.data
+    homes = (pgnos.astype(np.int64) * HASH_MULTIPLIER & HASH_SLOTS - 1).tolist()
+    for entry, home in enumerate(homes, first):
+        slots[_next_free(table, home) if slots[home] else home] = entry
+
+
+def _next_free(table: NDArray[np.uint16], slot: int) -> int:
+    """The first free slot from `slot` on, going round; at least half of them are free.
+
+    Not one by one: a page that changes in every transaction makes a chain of thousands.
+    """
+    rest = table[slot:]
+    nearest = int(rest.argmin())
+    return slot + nearest if rest[nearest] == 0 else int(table.argmin())

@@ -1,4 +1,12 @@
-"""The restore plan: which files, in which order, make the database at a TXID. Pure."""
+"""The restore plan: which files, in which order, make the database at a TXID. Pure.
+
+A file can be applied at any position from `min - 1` to `max - 1`: files may overlap and straddle, since pages of
+transactions already applied are only written again with the value they have. So a greater position
+never closes a way that a smaller one has open, and taking the file that reaches furthest finds a way whenever there is
+one. For the same reason the newest snapshot is the best beginning.
+
+The choice is Litestream's, with one thing left out: files before one that begins at TXID 1, which replaces them all.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +18,40 @@ from litereplica.types import TXID, FileInfo
 
 
 def plan_restore(files: Sequence[FileInfo], *, target: TXID | None = None) -> list[FileInfo]:
-    """The files to apply, oldest first: a snapshot, then whatever carries it furthest, step by step.
+    """The files to apply, oldest first: one that begins at TXID 1, then whatever carries it furthest, step by step.
 
-    `target` None means as far as the files reach. Raises `NoReplica` when there are no files, `GapError` when
-    the target (or the newest TXID) is not reached exactly.
+    `target` None means the newest TXID that any file has. Raises `NoReplica` when there are no files, `GapError` when
+    the target is not reached exactly.
     """
-    if not files:
-        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
-    newest = max(info.max_txid for info in files)
-    want = newest if target is None else target
-    usable = [info for info in files if info.max_txid <= want]
-    snapshots = [info for info in usable if info.level == SNAPSHOT_LEVEL and info.min_txid == 1]
-    first = max(snapshots, key=lambda info: info.max_txid, default=None)
-    plan = [first] if first is not None else []
-    reached = plan_steps(usable, after=first.max_txid if first is not None else 0)
-    plan += reached
+    _require_files(files)
+    want = max(info.max_txid for info in files) if target is None else target
+    plan = _plan([info for info in files if info.max_txid <= want])
     have = plan[-1].max_txid if plan else 0
-    if have != want:
+    if not plan or have != want:
         raise GapError(
             f"the replica's files lead to TXID {have:016x}, not to {want:016x}",
             have=have,
             want=want,
             hint="run 'litereplica ltx --level all' to see which files there are",
+        )
+    return plan
+
+
+def plan_newest(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Like `plan_restore`, to the newest TXID that can be reached, whatever lies beyond a gap.
+
+    For a reader that must serve something: files may be missing from a listing for a while. Raises `NoReplica` when
+    there are no files, `GapError` when none of them begins at TXID 1.
+    """
+    _require_files(files)
+    plan = _plan(files)
+    if not plan:
+        oldest = min(info.min_txid for info in files)
+        raise GapError(
+            f"the replica has no snapshot: its files begin at TXID {oldest:016x}",
+            have=0,
+            want=oldest,
+            hint="wait for the writer's next snapshot, or run 'litereplica ltx --level all'",
         )
     return plan
 
@@ -54,6 +74,21 @@ def plan_steps(files: Iterable[FileInfo], *, after: TXID) -> list[FileInfo]:
             return steps
         steps.append(best)
         position = best.max_txid
+
+
+def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """The newest snapshot and what leads on from it; empty when nothing begins at TXID 1."""
+    snapshots = [info for info in files if info.level == SNAPSHOT_LEVEL and info.min_txid == 1]
+    first = max(snapshots, key=lambda info: info.max_txid, default=None)
+    plan = [first] if first is not None else []
+    plan += plan_steps(files, after=first.max_txid if first is not None else 0)
+    last_whole = max((i for i, info in enumerate(plan) if info.min_txid == 1), default=0)
+    return plan[last_whole:]
+
+
+def _require_files(files: Sequence[FileInfo]) -> None:
+    if not files:
+        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
 
 
 def _reach(info: FileInfo) -> tuple[int, int, int]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from litereplica.errors import DamagedFile, FormatError, NotFound
+from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
 from litereplica.format import decoder, ltx, names
 from litereplica.format.names import Layout
+from litereplica.ltxstore.concurrent import gather
 from litereplica.storage.base import Blob, Body, ByteRange, Range, Storage, Suffix
 from litereplica.storage.url import open_storage, parse_url
 from litereplica.types import TXID, FileInfo
@@ -29,11 +31,13 @@ TAIL_READ = 64 * 1024
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedFile:
     """A file whose header and index are known. `pages`, in the index's order, when it was read whole and its CRC was
-    right; None when only the index was read."""
+    right; None when only the index was read. `file_checksum` is that of the trailer: it tells this file from any
+    other that has or had its name."""
 
     info: FileInfo
     header: ltx.Header
     index: ltx.PageIndex
+    file_checksum: int
     pages: list[bytes] | None
 
 
@@ -68,37 +72,39 @@ class LTXStore:
         return files
 
     async def list_levels(self, *, after: TXID = 0) -> list[FileInfo]:
-        """The files of all levels with a max TXID greater than `after`: one listing a level."""
-        files: list[FileInfo] = []
-        for level in names.LEVELS:
-            files += await self.list_level(level, after=after)
-        return files
+        """The files of all levels with a max TXID greater than `after`: one listing a level, all at once.
+
+        They are not of one moment: a file that is compacted and deleted meanwhile may be missing in both its old and
+        its new level. A gap seen in one listing is worth another listing.
+        """
+        levels = await gather([partial(self.list_level, level, after=after) for level in names.LEVELS])
+        return [info for files in levels for info in files]
 
     async def get(self, info: FileInfo, range: Range | None = None) -> Blob:
         """Bytes of a file, unchecked. `NotFound` when it has gone."""
         return await self.storage.get(self.key(info), range)
 
     async def open(self, info: FileInfo) -> OpenedFile:
-        """Header and index, with the pages of a small file: one request for a small file, else two or three."""
+        """Header and index, with the pages of a small file.
+
+        A small file takes one request; a large one two at once, and one more when its index is large. What `info` says
+        of the size need not be true. Raises `FileVanished` when the file is replaced between two requests.
+        """
         if info.size <= WHOLE_FILE_LIMIT:
-            return await self.read(info)
-        with self._blame(info):
-            tail = await self.get(info, Suffix(TAIL_READ))
-            index_size = ltx.decode_index_size(tail.data[-ltx.TAIL_SIZE :], file_size=tail.size)
-            ltx.decode_trailer(tail.data[-ltx.TRAILER_SIZE :])
-            header = ltx.Header.decode((await self.get(info, ByteRange(0, ltx.HEADER_SIZE))).data)
-            self._check_name(info, header)
-            index_end = tail.size - ltx.TAIL_SIZE
-            if index_size + ltx.TAIL_SIZE <= len(tail.data):
-                varints = tail.data[-ltx.TAIL_SIZE - index_size : -ltx.TAIL_SIZE]
-            else:
-                varints = (await self.get(info, ByteRange(index_end - index_size, index_end))).data
-            index = ltx.decode_page_index(varints, header=header, file_size=tail.size)
-        return OpenedFile(info, header, index, None)
+            blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
+            if len(blob.data) == blob.size:
+                return self._decode(info, blob)
+        return await self._open_large(info)
 
     async def read(self, info: FileInfo) -> OpenedFile:
-        """The whole file in memory, its CRC checked: one request."""
-        blob = await self.get(info)
+        """The whole file in memory, its CRC checked: one request.
+
+        No more is read than `info.size` or `WHOLE_FILE_LIMIT` bytes: `DamagedFile` when the file has more.
+        """
+        blob = await self.get(info, ByteRange(0, max(info.size, WHOLE_FILE_LIMIT)))
+        with self.blame(info):
+            if len(blob.data) != blob.size:
+                raise FormatError(f"file has {blob.size} bytes, but the listing said {info.size}")
         return self._decode(info, blob)
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
@@ -108,8 +114,9 @@ class LTXStore:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
         except NotFound:
             return None
-        info = FileInfo(0, txid, txid, blob.size)
-        return self._decode(info, blob) if len(blob.data) == blob.size else await self.open(info)
+        if len(blob.data) == blob.size:
+            return self._decode(info, blob)
+        return await self._open_large(info)
 
     async def put(self, info: FileInfo, body: Body, *, timestamp_ms: int) -> None:
         """Publish a file under its name, unless the name is taken: then `PreconditionFailed`.
@@ -125,25 +132,57 @@ class LTXStore:
     async def aclose(self) -> None:
         await self.storage.aclose()
 
-    def _decode(self, info: FileInfo, blob: Blob) -> OpenedFile:
-        with self._blame(info):
-            file = decoder.decode_file(blob.data)
-            self._check_name(info, file.header)
-        return OpenedFile(info, file.header, file.index, file.pages)
+    async def _open_large(self, info: FileInfo) -> OpenedFile:
+        start, tail = await gather(
+            [
+                partial(self.get, info, ByteRange(0, ltx.HEADER_SIZE)),
+                partial(self.get, info, Suffix(TAIL_READ)),
+            ]
+        )
+        self.require_same(info, start, tail)
+        with self.blame(info):
+            header = ltx.Header.decode(start.data)
+            check_name(info, header)
+            file_checksum = ltx.decode_trailer(tail.data[-ltx.TRAILER_SIZE :])
+            index_size = ltx.decode_index_size(tail.data[-ltx.TAIL_SIZE :], file_size=tail.size)
+            if index_size > header.commit * ltx.MAX_INDEX_ENTRY_SIZE + 1:
+                raise FormatError(f"page index claims {index_size} bytes for a database of {header.commit} pages")
+        varints = tail.data[-ltx.TAIL_SIZE - index_size : -ltx.TAIL_SIZE]
+        if len(varints) < index_size:
+            index_end = tail.size - ltx.TAIL_SIZE
+            middle = await self.get(info, ByteRange(index_end - index_size, index_end))
+            self.require_same(info, start, middle)
+            varints = middle.data
+        with self.blame(info):
+            index = ltx.decode_page_index(varints, header=header, file_size=tail.size)
+        return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None)
 
-    @staticmethod
-    def _check_name(info: FileInfo, header: ltx.Header) -> None:
-        if (header.min_txid, header.max_txid) != (info.min_txid, info.max_txid):
-            raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, unlike its name")
+    def require_same(self, info: FileInfo, first: Blob, other: Blob) -> None:
+        """Two parts of a file are of the same object, else `FileVanished`."""
+        if (first.size, first.etag) != (other.size, other.etag):
+            raise FileVanished(f"{self.key(info)} in {self.url} was replaced while it was read", key=self.key(info))
+
+    def _decode(self, info: FileInfo, blob: Blob) -> OpenedFile:
+        with self.blame(info):
+            file = decoder.decode_file(blob.data)
+            check_name(info, file.header)
+        return OpenedFile(replace(info, size=blob.size), file.header, file.index, file.file_checksum, file.pages)
 
     @contextmanager
-    def _blame(self, info: FileInfo) -> Iterator[None]:
+    def blame(self, info: FileInfo) -> Iterator[None]:
+        """Format errors of the block become `DamagedFile` with this file's key."""
         try:
             yield
         except FormatError as exc:
             raise DamagedFile(
                 self.key(info), exc.message, hint="run 'litereplica ltx' to see what else covers these transactions"
             ) from exc
+
+
+def check_name(info: FileInfo, header: ltx.Header) -> None:
+    """Raise `FormatError` unless a file's header agrees with its name."""
+    if (header.min_txid, header.max_txid) != (info.min_txid, info.max_txid):
+        raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, unlike its name")
 
 
 def open_ltx_store(url: str) -> LTXStore:

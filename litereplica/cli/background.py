@@ -1,0 +1,90 @@
+"""Running a command's work in a process of its own, and waiting until it says that it is ready.
+
+The child leaves the terminal and the session, so it outlives both. Until it is ready its errors are the parent's; from
+then on they go to its log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from litereplica.errors import ExitCode, LiteReplicaError
+
+log = logging.getLogger(__name__)
+
+Ready = Callable[[], None]
+
+
+class BackgroundError(LiteReplicaError):
+    """The error of a child that did not become ready."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(exit_code)
+
+
+def run_in_background(work: Callable[[Ready], None]) -> int:
+    """Run `work` in a new process; return that one's pid once it has called what it was given.
+
+    Must be called before any thread is started. Raises `BackgroundError` when `work` fails before that.
+    """
+    read_end, write_end = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _child(work, write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as answer:  # noqa: PTH123 - a descriptor
+        text = answer.read()
+    if not text:
+        _, status = os.waitpid(pid, 0)
+        raise BackgroundError(f"the background process ended with status {status} before it was ready", ExitCode.BUG)
+    code, line = json.loads(text)
+    if code != ExitCode.OK:
+        os.waitpid(pid, 0)
+        raise BackgroundError(line, code)
+    return pid
+
+
+def _child(work: Callable[[Ready], None], write_end: int) -> NoReturn:
+    from litereplica.cli.main import outcome
+
+    os.setsid()
+    os.chdir("/")
+    answered = False
+
+    def answer(code: int, line: str) -> None:
+        nonlocal answered
+        if not answered:
+            answered = True
+            os.write(write_end, json.dumps([code, line]).encode())
+            os.close(write_end)
+
+    def ready() -> None:
+        _leave_terminal()
+        answer(ExitCode.OK, "")
+
+    code = int(ExitCode.OK)
+    try:
+        work(ready)
+    except BaseException as exc:
+        code, line = outcome(exc)
+        log.error("%s", line or f"ended by {type(exc).__name__}")
+        answer(code, line)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _leave_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)

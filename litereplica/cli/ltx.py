@@ -1,0 +1,71 @@
+"""`litereplica ltx`: which LTX files a replica has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+import trio
+
+from litereplica.cli import output
+from litereplica.cli.params import REPLICA_URL
+from litereplica.format.ltx import MAX_TIMESTAMP_MS
+from litereplica.format.names import LEVELS, format_txid
+from litereplica.ltxstore.store import open_ltx_store
+from litereplica.storage.url import redacted
+from litereplica.types import FileInfo
+
+ALL = "all"
+COLUMNS = ("level", "min_txid", "max_txid", "size", "created")
+
+
+@click.command()
+@click.argument("replica_url", type=REPLICA_URL)
+@click.option(
+    "--level",
+    type=click.Choice([*map(str, LEVELS), ALL]),
+    default="0",
+    show_default=True,
+    help="Compaction level; 9 has the snapshots.",
+)
+@output.json_option
+def command(replica_url: str, level: str, as_json: bool) -> None:
+    """List the LTX files of a replica.
+
+    Sizes are in bytes. Files of level 0 are what the writer published, one TXID each; those of higher levels are
+    made from them.
+
+    \b
+    Example:
+      litereplica ltx file:///srv/replica
+      litereplica ltx 's3://bucket/app.db?region=eu-west-1' --level all --json
+    """
+    files = trio.run(_list, replica_url, level)
+    if as_json:
+        output.print_json([_record(info) for info in files])
+    else:
+        rows = [tuple(_record(info).values()) for info in files]
+        output.print_table(COLUMNS, rows, right=("level", "size"))
+    if not files:
+        where = redacted(replica_url) if level == ALL else f"level {level} of {redacted(replica_url)}"
+        output.note(f"there are no LTX files in {where}")
+
+
+async def _list(replica_url: str, level: str) -> list[FileInfo]:
+    store = open_ltx_store(replica_url)
+    try:
+        return await (store.list_levels() if level == ALL else store.list_level(int(level)))
+    finally:
+        await store.aclose()
+
+
+def _record(info: FileInfo) -> dict[str, object]:
+    """The keys that `litereplica ltx --json` and `litestream ltx -json` share."""
+    created = datetime.fromtimestamp(min(max(info.modified_ms, 0), MAX_TIMESTAMP_MS) // 1000, UTC)
+    return {
+        "level": info.level,
+        "min_txid": format_txid(info.min_txid),
+        "max_txid": format_txid(info.max_txid),
+        "size": info.size,
+        "timestamp": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }

@@ -1,0 +1,227 @@
+"""The `litereplica` program: its command group, and the one boundary where errors become exit codes.
+
+A command lives in `litereplica.cli.<name>` as a click command called `command`, and that module is imported
+only when the command is invoked: `litereplica --help` loads click and nothing heavier. Commands raise;
+nothing below this module prints an error or chooses an exit code. Every error is one line on stderr,
+`litereplica: error: <what happened>: <next step>`; a traceback is shown only on `--debug`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from litereplica import __version__
+from litereplica.errors import ExitCode, LiteReplicaError
+
+PROGRAM = "litereplica"
+HELP_WIDTH = 100
+"""Columns of help at most: the examples hold whole URLs."""
+
+COMMANDS = {
+    "replicate": "Publish a database's transactions to a replica as they are committed.",
+    "mount": "Mount a replica as a live, read-only SQLite file.",
+    "umount": "Unmount a replica and end its daemon.",
+    "restore": "Write a replica's latest state to a database file.",
+    "ltx": "List the LTX files of a replica.",
+}
+"""Every command with its line in the group's help, which is shown without importing it."""
+
+STDOUT = 1
+"""The file descriptor."""
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+BROKEN_PIPE = 141
+"""128 + SIGPIPE: what other programs exit with when the reader of their output goes away."""
+
+EXIT_CODES: dict[int, str] = {
+    ExitCode.OK: "success",
+    ExitCode.BUG: "a bug of litereplica; --debug shows the traceback",
+    ExitCode.USAGE: "an argument, an option or a file named by one is not what the command needs",
+    ExitCode.NOT_FOUND: "the replica holds no such database, TXID or time",
+    ExitCode.STORE: "the object store refused, or cannot be reached",
+    ExitCode.DAMAGED: "bytes that fail their checks",
+    ExitCode.ENVIRONMENT: "this machine: no /dev/fuse, mount point in use, disk full",
+    ExitCode.CONFLICT: "another writer owns the destination",
+    INTERRUPTED: "interrupted",
+    BROKEN_PIPE: "the reader of the output went away",
+}
+"""Every exit code and its meaning, as the help and docs/CLI.md tell them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the modules that `COMMANDS` names, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
+        command = import_module(f"litereplica.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _epilog() -> str:
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+    return f"\b\nExit codes:\n{codes}"
+
+
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=False,
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option(
+    "--debug",
+    is_flag=True,
+    envvar="LITEREPLICA_DEBUG",
+    show_envvar=True,
+    help="Log more, and show the traceback of an error.",
+)
+def cli(debug: bool) -> None:
+    """Live, read-only SQLite replicas as ordinary files.
+
+    A writer publishes a database's transactions to an object store as LTX files, in Litestream's format; a
+    mount anywhere else presents them as a SQLite file that follows.
+
+    A REPLICA_URL is file:///path or s3://bucket/path?endpoint=…&region=…
+
+    \b
+    Example:
+      litereplica replicate app.db file:///srv/replica
+      litereplica mount file:///srv/replica /mnt/live --name app.db
+      sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
+      litereplica umount /mnt/live
+    """
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the program on `arguments` and return its exit code. Prints the error, if there is one."""
+    debug = bool(os.environ.get("LITEREPLICA_DEBUG"))
+    try:
+        with cli.make_context(PROGRAM, list(arguments)) as ctx:
+            debug = ctx.params["debug"]
+            cli.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        if any(isinstance(leaf, BrokenPipeError) for leaf in _leaves(error)) and _stdout_is_gone():
+            return BROKEN_PIPE
+        if debug:
+            _print_traceback(error)
+        code, line = outcome(error)
+        if line:
+            click.echo(f"{PROGRAM}: error: {line}", err=True)
+        return code
+    return ExitCode.OK
+
+
+def outcome(error: BaseException) -> tuple[int, str]:
+    """The exit code and the one line that `error` becomes. A group counts as what its leaves have in common."""
+    leaves = _leaves(error)
+    for leaf in leaves:
+        if isinstance(leaf, KeyboardInterrupt | click.Abort):
+            return INTERRUPTED, ""
+    known = [_known(leaf) for leaf in leaves]
+    for leaf, found in zip(leaves, known, strict=True):
+        if found is None:
+            return _bug(leaf)
+    code, line = known[0] or _bug(error)
+    return code, _one_line(line)
+
+
+def _known(error: BaseException) -> tuple[int, str] | None:
+    """What a foreseen error becomes; None for one that is our bug."""
+    match error:
+        case LiteReplicaError():
+            return error.exit_code, str(error)
+        case click.UsageError():
+            return ExitCode.USAGE, f"{_clause(error)}: {_usage_hint(error)}"
+        case click.ClickException():
+            return ExitCode.USAGE, _clause(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            place = f" for {error.filename}" if error.filename else ""
+            return ExitCode.ENVIRONMENT, f"no space left{place}: free some and run it again"
+        case OSError(filename=str() | bytes() as name) if error.strerror:
+            return ExitCode.ENVIRONMENT, f"{os.fsdecode(name)}: {error.strerror}"
+    return None
+
+
+def _clause(error: click.ClickException) -> str:
+    """click's message as a clause of ours, without its list of alternatives."""
+    alternatives = getattr(error, "possibilities", None)
+    message = (error.message if alternatives else error.format_message()).rstrip().removesuffix(".")
+    return message[:1].lower() + message[1:]
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    alternatives = getattr(error, "possibilities", None)
+    if alternatives:
+        return f"did you mean {' or '.join(alternatives)}?"
+    return f"see '{error.ctx.command_path if error.ctx else PROGRAM} --help'"
+
+
+def _bug(error: BaseException) -> tuple[int, str]:
+    from litereplica.cli.logging_setup import log_file
+
+    what = _one_line("".join(str(part) for part in (type(error).__name__, ": " if str(error) else "", error)))
+    where = log_file()
+    if where is None:
+        return ExitCode.BUG, f"this is a bug of litereplica: {what}: add --debug before the command to see where"
+    import logging
+
+    logging.getLogger(__name__).critical("unexpected %s", type(error).__name__, exc_info=error)
+    return ExitCode.BUG, f"this is a bug of litereplica: {what}: the traceback is in {where}"
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, however deep; a single error is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)
+
+
+def _stdout_is_gone() -> bool:
+    """Whether what reads our output has gone away. If so, the rest of the output goes nowhere, quietly."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # errors and hang-ups are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`litereplica mount`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from litereplica.cli.params import DURATION, REPLICA_URL, SIZE
+
+if TYPE_CHECKING:
+    from litereplica.fuse.mount import MountOptions
+
+ROOT_CACHE = Path("/var/cache/litereplica")
+LOG_NAME = "mount.log"
+
+
+@click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
+@click.argument("replica_url", type=REPLICA_URL)
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the database file.  [default: the URL's last component]")
+@click.option(
+    "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to look for new transactions."
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Where pages are kept.  [default: ~/.cache/litereplica; for root {ROOT_CACHE}]",
+)
+@click.option("--cache-size", type=SIZE, default="1GiB", show_default=True, help="Disk space for pages.")
+@click.option("--allow-other", is_flag=True, help="Let other users read the database.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Where to log.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
+)
+def command(
+    replica_url: str,
+    mountpoint: Path,
+    name: str | None,
+    poll_interval: float,
+    cache_dir: Path | None,
+    cache_size: int,
+    allow_other: bool,
+    foreground: bool,
+    log_file: Path | None,
+) -> None:
+    """Mount the replica at REPLICA_URL below the empty directory MOUNTPOINT.
+
+    The database appears there as one file that follows the primary. Any SQLite client can query it; nobody can
+    change it. The command returns when the database can be queried, and the mount goes on in the background until
+    'litereplica umount'. What a killed mount left at MOUNTPOINT is taken away first.
+
+    \b
+    Example:
+      litereplica mount s3://backups/app.db /mnt/live
+      sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
+    """
+    from litereplica.fuse import mountpoint as mountpoints
+    from litereplica.fuse.mount import MountOptions
+    from litereplica.fuse.nodes import check_database_name
+    from litereplica.storage.url import basename
+
+    path = mountpoints.absolute(mountpoint)
+    cache = _replica_cache(cache_dir, replica_url)
+    options = MountOptions(
+        url=replica_url,
+        path=path,
+        name=check_database_name(name if name is not None else basename(replica_url)),
+        poll_interval_s=poll_interval,
+        cache_dir=cache,
+        cache_size=cache_size,
+        allow_other=allow_other,
+    )
+    mountpoints.prepare(path)
+    log = log_file.absolute() if log_file else None if foreground else cache / LOG_NAME
+    _run(options, foreground=foreground, log_file=log)
+
+
+def _run(options: MountOptions, *, foreground: bool, log_file: Path | None) -> None:
+    import trio
+
+    from litereplica.cli.background import Ready, run_in_background
+    from litereplica.cli.logging_setup import configure_logging
+    from litereplica.fuse.mount import serve
+
+    def work(ready: Ready) -> None:
+        trio.run(lambda: serve(options, ready=ready))
+
+    configure_logging(log_file)
+    if foreground:
+        work(lambda: None)
+        return
+    run_in_background(work)
+    click.echo(str(options.path / options.name))
+
+
+def _replica_cache(root: Path | None, url: str) -> Path:
+    """The directory of one replica below the cache's root; made here, private to the user."""
+    from litereplica.errors import EnvironmentProblem
+
+    if root is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = ROOT_CACHE if os.geteuid() == 0 else Path(home) / "litereplica"
+    directory = root.absolute() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EnvironmentProblem(
+            f"cannot make the cache directory {directory}: {exc.strerror}", hint="choose another with --cache-dir"
+        ) from exc
+    return directory

@@ -1,0 +1,66 @@
+"""Unsigned varints (LEB128) in bulk: seven bits a byte, the lowest first, bit 7 set on all but the last.
+
+Owns nothing of LTX but the error that it raises. Works through long inputs in steps, so that the scratch arrays stay
+small beside the values themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.errors import LTXError
+
+MAX_SIZE = 10
+"""Bytes of the longest varint of 64 bits."""
+
+_STEP = 1 << 16
+"""Values encoded, or bytes decoded, in one step: a few MB of scratch."""
+
+_GROUPS = np.arange(MAX_SIZE, dtype=np.uint64) * np.uint64(7)
+_COLUMNS = np.arange(MAX_SIZE)
+
+
+def encode(values: NDArray[np.uint64]) -> bytes:
+    """The varint of each value, one after the other."""
+    return b"".join(_encode_step(values[start : start + _STEP]) for start in range(0, len(values), _STEP))
+
+
+def decode(data: bytes | memoryview) -> NDArray[np.uint64]:
+    """The values that fill `data` exactly, at least one; each at most 64 bits. Raises `LTXError`."""
+    raw = np.frombuffer(data, np.uint8)
+    if len(raw) == 0 or raw[-1] >= 0x80:
+        raise LTXError("LTX page index ends within a varint")
+    values = np.empty(np.count_nonzero(raw < 0x80), np.uint64)
+    position = filled = 0
+    while position < len(raw):
+        window = raw[position : position + _STEP]
+        ends = np.flatnonzero(window < 0x80)
+        if len(ends) == 0:
+            raise LTXError("LTX page index has a varint of more than 64 bits")
+        values[filled : filled + len(ends)] = _decode_step(window, ends)
+        filled += len(ends)
+        position += int(ends[-1]) + 1
+    return values
+
+
+def _encode_step(values: NDArray[np.uint64]) -> bytes:
+    septets = ((values[:, None] >> _GROUPS) & np.uint64(0x7F)).astype(np.uint8)
+    used = septets != 0
+    size = np.where(used.any(axis=1), MAX_SIZE - used[:, ::-1].argmax(axis=1), 1)
+    septets[size[:, None] - 1 > _COLUMNS] |= 0x80
+    return septets[size[:, None] > _COLUMNS].tobytes()
+
+
+def _decode_step(raw: NDArray[np.uint8], ends: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """The values whose last bytes are at `ends`."""
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    size = ends - starts + 1
+    longest = int(size.max())
+    if longest > MAX_SIZE or (raw[ends[size == MAX_SIZE]] > 1).any():
+        raise LTXError("LTX page index has a varint of more than 64 bits")
+    values = (raw[starts] & 0x7F).astype(np.uint64)
+    for i in range(1, longest):
+        rows = np.flatnonzero(size > i)
+        values[rows] |= (raw[starts[rows] + i] & 0x7F).astype(np.uint64) << np.uint64(7 * i)
+    return values

@@ -1,0 +1,126 @@
+"""A database file that appears under its name only when it is whole and durable.
+
+It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. What already lies there is
+left alone unless that is asked for. An old database's `-wal`, `-shm` and `-journal` must never lie beside the new file,
+since SQLite would apply them to it: when there are any, the old database is removed first, then they, then the new
+one gets its name. A crash in between leaves the old database whole, or none at all.
+
+All functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from litereplica.errors import EnvironmentProblem, UsageError
+
+SIDECARS = ("-wal", "-shm", "-journal")
+
+_NAME_CHARACTERS = 50
+"""Of the final name in the temporary one, which must not become longer than a file name may be."""
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class OutputFile:
+    """The file `path` in the making: `check`, `open`, then `publish` or `discard`.
+
+    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use.
+    """
+
+    def __init__(self, path: Path, *, force: bool) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._force = force
+        self._temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
+        self._fd = -1
+
+    def check(self) -> None:
+        """Raise `UsageError` unless the file may be written, or replaced."""
+        if not self.path.parent.is_dir():
+            raise UsageError(f"{self.path.parent} is not a directory", hint="create it, or name another place")
+        with contextlib.suppress(FileNotFoundError):
+            status = self.path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError(f"{self.path} is not a regular file", hint="name a file")
+            if status.st_size and not self._force:
+                raise UsageError(f"{self.path} exists", hint="name another file, or add --force to replace it")
+        if not self._force:
+            for sidecar in self._sidecars():
+                hint = "move it away, name another file, or add --force to remove it"
+                raise UsageError(f"{sidecar} exists, and SQLite would apply it to the new database", hint=hint)
+
+    def open(self) -> int:
+        """Create the temporary file; returns its descriptor, which stays this object's. Raises as `reporting`."""
+        with self.reporting():
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return self._fd
+
+    def publish(self) -> None:
+        """Make the file durable and give it its name. Raises as `check` and `reporting`."""
+        self.check()
+        with self.reporting():
+            os.fchmod(self._fd, 0o666 & ~_umask())
+            os.fsync(self._fd)
+            sidecars = self._sidecars()
+            if sidecars:
+                self._remove([self.path])
+                self._remove(sidecars)
+            self._temporary.rename(self.path)
+            _fsync_directory(self.path.parent)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove the temporary file; no error if there is none."""
+        if self._fd >= 0:
+            self._close()
+            self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """An `OSError` of the block becomes `EnvironmentProblem`: this machine does not take the file."""
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno in _NO_SPACE:
+                raise EnvironmentProblem(
+                    f"no space left in {self.path.parent} for {self.path.name}",
+                    hint="free some, or name a file on another file system",
+                ) from exc
+            raise EnvironmentProblem(
+                f"cannot write {self.path}: {exc.strerror}", hint="check the directory's permissions and file system"
+            ) from exc
+
+    def _sidecars(self) -> list[Path]:
+        paths = [self.path.with_name(self.path.name + suffix) for suffix in SIDECARS]
+        return [path for path in paths if os.path.lexists(path)]
+
+    def _remove(self, paths: list[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        _fsync_directory(self.path.parent)
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _umask() -> int:
+    """This process's umask, read without changing it for other threads."""
+    match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1], 8) if match else 0o077
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,119 @@
+"""Finding the files of a replica, and opening those of a plan although they may vanish or be damaged meanwhile.
+
+A listing and the reading of what it names are not atomic: compaction and retention delete files in between. So a
+plan is chosen, its files are opened at the same time, and when one has gone the whole is done again with a new
+listing and without that file. A file that fails its checks is remembered, and avoided while others will do.
+What to choose is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import trio
+
+from litereplica.errors import DamagedFile, LiteReplicaError, NotFound, ReplicaError, TransientStorageError
+from litereplica.format.names import LEVELS
+from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.types import TXID, FileInfo
+
+T = TypeVar("T")
+
+Chooser: TypeAlias = Callable[[Sequence[FileInfo]], list[FileInfo]]
+"""Picks the files to open, in the order of applying; raises `ReplicaError` when they do not suffice."""
+
+PARALLEL_REQUESTS = 8
+"""Requests at the same time when a plan is opened: hides the round trips, leaves connections for readers."""
+
+ATTEMPTS = 5
+"""Listings for one plan. A file vanishes between listing and reading once in a while, not five times running."""
+
+
+class Catalog:
+    """The files below one root, as far as they can be used."""
+
+    def __init__(self, store: LTXStore) -> None:
+        self._store = store
+        self._damaged: dict[str, DamagedFile] = {}
+
+    def avoid(self, info: FileInfo, damage: DamagedFile) -> bool:
+        """Remember a damaged file. True when it was not known as such."""
+        is_new = str(info) not in self._damaged
+        self._damaged[str(info)] = damage
+        return is_new
+
+    async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
+        """The files of all levels with a max TXID greater than `after`."""
+        levels = await together([partial(self._store.list_level, level, after=after) for level in LEVELS])
+        return [info for files in levels for info in files]
+
+    async def open(self, choose: Chooser, *, after: TXID = 0) -> list[OpenedFile]:
+        """The files that `choose` picks from those with a max TXID greater than `after`, opened.
+
+        Raises what `choose` raises, and `DamagedFile` when it does so for want of a damaged file.
+        """
+        vanished: set[str] = set()
+        damage: DamagedFile | None = None
+        for _ in range(ATTEMPTS):
+            files = [info for info in await self.list_all(after=after) if str(info) not in vanished]
+            opened, damage = await self._open_chosen(choose, files, vanished)
+            if opened is not None:
+                return opened
+        raise damage or TransientStorageError(f"files of {self._store.url} vanish as fast as they are listed")
+
+    async def _open_chosen(
+        self, choose: Chooser, files: Sequence[FileInfo], vanished: set[str]
+    ) -> tuple[list[OpenedFile] | None, DamagedFile | None]:
+        plan = self._choose(choose, files)
+        results = await together([partial(self._open, info) for info in plan])
+        damage = None
+        for info, result in zip(plan, results, strict=True):
+            if isinstance(result, DamagedFile):
+                damage = result
+                self.avoid(info, damage)
+            elif result is None:
+                vanished.add(str(info))
+        opened = [result for result in results if isinstance(result, OpenedFile)]
+        return (opened if len(opened) == len(plan) else None), damage
+
+    def _choose(self, choose: Chooser, files: Sequence[FileInfo]) -> list[FileInfo]:
+        sound = [info for info in files if str(info) not in self._damaged]
+        try:
+            return choose(sound)
+        except ReplicaError as exc:
+            for info in files:
+                if str(info) in self._damaged:
+                    raise self._damaged[str(info)] from exc
+            raise
+
+    async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:
+        try:
+            return await self._store.open(info)
+        except NotFound:
+            return None
+        except DamagedFile as exc:
+            return exc
+
+
+async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """The results of several calls at a time, in their order; the first error of ours cancels the others."""
+    results: dict[int, T] = {}
+    errors: list[LiteReplicaError] = []
+    limiter = trio.CapacityLimiter(PARALLEL_REQUESTS)
+
+    async def run(i: int, call: Callable[[], Awaitable[T]]) -> None:
+        async with limiter:
+            try:
+                results[i] = await call()
+            except LiteReplicaError as exc:
+                errors.append(exc)
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for i, call in enumerate(calls):
+            nursery.start_soon(run, i, call)
+    if errors:
+        raise errors[0]
+    return [results[i] for i in range(len(calls))]

@@ -1,0 +1,337 @@
+"""One database of a replica: its current snapshot, the pages of any location, and the way on.
+
+`snapshot` is replaced by one assignment once everything that the new one needs is known; a poll that fails changes
+nothing. `poll` and `heal` take turns, and no checkpoint lies between the assignment and their return, so whoever
+queues for a fair lock with each update, before anything else, applies them in order. Nothing here polls by itself
+(`poller.py` does) or knows who reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from litereplica.errors import DamagedFile, FileVanished, LiteReplicaError, ReplicaError, TransientStorageError
+from litereplica.format.sqlite import lock_pgno
+from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.replica.catalog import Catalog
+from litereplica.replica.fetch import BlockListener, Fetcher
+from litereplica.replica.files import FileTable, SourceFile
+from litereplica.replica.follow import LIST_INTERVAL_S, Follower, Found
+from litereplica.replica.page_map import PageMap
+from litereplica.replica.page_store import PageKey, PageStore, page_key
+from litereplica.replica.snapshot import (
+    Snapshot,
+    Update,
+    advance,
+    all_pages,
+    changed_since,
+    first_snapshot,
+    page_size_changed,
+)
+from litereplica.replica.statistics import ReplicaStatistics
+from litereplica.storage.wrappers import MeteredStorage
+from litereplica.types import Pgno
+
+log = logging.getLogger(__name__)
+
+MEMORY_SIZE = 64 * 1024 * 1024
+"""Bytes of pages in memory: what is being read now. The kernel's page cache and the disk hold the rest."""
+
+READ_TIMEOUT_S = 30.0
+"""An uncached read fails after this time; SQLite's callers wait no longer than that for an answer."""
+
+FORGET_EVERY = 1024
+"""Files that the table may gain before it is cleaned: some 300 bytes each, against a look at the whole map."""
+
+FileHolder: TypeAlias = Callable[[], NDArray[np.uint32]]
+"""Ids of files in locations that are kept outside of any `PageMap`."""
+
+CACHE_SIZE = 1024 * 1024 * 1024
+"""Bytes of pages on the local disk."""
+
+_LOCK_PAGE: PageKey = -1
+"""In the place of a key: no file has the lock page."""
+
+
+class Replica:
+    """A database that follows its replica. Obtain one from `open_replica`.
+
+    `held_files` may be set to tell which file ids are in locations that the caller keeps outside of maps; files
+    that only such locations name are forgotten otherwise, and read as vanished.
+    """
+
+    def __init__(
+        self,
+        store: LTXStore,
+        snapshot: Snapshot,
+        *,
+        files: FileTable,
+        pages: PageStore,
+        fetcher: Fetcher,
+        follower: Follower,
+        read_timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.snapshot = snapshot
+        self.held_files: FileHolder | None = None
+        self._store = store
+        self._files = files
+        self._pages = pages
+        self._fetcher = fetcher
+        self._follower = follower
+        self._read_timeout_s = read_timeout_s
+        self._clock = clock
+        self._turn = trio.Lock()
+        self._maps: weakref.WeakSet[PageMap] = weakref.WeakSet([snapshot.pages])
+        self._clean_at = len(files) + FORGET_EVERY
+        self._polls = self._heals = self._polls_behind = 0
+        self._from_memory = self._from_disk = 0
+        self._last_success_at = self._last_progress_at = clock()
+        self._last_error = ""
+        self._heal_error: LiteReplicaError | None = None
+
+    @property
+    def on_block(self) -> BlockListener | None:
+        """Called on the trio thread with all pages that a fetch from the store has brought."""
+        return self._fetcher.on_block
+
+    @on_block.setter
+    def on_block(self, listener: BlockListener | None) -> None:
+        self._fetcher.on_block = listener
+
+    async def poll(self) -> Update | None:
+        """Go on as far as the store leads, up to some 256 files at a time. None when nothing is new.
+
+        Raises `PageSizeChanged`, `DamagedFile` (the next file, while no other covers it), or what the store raises;
+        then nothing has changed.
+        """
+        async with self._turn:
+            self._polls += 1
+            try:
+                found = await self._follower.next_files(self.snapshot.pos.txid)
+                update = self._update(found) if found is not None else None
+            except LiteReplicaError as exc:
+                self._note_failure(exc)
+                raise
+            self._note_success(progress=update is not None)
+            return update
+
+    async def heal(self) -> Update | None:
+        """Find other files for the pages, after some have vanished or proved damaged.
+
+        The position stays the same if any file still ends there. Those who call while another heals wait for it and
+        get None: it was the other who got the update. Raises `GapError` when the files do not reach our position.
+        """
+        heals = self._heals
+        async with self._turn:
+            if self._heals != heals:
+                if self._heal_error is not None:
+                    raise self._heal_error.with_traceback(None)
+                return None
+            try:
+                found = await self._follower.files_at(self.snapshot.pos.txid)
+                update = self._relocation(found)
+            except LiteReplicaError as exc:
+                self._heals += 1
+                self._heal_error = exc
+                self._last_error = exc.message
+                raise
+            self._heals += 1
+            self._heal_error = None
+            log.info("%s: page locations renewed at TXID %016x", self._store.url, self.snapshot.pos.txid)
+            return update
+
+    async def read(
+        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
+    ) -> list[bytes]:
+        """Pages in the order asked: from memory (without a checkpoint), from the disk, from the store.
+
+        `around` lets a page that is fetched bring its neighbours in that map. The lock page is zeroes. Raises
+        `FileVanished` or `DamagedFile` (heal, take the new locations, ask once more), `ReplicaError` for a page that
+        is in no file, `TransientStorageError` after the time limit, or what the store raises.
+        """
+        keys = self._keys(pgnos, locations)
+        found: dict[PageKey, bytes] = {_LOCK_PAGE: bytes(self.snapshot.page_size)}
+        missing: dict[PageKey, int] = {}
+        for i, key in enumerate(keys):
+            page = found.get(key) or self._pages.get(key)
+            if page is None:
+                missing[key] = i
+            else:
+                found[key] = page
+        self._from_memory += len(found) - 1
+        if missing:
+            try:
+                with trio.fail_after(self._read_timeout_s):
+                    found |= await self._load(missing, pgnos, locations, around)
+            except trio.TooSlowError:
+                raise TransientStorageError(f"no answer from {self._store.url} in {self._read_timeout_s:g} s") from None
+        return [found[key] for key in keys]
+
+    def cached(self, pgno: Pgno, location: np.void) -> bytes | None:
+        """A page if it is in memory. No I/O."""
+        file = self._files.get(int(location["file"]))
+        return None if file is None else self._pages.get(page_key(file.checksum, pgno))
+
+    def statistics(self) -> ReplicaStatistics:
+        """The facts of this moment."""
+        snapshot, storage = self.snapshot, self._store.storage
+        return ReplicaStatistics(
+            pos=snapshot.pos,
+            timestamp_ms=snapshot.timestamp_ms,
+            page_size=snapshot.page_size,
+            commit=snapshot.commit,
+            newest_txid=max(self._follower.newest_txid, snapshot.pos.txid),
+            polls=self._polls,
+            heals=self._heals,
+            last_success_at=self._last_success_at,
+            last_progress_at=self._last_progress_at,
+            polls_behind=self._polls_behind,
+            reason=self._reason() if self._polls_behind else "",
+            last_error=self._last_error,
+            pages_from_memory=self._from_memory,
+            pages_from_disk=self._from_disk,
+            pages_from_store=self._fetcher.pages_fetched,
+            files=len(self._files),
+            requests=storage.statistics() if isinstance(storage, MeteredStorage) else None,
+        )
+
+    def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
+        keys = []
+        for pgno, file_id in zip(pgnos.tolist(), locations["file"].tolist(), strict=True):
+            file = self._files.get(file_id)
+            if file is not None:
+                keys.append(page_key(file.checksum, pgno))
+            elif file_id:
+                raise FileVanished(f"file {file_id} of page {pgno} is no longer part of {self._store.url}")
+            elif pgno == lock_pgno(self.snapshot.page_size):
+                keys.append(_LOCK_PAGE)
+            else:
+                raise ReplicaError(f"page {pgno} is in no file of {self._store.url}")
+        return keys
+
+    async def _load(
+        self,
+        missing: dict[PageKey, int],
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        around: PageMap | None,
+    ) -> dict[PageKey, bytes]:
+        """The pages of these keys, which stand at these rows of `pgnos`, from the disk and from the store."""
+        found = await self._pages.load(list(missing))
+        self._from_disk += len(found)
+        rows = [row for key, row in missing.items() if key not in found]
+        if rows:
+            found |= await self._fetcher.fetch(pgnos[rows], locations[rows], around)
+        return found
+
+    def _update(self, found: Found) -> Update:
+        """Make what a poll has found the current snapshot."""
+        if found.whole:
+            return self._relocation(found)
+        update = advance(self.snapshot, found.files, self._files)
+        self._swap(update.snapshot, found.files)
+        return update
+
+    def _relocation(self, found: Found) -> Update:
+        """Make a whole plan the current snapshot."""
+        before = self.snapshot
+        replaced = found.whole or any(self._files.is_replaced_by(file) for file in found.files)
+        after = first_snapshot(found.files, self._files)
+        if after.page_size != before.page_size:
+            raise page_size_changed(before.page_size, found.files[-1])
+        changed = all_pages(after) if replaced else changed_since(before, after, found.files)
+        self._swap(after, found.files)
+        return Update(after, changed, relocated=True)
+
+    def _swap(self, snapshot: Snapshot, files: Sequence[OpenedFile]) -> None:
+        keep_pages(self._pages, snapshot.pages, files, self._files)
+        self._maps.add(snapshot.pages)
+        self.snapshot = snapshot
+        if len(self._files) >= self._clean_at:
+            held = self.held_files() if self.held_files is not None else np.empty(0, np.uint32)
+            self._files.forget(held, *(pages.files() for pages in self._maps))
+            self._clean_at = len(self._files) + FORGET_EVERY
+
+    def _note_success(self, *, progress: bool) -> None:
+        now = self._clock()
+        self._last_success_at = now
+        if progress:
+            self._last_progress_at = now
+        self._last_error = ""
+        behind = not progress and self._follower.newest_txid > self.snapshot.pos.txid
+        self._polls_behind = self._polls_behind + 1 if behind else 0
+
+    def _note_failure(self, error: LiteReplicaError) -> None:
+        self._last_error = error.message
+        if self._follower.newest_txid > self.snapshot.pos.txid:
+            self._polls_behind += 1
+
+    def _reason(self) -> str:
+        return self._last_error or (
+            f"no file leads on from TXID {self.snapshot.pos.txid:016x}, the newest is {self._follower.newest_txid:016x}"
+        )
+
+
+@asynccontextmanager
+async def open_replica(
+    store: LTXStore,
+    *,
+    cache_dir: Path | None = None,
+    cache_size: int = CACHE_SIZE,
+    memory_size: int = MEMORY_SIZE,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    list_interval_s: float = LIST_INTERVAL_S,
+    clock: Callable[[], float] = trio.current_time,
+) -> AsyncIterator[Replica]:
+    """The newest database that the store's files make.
+
+    Sizes in bytes. Pages are kept in `cache_dir`, which belongs to this one database, or only in memory when it is
+    None. Raises `NoReplica`, `GapError`, `ReplicaError` when a page is in no file, `DamagedFile`,
+    `EnvironmentProblem` when the directory is not safe, or what the store raises.
+    """
+    catalog = Catalog(store)
+    follower = Follower(store, catalog, clock=clock, list_interval_s=list_interval_s)
+    opened = await follower.first_files()
+    files = FileTable()
+    snapshot = first_snapshot(opened, files)
+    async with trio.open_nursery() as nursery:
+        pages = PageStore(memory_size)
+
+        def on_damage(file: SourceFile, damage: DamagedFile) -> None:
+            if catalog.avoid(file.info, damage):
+                log.error("%s", damage)
+
+        fetcher = Fetcher(
+            store, files, pages, nursery, page_size=snapshot.page_size, timeout_s=read_timeout_s, on_damage=on_damage
+        )
+        keep_pages(pages, snapshot.pages, opened, files)
+        yield Replica(
+            store,
+            snapshot,
+            files=files,
+            pages=pages,
+            fetcher=fetcher,
+            follower=follower,
+            read_timeout_s=read_timeout_s,
+            clock=clock,
+        )
+        nursery.cancel_scope.cancel()
+
+
+def keep_pages(pages: PageStore, current: PageMap, opened: Sequence[OpenedFile], files: FileTable) -> None:
+    """Keep the pages of the files that were read whole, those that `current` takes from them."""
+    for file in opened:
+        if file.pages is not None:
+            used = current.lookup(file.index.pgno)["file"] == files.add(file)
+            rows = zip(file.index.pgno.tolist(), file.pages, used.tolist(), strict=True)
+            pages.put({page_key(file.file_checksum, pgno): page for pgno, page, is_used in rows if is_used})

@@ -1,0 +1,77 @@
+"""The LTX files that pages are read from, by the small numbers that a `LOCATION` holds.
+
+An id stands for one file of one content for as long as this process runs: a file that was replaced under its
+name gets another id, and no id is ever used again. What is no longer needed is forgotten now and then, so that
+weeks of polling cost no memory; a location of a forgotten file reads as that of a file that has vanished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.ltxstore.store import OpenedFile
+from litereplica.storage.base import Blob
+from litereplica.types import FileInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the store. `checksum` is that of its trailer: the identity of its content."""
+
+    info: FileInfo
+    checksum: int
+
+
+class FileTable:
+    """id ↔ file, ids from 1 up."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, SourceFile] = {}
+        self._ids: dict[tuple[str, int], int] = {}
+        self._by_name: dict[str, int] = {}
+        self._etags: dict[int, str] = {}
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, opened: OpenedFile) -> int:
+        """The id of a file, the same one each time while it is not forgotten."""
+        name = str(opened.info)
+        key = (name, opened.file_checksum)
+        if key not in self._ids:
+            self._ids[key] = self._next_id
+            self._by_name[name] = self._next_id
+            self._files[self._next_id] = SourceFile(opened.info, opened.file_checksum)
+            self._next_id += 1
+        return self._ids[key]
+
+    def get(self, file_id: int) -> SourceFile | None:
+        """The file of an id; None for 0 and for what was forgotten."""
+        return self._files.get(file_id)
+
+    def is_same_object(self, file_id: int, blob: Blob) -> bool:
+        """Can `blob` be a part of the file that this id stands for? The first blob decides the etag."""
+        file = self._files.get(file_id)
+        if file is None or blob.size != file.info.size:
+            return False
+        return self._etags.setdefault(file_id, blob.etag) == blob.etag
+
+    def is_replaced_by(self, opened: OpenedFile) -> bool:
+        """Do we know a file of this name that has another content?"""
+        known = self._by_name.get(str(opened.info))
+        return known is not None and self._files[known].checksum != opened.file_checksum
+
+    def forget(self, *in_use: NDArray[np.uint32]) -> None:
+        """Drop every file whose id is in none of these arrays."""
+        keep = {file_id for ids in in_use for file_id in ids.tolist()}
+        for file_id in [file_id for file_id in self._files if file_id not in keep]:
+            file = self._files.pop(file_id)
+            self._etags.pop(file_id, None)
+            name = str(file.info)
+            del self._ids[name, file.checksum]
+            if self._by_name.get(name) == file_id:
+                del self._by_name[name]

@@ -1,0 +1,74 @@
+"""Pages at hand: in memory, and below that on the local disk.
+
+A page is known by the content that it comes from: the file checksum of its LTX file and its number. Equal keys
+therefore mean equal bytes whatever happens to the names in the store, so nothing here is ever invalidated, only
+evicted: by bytes in memory (least recently used), by slots on disk. Only the trio thread touches the memory tier.
+
+Both tiers are caches: they may lose anything at any time, and never return wrong bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from cachetools import LRUCache
+
+from litereplica.replica.disk_pages import DiskPages
+from litereplica.types import Pgno
+
+PageKey: TypeAlias = int
+"""File checksum (64 bits) and pgno (32 bits) in one number, which takes half the memory of a pair."""
+
+ENTRY_OVERHEAD = 250
+"""Bytes that a page in memory costs beside its own: key, object headers, the order of use."""
+
+
+def page_key(file_checksum: int, pgno: Pgno) -> PageKey:
+    """The key of a page of a file."""
+    return file_checksum << 32 | pgno
+
+
+class PageStore:
+    """Two tiers of pages. `disk` None: memory only. `memory_size` in bytes."""
+
+    def __init__(self, memory_size: int, disk: DiskPages | None = None) -> None:
+        self._memory: LRUCache[PageKey, bytes] = LRUCache(memory_size, getsizeof=_cost)
+        self._disk = disk
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes that the memory tier counts, its overhead included."""
+        return int(self._memory.currsize)
+
+    def get(self, key: PageKey) -> bytes | None:
+        """A page in memory. No I/O."""
+        return self._memory.get(key)
+
+    def holds(self, key: PageKey) -> bool:
+        """Is the page in memory, or probably on disk? Does not count as a use."""
+        return key in self._memory or (self._disk is not None and self._disk.holds(key))
+
+    async def load(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
+        """Those of the pages that are on disk. They are in memory afterwards."""
+        if self._disk is None or not keys:
+            return {}
+        pages = await self._disk.read(keys)
+        self._remember(pages)
+        return pages
+
+    def put(self, pages: dict[PageKey, bytes]) -> None:
+        """Keep pages in memory at once; on disk soon, unless the disk is behind."""
+        self._remember(pages)
+        if self._disk is not None:
+            self._disk.write_soon(pages)
+
+    def _remember(self, pages: dict[PageKey, bytes]) -> None:
+        limit = self._memory.maxsize
+        for key, page in pages.items():
+            if len(page) + ENTRY_OVERHEAD <= limit:
+                self._memory[key] = page
+
+
+def _cost(page: bytes) -> int:
+    return len(page) + ENTRY_OVERHEAD

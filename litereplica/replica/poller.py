@@ -1,0 +1,81 @@
+"""The loop that keeps a replica up to date. It is owned by whoever starts it in a nursery.
+
+One pass polls, hands the update on and waits until it has been applied, then sleeps. A store that fails is asked
+again, less and less often, for ever; what is there stays served meanwhile. The log has one line when a run of failures
+begins and one when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from litereplica.errors import LiteReplicaError, PageSizeChanged
+from litereplica.replica.database import Replica
+from litereplica.replica.snapshot import Update
+
+log = logging.getLogger(__name__)
+
+MAX_BACK_OFF_S = 15.0
+"""Longest pause between polls of a store that fails: two polls after its return, and half a minute, all is well."""
+
+STALLED_POLLS = 3
+"""Polls without progress, while the replica is known to have more, until the log says so."""
+
+
+async def run_poller(
+    replica: Replica,
+    apply: Callable[[Update], Awaitable[None]],
+    *,
+    interval_s: float,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Poll every `interval_s` seconds and await `apply` with each update, for ever.
+
+    Ready after the first poll; its failure is raised. Later only `PageSizeChanged`, and what `apply` raises, ends
+    the loop.
+    """
+    await _poll_once(replica, apply)
+    task_status.started()
+    failures = 0
+    stalled = False
+    while True:
+        await trio.sleep(_pause_s(interval_s, failures))
+        try:
+            await _poll_once(replica, apply)
+        except PageSizeChanged:
+            raise
+        except LiteReplicaError as exc:
+            failures += 1
+            if failures == 1:
+                log.warning("polling fails, serving TXID %016x: %s", replica.snapshot.pos.txid, exc)
+        else:
+            if failures:
+                log.info("polling works again, at TXID %016x", replica.snapshot.pos.txid)
+            failures = 0
+        stalled = _log_stall(replica, stalled)
+
+
+async def _poll_once(replica: Replica, apply: Callable[[Update], Awaitable[None]]) -> None:
+    update = await replica.poll()
+    if update is not None:
+        await apply(update)
+
+
+def _pause_s(interval_s: float, failures: int) -> float:
+    """The interval, doubled with each failure after the first, up to a limit."""
+    if failures <= 1:
+        return interval_s
+    return max(interval_s, min(MAX_BACK_OFF_S, interval_s * 2.0 ** min(failures - 1, 16)))
+
+
+def _log_stall(replica: Replica, was_stalled: bool) -> bool:
+    statistics = replica.statistics()
+    stalled = statistics.polls_behind >= STALLED_POLLS
+    if stalled and not was_stalled:
+        log.warning("no progress since TXID %016x: %s", statistics.pos.txid, statistics.reason)
+    elif was_stalled and not stalled:
+        log.info("progress again, at TXID %016x", statistics.pos.txid)
+    return stalled

@@ -1,0 +1,241 @@
+"""Objects as files below a directory.
+
+A file appears under its name only when it is whole and durable: it is written under a temporary name in the
+same directory, fsynced, then renamed (or, when it must not replace anything, linked, which fails if the name
+exists), and the directory is fsynced. The file's mtime is the object's time, as Litestream has it.
+
+Every change of a name happens under an exclusive `flock` of `.litereplica-lock` in the root, held for a few
+system calls. So conditional operations are atomic among all processes that use this module. Another
+program that writes the same files does not take the lock; only `put_if_absent` is atomic against it too.
+
+An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size: the
+small objects are those that are rewritten in place (a lease), where an inode number soon comes back.
+
+Every component of a key is opened relative to the one before and without following symbolic links, so no
+operation leaves the root; the root itself may be reached through links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import trio
+
+from litereplica.errors import PreconditionFailed, StorageError
+from litereplica.storage import file_operations as files
+from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
+from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+
+T = TypeVar("T")
+
+MAX_THREADS = 16
+"""Enough to keep a disk's queue full; more threads only wait for the interpreter."""
+
+Publish: TypeAlias = Callable[[int, str, str], None]
+"""Gives a file its name: (descriptor of the directory, temporary name, name). Called under the lock."""
+
+
+class FileStorage(Storage):
+    """Objects as files below `root`, which the first put creates."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self._swept: set[str] = set()  # directories without stale temporary files
+
+    @property
+    def url(self) -> str:
+        return f"file://{self._root}"
+
+    async def get(self, key: str, range: Range | None = None) -> Blob:
+        _validate(key)
+        validate_range(range)
+        return await self._in_thread(key, lambda: self._get(key, range), reading=True)
+
+    async def head(self, key: str) -> ObjectInfo:
+        _validate(key)
+        return await self._in_thread(key, lambda: self._head(key), reading=True)
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        validate_prefix(prefix)
+        listing = _Listing(prefix, start_after or "")
+        found = await self._in_thread(prefix, lambda: self._list(listing), reading=True)
+        return sorted(found, key=lambda info: info.key)
+
+    async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._put(key, body, modified_ms, _replace)
+
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        def link(parent: int, temporary: str, name: str) -> None:
+            try:
+                os.link(temporary, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
+            except FileExistsError:
+                raise PreconditionFailed(f"{key} exists in {self.url}", key=key) from None
+
+        return await self._put(key, body, modified_ms, link)
+
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        def replace_matching(parent: int, temporary: str, name: str) -> None:
+            self._require_etag(key, etag, name, parent=parent)
+            _replace(parent, temporary, name)
+
+        return await self._put(key, body, modified_ms, replace_matching)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            _validate(key)
+        await self._in_thread(", ".join(keys[:1]), lambda: self._delete(keys), reading=False)
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        _validate(key)
+        await self._in_thread(key, lambda: self._delete_if_match(key, etag), reading=False)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def _get(self, key: str, range: Range | None) -> Blob:
+        with self._parent_of(key) as (parent, name), files.open_file(name, parent=parent) as (fd, status):
+            part = resolve_range(range, status.st_size)
+            data = files.read_exactly(fd, part.stop - part.start, part.start)
+            return Blob(data=data, size=status.st_size, etag=files.etag_of(fd, status))
+
+    def _head(self, key: str) -> ObjectInfo:
+        with self._parent_of(key) as (parent, name), files.open_file(name, parent=parent) as (fd, status):
+            return _info(key, status, files.etag_of(fd, status))
+
+    def _list(self, listing: _Listing) -> Sequence[ObjectInfo]:
+        directory = listing.prefix.rpartition("/")[0]
+        try:
+            with files.open_directory(self._root, _components(directory)) as fd:
+                return list(listing.walk(fd, directory + "/" if directory else ""))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _write(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
+        files.make_root(self._root)
+        with self._parent_of(key, create=True) as (parent, name):
+            self._sweep(key, parent)
+            with (
+                files.temporary_file(body, parent=parent, modified_ms=modified_ms) as (temporary, etag),
+                files.exclusive_lock(self._root),
+            ):
+                publish(parent, temporary, name)
+            os.fsync(parent)
+            return etag
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        by_directory: dict[str, list[str]] = {}
+        for key in keys:
+            directory, _, name = key.rpartition("/")
+            by_directory.setdefault(directory, []).append(name)
+        for directory, names in by_directory.items():
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                files.open_directory(self._root, _components(directory)) as parent,
+            ):
+                with files.exclusive_lock(self._root):
+                    for name in names:
+                        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                            os.unlink(name, dir_fd=parent)
+                os.fsync(parent)
+
+    def _delete_if_match(self, key: str, etag: str) -> None:
+        try:
+            with self._parent_of(key) as (parent, name):
+                with files.exclusive_lock(self._root):
+                    self._require_etag(key, etag, name, parent=parent)
+                    os.unlink(name, dir_fd=parent)
+                os.fsync(parent)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._changed(key) from None
+
+    def _require_etag(self, key: str, etag: str, name: str, *, parent: int) -> None:
+        try:
+            with files.open_file(name, parent=parent) as (fd, status):
+                matches = files.etag_of(fd, status) == etag
+        except FileNotFoundError:
+            matches = False
+        if not matches:
+            raise self._changed(key)
+
+    def _changed(self, key: str) -> PreconditionFailed:
+        return PreconditionFailed(f"{key} has changed in {self.url}", key=key)
+
+    def _sweep(self, key: str, parent: int) -> None:
+        directory = key.rpartition("/")[0]
+        if directory not in self._swept:
+            self._swept.add(directory)
+            files.remove_stale(parent)
+
+    @contextlib.contextmanager
+    def _parent_of(self, key: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+        """The open directory that holds the key's file, and the file's name in it."""
+        directory, _, name = key.rpartition("/")
+        with files.open_directory(self._root, _components(directory), create=create) as parent:
+            yield parent, name
+
+    async def _put(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
+        _validate(key)
+        return await self._in_thread(key, lambda: self._write(key, body, modified_ms, publish), reading=False)
+
+    async def _in_thread(self, key: str, action: Callable[[], T], *, reading: bool) -> T:
+        """Run in a thread. A cancelled read is left behind; a change first reaches its end or undoes itself."""
+        try:
+            return await trio.to_thread.run_sync(action, limiter=self._limiter, abandon_on_cancel=reading)
+        except OSError as exc:
+            raise files.translated(exc, key, self.url, reading=reading) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The walk of one `list`: keys that begin with `prefix` and come after `start_after`."""
+
+    prefix: str
+    start_after: str
+
+    def walk(self, fd: int, base: str) -> Iterator[ObjectInfo]:
+        """The files below the directory `fd`, whose keys begin with `base`, in no particular order."""
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                key = base + entry.name
+                if entry.name.startswith(files.RESERVED_PREFIX) or not is_key(key):
+                    continue
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._descend(fd, entry.name, key + "/")
+                    elif key.startswith(self.prefix) and key > self.start_after:
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            yield _info(key, status, "")
+
+    def _descend(self, parent: int, name: str, base: str) -> Iterator[ObjectInfo]:
+        if base.startswith(self.prefix):
+            child = files.open_child(name, parent=parent)
+            try:
+                yield from self.walk(child, base)
+            finally:
+                os.close(child)
+
+
+def _replace(parent: int, temporary: str, name: str) -> None:
+    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _components(directory: str) -> list[str]:
+    return directory.split("/") if directory else []
+
+
+def _validate(key: str) -> None:
+    validate_key(key)
+    if any(component.startswith(files.RESERVED_PREFIX) for component in key.split("/")):
+        raise StorageError(f"{key!r} is reserved for the store itself", key=key)
+
+
+def _info(key: str, status: os.stat_result, etag: str) -> ObjectInfo:
+    return ObjectInfo(key=key, size=status.st_size, modified_ms=status.st_mtime_ns // 1_000_000, etag=etag)

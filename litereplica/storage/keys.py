@@ -1,0 +1,56 @@
+"""What a key and a range must be, the same for every backend."""
+
+from __future__ import annotations
+
+from litereplica.errors import StorageError
+from litereplica.storage.base import ByteRange, Range
+
+
+def validate_key(key: str) -> None:
+    """Raise `StorageError` unless `key` is components joined by `/`, none of them empty, `.` or `..`."""
+    if not _are_components(key.split("/")) or not _is_text(key):
+        raise StorageError(f"{key!r} is not a valid key", key=key)
+
+
+def validate_prefix(prefix: str) -> None:
+    """Raise `StorageError` unless `prefix` is the beginning of a valid key; it may be empty."""
+    *directories, _ = prefix.split("/")
+    if not _are_components(directories) or not _is_text(prefix):
+        raise StorageError(f"{prefix!r} is not the beginning of a valid key", key=prefix)
+
+
+def is_key(key: str) -> bool:
+    """Whether a name found in a store can be a key at all."""
+    return _are_components(key.split("/")) and _is_text(key)
+
+
+def resolve_range(range: Range | None, size: int) -> slice:
+    """The part of an object of `size` bytes that `range` asks for, with `0 <= start <= stop <= size`."""
+    if range is None:
+        return slice(0, size)
+    if isinstance(range, ByteRange):
+        start = min(range.start, size)
+        return slice(start, max(start, min(range.stop, size)))
+    return slice(max(0, size - range.length), size)
+
+
+def validate_range(range: Range | None) -> None:
+    """Raise `ValueError` for negative positions: always a mistake of the caller."""
+    if isinstance(range, ByteRange):
+        negative = range.start < 0 or range.stop < range.start
+    else:
+        negative = range is not None and range.length < 0
+    if negative:
+        raise ValueError(f"not a range of bytes: {range}")
+
+
+def _are_components(parts: list[str]) -> bool:
+    return all(part not in ("", ".", "..") for part in parts)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be stored by every backend: UTF-8 without NUL."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,275 @@
+"""Objects in an S3 bucket, through boto3 in threads.
+
+One limiter as wide as boto3's connection pool bounds the requests under way. botocore's own retries are off: each
+operation is one request (a listing, a large deletion and an upload in parts are a few). A cancelled
+operation returns at once; its request is left to end in its thread, and may still take effect.
+
+A store that orders its listings by directory and not by byte (SeaweedFS does: `a/b` before `a-b`) is sorted here.
+Only `start_after` relies on the store's order, which is the same everywhere among the keys of one directory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from litereplica.errors import NotFound, PreconditionFailed
+from litereplica.storage import s3_errors
+from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
+from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S, connect
+from litereplica.storage.s3_upload import MULTIPART_BYTES, Target, upload_in_parts
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
+
+    from litereplica.storage.url import ReplicaURL
+
+T = TypeVar("T")
+
+TIMESTAMP_METADATA = "litestream-timestamp"
+"""Where Litestream keeps an object's time: RFC 3339 in UTC, with nanoseconds."""
+DELETE_BATCH = 1000
+"""S3's limit for one request."""
+READ_CHUNK_BYTES = 1 << 20
+MIN_BYTES_PER_S = 64 << 10
+"""A body may take `READ_TIMEOUT_S` and this rate: one that drips in slower is given up."""
+
+_RANGE_NOT_SATISFIABLE = 416
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class S3Storage(Storage):
+    """Objects of a bucket below the URL's path. Nothing is imported or connected before the first request."""
+
+    def __init__(self, url: ReplicaURL) -> None:
+        self._url = url
+        self._base = url.path + "/" if url.path else ""
+        self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._connecting = threading.Lock()
+        self._client: S3Client | None = None
+
+    @property
+    def url(self) -> str:
+        return str(self._url)
+
+    async def get(self, key: str, range: Range | None = None) -> Blob:
+        where = self._where(key)
+        validate_range(range)
+        if range is not None and _is_empty(range):
+            return await self._get_nothing(key)
+        header: dict[str, Any] = {} if range is None else {"Range": _range_header(range)}
+
+        def fetch(client: S3Client) -> Blob | None:
+            from botocore.exceptions import ClientError
+
+            try:
+                answer = client.get_object(**where, **header)
+            except ClientError as exc:
+                if _status(exc) == _RANGE_NOT_SATISFIABLE:
+                    return None
+                raise
+            return _blob(answer, range)
+
+        blob = await self._run(f"read {key}", fetch, key=key)
+        return await self._get_nothing(key) if blob is None else blob
+
+    async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._put(key, body, modified_ms, {})
+
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._put(key, body, modified_ms, {"IfNoneMatch": "*"})
+
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        try:
+            return await self._put(key, body, modified_ms, {"IfMatch": etag})
+        except NotFound as exc:
+            raise PreconditionFailed(exc.message, key=key) from exc
+
+    async def head(self, key: str) -> ObjectInfo:
+        where = self._where(key)
+        answer = await self._run(f"read {key}", lambda client: client.head_object(**where), key=key)
+        modified_ms = _timestamp_ms(answer["Metadata"].get(TIMESTAMP_METADATA, ""))
+        return ObjectInfo(
+            key=key,
+            size=answer["ContentLength"],
+            modified_ms=_milliseconds(answer["LastModified"]) if modified_ms is None else modified_ms,
+            etag=answer["ETag"],
+        )
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        validate_prefix(prefix)
+        request: dict[str, Any] = {"Bucket": self._url.bucket, "Prefix": self._base + prefix}
+        if start_after:
+            request["StartAfter"] = self._base + start_after
+
+        def fetch(client: S3Client) -> list[ObjectInfo]:
+            found: list[ObjectInfo] = []
+            for page in client.get_paginator("list_objects_v2").paginate(**request):
+                trio.from_thread.check_cancelled()
+                found += [self._info(entry) for entry in page.get("Contents", ())]
+            return found
+
+        found = await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
+        wanted = (info for info in found if is_key(info.key) and info.key > (start_after or ""))
+        return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            validate_key(key)
+        for start in range(0, len(keys), DELETE_BATCH):
+            await self._delete_batch(keys[start : start + DELETE_BATCH])
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        where = self._where(key)
+        try:
+            await self._run(f"delete {key}", lambda client: client.delete_object(**where, IfMatch=etag), key=key)
+        except NotFound as exc:
+            raise PreconditionFailed(exc.message, key=key) from exc
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await trio.to_thread.run_sync(self._client.close)
+
+    async def _get_nothing(self, key: str) -> Blob:
+        info = await self.head(key)
+        return Blob(data=b"", size=info.size, etag=info.etag)
+
+    async def _put(self, key: str, body: Body, modified_ms: int | None, condition: dict[str, Any]) -> str:
+        metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: _rfc3339(modified_ms)}
+        target = Target(where=self._where(key), metadata=metadata, condition=condition)
+
+        async def run(doing: str, action: Callable[[S3Client], T]) -> T:
+            return await self._run(f"{doing} {key}", action, key=key)
+
+        def send(client: S3Client) -> str | int:
+            size = body.stat().st_size if isinstance(body, Path) else len(body)
+            if isinstance(body, Path) and size >= MULTIPART_BYTES:
+                return size
+            data = body.read_bytes() if isinstance(body, Path) else body
+            return client.put_object(**target.where, Body=data, Metadata=metadata, **condition)["ETag"]
+
+        sent = await run("write", send)
+        if isinstance(sent, str):
+            return sent
+        assert isinstance(body, Path)
+        return await upload_in_parts(body, sent, target, run)
+
+    async def _delete_batch(self, keys: Sequence[str]) -> None:
+        batch = {"Objects": [{"Key": self._base + key} for key in keys], "Quiet": True}
+        answer = await self._run(
+            f"delete {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"delete {keys[0]}",
+            lambda client: client.delete_objects(Bucket=self._url.bucket, Delete=batch),  # type: ignore[arg-type] # a plain dict
+            key=keys[0],
+        )
+        for failed in answer.get("Errors", ()):
+            key = failed.get("Key", "").removeprefix(self._base)
+            failure = s3_errors.Failure(f"delete {key}", key=key, url=self.url)
+            error = s3_errors.of_code(failed.get("Code", ""), 0, failed.get("Message", ""), failure)
+            if not isinstance(error, NotFound):
+                raise error
+
+    def _where(self, key: str) -> dict[str, Any]:
+        validate_key(key)
+        return {"Bucket": self._url.bucket, "Key": self._base + key}
+
+    def _info(self, entry: ObjectTypeDef) -> ObjectInfo:
+        return ObjectInfo(
+            key=entry["Key"].removeprefix(self._base),
+            size=entry["Size"],
+            modified_ms=_milliseconds(entry["LastModified"]),
+            etag=entry.get("ETag", ""),
+        )
+
+    async def _run(self, doing: str, action: Callable[[S3Client], T], *, key: str) -> T:
+        """Run a function of the client in a thread, its errors translated; `doing` is for the message."""
+
+        def translating() -> T:
+            try:
+                return action(self._connected())
+            except Exception as exc:
+                error = s3_errors.translated(exc, s3_errors.Failure(doing, key=key, url=self.url))
+                if error is None or error is exc:
+                    raise
+                raise error from exc
+
+        return await trio.to_thread.run_sync(translating, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _connected(self) -> S3Client:
+        with self._connecting:
+            if self._client is None:
+                self._client = connect(self._url)
+            return self._client
+
+
+def _is_empty(range: Range) -> bool:
+    """Whether a range asks for no byte, which HTTP cannot express."""
+    return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0
+
+
+def _range_header(range: Range) -> str:
+    return f"bytes={range.start}-{range.stop - 1}" if isinstance(range, ByteRange) else f"bytes=-{range.length}"
+
+
+def _status(exc: ClientError) -> int:
+    return exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _blob(answer: GetObjectOutputTypeDef, range: Range | None) -> Blob:
+    """The object or its part; a store that ignores ranges has sent the whole object."""
+    data = _read_body(answer)
+    content_range = answer.get("ContentRange", "")
+    if content_range:
+        return Blob(data=data, size=int(content_range.rpartition("/")[2]), etag=answer["ETag"])
+    return Blob(data=data[resolve_range(range, len(data))], size=len(data), etag=answer["ETag"])
+
+
+def _read_body(answer: GetObjectOutputTypeDef) -> bytes:
+    """All of a body, but neither slower than `MIN_BYTES_PER_S` nor beyond a cancellation."""
+    length = answer["ContentLength"]
+    deadline = time.monotonic() + READ_TIMEOUT_S + length / MIN_BYTES_PER_S
+    # boto's own wrapper blocks until it has all bytes of a read, however slowly they come.
+    stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
+    parts: list[bytes] = []
+    try:
+        while part := stream.read1(READ_CHUNK_BYTES):
+            parts.append(part)
+            trio.from_thread.check_cancelled()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
+    except BaseException:
+        stream.close()  # the connection has bytes left that nobody wants
+        raise
+    stream.release_conn()
+    data = b"".join(parts)
+    if len(data) != length:
+        raise ConnectionError(f"the answer ended after {len(data)} of {length} bytes")
+    return data
+
+
+def _milliseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _rfc3339(milliseconds: int) -> str:
+    """As Go's `time.RFC3339Nano` writes a time in UTC: no trailing zeros in the fraction."""
+    moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    fraction = f".{milliseconds % 1000:03d}".rstrip("0").rstrip(".")
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+
+
+def _timestamp_ms(text: str) -> int | None:
+    """Milliseconds of a time that Litestream or we wrote; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return _milliseconds(moment) if moment.tzinfo else None

@@ -1,0 +1,127 @@
+"""boto's errors as those of the storage contract. No message holds a credential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litereplica.errors import (
+    AccessDenied,
+    BucketNotFound,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    TransientStorageError,
+)
+
+MAX_REASON_CHARACTERS = 300
+"""Stores repeat whole requests or HTML pages in their messages."""
+
+_WRONG_CREDENTIALS = frozenset(
+    {
+        "AuthorizationHeaderMissing",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+_WRONG_CLOCK = frozenset({"RequestExpired", "RequestTimeTooSkewed"})
+_WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
+_TRANSIENT = frozenset(
+    {
+        "BadDigest",
+        "ConditionalRequestConflict",
+        "IncompleteBody",
+        "InternalError",
+        "NoSuchUpload",
+        "OperationAborted",
+        "RequestCanceled",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    }
+)
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+
+HINT_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+HINT_RIGHTS = "check the credentials, and that they may list, read and (for a writer) write and delete here"
+HINT_BUCKET = "create the bucket, or correct its name, the endpoint or the region in the URL"
+HINT_ENDPOINT = "check that the endpoint in the URL is right and that its server is running"
+HINT_REGION = "name the bucket's region in the URL: region=…"
+HINT_LATER = "try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that failed: `doing` is a verb with its object, such as `read 0000/….ltx`."""
+
+    doing: str
+    key: str
+    url: str
+
+    def error(self, kind: type[StorageError], reason: str, hint: str | None = None) -> StorageError:
+        one_line = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
+        return kind(f"cannot {self.doing} in {self.url}: {one_line}", key=self.key, hint=hint)
+
+
+def translated(exc: Exception, failure: Failure) -> StorageError | None:
+    """The error of the storage contract, or None for one that no store and no network causes."""
+    import urllib3.exceptions
+    from botocore import exceptions as boto
+
+    match exc:
+        case StorageError():
+            return exc
+        case boto.ClientError():
+            answer = exc.response
+            code = answer.get("Error", {}).get("Code", "")
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            message = answer.get("Error", {}).get("Message") or "no reason given"
+            return of_code(str(code), status, message, failure)
+        case boto.NoCredentialsError() | boto.PartialCredentialsError() | boto.CredentialRetrievalError():
+            return failure.error(AccessDenied, str(exc), HINT_CREDENTIALS)
+        case boto.TokenRetrievalError() | boto.SSOError() | boto.ProfileNotFound():
+            return failure.error(AccessDenied, str(exc), HINT_CREDENTIALS)
+        case boto.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            hint = "name the certificate authority in AWS_CA_BUNDLE"
+            return failure.error(StorageError, "the server's certificate is not trusted", hint)
+        case boto.HTTPClientError() | boto.ConnectionError() | boto.IncompleteReadError():
+            return failure.error(TransientStorageError, str(exc), HINT_ENDPOINT)
+        case urllib3.exceptions.HTTPError() | ConnectionError() | TimeoutError():
+            reason = str(exc) or type(exc).__name__
+            return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
+        case OSError():
+            return failure.error(StorageError, str(exc), "check the local file that was to be sent")
+        case boto.BotoCoreError():
+            return failure.error(StorageError, str(exc), HINT_ENDPOINT)
+    return None
+
+
+def of_code(code: str, status: int, message: str, failure: Failure) -> StorageError:
+    """The error for an S3 error code and HTTP status; either may be missing ("" or 0)."""
+    reason = message if not code or code.isdigit() else f"{message} ({code})"
+    if code == "NoSuchBucket":
+        return failure.error(BucketNotFound, "the bucket does not exist", HINT_BUCKET)
+    if code in _WRONG_REGION:
+        return failure.error(StorageError, reason, HINT_REGION)
+    if code in _WRONG_CLOCK:
+        return failure.error(AccessDenied, reason, "set this machine's clock")
+    if code in _WRONG_CREDENTIALS:
+        return failure.error(AccessDenied, reason, HINT_CREDENTIALS)
+    if code == "NotImplemented" or status == 501:
+        return failure.error(StorageError, reason, "use a store that supports conditional requests")
+    if code in _TRANSIENT or status in _TRANSIENT_STATUS or status >= 500:
+        return failure.error(TransientStorageError, reason, HINT_LATER)
+    if code == "NoSuchKey" or status == 404:
+        return failure.error(NotFound, "it does not exist")
+    if code == "AccessDenied" or status in (401, 403):
+        return failure.error(AccessDenied, reason, HINT_RIGHTS)
+    if code == "PreconditionFailed" or status == 412:
+        return failure.error(PreconditionFailed, "it is in another state")
+    return failure.error(StorageError, reason, HINT_ENDPOINT)

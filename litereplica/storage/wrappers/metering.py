@@ -1,0 +1,81 @@
+"""Counting what is asked of a store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+from litereplica.storage.base import Storage
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage, received_bytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStatistics:
+    """What one operation has done so far.
+
+    `requests` have ended, well or badly; `errors` maps the names of error classes to counts. Bytes are those
+    of bodies that were sent and data that was received.
+    """
+
+    requests: int
+    bytes_sent: int
+    bytes_received: int
+    errors: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStatistics:
+    """A record of each operation; it does not change any more."""
+
+    by_operation: Mapping[Operation, OperationStatistics]
+
+    @property
+    def requests(self) -> int:
+        """Requests of all operations."""
+        return sum(each.requests for each in self.by_operation.values())
+
+
+class MeteredStorage(WrapperStorage):
+    """Counts requests, bytes and errors by operation. A cancelled operation counts as the error `Cancelled`."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self._requests: Counter[Operation] = Counter()
+        self._sent: Counter[Operation] = Counter()
+        self._received: Counter[Operation] = Counter()
+        self._errors: dict[Operation, Counter[str]] = {each: Counter() for each in Operation}
+
+    def statistics(self) -> StorageStatistics:
+        """The counts of this moment."""
+        return StorageStatistics(
+            MappingProxyType(
+                {
+                    each: OperationStatistics(
+                        requests=self._requests[each],
+                        bytes_sent=self._sent[each],
+                        bytes_received=self._received[each],
+                        errors=MappingProxyType(dict(self._errors[each])),
+                    )
+                    for each in Operation
+                }
+            )
+        )
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        sent = call.sent_bytes
+        try:
+            result = await perform()
+        except BaseException as exc:
+            self._errors[call.operation][type(exc).__name__] += 1
+            raise
+        else:
+            self._received[call.operation] += received_bytes(result)
+            return result
+        finally:
+            self._requests[call.operation] += 1
+            self._sent[call.operation] += sent

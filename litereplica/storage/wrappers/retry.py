@@ -1,0 +1,155 @@
+"""Trying again: the only layer that does.
+
+Only `TransientStorageError` is tried again, after a random delay of up to twice the last limit ("full
+jitter"). Its effect is unknown, so a conditional operation that is refused *after* such a failure may have been
+refused by our own success: the object is then looked at before that is concluded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import trio
+
+from litereplica.errors import NotFound, PreconditionFailed, TransientStorageError
+from litereplica.storage.base import Body, ByteRange, Storage
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
+
+T = TypeVar("T")
+
+COMPARE_BYTES = 8 << 20
+"""Two files of any size are compared in pieces of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often, how long, and with which delays an operation is tried.
+
+    `attempts` counts the first one. No attempt starts later than `total_s` after the first failure.
+    """
+
+    attempts: int = 7
+    base_delay_s: float = 0.1
+    max_delay_s: float = 5.0
+    total_s: float = 20.0
+
+    def delay_limit_s(self, failures: int) -> float:
+        """The longest delay after so many failures (1, 2, …)."""
+        return min(self.max_delay_s, self.base_delay_s * 2.0 ** (failures - 1))
+
+
+DEFAULT_POLICY = RetryPolicy()
+"""Rides out a restart of the store of some 10 s, and tells a reader of an outage within 30 s."""
+
+
+class RetryStorage(WrapperStorage):
+    """Tries transient failures again; the last one is raised. `rng` gives the jitter."""
+
+    def __init__(
+        self, inner: Storage, policy: RetryPolicy = DEFAULT_POLICY, *, rng: random.Random | None = None
+    ) -> None:
+        super().__init__(inner)
+        self._policy = policy
+        self._rng = rng or random.Random()
+
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._conditional_put(
+            Call(Operation.PUT_IF_ABSENT, key, body),
+            lambda: self._inner.put_if_absent(key, body, modified_ms=modified_ms),
+        )
+
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        return await self._conditional_put(
+            Call(Operation.PUT_IF_MATCH, key, body),
+            lambda: self._inner.put_if_match(key, body, etag, modified_ms=modified_ms),
+        )
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        attempts = _Attempts(lambda: self._inner.delete_if_match(key, etag))
+        try:
+            await self._around(Call(Operation.DELETE_IF_MATCH, key), attempts)
+        except PreconditionFailed:
+            if not attempts.effect_unknown or await self._exists(key):
+                raise
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        failures = 0
+        give_up_at = 0.0
+        while True:
+            try:
+                return await perform()
+            except TransientStorageError:
+                failures += 1
+                now = trio.current_time()
+                if failures == 1:
+                    give_up_at = now + self._policy.total_s
+                delay_s = self._rng.uniform(0, self._policy.delay_limit_s(failures))
+                if failures >= self._policy.attempts or now + delay_s > give_up_at:
+                    raise
+            await trio.sleep(delay_s)
+
+    async def _conditional_put(self, call: Call, perform: Callable[[], Awaitable[str]]) -> str:
+        attempts = _Attempts(perform)
+        try:
+            return await self._around(call, attempts)
+        except PreconditionFailed:
+            etag = await self._etag_if_equal(call.key, call.body) if attempts.effect_unknown else None
+            if etag is None:
+                raise
+            return etag
+
+    async def _exists(self, key: str) -> bool:
+        try:
+            await self.head(key)
+        except NotFound:
+            return False
+        return True
+
+    async def _etag_if_equal(self, key: str, body: Body) -> str | None:
+        """The etag of the object if its content is `body`, else None."""
+        size = Call(Operation.GET, key, body).sent_bytes
+        offset = 0
+        etag: str | None = None
+        while offset < size or etag is None:
+            expected = await _piece(body, offset)
+            try:
+                found = await self.get(key, ByteRange(offset, offset + len(expected)))
+            except NotFound:
+                return None
+            if found.size != size or found.data != expected or found.etag != (etag or found.etag):
+                return None
+            etag = found.etag
+            offset += len(expected)
+        return etag
+
+
+class _Attempts(Generic[T]):
+    """An operation that remembers whether one of its attempts failed with its effect unknown."""
+
+    def __init__(self, perform: Callable[[], Awaitable[T]]) -> None:
+        self._perform = perform
+        self.effect_unknown = False
+
+    async def __call__(self) -> T:
+        try:
+            return await self._perform()
+        except TransientStorageError:
+            self.effect_unknown = True
+            raise
+
+
+async def _piece(body: Body, offset: int) -> bytes:
+    if isinstance(body, bytes):
+        return body[offset : offset + COMPARE_BYTES]
+    path: Path = body
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(COMPARE_BYTES)
+
+    return await trio.to_thread.run_sync(read)

@@ -1,0 +1,121 @@
+"""When the WAL is moved into the database, and the barrier under which that is safe.
+
+    BEGIN IMMEDIATE on the barrier connection      nobody can commit
+    publish what is left                           acknowledged by the store, or the barrier is given up
+    is all that SQLite calls committed published?  the frames that it counts are those that we count
+    end the held read
+    checkpoint, PASSIVE                            moves what the application's own readers allow
+    begin the held read again                      on a WAL that is all in the database, if they allowed all
+    ROLLBACK of the barrier                        the next commit restarts the WAL
+
+The application's commits wait meanwhile, hence the limits. Nothing that is not in the store is ever moved, and no
+step in between leaves a moment in which somebody could commit and move it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import trio
+
+from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.source import Source, WalState
+from litereplica.writer.wal_tail import WalTail
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FRAMES = 1000
+"""Litestream's and SQLite's own threshold: about 4 MB of WAL."""
+CHECKPOINT_INTERVAL_S = 60.0
+"""A smaller WAL is moved so often, as Litestream does it: readers of the database pay for a long WAL."""
+RETRY_S = 1.0
+"""Between attempts that were not successful."""
+PARTIAL_RETRY_S = 10.0
+"""After one that a long reader of the application's had kept from moving everything."""
+BARRIER_PUBLISH_S = 0.2
+"""For publishing under the barrier: with the checkpoint itself, a commit waits less than 0.3 s on a good disk."""
+BARRIER_PUBLISH_MAX_S = 2.0
+"""What the above may double to while a store is too slow for it: well below a busy timeout of 5 s."""
+LARGE_WAL_FRAMES = 100_000
+"""A WAL that the log warns of."""
+
+
+class Outcome(Enum):
+    """What came of an attempt."""
+
+    DONE = "done"
+    PARTIAL = "partial"  # an older reader needs a part of the WAL
+    BUSY = "busy"  # somebody else writes or checkpoints
+    SLOW = "slow"  # the store did not take the rest in time
+    LOST = "lost"  # SQLite counts other frames than we do
+
+
+@dataclass(slots=True)
+class Schedule:
+    """When the next attempt is due. Pure: times are handed in, in seconds of one clock."""
+
+    last_s: float
+    not_before_s: float = 0.0
+    publish_limit_s: float = BARRIER_PUBLISH_S
+
+    def due(self, now_s: float, *, frames: int) -> bool:
+        """Is it time, with so many frames in the WAL that are not in the database?"""
+        if frames == 0 or now_s < self.not_before_s:
+            return False
+        return frames >= CHECKPOINT_FRAMES or now_s >= self.last_s + CHECKPOINT_INTERVAL_S
+
+    def record(self, now_s: float, outcome: Outcome) -> None:
+        """Take account of an attempt."""
+        if outcome is Outcome.DONE:
+            self.last_s, self.not_before_s = now_s, 0.0
+            self.publish_limit_s = BARRIER_PUBLISH_S
+            return
+        self.not_before_s = now_s + (PARTIAL_RETRY_S if outcome is Outcome.PARTIAL else RETRY_S)
+        if outcome is Outcome.SLOW:
+            self.publish_limit_s = min(2 * self.publish_limit_s, BARRIER_PUBLISH_MAX_S)
+
+
+async def checkpoint(
+    source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]], *, publish_limit_s: float
+) -> Outcome:
+    """One attempt. `publish_rest` publishes whatever `tail` still finds; it may be cancelled, and called again."""
+    if not await source.run(source.begin_barrier):
+        return Outcome.BUSY
+    try:
+        crash_point(CrashPoint.BARRIER_BEGUN)
+        with trio.move_on_after(publish_limit_s) as limit:
+            await publish_rest()
+        if limit.cancelled_caught:
+            return Outcome.SLOW
+        crash_point(CrashPoint.BARRIER_PUBLISHED)
+        with trio.CancelScope(shield=True):
+            return await source.run(lambda: _move(source, tail))
+    finally:
+        with trio.CancelScope(shield=True):
+            await source.run(source.end_barrier)
+        crash_point(CrashPoint.BARRIER_ENDED)
+
+
+def _move(source: Source, tail: WalTail) -> Outcome:
+    """The steps without the network, under the barrier."""
+    before = source.wal_state()
+    if before.log != tail.position or tail.committed != tail.position:
+        log.error("the WAL has %d frames, but %d were published", before.log, tail.position)
+        return Outcome.LOST
+    source.release_read()
+    try:
+        crash_point(CrashPoint.READ_RELEASED)
+        moved = source.checkpoint()
+        crash_point(CrashPoint.CHECKPOINTED)
+    finally:
+        source.take_read()
+    crash_point(CrashPoint.READ_RETAKEN)
+    return _sealed(source.wal_state(), tail) if moved else Outcome.BUSY
+
+
+def _sealed(state: WalState, tail: WalTail) -> Outcome:
+    tail.seal(tail.position if state.sealed else None)
+    return Outcome.DONE if state.sealed else Outcome.PARTIAL

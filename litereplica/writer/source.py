@@ -1,0 +1,254 @@
+"""One SQLite database that another program writes: how it is opened, held, and checkpointed.
+
+Three connections, all through apsw, whose SQLite is at least 3.51.3 (an older one can corrupt a WAL that two
+programs checkpoint). The *reader* holds a read transaction, which keeps the WAL from being restarted. The *barrier*
+holds the write lock for a moment, so that nobody commits. The *checkpointer* moves the WAL into the database.
+
+    held read on a WAL that is all in the database    the next writer may restart the WAL, once; no checkpoint of
+                                                      anybody moves anything (READ(0) is held)
+    held read on any other WAL                        nobody restarts it; checkpoints move at most what was committed
+                                                      when the read was taken
+
+So whatever is committed while the read is held stays in the WAL until we let go, and the database file only ever
+receives frames from before. Pages read from it, with the WAL's frames laid over them, are consistent.
+
+POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
+read through one descriptor that is opened before the connections and closed after them, and no other code of this
+process may open the file meanwhile, be it for a moment. The `-wal` file carries no locks.
+
+Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but the one asked for, and
+none when the connections close. All methods block; `run` calls them in a thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+import trio
+
+from litereplica.errors import DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
+from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset
+from litereplica.types import Pgno
+from litereplica.writer.state import FileIdentity
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MIN_SQLITE = 3_051_003
+"""3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
+
+BUSY_TIMEOUT_MS = 1000
+"""While opening: as Litestream waits."""
+BARRIER_TIMEOUT_MS = 100
+"""For the write lock: publishing waits meanwhile, and the next attempt is soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalState:
+    """What SQLite says of the WAL, in frames; `log` is 0 for a WAL that will be restarted by the next writer."""
+
+    log: int
+    backfilled: int
+
+    @property
+    def sealed(self) -> bool:
+        """Is all of it in the database file?"""
+        return self.log == self.backfilled
+
+
+class Source:
+    """An open database. Obtain one from `open_source`.
+
+    `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` tells that the
+    database was in a rollback mode before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.wal_path = path.with_name(path.name + "-wal")
+        self.page_size = 0
+        self.switched = False
+        self._fd = -1
+        self._limiter = trio.CapacityLimiter(1)
+        self._connections = contextlib.ExitStack()
+        self._reader: apsw.Connection
+        self._barrier: apsw.Connection
+        self._checkpointer: apsw.Connection
+
+    async def run(self, action: Callable[[], T]) -> T:
+        """Call a blocking `action` on this database in a thread, after those already under way."""
+        return await trio.to_thread.run_sync(action, limiter=self._limiter)
+
+    def open(self) -> None:
+        """Raises `UsageError` when it is no database that can be replicated, `EnvironmentProblem` when it is in
+        use or cannot be accessed."""
+        self._fd = _open_file(self.path)
+        with _explained(self.path):
+            self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
+            self._reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+            self.switched = self._switch_to_wal()
+            self.page_size = int(self._reader.pragma("page_size"))
+            self._read_schema(self._checkpointer)  # a connection knows the WAL only once it has read
+
+    def close(self) -> None:
+        """Let go of the database; the WAL stays as it is."""
+        self._connections.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def take_read(self) -> None:
+        """Begin the held read at what is committed now."""
+        self._reader.execute("BEGIN")
+        self._read_schema(self._reader)
+
+    def release_read(self) -> None:
+        """End the held read, if there is one."""
+        if self._reader.in_transaction:
+            self._reader.execute("ROLLBACK")
+
+    def begin_barrier(self) -> bool:
+        """From now on nobody commits. False when another connection holds the write lock for too long."""
+        try:
+            self._barrier.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            return False
+        return True
+
+    def end_barrier(self) -> None:
+        """Let others commit again."""
+        if self._barrier.in_transaction:
+            self._barrier.execute("ROLLBACK")
+
+    def checkpoint(self) -> bool:
+        """Move what the readers allow from the WAL to the database, under the barrier, with the read released.
+
+        False when another connection is checkpointing.
+        """
+        try:
+            self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            return False
+        return True
+
+    def wal_state(self) -> WalState:
+        """The state of the WAL; exact under the barrier with the read held."""
+        self._read_schema(self._checkpointer)
+        return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
+
+    def page_count(self) -> int:
+        """Size of the database in pages, as the held read sees it."""
+        return int(self._reader.pragma("page_count"))
+
+    def read_page(self, pgno: Pgno) -> bytes:
+        """A page of the database file; zeroes where the file ends before it."""
+        return os.pread(self._fd, self.page_size, page_offset(pgno, self.page_size)).ljust(self.page_size, b"\0")
+
+    def identity(self) -> FileIdentity:
+        """Of the database file."""
+        status = os.fstat(self._fd)
+        return FileIdentity(status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def is_in_place(self) -> bool:
+        """Is the file that we hold still the one under its name?"""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._connections.callback(connection.close)
+        connection.set_busy_timeout(BARRIER_TIMEOUT_MS)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.pragma("wal_autocheckpoint", 0)
+        return connection
+
+    def _switch_to_wal(self) -> bool:
+        mode = self._reader.pragma("journal_mode")
+        if mode == "wal":
+            return False
+        switched = self._reader.pragma("journal_mode", "wal")
+        if switched != "wal":
+            raise UsageError(f"{self.path} stays in journal mode {switched}", hint="replicate a database in WAL mode")
+        log.info("switched %s from journal mode %s to WAL, which replication needs", self.path, mode)
+        return True
+
+    @staticmethod
+    def _read_schema(connection: apsw.Connection) -> None:
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """A database, opened and closed in the calling thread."""
+    if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
+        raise EnvironmentProblem(
+            f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
+        )
+    source = Source(path.resolve())
+    try:
+        source.open()
+        yield source
+    finally:
+        source.close()
+
+
+def _open_file(path: Path) -> int:
+    """A descriptor of what may be a database. Closed again before an error is raised."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint="name an existing SQLite database") from None
+    except OSError as exc:
+        raise EnvironmentProblem(f"cannot open {path}: {exc.strerror}", hint="check its permissions") from exc
+    try:
+        _check_file(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_file(path: Path, fd: int) -> None:
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is a directory", hint="name the database file in it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is not a regular file", hint="name a SQLite database")
+    head = os.pread(fd, HEADER_SIZE, 0)
+    if not head:
+        raise UsageError(f"{path} is empty", hint="create a table in it first")
+    try:
+        DatabaseHeader.decode(head)
+    except SQLiteFormatError as exc:
+        raise UsageError(f"{path} is not a SQLite database: {exc.message}", hint="name a SQLite database") from exc
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors while opening into ours."""
+    try:
+        yield
+    except apsw.NotADBError as exc:
+        raise UsageError(f"{path} is not a SQLite database", hint="name a SQLite database") from exc
+    except apsw.BusyError as exc:
+        raise EnvironmentProblem(
+            f"{path} is locked by another program", hint="try again when its transaction has ended"
+        ) from exc
+    except apsw.CorruptError as exc:
+        raise DamagedFile(str(path), str(exc), hint="run 'PRAGMA integrity_check' on it") from exc
+    except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError, apsw.FullError) as exc:
+        raise EnvironmentProblem(
+            f"SQLite cannot open {path}: {exc}", hint="check space and permissions of the file and of its directory"
+        ) from exc

@@ -1,0 +1,157 @@
+"""The directory beside the database: `.<file>-litereplica/`.
+
+Holds a lock, so that one process of ours replicates a database; the LTX files that are too large for memory until
+they are in the store; and the mark of a clean stop. None of it is needed: the position is read from the
+store, and without a mark more is published than necessary.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from litereplica.errors import ConflictError, EnvironmentProblem
+from litereplica.storage.base import Body
+from litereplica.types import TXID
+
+MEMORY_LIMIT = 8 << 20
+"""Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
+
+_LOCK = "lock"
+_MARK = "stopped.json"
+_SPOOL_PREFIX = "spool-"
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells that a database whose WAL is empty has not been written to; `mtime_ns` since the epoch."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopMark:
+    """At a clean stop the database, its WAL empty, was this file, and its content was this TXID of this replica."""
+
+    url: str
+    txid: TXID
+    database: FileIdentity
+
+
+class StateDirectory:
+    """The directory of one database, locked while it is open. Use as a context manager."""
+
+    def __init__(self, database: Path) -> None:
+        self.path = database.with_name(f".{database.name}-litereplica")
+        self._database = database
+        self._lock_fd = -1
+
+    def __enter__(self) -> StateDirectory:
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            self._lock_fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise EnvironmentProblem(
+                f"cannot write to {self.path}: {exc.strerror}", hint="run as the user that owns the database"
+            ) from exc
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            raise ConflictError(
+                f"another process replicates {self._database}", hint="stop it first, or leave it to it"
+            ) from None
+        for left_over in self.path.glob(f"{_SPOOL_PREFIX}*"):
+            left_over.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._lock_fd)
+
+    def spool(self) -> Spool:
+        """A place for the pieces of one LTX file."""
+        return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
+
+    def write_mark(self, mark: StopMark) -> None:
+        """Replace the mark, durably."""
+        temporary = self.path / f"{_SPOOL_PREFIX}{_MARK}"
+        with _private_file(temporary) as file:
+            file.write(json.dumps(asdict(mark)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / _MARK)
+
+    def read_mark(self) -> StopMark | None:
+        """The mark of the last clean stop, if there is a readable one.
+
+        It need not be removed: it speaks of one TXID and one state of the file, and says nothing about any other.
+        """
+        try:
+            fields = json.loads((self.path / _MARK).read_bytes())
+            return StopMark(str(fields["url"]), int(fields["txid"]), FileIdentity(**fields["database"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class Spool:
+    """Collects the pieces of a file, in memory while they are few, else in a file at `path`."""
+
+    def __init__(self, path: Path, *, memory_limit: int = MEMORY_LIMIT) -> None:
+        self.size = 0
+        self._path = path
+        self._memory_limit = memory_limit
+        self._pieces: list[bytes] = []
+        self._pieces_size = 0
+        self._file: BinaryIO | None = None
+
+    def write(self, piece: bytes) -> bool:
+        """Append. True when what was in memory has been moved to the file."""
+        self._pieces.append(piece)
+        self._pieces_size += len(piece)
+        self.size += len(piece)
+        if self._pieces_size <= self._memory_limit:
+            return False
+        self._spill()
+        return True
+
+    def finish(self) -> Body:
+        """What was written: bytes, or the file's path; `discard_body` when it is no longer needed."""
+        if self._file is None:
+            return b"".join(self._pieces)
+        self._spill()
+        self._file.close()
+        return self._path
+
+    def discard(self) -> None:
+        """Give up what was written."""
+        self._pieces = []
+        if self._file is not None:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = _private_file(self._path)
+        self._file.writelines(self._pieces)
+        self._pieces, self._pieces_size = [], 0
+
+
+def discard_body(body: Body) -> None:
+    """Remove a spooled file; bytes need nothing."""
+    if isinstance(body, Path):
+        body.unlink(missing_ok=True)
+
+
+def _private_file(path: Path) -> BinaryIO:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(fd, "wb")

@@ -1,0 +1,321 @@
+"""The committed frames of a WAL, read as they appear.
+
+A WAL is a sequence of *generations*: the log is restarted from its first byte with new salts, over the frames of the
+generation before. `WalTail` follows one generation: frames 0 ≤ f < `position` are published, frames up to
+`committed` are known to be committed and wait in `batch`. It sees a restart by the header, and goes on with the new
+generation only if nothing of the old one can have been missed (`seal`); everything else that does not fit what it
+has read is `News.LOST`: the owner must begin again from the database.
+
+Frames are checked by salts and cumulative checksum, up to the last one that ends a transaction. Behind it may stand
+frames of a transaction under way (*ahead*). They are not read again while more follow that fit. But SQLite may
+rewrite one in place, with all checksums after it, and the next transaction overwrites those of one that was rolled
+back: so when the file has changed and nothing fits behind them, they are read again from the last commit.
+Only for this the file's mtime is looked at, and trusted only when it is not of this moment.
+
+`look` costs three small reads of the file. Memory: 8 bytes a frame.
+The descriptor is of the `-wal` file, which carries no locks. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.errors import WALError
+from litereplica.format.sqlite import lock_pgno
+from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE, Checksum, WALFrames, WALHeader, scan_frames
+from litereplica.types import Pgno
+
+SCAN_BYTES = 8 << 20
+"""Read in one step while scanning."""
+
+MTIME_GRANULARITY_NS = 50_000_000
+"""Two writes within a clock tick (up to 10 ms) leave one mtime; this much later there is no second one to come."""
+
+FROM_DATABASE = -1
+"""In a batch: the page is in no frame, it is read from the database file."""
+
+
+class News(Enum):
+    """What a look at the WAL shows."""
+
+    NONE = "none"
+    FRAMES = "frames"  # or what may become frames: `scan` tells
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Pages to publish together: those of the frames `first` ≤ f < `end`, which end with a transaction.
+
+    `pgno` ascending; `frame` the newest frame of each, or FROM_DATABASE. `commit` is the database's size in pages.
+    """
+
+    first: int
+    end: int
+    commit: int
+    pgno: NDArray[np.uint32]
+    frame: NDArray[np.int64]
+
+
+class WalTail:
+    """Follows the WAL at `path`: `reopen` it when the file exists, then `attach`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: WALHeader | None = None
+        self.position = 0
+        self._fd = -1
+        self._head = b""  # the file's first bytes when the generation was begun
+        self._sealed_at: int | None = None
+        self._published: list[NDArray[np.uint32]] = []  # page numbers of the frames before `position`
+        self._pgno = np.empty(0, np.uint32)  # of the frames from `position` on
+        self._commit = np.empty(0, np.uint32)
+        self._committed_checksum: Checksum = (0, 0)
+        self._ahead: list[WALFrames] = []  # frames of a transaction under way
+        self._end = 0  # frames read, committed or not
+        self._end_checksum: Checksum = (0, 0)
+        self._stuck = b""  # header of the frame at `_end`, of our generation, that did not fit
+        self._quiet_mtime_ns = -1  # the file as it was when `_ahead` or `_stuck` were last found, if that is certain
+
+    def reopen(self) -> None:
+        """Open the file, which must exist; if another is open, that is closed."""
+        self.close()
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def committed(self) -> int:
+        """Frames known to be committed, published ones included."""
+        return self.position + len(self._pgno)
+
+    def attach(self) -> None:
+        """Begin with the generation that the file has now, at its first frame, and scan it."""
+        head = os.pread(self._fd, HEADER_SIZE, 0)
+        try:
+            self._begin(head, WALHeader.decode(head))
+        except WALError:
+            self._begin(head, None)
+        self.scan()
+
+    def seal(self, at: int | None) -> None:
+        """The WAL may be restarted without loss once `at` frames are published; None: it cannot be restarted."""
+        self._sealed_at = at
+
+    @property
+    def is_sealed(self) -> bool:
+        """Is everything in the generation published and in the database file?"""
+        return self._sealed_at is not None and self._sealed_at == self.position == self.committed
+
+    def look(self) -> News:
+        """Is there anything to scan? Cheap. Begins a new generation when there is one."""
+        head = os.pread(self._fd, HEADER_SIZE, 0)
+        if head != self._head:
+            news = self._look_at_header(head)
+            if news is not None:
+                return news
+        header = self.header
+        if header is None:
+            return News.NONE
+        if self._end and not self._ends_as_read():
+            self._forget_ahead()
+            return News.FRAMES if self._end == 0 or self._ends_as_read() else News.LOST
+        at = self._frame_header(self._end)
+        if _has_salts(at, header) and at != self._stuck:
+            return News.FRAMES
+        unsure = (self._ahead or self._stuck) and self._mtime_ns() != self._quiet_mtime_ns
+        return News.FRAMES if unsure else News.NONE
+
+    def scan(self) -> None:
+        """Read all valid frames behind those already read."""
+        if self.header is None:
+            return
+        mtime_ns, now_ns = self._mtime_ns(), time.time_ns()
+        start = self._end
+        while (at := self._frame_header(self._end)) and self._scan_chunk(self.header):
+            pass
+        fits = _has_salts(at, self.header)
+        if self._ahead and self._end == start and (not fits or at == self._stuck):
+            self._forget_ahead()
+            while (at := self._frame_header(self._end)) and self._scan_chunk(self.header):
+                pass
+            fits = _has_salts(at, self.header)
+        self._stuck = at if fits else b""
+        self._quiet_mtime_ns = mtime_ns if now_ns - mtime_ns > MTIME_GRANULARITY_NS else -1
+
+    def batch(self, *, max_bytes: int, previous_commit: int) -> Batch | None:
+        """The next frames to publish: as many transactions as fit into `max_bytes` of WAL, at least one.
+
+        `previous_commit` is the size of the database as published: pages by which it has grown are in the batch
+        whether or not the WAL has them.
+        """
+        header = self.header
+        if header is None or not len(self._pgno):
+            return None
+        ends = np.flatnonzero(self._commit) + 1
+        fitting = ends[ends <= max_bytes // header.frame_size]
+        count = int(fitting[-1] if len(fitting) else ends[0])
+        commit = int(self._commit[count - 1])
+        pgno, frame = _newest(self._pgno[:count], self.position)
+        pgno, frame = _inside(pgno, frame, commit, header.page_size)
+        grown = np.setdiff1d(np.arange(previous_commit + 1, commit + 1, dtype=np.uint32), pgno)
+        grown = grown[grown != lock_pgno(header.page_size)]
+        if len(grown):
+            pgno = np.concatenate((pgno, grown))
+            frame = np.concatenate((frame, self._earlier(grown)))
+            order = np.argsort(pgno)
+            pgno, frame = pgno[order], frame[order]
+        return Batch(self.position, self.position + count, commit, pgno, frame)
+
+    def whole(self, *, page_size: int, commit: int | None = None) -> Batch:
+        """Every page of the database at the last committed frame.
+
+        With `commit`, the database file is known to be that already, at this size: no frame is used.
+        """
+        frames_of = np.empty(0, np.uint32)
+        if commit is None:
+            frames_of = np.concatenate([*self._published, self._pgno])
+            commit = int(self._commit[-1])
+        pgno, frame = _inside(*_newest(frames_of, 0), commit, page_size)
+        source = np.full(commit + 1, FROM_DATABASE, np.int64)
+        source[pgno] = frame
+        pages = np.arange(1, commit + 1, dtype=np.uint32)
+        pages, source = _inside(pages, source[1:], commit, page_size)
+        return Batch(0, self.committed, commit, pages, source)
+
+    def advance(self, end: int) -> None:
+        """The frames before `end` are published."""
+        count = end - self.position
+        self._published.append(self._pgno[:count])
+        self._pgno, self._commit = self._pgno[count:], self._commit[count:]
+        self.position = end
+
+    def commit_at(self, end: int) -> int:
+        """Size of the database where frame `end - 1` ends a transaction that waits to be published, else 0."""
+        index = end - self.position - 1
+        return int(self._commit[index]) if 0 <= index < len(self._commit) else 0
+
+    def pgno_at(self, frame: int) -> Pgno:
+        """Page number of a frame that waits to be published."""
+        return int(self._pgno[frame - self.position])
+
+    def read_page(self, frame: int) -> bytes:
+        """The page in a frame. `is_intact` afterwards tells whether it was that generation's."""
+        assert self.header is not None
+        return os.pread(self._fd, self.header.page_size, self.header.frame_offset(frame) + FRAME_HEADER_SIZE)
+
+    def is_intact(self) -> bool:
+        """Is the file still of the generation that we follow? A restart writes the header before any frame."""
+        return os.pread(self._fd, HEADER_SIZE, 0) == self._head
+
+    def is_in_place(self) -> bool:
+        """Is the file that we read still the one under its name?"""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    @property
+    def file_size(self) -> int:
+        """Of the `-wal` file, in bytes."""
+        return os.fstat(self._fd).st_size
+
+    def _begin(self, head: bytes, header: WALHeader | None) -> None:
+        self._head, self.header = head, header
+        self.position = 0
+        self._sealed_at = None
+        self._published = []
+        self._pgno = self._commit = np.empty(0, np.uint32)
+        self._committed_checksum = header.checksum if header else (0, 0)
+        self._forget_ahead()
+
+    def _look_at_header(self, head: bytes) -> News | None:
+        """News of a header that is not that of our generation; None when there may be frames to read behind it."""
+        try:
+            header = WALHeader.decode(head)
+        except WALError:  # emptied, or being written
+            return News.NONE if self.is_sealed or self.header is None else News.LOST
+        if not self.is_sealed:
+            return News.LOST
+        self._begin(head, header)
+        return None
+
+    def _ends_as_read(self) -> bool:
+        """Has the last frame that we read still the checksum that it had?"""
+        stored = self._frame_header(self._end - 1)[16:24]
+        return stored == b"".join(word.to_bytes(4, "big") for word in self._end_checksum)
+
+    def _forget_ahead(self) -> None:
+        self._ahead = []
+        self._stuck = b""
+        self._end, self._end_checksum = self.committed, self._committed_checksum
+
+    def _scan_chunk(self, header: WALHeader) -> bool:
+        """Take the frames of the next part of the file; False when there is none that fits."""
+        size = max(1, SCAN_BYTES // header.frame_size) * header.frame_size
+        data = os.pread(self._fd, size, header.frame_offset(self._end))
+        frames = scan_frames(data, header=header, previous=self._end_checksum)
+        if len(frames):
+            self._take_frames(frames)
+        return len(frames) > 0
+
+    def _take_frames(self, frames: WALFrames) -> None:
+        self._ahead.append(frames)
+        self._end += len(frames)
+        self._end_checksum = frames.checksum_after(len(frames))
+        complete = frames.committed
+        if complete == 0:
+            return
+        *before, last = self._ahead
+        self._pgno = np.concatenate([self._pgno, *(run.pgno for run in before), last.pgno[:complete]])
+        self._commit = np.concatenate([self._commit, *(run.commit for run in before), last.commit[:complete]])
+        self._committed_checksum = frames.checksum_after(complete)
+        rest = WALFrames(last.pgno[complete:], last.commit[complete:], last.checksums[complete:])
+        self._ahead = [rest] if len(rest) else []
+
+    def _frame_header(self, frame: int) -> bytes:
+        assert self.header is not None
+        return os.pread(self._fd, FRAME_HEADER_SIZE, self.header.frame_offset(frame))
+
+    def _mtime_ns(self) -> int:
+        return os.fstat(self._fd).st_mtime_ns
+
+    def _earlier(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Newest frame before `position` of each page, or FROM_DATABASE: as a reader of the database finds it."""
+        earlier = np.concatenate(self._published) if self._published else np.empty(0, np.uint32)
+        known, frame = _newest(earlier, 0)
+        row = np.searchsorted(known, pgnos)
+        found = np.zeros(len(pgnos), bool)
+        inside = row < len(known)
+        found[inside] = known[row[inside]] == pgnos[inside]
+        result = np.full(len(pgnos), FROM_DATABASE, np.int64)
+        result[found] = frame[row[found]]
+        return result
+
+
+def _has_salts(frame_header: bytes, header: WALHeader) -> bool:
+    return frame_header[8:16] == header.salt1.to_bytes(4, "big") + header.salt2.to_bytes(4, "big")
+
+
+def _newest(pgnos: NDArray[np.uint32], first: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """(each page number once, ascending; its last frame), where `pgnos` are of the frames from `first` on."""
+    pgno, from_end = np.unique(pgnos[::-1], return_index=True)
+    return pgno, first + len(pgnos) - 1 - from_end.astype(np.int64)
+
+
+def _inside(
+    pgno: NDArray[np.uint32], frame: NDArray[np.int64], commit: int, page_size: int
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Without pages behind the database's end, and without the lock page."""
+    keep = (pgno <= commit) & (pgno != lock_pgno(page_size))
+    return pgno[keep], frame[keep]

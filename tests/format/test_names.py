@@ -1,0 +1,80 @@
+"""Names of files and levels."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litereplica.errors import LTXError
+from litereplica.format import names
+from litereplica.format.names import Layout
+
+txids = st.integers(1, 2**64 - 1)
+
+
+@given(txids, txids)
+def test_parse_is_the_inverse_of_format(a: int, b: int) -> None:
+    low, high = sorted((a, b))
+    assert names.parse_name(names.format_name(low, high)) == (low, high)
+    assert names.parse_txid(names.format_txid(a)) == a
+
+
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [
+        (Layout.S3, "0009/0000000000000001-00000000000000ff.ltx"),
+        (Layout.FILE, "ltx/9/0000000000000001-00000000000000ff.ltx"),
+    ],
+)
+def test_keys_are_those_of_litestream(layout: Layout, key: str) -> None:
+    assert names.file_key(layout, 9, 1, 255) == key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "lock.json",
+        "0000000000000001-0000000000000001.ltx.tmp",
+        "0000000000000001-0000000000000001.LTX",
+        "0000000000000001-0000000000000001.ltx\n",
+        "0000000000000001-000000000000000A.ltx",
+        "0000000000000001-0000000000000001",
+        "000000000000001-0000000000000001.ltx",
+        "00000000000000001-0000000000000001.ltx",
+        "../0000000000000001-0000000000000001.ltx",
+        "0000000000000002-0000000000000001.ltx",
+        "0000000000000000-0000000000000001.ltx",
+        "٠000000000000001-0000000000000001.ltx",
+        "0x00000000000001-0000000000000001.ltx",
+    ],
+)
+def test_other_names_are_nobodys(name: str) -> None:
+    assert names.parse_name(name) is None
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_name_or_none(text: str) -> None:
+    parsed = names.parse_name(text)
+    assert parsed is None or names.format_name(*parsed) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "000000000000000G", "0000000000000001 ", "00000000000000001", "+000000000000001"]
+)
+def test_other_txids_are_refused(text: str) -> None:
+    with pytest.raises(LTXError, match="16 lower-case"):
+        names.parse_txid(text)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (2, 1), (1, 2**64), (-1, 1)])
+def test_impossible_ranges_have_no_name(low: int, high: int) -> None:
+    with pytest.raises(LTXError):
+        names.format_name(low, high)
+
+
+@pytest.mark.parametrize("level", [-1, 10])
+def test_impossible_levels_have_no_prefix(level: int) -> None:
+    with pytest.raises(LTXError, match="not in 0..9"):
+        names.level_prefix(Layout.S3, level)

@@ -1,0 +1,70 @@
+"""Varints in bulk, against one at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litereplica.errors import LTXError
+from litereplica.format import uvarint
+from tests.format.builders import slow_uvarint, slow_uvarints
+
+EDGES = sorted({edge for bits in range(0, 64) for edge in (2**bits - 1, 2**bits)} | {2**64 - 1})
+values_lists = st.lists(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from(EDGES)), min_size=1, max_size=60)
+
+
+@given(values_lists)
+def test_encode_is_the_slow_encoding_of_each_value(values: list[int]) -> None:
+    assert uvarint.encode(np.array(values, np.uint64)) == b"".join(map(slow_uvarint, values))
+
+
+@given(values_lists)
+def test_decode_is_the_inverse_of_encode(values: list[int]) -> None:
+    assert uvarint.decode(b"".join(map(slow_uvarint, values))).tolist() == values
+
+
+continued = st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xFF])), max_size=40).map(
+    bytes
+)
+
+
+@given(continued)
+def test_any_bytes_decode_as_the_slow_twin_decodes_them(data: bytes) -> None:
+    expected = slow_uvarints(data)
+    if expected is None:
+        with pytest.raises(LTXError):
+            uvarint.decode(data)
+    else:
+        assert uvarint.decode(data).tolist() == expected
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_every_power_of_two_survives(edge: int) -> None:
+    assert uvarint.decode(uvarint.encode(np.array([edge], np.uint64))).tolist() == [edge]
+
+
+@given(values_lists, st.integers(11, 40), st.booleans())
+def test_the_size_of_a_step_does_not_show(values: list[int], step: int, damaged: bool) -> None:
+    data = b"".join(map(slow_uvarint, values))
+    if damaged:
+        data = b"\xff" * 12 + data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvarint, "_STEP", step)
+        assert uvarint.encode(np.array(values, np.uint64)) == b"".join(map(slow_uvarint, values))
+        if damaged:
+            with pytest.raises(LTXError, match="more than 64 bits"):
+                uvarint.decode(data)
+        else:
+            assert uvarint.decode(data).tolist() == values
+
+
+def test_a_varint_longer_than_a_step_is_refused() -> None:
+    with pytest.raises(LTXError, match="more than 64 bits"):
+        uvarint.decode(b"\x80" * 200_000 + b"\0")
+
+
+def test_two_million_entries_survive() -> None:
+    values = np.arange(1, 6_000_001, dtype=np.uint64) * np.uint64(977)
+    assert np.array_equal(uvarint.decode(uvarint.encode(values)), values)

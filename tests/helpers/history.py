@@ -1,0 +1,103 @@
+"""Synthetic histories of a database as LTX files in a storage, with what each TXID's database is, kept naively.
+
+    history = History(store)
+    await history.commit({1: b"a", 2: b"b"})          # L0 1-1
+    await history.commit({2: b"c"}, pages=3)          # L0 2-2; page 3 is new
+    await history.compact(1, 1, 2)                    # L1 1-2
+    await history.delete(0, 1)
+    history.at(2)  ->  {1: …, 2: …, 3: …}
+
+Contents given in short are padded to a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from litereplica.format.encoder import encode_file
+from litereplica.format.ltx import Header
+from litereplica.format.names import SNAPSHOT_LEVEL, Layout
+from litereplica.format.sqlite import lock_pgno
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.base import Storage
+from litereplica.storage.memory import MemoryStorage
+from litereplica.types import TXID, FileInfo, Pgno
+
+PAGE_SIZE = 512
+FIRST_TIMESTAMP_MS = 1_700_000_000_000
+
+
+@dataclass(slots=True)
+class History:
+    """The writer's side. `databases[txid]` is pgno → page, without the lock page; `commits[txid]` the page count."""
+
+    storage: Storage = field(default_factory=MemoryStorage)
+    page_size: int = PAGE_SIZE
+    databases: dict[TXID, dict[Pgno, bytes]] = field(default_factory=lambda: {0: {}})
+    commits: dict[TXID, int] = field(default_factory=lambda: {0: 0})
+    supplied: dict[TXID, set[Pgno]] = field(default_factory=dict)
+    txid: TXID = 0
+
+    @property
+    def store(self) -> LTXStore:
+        return LTXStore(self.storage, Layout.S3)
+
+    def at(self, txid: TXID) -> dict[Pgno, bytes]:
+        """The database at a TXID, as a reader must see it: the lock page is zeroes."""
+        database = dict(self.databases[txid])
+        lock = lock_pgno(self.page_size)
+        if lock <= self.commits[txid]:
+            database[lock] = bytes(self.page_size)
+        return database
+
+    async def commit(self, changes: Mapping[Pgno, bytes], *, pages: int | None = None, publish: bool = True) -> TXID:
+        """One transaction, published as an L0 file. The database has `pages` pages then (default: as many as needed).
+
+        Pages that it gains and `changes` does not name are supplied with a content of their own.
+        """
+        before = self.commits[self.txid]
+        after = max([before, *changes]) if pages is None else pages
+        self.txid += 1
+        new = {pgno: self._page(b"new %d at %d" % (pgno, self.txid)) for pgno in range(before + 1, after + 1)}
+        new |= {pgno: self._page(content) for pgno, content in changes.items()}
+        new = {pgno: page for pgno, page in new.items() if pgno <= after and pgno != lock_pgno(self.page_size)}
+        merged = self.databases[self.txid - 1] | new
+        self.databases[self.txid] = {pgno: page for pgno, page in merged.items() if pgno <= after}
+        self.commits[self.txid] = after
+        self.supplied[self.txid] = set(new)
+        if publish:
+            await self.publish(0, self.txid, self.txid)
+        return self.txid
+
+    async def publish(self, level: int, first: TXID, last: TXID) -> FileInfo:
+        """The file of a range of TXIDs: the pages that any of them supplied, as they are at the last."""
+        pgnos = set().union(*(self.supplied[txid] for txid in range(first, last + 1)))
+        if first == 1:
+            pgnos = set(self.databases[last])
+        header = Header(
+            page_size=self.page_size,
+            commit=self.commits[last],
+            min_txid=first,
+            max_txid=last,
+            timestamp_ms=FIRST_TIMESTAMP_MS + last,
+        )
+        pages = [(pgno, self.databases[last][pgno]) for pgno in sorted(pgnos) if pgno <= self.commits[last]]
+        body = encode_file(header, pages)
+        info = FileInfo(level, first, last, len(body))
+        await self.storage.put(self.store.key(info), body)
+        return info
+
+    async def compact(self, level: int, first: TXID, last: TXID) -> FileInfo:
+        """A file of a higher level; what it was made from stays."""
+        return await self.publish(level, first, last)
+
+    async def snapshot(self) -> FileInfo:
+        """The whole database of now, in level 9."""
+        return await self.publish(SNAPSHOT_LEVEL, 1, self.txid)
+
+    async def delete(self, level: int, first: TXID, last: TXID | None = None) -> None:
+        await self.store.delete([FileInfo(level, first, last or first, 0)])
+
+    def _page(self, content: bytes) -> bytes:
+        return content.ljust(self.page_size, b"\0")

@@ -1,0 +1,155 @@
+"""A mount whose replica is scripted: the WAL protocol alone, as fast as it goes.
+
+    python -m tests.helpers.protocol_mount MOUNTPOINT ADVANCES [--hold-write-lock-briefly | --no-floor-mark]
+
+The database has two tables of one row, `a` and `b`; each advance sets both to the number of that advance. It prints
+`ready`, waits for a line on stdin, makes the advances, and prints what it did as JSON. The two options take one of
+the protocol's safeguards away, so that a test can tell whether it would notice.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from litereplica.format import walindex
+from litereplica.format.sqlite import DatabaseHeader
+from litereplica.fuse import live as live_module
+from litereplica.fuse.kernel_cache import FuseKernelCache
+from litereplica.fuse.live import LiveDatabase
+from litereplica.fuse.mount import MountOptions, Session
+from litereplica.replica.page_map import LOCATION, PageMap
+from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.types import Pos
+
+DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Statistics of a replica that has none."""
+
+
+class ScriptedReplica:
+    """The part of `Replica` that a mount uses, over a database whose versions are made on demand."""
+
+    url = "scripted"
+    on_block = None
+
+    def __init__(self) -> None:
+        self._pages = template()
+        self._page_size = len(self._pages[0])
+        self._changing = np.array([i + 1 for i, page in enumerate(self._pages) if marker() in page], np.uint32)
+        self.snapshot = self._at(1)
+
+    def _at(self, txid: int) -> Snapshot:
+        count = len(self._pages)
+        pages = PageMap.empty(self._page_size).applied(
+            np.arange(1, count + 1, dtype=np.uint32), self._locations(count, txid), commit=count
+        )
+        return Snapshot(Pos(txid), 0, self._page_size, count, pages)
+
+    @staticmethod
+    def _locations(count: int, txid: int) -> NDArray[np.void]:
+        rows = np.zeros(count, LOCATION)
+        rows["file"], rows["size"], rows["offset"] = 1, 1, txid
+        return rows
+
+    async def poll(self) -> Update:
+        self.snapshot = self._at(self.snapshot.pos.txid + 1)
+        return Update(self.snapshot, self._changing, relocated=False)
+
+    async def heal(self) -> None:
+        return None
+
+    async def read(
+        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
+    ) -> list[bytes]:
+        txids = locations["offset"].tolist()
+        return [
+            self._pages[pgno - 1].replace(marker(), b"%0*d" % (DIGITS, txid))
+            for pgno, txid in zip(pgnos.tolist(), txids, strict=True)
+        ]
+
+    def statistics(self) -> Nothing:
+        return Nothing()
+
+
+def marker() -> bytes:
+    return b"#" * DIGITS
+
+
+def template() -> list[bytes]:
+    """Pages of a database whose two values are markers."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "t.db"
+        connection = sqlite3.connect(path)
+        for table in "ab":
+            connection.execute(f"CREATE TABLE {table}(value TEXT)")
+            connection.execute(f"INSERT INTO {table} VALUES (?)", (marker().decode(),))
+        connection.commit()
+        connection.close()
+        data = path.read_bytes()
+    size = DatabaseHeader.decode(data).page_size
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+async def drive(session: Session, live: LiveDatabase, replica: ScriptedReplica, advances: int) -> None:
+    """Make the advances once a line has arrived on stdin, report, and end the mount when stdin ends."""
+    await trio.to_thread.run_sync(sys.stdin.readline)
+    started = trio.current_time()
+    for _ in range(advances):
+        await live.apply(await replica.poll())
+    seconds = trio.current_time() - started
+    statistics = live.statistics()
+    print(json.dumps({"seconds": seconds, "restarts": statistics.restarts, "txid": statistics.pos.txid}), flush=True)
+    await trio.to_thread.run_sync(sys.stdin.readline)
+    await session.stop(gently=False)
+
+
+def weaken(option: str) -> None:
+    """Take one safeguard away."""
+    if option == "--no-floor-mark":
+        live_module._FLOATING_MARKS = range(1, walindex.READ_MARKS)
+    elif option == "--hold-write-lock-briefly":
+        publish = LiveDatabase._publish
+
+        async def briefly(self: LiveDatabase, commit: int) -> None:
+            assert self._locks is not None
+            while not self._locks.try_exclusive(walindex.LOCK_WRITE):  # noqa: ASYNC110
+                await trio.sleep(0.0001)
+            await publish(self, commit)
+            self._locks.unlock(walindex.LOCK_WRITE)
+
+        LiveDatabase._publish = briefly  # type: ignore[method-assign]
+
+
+async def main(path: Path, advances: int) -> None:
+    replica = ScriptedReplica()
+    live = LiveDatabase(replica, FuseKernelCache())  # type: ignore[arg-type]
+    options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6, cache_dir=None, cache_size=0)
+    session = Session(options, replica, live)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+
+        def ready() -> None:
+            print("ready", flush=True)
+            nursery.start_soon(drive, session, live, replica, advances)
+
+        await session.run(ready)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    for option in sys.argv[3:]:
+        weaken(option)
+    with suppress(KeyboardInterrupt):
+        trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,89 @@
+"""Jobs at once: order, bounds, and one plain error."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from litereplica.errors import NotFound, StorageError
+from litereplica.ltxstore.concurrent import gather, in_order
+
+
+async def after(seconds: float, value: int) -> int:
+    await trio.sleep(seconds)
+    return value
+
+
+async def fail(seconds: float, error: Exception) -> int:
+    await trio.sleep(seconds)
+    raise error
+
+
+async def test_results_come_in_the_order_of_the_jobs(autojump_clock: trio.testing.MockClock) -> None:
+    assert await gather([partial(after, 3, 1), partial(after, 1, 2), partial(after, 2, 3)]) == [1, 2, 3]
+    assert trio.current_time() == pytest.approx(3)
+
+
+async def test_no_jobs_give_no_results() -> None:
+    assert await gather([]) == []
+
+
+async def test_no_more_jobs_than_allowed_run_or_wait(autojump_clock: trio.testing.MockClock) -> None:
+    started = 0
+    most = 0
+    consumed: list[int] = []
+
+    async def job(number: int) -> int:
+        nonlocal started, most
+        started += 1
+        most = max(most, started - len(consumed))
+        return await after(1, number)
+
+    async def consume(number: int) -> bool:
+        await trio.sleep(10)
+        consumed.append(number)
+        return True
+
+    await in_order([partial(job, number) for number in range(20)], consume, width=4)
+    assert consumed == list(range(20))
+    assert most == 4  # the one with the consumer included
+
+
+async def test_error_is_raised_bare_when_its_turn_comes(autojump_clock: trio.testing.MockClock) -> None:
+    seen: list[int] = []
+
+    async def consume(number: int) -> bool:
+        seen.append(number)
+        return True
+
+    jobs = [partial(after, 5, 1), partial(fail, 1, NotFound("gone", key="k")), partial(after, 100, 3)]
+    with pytest.raises(NotFound):
+        await in_order(jobs, consume, width=3)
+    assert seen == [1]
+    assert trio.current_time() == pytest.approx(5)
+
+
+async def test_error_of_the_consumer_is_raised_bare() -> None:
+    async def consume(number: int) -> bool:
+        raise StorageError("full")
+
+    with pytest.raises(StorageError):
+        await in_order([partial(after, 0, 1)], consume, width=1)
+
+
+async def test_consumer_that_has_enough_ends_the_rest(autojump_clock: trio.testing.MockClock) -> None:
+    async def consume(number: int) -> bool:
+        return number < 2
+
+    jobs = [partial(after, 1, 1), partial(after, 1, 2), partial(fail, 1, NotFound("not needed"))]
+    await in_order(jobs, consume, width=3)
+    assert trio.current_time() == pytest.approx(1)
+
+
+async def test_bug_stays_in_its_group() -> None:
+    with pytest.raises(ExceptionGroup) as error:
+        await gather([partial(fail, 0, KeyError("bug"))])
+    assert isinstance(error.value.exceptions[0], KeyError)

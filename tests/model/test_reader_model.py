@@ -1,0 +1,247 @@
+"""The read side against a naive model: any history, any compaction, loss and delay in the store, any order of polls.
+
+Whatever happens, the database read at a snapshot is the model's at that TXID, and an update names every page that
+has changed.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from litereplica.errors import DamagedFile, FileVanished, GapError, ReplicaError, TransientStorageError
+from litereplica.ltxstore.plan import plan_newest
+from litereplica.ltxstore.store import LTXStore
+from litereplica.format.names import Layout
+from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.follow import LIST_INTERVAL_S
+from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.storage.base import ObjectInfo
+from litereplica.storage.memory import MemoryStorage
+from litereplica.storage.wrappers import Fault, FaultStorage, Request, WrapperStorage
+from litereplica.types import FileInfo, Pgno
+from tests.helpers.history import History
+from tests.helpers.trio_thread import TrioThread
+
+EXAMPLES = int(os.environ.get("READER_MODEL_EXAMPLES", "40"))
+STEPS = 50
+
+MAX_PAGES = 40
+"""Small databases: that pages meet each other matters, not that they are many."""
+
+
+class LaggingStorage(WrapperStorage):
+    """Listings show the store of an earlier moment."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self._memory = inner
+        self.shown: list[ObjectInfo] | None = None
+
+    async def freeze(self) -> None:
+        self.shown = await self._memory.list("")
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        if self.shown is None:
+            return await self._memory.list(prefix, start_after=start_after)
+        return [item for item in self.shown if item.key.startswith(prefix) and item.key > (start_after or "")]
+
+
+class ReaderMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trio = TrioThread()
+        self.memory = MemoryStorage()
+        self.lag = LaggingStorage(self.memory)
+        self.faults = FaultStorage(self.lag, lambda request: None)
+        self.history = History(self.memory)
+        self.now = 0.0
+        self.pinned: list[Snapshot] = []
+
+    def teardown(self) -> None:
+        self.trio.close()
+
+    # --- the writer and its store ------------------------------------------------------------
+
+    @initialize(pages=st.integers(1, MAX_PAGES), memory_size=st.sampled_from([0, 4_000, 1_000_000]))
+    def start(self, pages: int, memory_size: int) -> None:
+        async def first() -> None:
+            await self.history.commit({}, pages=pages)
+
+        self.trio.run(first)
+        store = LTXStore(self.faults, Layout.S3)
+        self.replica: Replica = self.trio.enter(
+            open_replica(store, memory_size=memory_size, clock=lambda: self.now)
+        )
+
+    @rule(
+        changes=st.dictionaries(st.integers(1, MAX_PAGES), st.binary(min_size=1, max_size=6), max_size=6),
+        resize=st.none() | st.integers(1, MAX_PAGES),
+    )
+    def commit(self, changes: dict[Pgno, bytes], resize: int | None) -> None:
+        async def run() -> None:
+            await self.history.commit(changes, pages=resize)
+
+        self.trio.run(run)
+
+    @rule(data=st.data(), level=st.integers(1, 3))
+    def compact(self, data: st.DataObject, level: int) -> None:
+        """Any range, so that files overlap, straddle the readers' positions, or begin at 1."""
+        last = data.draw(st.integers(1, self.history.txid))
+        first = data.draw(st.integers(max(1, last - 8), last))
+
+        async def run() -> None:
+            await self.history.compact(level, first, last)
+
+        self.trio.run(run)
+
+    @rule()
+    def snapshot(self) -> None:
+        async def run() -> None:
+            await self.history.snapshot()
+
+        self.trio.run(run)
+
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def prune(self, data: st.DataObject, count: int) -> None:
+        """Delete files, as long as the rest still leads to the newest TXID; never the newest L0."""
+        for _ in range(count):
+            files = self.files()
+            info = data.draw(st.sampled_from(files))
+            rest = [other for other in files if other != info]
+            if (info.level, info.max_txid) == (0, self.history.txid) or not leads_to(rest, self.history.txid):
+                continue
+
+            async def run(info: FileInfo = info) -> None:
+                await self.history.delete(info.level, info.min_txid, info.max_txid)
+
+            self.trio.run(run)
+
+    @rule(lagging=st.booleans())
+    def list_lag(self, lagging: bool) -> None:
+        if lagging:
+            self.trio.run(self.lag.freeze)
+        else:
+            self.lag.shown = None
+
+    # --- the reader --------------------------------------------------------------------------
+
+    @rule()
+    def poll(self) -> None:
+        self.check_update(self.replica.snapshot, self.trio.run(self.replica.poll))
+
+    @rule()
+    def poll_with_a_listing_reaches_the_newest(self) -> None:
+        self.lag.shown = None
+        for _ in range(3):
+            self.now += LIST_INTERVAL_S * 11
+            self.check_update(self.replica.snapshot, self.trio.run(self.replica.poll))
+        assert self.replica.snapshot.pos.txid == self.history.txid
+
+    @rule(n=st.integers(1, 12))
+    def poll_with_a_fault(self, n: int) -> None:
+        before = self.replica.snapshot
+        countdown = iter(range(n, 0, -1))
+
+        def plan(request: Request) -> Fault | None:
+            return Fault() if next(countdown, 0) == 1 else None
+
+        self.faults.plan = plan
+        try:
+            self.check_update(before, self.trio.run(self.replica.poll))
+        except TransientStorageError:
+            assert self.replica.snapshot is before
+        finally:
+            self.faults.plan = lambda request: None
+
+    @rule()
+    def heal(self) -> None:
+        before = self.replica.snapshot
+        try:
+            self.check_update(before, self.trio.run(self.replica.heal))
+        except (GapError, TransientStorageError):
+            assert self.lag.shown is not None
+            assert self.replica.snapshot is before
+
+    @rule()
+    def pin(self) -> None:
+        self.pinned = [*self.pinned[-3:], self.replica.snapshot]
+
+    @precondition(lambda self: self.pinned)
+    @rule(data=st.data())
+    def read_pinned(self, data: st.DataObject) -> None:
+        snapshot = data.draw(st.sampled_from(self.pinned))
+        try:
+            assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+        except FileVanished:
+            names = {(info.level, info.min_txid, info.max_txid) for info in self.files()}
+            used = [self.replica._files.get(int(file_id)) for file_id in snapshot.pages.files()]
+            assert any(
+                file is None or (file.info.level, file.info.min_txid, file.info.max_txid) not in names for file in used
+            )
+
+    @invariant()
+    def content_is_the_models(self) -> None:
+        if not hasattr(self, "replica"):
+            return
+        for _ in range(2):
+            snapshot = self.replica.snapshot
+            try:
+                assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+            except FileVanished:
+                self.lag.shown = None
+                self.check_update(snapshot, self.trio.run(self.replica.heal))
+            else:
+                return
+        raise AssertionError("pages cannot be read after healing")
+
+    # --- helpers -----------------------------------------------------------------------------
+
+    def files(self) -> list[FileInfo]:
+        return self.trio.run(self.history.store.list_levels)
+
+    def content(self, snapshot: Snapshot) -> dict[Pgno, bytes]:
+        pgnos = np.arange(1, snapshot.commit + 1, dtype=np.uint32)
+
+        async def read() -> list[bytes]:
+            return await self.replica.read(pgnos, snapshot.pages.lookup(pgnos), around=snapshot.pages)
+
+        return dict(zip(pgnos.tolist(), self.trio.run(read), strict=True))
+
+    def check_update(self, before: Snapshot, update: Update | None) -> None:
+        after = self.replica.snapshot
+        if update is None:
+            assert after is before
+            return
+        assert update.snapshot is after
+        assert after.pos.txid >= before.pos.txid
+        changed = update.changed.tolist()
+        assert changed == sorted(set(changed))
+        assert not changed or changed[-1] <= after.commit
+        old, new = self.history.at(before.pos.txid), self.history.at(after.pos.txid)
+        assert after.commit == len(new)
+        assert {pgno for pgno, page in new.items() if old.get(pgno) != page} <= set(changed)
+        if not update.relocated:
+            rest = np.setdiff1d(np.arange(1, after.commit + 1, dtype=np.uint32), update.changed)
+            assert (before.pages.lookup(rest) == after.pages.lookup(rest)).all()
+
+
+def leads_to(files: list[FileInfo], txid: int) -> bool:
+    try:
+        return plan_newest(files)[-1].max_txid == txid
+    except ReplicaError:
+        return False
+
+
+ReaderMachine.TestCase.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestReaderModel = pytest.mark.filterwarnings("default")(ReaderMachine.TestCase)

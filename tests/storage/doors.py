@@ -1,0 +1,72 @@
+"""Back doors: the objects of each backend, reached without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from litereplica.storage import MemoryStorage
+from litereplica.storage.memory import StoredObject
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryDoor:
+    """The dictionary."""
+
+    storage: MemoryStorage
+
+    def write(self, key: str, data: bytes) -> None:
+        self.storage.objects[key] = StoredObject(data, 1_700_000_000_000)
+
+    def read(self, key: str) -> bytes | None:
+        stored = self.storage.objects.get(key)
+        return stored.data if stored else None
+
+    def keys(self) -> list[str]:
+        return sorted(self.storage.objects)
+
+
+@dataclass(frozen=True, slots=True)
+class FileDoor:
+    """The directory; the lock is no object."""
+
+    root: Path
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def read(self, key: str) -> bytes | None:
+        path = self.root / key
+        return path.read_bytes() if path.exists() else None
+
+    def keys(self) -> list[str]:
+        names = [str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()]
+        return sorted(name for name in names if name != ".litereplica-lock")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Door:
+    """A client of its own."""
+
+    client: S3Client
+    bucket: str
+    base: str
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.base + key, Body=data)
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return self.client.get_object(Bucket=self.bucket, Key=self.base + key)["Body"].read()
+        except self.client.exceptions.NoSuchKey:
+            return None
+
+    def keys(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.base)
+        return sorted(entry["Key"].removeprefix(self.base) for page in pages for entry in page.get("Contents", ()))

@@ -1,0 +1,263 @@
+"""S3 keeps the contract on a real store; Litestream's conventions; what boto3 is asked to do."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from litereplica.errors import AccessDenied, BucketNotFound, PreconditionFailed, StorageError
+from litereplica.storage import Storage, parse_url, s3_upload
+from litereplica.storage import s3 as s3_module
+from litereplica.storage.s3 import S3Storage
+from tests.helpers.seaweed import SeaweedServer
+from tests.storage.conformance import StorageConformance, Subject, keys_of
+from tests.storage.doors import S3Door
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def client(seaweed: SeaweedServer) -> Iterator[S3Client]:
+    with seaweed.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bucket(seaweed: SeaweedServer) -> str:
+    return seaweed.create_bucket()
+
+
+@pytest.fixture
+def credentials(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    for name, value in seaweed.credentials().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def subject(seaweed: SeaweedServer, bucket: str, client: S3Client, credentials: None) -> AsyncIterator[Subject]:
+    """A path of its own in one bucket."""
+    path = f"tests/{next(_numbers)} é"
+    storage = S3Storage(parse_url(seaweed.url(bucket, path)))
+    async with storage:
+        yield Subject(storage, S3Door(client, bucket, path + "/"))
+
+
+class TestS3(StorageConformance):
+    """The fixture `subject` of this module."""
+
+
+async def test_the_time_is_kept_as_litestream_keeps_it(subject: Subject, client: S3Client, bucket: str) -> None:
+    storage, door = subject.storage, subject.door
+    assert isinstance(door, S3Door)
+    for modified_ms, text in [
+        (1_700_000_000_120, "2023-11-14T22:13:20.12Z"),
+        (1_700_000_000_000, "2023-11-14T22:13:20Z"),
+        (1, "1970-01-01T00:00:00.001Z"),
+    ]:
+        await storage.put("k", b"x", modified_ms=modified_ms)
+        stored = client.head_object(Bucket=bucket, Key=door.base + "k")
+        assert stored["Metadata"] == {"litestream-timestamp": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "modified_ms"),
+    [
+        ("2023-11-14T22:13:20.123456789Z", 1_700_000_000_123),
+        ("2023-11-14T23:13:20.5+01:00", 1_700_000_000_500),
+    ],
+)
+async def test_a_time_that_litestream_wrote_is_read(
+    subject: Subject, client: S3Client, bucket: str, text: str, modified_ms: int
+) -> None:
+    assert isinstance(subject.door, S3Door)
+    key = subject.door.base + "k"
+    client.put_object(Bucket=bucket, Key=key, Body=b"", Metadata={"litestream-timestamp": text})
+    assert (await subject.storage.head("k")).modified_ms == modified_ms
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2023-11-14T22:13:20", "9999999"])
+async def test_a_time_that_is_none_counts_as_absent(subject: Subject, client: S3Client, bucket: str, text: str) -> None:
+    assert isinstance(subject.door, S3Door)
+    key = subject.door.base + "k"
+    client.put_object(Bucket=bucket, Key=key, Body=b"", Metadata={"litestream-timestamp": text})
+    listed = (await subject.storage.list("k"))[0].modified_ms
+    assert abs((await subject.storage.head("k")).modified_ms - listed) <= 1000
+
+
+def pending_uploads(client: S3Client, bucket: str) -> int:
+    return len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
+
+
+async def test_a_refused_upload_in_parts_is_aborted(
+    subject: Subject, client: S3Client, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 1000)
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 5000)
+    subject.door.write("k", b"there")
+    with pytest.raises(PreconditionFailed):
+        await subject.storage.put_if_absent("k", source)
+    assert subject.door.read("k") == b"there"
+    assert pending_uploads(client, bucket) == 0
+
+
+async def test_a_cancelled_upload_in_parts_is_aborted(
+    subject: Subject, client: S3Client, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 1000)
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 5000)
+    with trio.CancelScope() as scope:
+        real = s3_upload._part_upload
+
+        def cancelling(*arguments: Any) -> Any:
+            scope.cancel()
+            return real(*arguments)
+
+        monkeypatch.setattr(s3_upload, "_part_upload", cancelling)
+        await subject.storage.put("k", source)
+    assert scope.cancelled_caught
+    assert subject.door.read("k") is None
+    assert pending_uploads(client, bucket) == 0
+
+
+async def test_a_file_that_shrinks_while_it_is_uploaded_is_refused(
+    subject: Subject, client: S3Client, bucket: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 100)
+    storage = subject.storage
+    assert isinstance(storage, S3Storage)
+
+    async def run(doing: str, action: Callable[[S3Client], Any]) -> Any:
+        return await storage._run(doing, action, key="k")
+
+    assert isinstance(subject.door, S3Door)
+    where = {"Bucket": bucket, "Key": subject.door.base + "k"}
+    target = s3_upload.Target(where=where, metadata={}, condition={})
+    with pytest.raises(StorageError, match="changed while it was uploaded"):
+        await s3_upload.upload_in_parts(source, 101, target, run)
+    assert subject.door.read("k") is None
+    assert pending_uploads(client, bucket) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"), [(1, 1), (16 << 20, 1), (1 << 30, 64), (156 << 30, 9984), (1 << 40, 9987), (5 << 40, None)]
+)
+def test_no_file_has_too_many_parts(size: int, parts: int | None) -> None:
+    length = s3_upload.part_size(size)
+    count = -(-size // length)
+    assert count <= s3_upload.MAX_PARTS
+    assert parts is None or count == parts
+    assert length % (1 << 20) == 0
+
+
+async def test_directory_markers_are_not_objects(subject: Subject, client: S3Client, bucket: str) -> None:
+    assert isinstance(subject.door, S3Door)
+    client.put_object(Bucket=bucket, Key=subject.door.base + "0000/", Body=b"")
+    subject.door.write("0000/k", b"x")
+    assert await keys_of(subject.storage, "") == ["0000/k"]
+
+
+async def test_a_url_without_a_path_is_the_whole_bucket(
+    seaweed: SeaweedServer, client: S3Client, credentials: None
+) -> None:
+    bucket = seaweed.create_bucket()
+    async with S3Storage(parse_url(seaweed.url(bucket))) as storage:
+        await storage.put("0000/k", b"x")
+        assert await keys_of(storage, "") == ["0000/k"]
+    assert client.get_object(Bucket=bucket, Key="0000/k")["Body"].read() == b"x"
+
+
+async def test_litestreams_variables_are_used_when_awss_are_not_set(
+    seaweed: SeaweedServer, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.credentials().items():
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name.replace("AWS_", "LITESTREAM_"), value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    async with S3Storage(parse_url(seaweed.url(bucket, "litestream"))) as storage:
+        await storage.put("k", b"x")
+        assert (await storage.get("k")).data == b"x"
+
+
+# What goes wrong with the real store
+
+
+async def everything_fails(storage: Storage, kind: type[StorageError]) -> list[StorageError]:
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: storage.get("0000/k"),
+        lambda: storage.list("0000/"),
+        lambda: storage.put("0000/k", b"x"),
+        lambda: storage.put_if_absent("0000/k", b"x"),
+    ]
+    errors = []
+    for call in calls:
+        with pytest.raises(StorageError) as caught:
+            await call()
+        assert type(caught.value) is kind
+        assert caught.value.hint
+        assert "\n" not in str(caught.value)
+        errors.append(caught.value)
+    return errors
+
+
+async def test_a_missing_bucket(seaweed: SeaweedServer, credentials: None) -> None:
+    async with S3Storage(parse_url(seaweed.url("no-such-bucket", "app.db"))) as storage:
+        errors = await everything_fails(storage, BucketNotFound)
+        assert "no-such-bucket" in str(errors[0])
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+async def test_wrong_credentials_are_named_and_not_shown(
+    seaweed: SeaweedServer, bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "wrong-and-private")
+    async with S3Storage(parse_url(seaweed.url(bucket, "app.db"))) as storage:
+        for error in await everything_fails(storage, AccessDenied):
+            assert "AWS_ACCESS_KEY_ID" in (error.hint or "")
+            assert "wrong-and-private" not in str(error)
+            assert seaweed.secret_key not in str(error)
+
+
+async def test_no_credentials(
+    seaweed: SeaweedServer, bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    async with S3Storage(parse_url(seaweed.url(bucket, "app.db"))) as storage:
+        await everything_fails(storage, AccessDenied)
+
+
+async def test_an_unknown_profile(
+    seaweed: SeaweedServer, bucket: str, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    async with S3Storage(parse_url(seaweed.url(bucket, "app.db"))) as storage:
+        await everything_fails(storage, AccessDenied)
+
+
+IMPORTS_NOTHING_EARLY = """
+import sys
+import litereplica.storage
+storage = litereplica.storage.open_storage("s3://bucket/path?endpoint=127.0.0.1:1")
+print(sorted(name for name in ("boto3", "botocore", "urllib3") if name in sys.modules))
+"""
+
+
+def test_neither_import_nor_open_storage_imports_boto3() -> None:
+    child = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING_EARLY], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "[]"

@@ -1,0 +1,248 @@
+"""Servers and networks that misbehave, and what each S3 error becomes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from litereplica.errors import (
+    AccessDenied,
+    BucketNotFound,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    TransientStorageError,
+)
+from litereplica.storage import ByteRange, parse_url
+from litereplica.storage import s3 as s3_module
+from litereplica.storage.s3 import S3Storage
+from litereplica.storage.s3_errors import Failure, of_code
+
+FAILURE = Failure("read 0000/k", key="0000/k", url="s3://bucket/path")
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-that-is-private")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("NoSuchKey", 404, NotFound),
+        ("404", 404, NotFound),
+        ("NoSuchBucket", 404, BucketNotFound),
+        ("NoSuchUpload", 404, TransientStorageError),
+        ("AccessDenied", 403, AccessDenied),
+        ("403", 403, AccessDenied),
+        ("InvalidAccessKeyId", 403, AccessDenied),
+        ("SignatureDoesNotMatch", 403, AccessDenied),
+        ("ExpiredToken", 400, AccessDenied),
+        ("RequestTimeTooSkewed", 403, AccessDenied),
+        ("PreconditionFailed", 412, PreconditionFailed),
+        ("ConditionalRequestConflict", 409, TransientStorageError),
+        ("SlowDown", 503, TransientStorageError),
+        ("InternalError", 500, TransientStorageError),
+        ("", 502, TransientStorageError),
+        ("504", 504, TransientStorageError),
+        ("TooManyRequests", 429, TransientStorageError),
+        ("RequestTimeout", 400, TransientStorageError),
+        ("", 408, TransientStorageError),
+        ("NotImplemented", 501, StorageError),
+        ("PermanentRedirect", 301, StorageError),
+        ("InvalidBucketName", 400, StorageError),
+        ("AccessDenied", 0, AccessDenied),
+        ("InternalError", 0, TransientStorageError),
+    ],
+)
+def test_each_code_of_s3_has_its_error(code: str, status: int, kind: type[StorageError]) -> None:
+    error = of_code(code, status, "a message\nof two lines " + "x" * 1000, FAILURE)
+    assert type(error) is kind
+    assert error.key == "0000/k"
+    assert error.hint or kind in (NotFound, PreconditionFailed)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 600
+
+
+Serve = Callable[[socket.socket, bytes], None]
+
+
+@contextmanager
+def tcp_server(serve: Serve) -> Iterator[tuple[S3Storage, list[bytes]]]:
+    """A server that reads the head of one request per connection, then does what the test says."""
+    requests: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(10)
+
+    def run() -> None:
+        with listener:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(10)
+                    head = b""
+                    while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
+                        head += data
+                    if head == b"stop\r\n\r\n":
+                        return
+                    requests.append(head)
+                    try:
+                        serve(connection, head)
+                    except OSError:
+                        continue  # the client has gone
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    port = listener.getsockname()[1]
+    try:
+        yield S3Storage(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")), requests
+    finally:
+        with socket.create_connection(("127.0.0.1", port)) as last:
+            last.sendall(b"stop\r\n\r\n")
+            thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def answer(body: bytes, *, length: int | None = None, status: str = "200 OK", extra: str = "") -> bytes:
+    length = len(body) if length is None else length
+    head = f'HTTP/1.1 {status}\r\nETag: "e"\r\nContent-Length: {length}\r\n{extra}Connection: close\r\n\r\n'
+    return head.encode() + body
+
+
+async def error_of_get(storage: S3Storage) -> StorageError:
+    with pytest.raises(StorageError) as caught:
+        await storage.get("0000/k")
+    await storage.aclose()
+    assert "\n" not in str(caught.value)
+    assert "private" not in str(caught.value)
+    return caught.value
+
+
+async def test_a_connection_that_is_refused_is_transient_and_the_endpoint_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    error = await error_of_get(S3Storage(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")))
+    assert isinstance(error, TransientStorageError)
+    assert str(port) in str(error)
+    assert "endpoint" in (error.hint or "")
+
+
+async def test_a_connection_that_is_closed_without_an_answer_is_transient() -> None:
+    with tcp_server(lambda connection, _: None) as (storage, requests):
+        assert isinstance(await error_of_get(storage), TransientStorageError)
+        assert len(requests) == 1, "boto must not try again by itself"
+
+
+async def test_a_reset_is_transient() -> None:
+    def reset(connection: socket.socket, _: bytes) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    with tcp_server(reset) as (storage, _):
+        assert isinstance(await error_of_get(storage), TransientStorageError)
+
+
+async def test_a_body_that_ends_early_is_transient() -> None:
+    with tcp_server(lambda connection, _: connection.sendall(answer(b"12345", length=10))) as (storage, _):
+        assert isinstance(await error_of_get(storage), TransientStorageError)
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"])
+async def test_a_busy_server_is_transient_and_asked_once(status: str) -> None:
+    reply = answer(b"<html>busy</html>", status=status)
+    with tcp_server(lambda connection, _: connection.sendall(reply)) as (storage, requests):
+        assert isinstance(await error_of_get(storage), TransientStorageError)
+        assert len(requests) == 1
+
+
+async def test_silence_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("litereplica.storage.s3_client.READ_TIMEOUT_S", 0.3)
+
+    def silent(connection: socket.socket, _: bytes) -> None:
+        connection.recv(1)  # until the client gives up
+
+    with tcp_server(silent) as (storage, _):
+        assert isinstance(await error_of_get(storage), TransientStorageError)
+
+
+async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.3)
+
+    def drip(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(answer(b"", length=1000))
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+    with tcp_server(drip) as (storage, _):
+        started = time.monotonic()
+        error = await error_of_get(storage)
+        assert isinstance(error, TransientStorageError)
+        assert "slower than" in str(error)
+        assert time.monotonic() - started < 5
+
+
+async def test_a_cancelled_read_returns_while_the_server_is_silent() -> None:
+    release = threading.Event()
+
+    def silent(_: socket.socket, __: bytes) -> None:
+        release.wait(10)
+
+    with tcp_server(silent) as (storage, requests):
+        with trio.fail_after(5), trio.move_on_after(0.5) as scope:
+            await storage.get("0000/k")
+        release.set()
+        assert scope.cancelled_caught
+        assert len(requests) == 1
+
+
+async def test_a_store_that_ignores_ranges_still_gives_the_part() -> None:
+    with tcp_server(lambda connection, _: connection.sendall(answer(b"0123456789"))) as (storage, requests):
+        blob = await storage.get("0000/k", ByteRange(2, 4))
+        await storage.aclose()
+    assert (blob.data, blob.size) == (b"23", 10)
+    assert b"bytes=2-3" in requests[0]
+
+
+async def test_something_that_is_not_s3_is_a_final_error() -> None:
+    page = answer(b"<html><body>Welcome</body>", status="400 Bad Request")
+    with tcp_server(lambda connection, _: connection.sendall(page)) as (storage, _):
+        with pytest.raises(StorageError) as caught:
+            await storage.list("0000/")
+        await storage.aclose()
+    assert type(caught.value) is StorageError
+    assert "endpoint" in (caught.value.hint or "")
+
+
+async def test_a_batch_deletion_reports_the_keys_that_failed() -> None:
+    error = b"<Error><Key>path/0000/b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+    failed = b"<DeleteResult>" + error + b"</DeleteResult>"
+    with tcp_server(lambda connection, _: connection.sendall(answer(failed))) as (storage, requests):
+        with pytest.raises(AccessDenied) as caught:
+            await storage.delete(["0000/a", "0000/b"])
+        await storage.aclose()
+    assert caught.value.key == "0000/b"
+    head = requests[0].lower()
+    assert b"content-md5:" in head
+    assert b"x-amz-checksum" not in head
+    assert b"aws-chunked" not in head
+
+
+async def test_a_put_carries_no_checksum_trailer() -> None:
+    with tcp_server(lambda connection, _: connection.sendall(answer(b""))) as (storage, requests):
+        assert await storage.put_if_absent("0000/k", b"x") == '"e"'
+        await storage.aclose()
+    head = requests[0].lower()
+    assert b"if-none-match: *" in head
+    assert b"x-amz-checksum" not in head
+    assert b"aws-chunked" not in head
+    assert b"x-amz-trailer" not in head

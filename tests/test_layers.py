@@ -1,0 +1,64 @@
+"""The layers of docs/ARCHITECTURE.md, as the imports of every module tell them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "litereplica"
+
+# What each package may import of ours, besides itself. A package that is not named here fails the test.
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "format": {"errors", "types"},
+    "storage": {"errors", "types"},
+    "ltxstore": {"errors", "types", "storage", "format"},
+    "replica": {"errors", "types", "storage", "format", "ltxstore"},
+    "writer": {"errors", "types", "storage", "format", "ltxstore"},
+    "fuse": {"errors", "types", "format", "replica"},
+    "cli": {"errors", "types", "storage", "format", "ltxstore", "replica", "writer", "fuse"},
+}
+NOT_SANS_IO = {"os", "io", "time", "logging", "trio", "boto3", "sqlite3", "apsw", "pathlib", "socket", "threading"}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of every module or attribute that the file imports, wherever in it."""
+    names = set()
+    package = path.relative_to(PACKAGE.parent).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def files_of(layer: str) -> list[Path]:
+    module = PACKAGE / f"{layer}.py"
+    return [module] if module.exists() else sorted((PACKAGE / layer).rglob("*.py"))
+
+
+def test_every_package_and_module_has_a_layer() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {"__init__", "__main__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_layer_imports_only_what_is_below_it(layer: str) -> None:
+    files = files_of(layer)
+    assert files, f"no file looked at in {layer}"
+    for path in files:
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("litereplica.")}
+        assert ours - {layer, "__version__"} <= ALLOWED[layer], path
+
+
+def test_format_does_no_input_or_output() -> None:
+    files = files_of("format")
+    assert files
+    for path in files:
+        assert not {name.split(".")[0] for name in imported(path)} & NOT_SANS_IO, path
