@@ -14,8 +14,8 @@ from litereplica.errors import LTXError
 MAX_SIZE = 10
 """Bytes of the longest varint of 64 bits."""
 
-_STEP = 1 << 16
-"""Values encoded, or bytes decoded, in one step: a few MB of scratch."""
+_STEP = 1 << 14
+"""Values encoded, or bytes decoded, in one step: some MB of scratch."""
 
 _GROUPS = np.arange(MAX_SIZE, dtype=np.uint64) * np.uint64(7)
 _COLUMNS = np.arange(MAX_SIZE)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,11 +23,13 @@ from litereplica.errors import DamagedFile, FileVanished, LiteReplicaError, Repl
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.replica.catalog import Catalog
+from litereplica.replica.disk_pages import open_disk_pages
 from litereplica.replica.fetch import BlockListener, Fetcher
 from litereplica.replica.files import FileTable, SourceFile
 from litereplica.replica.follow import LIST_INTERVAL_S, Follower, Found
+from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
-from litereplica.replica.page_store import PageKey, PageStore, page_key
+from litereplica.replica.page_store import PageStore
 from litereplica.replica.snapshot import (
     Snapshot,
     Update,
@@ -304,8 +306,13 @@ async def open_replica(
     opened = await follower.first_files()
     files = FileTable()
     snapshot = first_snapshot(opened, files)
-    async with trio.open_nursery() as nursery:
-        pages = PageStore(memory_size)
+    async with AsyncExitStack() as stack:
+        disk = None
+        if cache_dir is not None:
+            tier = open_disk_pages(cache_dir, size=cache_size, page_size=snapshot.page_size)
+            disk = await stack.enter_async_context(tier)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        pages = PageStore(memory_size, disk)
 
         def on_damage(file: SourceFile, damage: DamagedFile) -> None:
             if catalog.avoid(file.info, damage):

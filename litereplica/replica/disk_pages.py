@@ -1,16 +1,287 @@
-"""Pages on the local disk (to come)."""
+"""Pages on the local disk, in a directory of one database: they survive a restart, and a kill at any moment.
+
+    format   one line: version and page size. Its lock makes the directory ours alone.
+    pages    slot × page size
+    slots    a record of 24 bytes a slot: file checksum u64, digest u64, pgno u32, zero u32; little-endian
+
+A slot holds the page of its record only if the digest agrees: the CRC-64 of the page mixed with the key. The page is
+written first, then its record; nothing is synced. So whatever a crash, a full disk or a stranger leaves behind is
+either right or a miss. Nothing here invalidates: keys name contents (`page_key.py`), and slots are reused in turn.
+
+What the kernel has in memory is read on the trio thread; everything that may wait for the disk runs in a thread.
+Writing is behind: readers never wait for it. When the disk fails, one WARNING, and the tier is out of use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import trio
+
+from litereplica.errors import EnvironmentProblem
+from litereplica.format import checksum
+from litereplica.replica.page_key import PageKey
+from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
+
+log = logging.getLogger(__name__)
+
+RECORD: np.dtype[np.void] = np.dtype([("checksum", "<u8"), ("digest", "<u8"), ("pgno", "<u4"), ("zero", "<u4")])
+
+DIRECT_READS = 64
+"""Pages that one read takes on the trio thread, 3 µs each, if the kernel has them; a thread costs 100 µs."""
+
+BATCH = 512
+"""Pages written at a time: below the 1,024 buffers that one system call takes."""
+
+MAX_PENDING = 32 * 1024 * 1024
+"""Bytes waiting to be written. What comes on top is not kept on disk: a slow disk must not fill the memory."""
+
+FLUSH_S = 1.0
+"""Time for writing what waits when the tier is closed: some 1 GB/s into the kernel's memory, or nothing is gained."""
+
+_DISK_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+"""Not the user's mistake: then pages are served without this tier."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFiles:
+    """Descriptors of the three files."""
+
+    format: int
+    pages: int
+    slots: int
+
+
+@asynccontextmanager
+async def open_disk_pages(directory: Path, *, size: int, page_size: int) -> AsyncIterator[DiskPages | None]:
+    """The tier in `directory`, `size` bytes of pages at most. None, with a WARNING, when another process has it.
+
+    Raises `EnvironmentProblem` when the directory cannot be used, or is one that others own or may write to.
+    """
+    with ExitStack() as stack:
+        opened = await trio.to_thread.run_sync(_open, directory, stack, max(1, size // page_size), page_size)
+        if opened is None:
+            yield None
+            return
+        files, index = opened
+        async with trio.open_nursery() as nursery:
+            disk = DiskPages(directory, files, index, page_size)
+            nursery.start_soon(disk.write_behind)
+            yield disk
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(FLUSH_S, shield=True):
+            await disk.flush()
 
 
 class DiskPages:
-    def holds(self, key: int) -> bool:
-        return False
+    """Pages in slots of a file. Obtain it from `open_disk_pages`."""
 
-    async def read(self, keys: Sequence[int]) -> dict[int, bytes]:
-        return {}
+    def __init__(self, directory: Path, files: CacheFiles, index: SlotIndex, page_size: int) -> None:
+        self._directory = directory
+        self._files = files
+        self._index = index
+        self._page_size = page_size
+        self._pending: dict[PageKey, bytes] = {}
+        self._wake = trio.Event()
+        self._limiter = trio.CapacityLimiter(4)
+        self._without_waiting = True
+        self._readable = True
+        self._writable = True
 
-    def write_soon(self, pages: dict[int, bytes]) -> None:
-        return
+    def holds(self, key: PageKey) -> bool:
+        """Is the page here? Two pages in 2⁶⁴ have the same hash, and a damaged slot is noticed only when read."""
+        return key in self._pending or any(True for _ in self._index.find(key))
+
+    async def read(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
+        """Those of the pages that are here, checked."""
+        found = {key: page for key in keys if (page := self._pending.get(key)) is not None}
+        slots = {key: list(self._index.find(key)) for key in keys if key not in found}
+        slots = {key: candidates for key, candidates in slots.items() if candidates}
+        if slots and self._readable:
+            if self._without_waiting and len(slots) <= DIRECT_READS:
+                self._take(found, slots, self._read_slots(slots, os.RWF_NOWAIT))
+            if slots:
+                pages = await trio.to_thread.run_sync(self._read_slots, dict(slots), 0, limiter=self._limiter)
+                self._take(found, slots, pages)
+                self._drop_damaged(slots)
+        return found
+
+    def write_soon(self, pages: dict[PageKey, bytes]) -> None:
+        """Keep these pages, unless they are here or too much waits already."""
+        if not self._writable:
+            return
+        room = MAX_PENDING // self._page_size - len(self._pending)
+        new = ((key, page) for key, page in pages.items() if not self.holds(key))
+        self._pending.update(islice(new, max(0, room)))
+        self._wake.set()
+
+    async def write_behind(self) -> None:
+        """Write what waits, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what waits now. One caller at a time."""
+        while self._pending:
+            batch = dict(islice(self._pending.items(), BATCH))
+            slots = self._index.take(len(batch))
+            batch = dict(islice(batch.items(), len(slots)))
+            try:
+                await trio.to_thread.run_sync(self._write, slots, batch, limiter=self._limiter)
+            except OSError as exc:
+                log.warning("%s: no more pages are kept on disk: %s", self._directory, exc.strerror)
+                self._writable = False
+                self._pending.clear()
+                return
+            self._index.insert(slots, list(batch))
+            for key in batch:
+                del self._pending[key]
+
+    def _take(
+        self, found: dict[PageKey, bytes], slots: dict[PageKey, list[int]], pages: dict[PageKey, tuple[int, bytes]]
+    ) -> None:
+        """Move what was read from the wanted to the found."""
+        for key, (slot, page) in pages.items():
+            found[key] = page
+            self._index.mark_read(slot)
+            del slots[key]
+
+    def _drop_damaged(self, slots: dict[PageKey, list[int]]) -> None:
+        """Empty the slots that do not hold what they should; some may have been reused meanwhile."""
+        for key, candidates in slots.items():
+            still = set(self._index.find(key))
+            for slot in candidates:
+                if slot in still:
+                    self._index.remove(slot)
+
+    def _read_slots(self, slots: dict[PageKey, list[int]], flags: int) -> dict[PageKey, tuple[int, bytes]]:
+        """The pages with their slots: those that are right, and with RWF_NOWAIT those in the kernel's memory."""
+        pages: dict[PageKey, tuple[int, bytes]] = {}
+        for key, candidates in slots.items():
+            for slot in candidates:
+                try:
+                    page = self._read_slot(key, slot, flags)
+                except BlockingIOError:
+                    continue
+                except OSError as exc:
+                    if flags and exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                        self._without_waiting = False
+                        return pages
+                    self._readable = False
+                    log.warning("%s: pages on disk are not used any more: %s", self._directory, exc.strerror)
+                    return pages
+                if page is not None:
+                    pages[key] = (slot, page)
+                    break
+        return pages
+
+    def _read_slot(self, key: PageKey, slot: int, flags: int) -> bytes | None:
+        record = bytearray(RECORD.itemsize)
+        page = bytearray(self._page_size)
+        if os.preadv(self._files.slots, [record], slot * RECORD.itemsize, flags) != len(record):
+            return None
+        if os.preadv(self._files.pages, [page], slot * self._page_size, flags) != len(page):
+            return None
+        expected = _record(key, page)
+        return bytes(page) if record == expected else None
+
+    def _write(self, slots: Sequence[int], pages: dict[PageKey, bytes]) -> None:
+        """Pages first, then their records, with one call for each run of consecutive slots."""
+        bodies = list(pages.values())
+        records = [_record(key, page) for key, page in pages.items()]
+        for start, stop in _consecutive(slots):
+            _write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
+            _write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
+
+
+def _record(key: PageKey, page: bytes | bytearray) -> bytes:
+    """The record of a page in its slot."""
+    digest = checksum.update(None, page) ^ key_hash(key)
+    return (key >> 32).to_bytes(8, "little") + digest.to_bytes(8, "little") + (key & 0xFFFFFFFF).to_bytes(8, "little")
+
+
+def _consecutive(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs (start, stop) of positions in `slots` whose slots follow each other."""
+    breaks = [i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1]
+    return list(zip([0, *breaks], [*breaks, len(slots)], strict=True)) if slots else []
+
+
+def _write_all(fd: int, parts: list[bytes], offset: int) -> None:
+    wanted = sum(map(len, parts))
+    if os.pwritev(fd, parts, offset) != wanted:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# --- opening, in a thread ---------------------------------------------------------------------
+
+
+def _open(directory: Path, stack: ExitStack, capacity: int, page_size: int) -> tuple[CacheFiles, SlotIndex] | None:
+    try:
+        files = _open_files(directory, stack)
+        fcntl.flock(files.format, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return files, _load(files, capacity, page_size)
+    except BlockingIOError:
+        log.warning("%s: another mount uses this cache directory; no pages are kept on disk", directory)
+    except OSError as exc:
+        if exc.errno not in _DISK_FAILS:
+            raise EnvironmentProblem(
+                f"the cache directory {directory} cannot be used ({exc.strerror})", hint="name another with --cache-dir"
+            ) from exc
+        log.warning("%s: no pages are kept on disk: %s", directory, exc.strerror)
+    return None
+
+
+def _open_files(directory: Path, stack: ExitStack) -> CacheFiles:
+    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    stack.callback(os.close, top)
+    _require_private(directory, os.fstat(top))
+    fds = []
+    for name in ("format", "pages", "slots"):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(name, flags, 0o600, dir_fd=top)
+        stack.callback(os.close, fd)
+        _require_private(directory / name, os.fstat(fd))
+        fds.append(fd)
+    return CacheFiles(*fds)
+
+
+def _require_private(path: Path, found: os.stat_result) -> None:
+    """Raise `EnvironmentProblem` unless the file is ours alone to change."""
+    kind = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
+    if not kind or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise EnvironmentProblem(
+            f"{path} is not private: others own it, may write to it, or have a link to it",
+            hint="name a directory of your own with --cache-dir",
+        )
+
+
+def _load(files: CacheFiles, capacity: int, page_size: int) -> SlotIndex:
+    """The index of what the files hold; they are emptied when they were written in another format."""
+    expected = b"litereplica page cache 1, %d bytes a page\n" % page_size
+    if os.pread(files.format, len(expected) + 1, 0) != expected:
+        for fd in (files.slots, files.pages, files.format):
+            os.ftruncate(fd, 0)
+        _write_all(files.format, [expected], 0)
+    for fd, width in ((files.slots, RECORD.itemsize), (files.pages, page_size)):
+        if os.fstat(fd).st_size > capacity * width:
+            os.ftruncate(fd, capacity * width)
+    data = os.pread(files.slots, capacity * RECORD.itemsize, 0)
+    records = np.frombuffer(data, RECORD, count=len(data) // RECORD.itemsize)
+    used = np.flatnonzero(records["checksum"])
+    hashes = np.zeros(capacity, np.uint64)
+    hashes[used] = key_hashes(records["checksum"][used].astype(np.uint64), records["pgno"][used].astype(np.uint32))
+    return SlotIndex(hashes)

@@ -28,8 +28,9 @@ from litereplica.errors import (
 from litereplica.format.ltx import decode_frame
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.files import FileTable, SourceFile
+from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
-from litereplica.replica.page_store import PageKey, PageStore, page_key
+from litereplica.replica.page_store import PageStore
 from litereplica.storage.base import Blob, ByteRange
 
 log = logging.getLogger(__name__)

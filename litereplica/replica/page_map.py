@@ -110,7 +110,7 @@ class PageMap:
         rest = commit & (CHUNK - 1)
         if commit < self.commit and rest:
             last = chunks[-1].copy()
-            pass
+            last[rest:] = 0
             chunks[-1] = _frozen(last)
         return chunks
 

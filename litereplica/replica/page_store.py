@@ -1,8 +1,7 @@
 """Pages at hand: in memory, and below that on the local disk.
 
-A page is known by the content that it comes from: the file checksum of its LTX file and its number. Equal keys
-therefore mean equal bytes whatever happens to the names in the store, so nothing here is ever invalidated, only
-evicted: by bytes in memory (least recently used), by slots on disk. Only the trio thread touches the memory tier.
+A page is known by the content that it comes from (`page_key.py`), so nothing here is ever invalidated, only evicted:
+by bytes in memory (least recently used), by slots on disk. Only the trio thread touches the memory tier.
 
 Both tiers are caches: they may lose anything at any time, and never return wrong bytes.
 """
@@ -10,23 +9,14 @@ Both tiers are caches: they may lose anything at any time, and never return wron
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from cachetools import LRUCache
 
 from litereplica.replica.disk_pages import DiskPages
-from litereplica.types import Pgno
-
-PageKey: TypeAlias = int
-"""File checksum (64 bits) and pgno (32 bits) in one number, which takes half the memory of a pair."""
+from litereplica.replica.page_key import PageKey
 
 ENTRY_OVERHEAD = 250
 """Bytes that a page in memory costs beside its own: key, object headers, the order of use."""
-
-
-def page_key(file_checksum: int, pgno: Pgno) -> PageKey:
-    """The key of a page of a file."""
-    return file_checksum << 32 | pgno
 
 
 class PageStore:

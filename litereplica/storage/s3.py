@@ -137,7 +137,8 @@ class S3Storage(Storage):
 
     async def aclose(self) -> None:
         if self._client is not None:
-            await trio.to_thread.run_sync(self._client.close)
+            self._client.close()  # first of all: the caller may be cancelled
+        await trio.lowlevel.checkpoint()
 
     async def _get_nothing(self, key: str) -> Blob:
         info = await self.head(key)

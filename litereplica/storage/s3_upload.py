@@ -72,6 +72,7 @@ async def upload_in_parts(path: Path, size: int, target: Target, run: Run) -> st
             ),
         )
     except BaseException:
+        await _abort(upload, run)
         raise
     return done["ETag"]
 

@@ -5,7 +5,8 @@ the WAL is scanned. What follows from that and from the replica's newest file is
 
     the replica is empty                                        the whole database is TXID 1
     its newest file was made from this WAL's frames             go on behind them
-    the WAL is empty and the database is as we left it          nothing to do
+    the database file is as at our last checkpoint,             all that the WAL has is new
+      and the newest file is still that of then
     anything else                                               the whole database is the next TXID
 """
 
@@ -18,9 +19,9 @@ from litereplica.errors import EnvironmentProblem
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.publisher import Published
-from litereplica.writer.resume import check_page_size, frames_covered, newest_file
+from litereplica.writer.resume import check_page_size, frames_covered, newest_file, same_generation
 from litereplica.writer.source import Source, WalState
-from litereplica.writer.state import FileIdentity, StopMark
+from litereplica.writer.state import CheckpointMark, FileIdentity
 from litereplica.writer.wal_tail import WalTail
 
 SCAN_UNDER_BARRIER_BYTES = 64 << 20
@@ -34,7 +35,7 @@ class Start(Enum):
 
     FIRST = "first snapshot"
     WAL = "resumed from the WAL"
-    UNCHANGED = "unchanged since the last stop"
+    CHECKPOINT = "resumed from the last checkpoint"
     WHOLE = "whole database, because the WAL does not reach back to the newest file"
 
 
@@ -44,7 +45,6 @@ class Hold:
 
     sealed: bool
     page_count: int
-    wal_empty: bool
     identity: FileIdentity
 
 
@@ -78,7 +78,7 @@ def take_hold(source: Source, tail: WalTail) -> Hold:
         small = tail.file_size <= SCAN_UNDER_BARRIER_BYTES
         if small:
             _attach(tail, state)
-        hold = Hold(small and state.sealed, source.page_count(), tail.file_size == 0, source.identity())
+        hold = Hold(small and state.sealed, source.page_count(), source.identity())
     finally:
         source.end_barrier()
     if not small:
@@ -97,7 +97,7 @@ def _attach(tail: WalTail, state: WalState) -> None:
 
 
 async def decide(
-    store: LTXStore, source: Source, tail: WalTail, *, hold: Hold, remote: Remote, mark: StopMark | None
+    store: LTXStore, source: Source, tail: WalTail, *, hold: Hold, remote: Remote, mark: CheckpointMark | None
 ) -> tuple[Start, Published]:
     """How to begin, and what is published already; `tail` is advanced over it. Raises `UsageError`."""
     if remote.txid == 0:
@@ -111,6 +111,6 @@ async def decide(
     if frames is not None:
         tail.advance(frames)
         return Start.WAL, published
-    if hold.wal_empty and mark == StopMark(store.url, remote.txid, hold.identity):
-        return Start.UNCHANGED, published
+    if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, tail):
+        return Start.CHECKPOINT, published
     return Start.WHOLE, published

@@ -22,7 +22,7 @@ from enum import Enum
 import trio
 
 from litereplica.writer.crash import CrashPoint, crash_point
-from litereplica.writer.source import Source, WalState
+from litereplica.writer.source import Source
 from litereplica.writer.wal_tail import WalTail
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ async def checkpoint(
         if limit.cancelled_caught:
             return Outcome.SLOW
         crash_point(CrashPoint.BARRIER_PUBLISHED)
-        with trio.CancelScope(shield=True):
-            return await source.run(lambda: _move(source, tail))
+        return await source.run(lambda: _move(source, tail))
     finally:
         with trio.CancelScope(shield=True):
             await source.run(source.end_barrier)
@@ -105,6 +104,7 @@ def _move(source: Source, tail: WalTail) -> Outcome:
     if before.log != tail.position or tail.committed != tail.position:
         log.error("the WAL has %d frames, but %d were published", before.log, tail.position)
         return Outcome.LOST
+    moved = False
     source.release_read()
     try:
         crash_point(CrashPoint.READ_RELEASED)
@@ -112,10 +112,9 @@ def _move(source: Source, tail: WalTail) -> Outcome:
         crash_point(CrashPoint.CHECKPOINTED)
     finally:
         source.take_read()
+        sealed = source.wal_state().sealed
+        tail.seal(tail.position if sealed else None)
     crash_point(CrashPoint.READ_RETAKEN)
-    return _sealed(source.wal_state(), tail) if moved else Outcome.BUSY
-
-
-def _sealed(state: WalState, tail: WalTail) -> Outcome:
-    tail.seal(tail.position if state.sealed else None)
-    return Outcome.DONE if state.sealed else Outcome.PARTIAL
+    if sealed:
+        return Outcome.DONE
+    return Outcome.PARTIAL if moved else Outcome.BUSY

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 
 from litereplica.errors import UsageError
@@ -35,7 +34,7 @@ def refuse_if_litestream_runs(database: Path, *, proc: Path = Path("/proc")) -> 
             hint="stop it first: two programs that hold one WAL keep it from ever shrinking",
         )
     if not complete:
-        log.warning("%s exists: make sure that Litestream no longer replicates this database", state_directory(database))
+        log.warning("%s exists: make sure that Litestream is stopped", state_directory(database))
 
 
 def _find_litestream(database: Path, proc: Path) -> tuple[int | None, bool]:
@@ -54,6 +53,6 @@ def _find_litestream(database: Path, proc: Path) -> tuple[int | None, bool]:
             continue
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
-                if os.readlink(descriptor) == target:
+                if str(descriptor.readlink()) == target:
                     return int(process.name), True
     return None, complete

@@ -24,6 +24,7 @@ from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.resume import frames_covered
 from litereplica.writer.source import Source
 from litereplica.writer.state import StateDirectory, discard_body
+from litereplica.writer.store_watch import StoreWatch
 from litereplica.writer.wal_tail import FROM_DATABASE, Batch, WalTail
 
 log = logging.getLogger(__name__)
@@ -56,19 +57,28 @@ class Prepared:
     body: Body
     end: int
     pages: int
+    whole: bool
 
 
 class Publisher:
     """Publishes what `tail` has, one file after the other. `last` is the newest file of the replica."""
 
     def __init__(
-        self, store: LTXStore, source: Source, tail: WalTail, state: StateDirectory, *, now_ms: Callable[[], int]
+        self,
+        store: LTXStore,
+        source: Source,
+        tail: WalTail,
+        *,
+        state: StateDirectory,
+        watch: StoreWatch,
+        now_ms: Callable[[], int],
     ) -> None:
         self.last = Published()
         self._store = store
         self._source = source
         self._tail = tail
         self._state = state
+        self._watch = watch
         self._now_ms = now_ms
         self._prepared: Prepared | None = None
 
@@ -85,7 +95,7 @@ class Publisher:
     async def publish_next(self) -> Prepared | None:
         """The next transactions as one file; None when there are none.
 
-        Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, it goes on with the same file.
+        Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, and the same file is put.
         """
         if self._prepared is None:
             self._prepared = await self._source.run(self._prepare_next)
@@ -100,13 +110,13 @@ class Publisher:
     def _prepare_next(self) -> Prepared | None:
         self._tail.scan()
         batch = self._tail.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
-        return self._encode(batch, check=True) if batch is not None else None
+        return self._encode(batch, whole=False, check=True) if batch is not None else None
 
     def _prepare_whole(self, commit: int | None) -> Prepared:
         batch = self._tail.whole(page_size=self._source.page_size, commit=commit)
-        return self._encode(batch, check=commit is None)
+        return self._encode(batch, whole=True, check=commit is None)
 
-    def _encode(self, batch: Batch, *, check: bool) -> Prepared:
+    def _encode(self, batch: Batch, *, whole: bool, check: bool) -> Prepared:
         header = self._header(batch)
         encoder = Encoder(header)
         spool = self._state.spool()
@@ -126,7 +136,7 @@ class Publisher:
             raise WalMoved
         crash_point(CrashPoint.PREPARED)
         info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
-        return Prepared(info, header, body, batch.end, len(batch.pgno))
+        return Prepared(info, header, body, batch.end, len(batch.pgno), whole)
 
     def _header(self, batch: Batch) -> ltx.Header:
         wal = self._tail.header
@@ -147,7 +157,8 @@ class Publisher:
     async def _put(self, prepared: Prepared) -> Prepared:
         header, end = prepared.header, prepared.end
         try:
-            await self._store.put(prepared.info, prepared.body, timestamp_ms=header.timestamp_ms)
+            with self._watch.waiting():
+                await self._store.put(prepared.info, prepared.body, timestamp_ms=header.timestamp_ms)
         except PreconditionFailed as exc:
             if not await self._is_in_store(prepared):
                 header, end = await self._adopt(prepared.info, exc)

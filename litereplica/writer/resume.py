@@ -35,9 +35,7 @@ async def frames_covered(store: LTXStore, file: OpenedFile, tail: WalTail) -> in
     page of its last frame must be the file's. The frames asked for must not be published yet by `tail`.
     """
     wal, header = tail.header, file.header
-    if wal is None or (wal.salt1, wal.salt2) != (header.wal_salt1, header.wal_salt2):
-        return None
-    if wal.page_size != header.page_size or header.wal_offset < WAL_HEADER_SIZE:
+    if wal is None or not same_generation(header, tail) or header.wal_offset < WAL_HEADER_SIZE:
         return None
     frames, rest = divmod(header.wal_offset + header.wal_size - WAL_HEADER_SIZE, wal.frame_size)
     if rest:
@@ -48,6 +46,12 @@ async def frames_covered(store: LTXStore, file: OpenedFile, tail: WalTail) -> in
         return None
     page = await _page(store, file, tail.pgno_at(frames - 1))
     return frames if page == tail.read_page(frames - 1) else None
+
+
+def same_generation(header: ltx.Header, tail: WalTail) -> bool:
+    """Was a file made from the generation of the WAL that `tail` follows?"""
+    wal = tail.header
+    return wal is not None and (wal.salt1, wal.salt2) == (header.wal_salt1, header.wal_salt2)
 
 
 async def _page(store: LTXStore, file: OpenedFile, pgno: Pgno) -> bytes | None:

@@ -26,8 +26,8 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,7 @@ from typing import TypeVar
 import apsw
 import trio
 
-from litereplica.errors import DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
+from litereplica.errors import ConflictError, DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
 from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset
 from litereplica.types import Pgno
 from litereplica.writer.state import FileIdentity
@@ -89,10 +89,14 @@ class Source:
         """Call a blocking `action` on this database in a thread, after those already under way."""
         return await trio.to_thread.run_sync(action, limiter=self._limiter)
 
-    def open(self) -> None:
-        """Raises `UsageError` when it is no database that can be replicated, `EnvironmentProblem` when it is in
-        use or cannot be accessed."""
+    def open_file(self) -> None:
+        """Raises `UsageError` when it is no database, `EnvironmentProblem` when it cannot be read, `ConflictError`
+        when this process has it open already."""
         self._fd = _open_file(self.path)
+
+    def connect(self) -> None:
+        """Raises `UsageError` when it cannot be replicated, `EnvironmentProblem` when it is in use or cannot be
+        written to, `DamagedFile`."""
         with _explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._reader.set_busy_timeout(BUSY_TIMEOUT_MS)
@@ -104,7 +108,7 @@ class Source:
         """Let go of the database; the WAL stays as it is."""
         self._connections.close()
         if self._fd >= 0:
-            os.close(self._fd)
+            _close_file(self._fd)
             self._fd = -1
 
     def take_read(self) -> None:
@@ -157,7 +161,7 @@ class Source:
     def identity(self) -> FileIdentity:
         """Of the database file."""
         status = os.fstat(self._fd)
-        return FileIdentity(status.st_ino, status.st_size, status.st_mtime_ns)
+        return FileIdentity(status.st_ino, status.st_size, status.st_ctime_ns)
 
     def is_in_place(self) -> bool:
         """Is the file that we hold still the one under its name?"""
@@ -189,24 +193,33 @@ class Source:
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
 
 
-@contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """A database, opened and closed in the calling thread."""
+@asynccontextmanager
+async def open_source(path: Path) -> AsyncIterator[Source]:
+    """The file at `path`, not connected yet. Raises as `Source.open_file`."""
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
         )
-    source = Source(path.resolve())
+    source = Source(await trio.to_thread.run_sync(path.resolve))
     try:
-        source.open()
+        await source.run(source.open_file)
         yield source
     finally:
-        source.close()
+        with trio.CancelScope(shield=True):
+            await source.run(source.close)
+
+
+_open_files: set[tuple[int, int]] = set()
+"""(device, inode) of each database that this process has open. Opening one again, only to find that out and to close
+it, would drop the locks."""
 
 
 def _open_file(path: Path) -> int:
     """A descriptor of what may be a database. Closed again before an error is raised."""
     try:
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in _open_files:
+            raise ConflictError(f"{path} is being replicated by this process", hint="replicate it once")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", hint="name an existing SQLite database") from None
@@ -217,7 +230,18 @@ def _open_file(path: Path) -> int:
     except BaseException:
         os.close(fd)
         raise
+    _open_files.add(_file_key(fd))
     return fd
+
+
+def _close_file(fd: int) -> None:
+    _open_files.discard(_file_key(fd))
+    os.close(fd)
+
+
+def _file_key(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _check_file(path: Path, fd: int) -> None:

@@ -1,7 +1,7 @@
 """The directory beside the database: `.<file>-litereplica/`.
 
 Holds a lock, so that one process of ours replicates a database; the LTX files that are too large for memory until
-they are in the store; and the mark of a clean stop. None of it is needed: the position is read from the
+they are in the store; and the mark of the last checkpoint. None of it is needed: the position is read from the
 store, and without a mark more is published than necessary.
 """
 
@@ -24,22 +24,25 @@ MEMORY_LIMIT = 8 << 20
 """Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
 
 _LOCK = "lock"
-_MARK = "stopped.json"
+_MARK = "checkpoint.json"
 _SPOOL_PREFIX = "spool-"
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells that a database whose WAL is empty has not been written to; `mtime_ns` since the epoch."""
+    """What tells that a database file has not been written to. `ctime_ns` since the epoch: it cannot be set."""
 
     inode: int
     size: int
-    mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
-class StopMark:
-    """At a clean stop the database, its WAL empty, was this file, and its content was this TXID of this replica."""
+class CheckpointMark:
+    """The database file was this when all that it held, and nothing else, was this TXID of this replica.
+
+    While it is still this file, no checkpoint has moved anything since: what was committed since is in the WAL.
+    """
 
     url: str
     txid: TXID
@@ -82,7 +85,7 @@ class StateDirectory:
         """A place for the pieces of one LTX file."""
         return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
 
-    def write_mark(self, mark: StopMark) -> None:
+    def write_mark(self, mark: CheckpointMark) -> None:
         """Replace the mark, durably."""
         temporary = self.path / f"{_SPOOL_PREFIX}{_MARK}"
         with _private_file(temporary) as file:
@@ -91,14 +94,14 @@ class StateDirectory:
             os.fsync(file.fileno())
         temporary.replace(self.path / _MARK)
 
-    def read_mark(self) -> StopMark | None:
-        """The mark of the last clean stop, if there is a readable one.
+    def read_mark(self) -> CheckpointMark | None:
+        """The mark of the last checkpoint, if there is a readable one.
 
         It need not be removed: it speaks of one TXID and one state of the file, and says nothing about any other.
         """
         try:
             fields = json.loads((self.path / _MARK).read_bytes())
-            return StopMark(str(fields["url"]), int(fields["txid"]), FileIdentity(**fields["database"]))
+            return CheckpointMark(str(fields["url"]), int(fields["txid"]), FileIdentity(**fields["database"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -69,6 +69,7 @@ def test_what_is_no_duration_is_refused_with_a_hint(text: str, hint: str) -> Non
         ("0B", 0),
         ("100B", 100),
         ("500KB", 500_000),
+        ("1.001KB", 1001),
         ("4KiB", 4096),
         ("64MiB", 67_108_864),
         ("64mib", 67_108_864),

@@ -104,7 +104,7 @@ def test_inputs_are_contiguous_or_overlap_and_carry_on(second: tuple[int, int], 
     if contiguous:
         assert compacted_header(headers) == make_header(txids=(2, 6))
     else:
-        with pytest.raises(LTXError, match="0000000000000002-0000000000000004, then .*: not contiguous"):
+        with pytest.raises(LTXError, match=r"0000000000000002-0000000000000004, then .*: not contiguous"):
             compacted_header(headers)
 
 

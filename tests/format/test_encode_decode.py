@@ -29,7 +29,8 @@ from tests.format.builders import (
 
 def fed_in_chunks(data: bytes, sizes: list[int]) -> tuple[ltx.Header, Pages]:
     """Decode `data` in chunks of these sizes, over and over, as views of a buffer that changes behind them."""
-    machine, pages, position, i = decoder.Decoder(), {}, 0, 0
+    machine, position, i = decoder.Decoder(), 0, 0
+    pages: Pages = {}
     while position < len(data):
         buffer = bytearray(data[position : position + sizes[i % len(sizes)]])
         pages |= dict(machine.feed(memoryview(buffer)))
@@ -95,6 +96,12 @@ def test_encoder_writes_what_the_format_says_byte_by_byte() -> None:
     assert encoder.encode_file(make_header(), [(pgno, make_page(pgno)) for pgno in (2, 3, 9)]) == file.build()
 
 
+def test_pages_may_be_views() -> None:
+    pages = {pgno: make_page(pgno) for pgno in (1, 2)}
+    views = [(pgno, memoryview(bytearray(page))) for pgno, page in pages.items()]
+    assert encoder.encode_file(make_header(), views) == encoder.encode_file(make_header(), pages.items())
+
+
 def test_a_file_without_pages_is_valid() -> None:
     header = make_header()
     assert decoded(encoder.encode_file(header, [])) == (header, {})
@@ -146,7 +153,6 @@ def test_lock_page_is_left_out_of_files_and_counts(page_size: int, lock_pgno: in
         decoder.decode_file(CraftedFile(header.encode(), [block_frame(*page) for page in pages]).build())
 
 
-@pytest.mark.slow
 def test_snapshot_beyond_the_lock_page_streams_in_little_memory() -> None:
     header = make_header(txids=(1, 1), commit=16387, page_size=65536)
     machine, writer, page = decoder.Decoder(), encoder.Encoder(header), bytes(65536)

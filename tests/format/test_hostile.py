@@ -62,9 +62,15 @@ def entry(row: int, *, pgno: int = 0, offset: int = 0, size: int = 0) -> Edit:
     def edit(file: CraftedFile) -> None:
         file.entries = list(RIGHT_ENTRIES)
         old = file.entries[row]
-        file.entries[row] = tuple((a + b) % 2**64 for a, b in zip(old, (pgno, offset, size), strict=True))
+        file.entries[row] = ((old[0] + pgno) % 2**64, (old[1] + offset) % 2**64, (old[2] + size) % 2**64)
 
     return edit
+
+
+def moved_boundary(file: CraftedFile) -> None:
+    """An index without overlap or gap, whose second frame ends a byte early and whose third begins there."""
+    first, (page2, offset2, size2), (page3, offset3, size3) = RIGHT_ENTRIES
+    file.entries = [first, (page2, offset2, size2 - 1), (page3, offset3 - 1, size3 + 1)]
 
 
 def attribute(name: str, value: object) -> Edit:
@@ -187,6 +193,7 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "frame of 2³² bytes more": (entry(1, size=2**32), "impossible size"),
     "frame of 6 bytes": (entry(1, size=6 - RIGHT_ENTRIES[1][2]), "impossible size"),
     "frame one byte longer": (entry(2, size=1), "overlap, leave gaps, or lie outside"),
+    "index moves a boundary": (moved_boundary, "does not agree with the frames"),
     "index leaves a page out": (attribute("entries", RIGHT_ENTRIES[:2]), "overlap, leave gaps, or lie outside"),
     # trailer
     "post-apply checksum": (attribute("post_apply", 2**63 + 1), "post-apply checksum"),

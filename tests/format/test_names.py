@@ -76,5 +76,5 @@ def test_impossible_ranges_have_no_name(low: int, high: int) -> None:
 
 @pytest.mark.parametrize("level", [-1, 10])
 def test_impossible_levels_have_no_prefix(level: int) -> None:
-    with pytest.raises(LTXError, match="not in 0..9"):
+    with pytest.raises(LTXError, match=r"not in 0\.\.9"):
         names.level_prefix(Layout.S3, level)

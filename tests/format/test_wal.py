@@ -185,15 +185,17 @@ def test_every_flipped_bit_and_cut_of_a_header_is_refused() -> None:
 
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_the_log_of_a_real_database_is_read_to_its_end(page_size: int, tmp_path: Path) -> None:
-    script = f"""
+    script = f"""\
         PRAGMA page_size={page_size}; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
         CREATE TABLE t(body);
         INSERT INTO t SELECT randomblob(3000) FROM generate_series(1, 20);
         DELETE FROM t WHERE rowid % 2;
         PRAGMA page_count;
-        .shell cp app.db-wal copy
-    """
-    done = subprocess.run(["sqlite3", "app.db"], input=script, cwd=tmp_path, capture_output=True, text=True, check=True)
+.shell cp app.db-wal copy
+"""
+    done = subprocess.run(
+        ["sqlite3", "-bail", "app.db"], input=script, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     log = (tmp_path / "copy").read_bytes()
     header = wal.WALHeader.decode(log)
     found = scan(log[32:], header, header.checksum)

@@ -6,12 +6,13 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from litereplica.format import wal, walindex
 from litereplica.format.walindex import BLOCK_SIZE, IndexHeader, Patch, WalIndex
@@ -25,7 +26,7 @@ db.execute("PRAGMA journal_mode=WAL")
 db.execute("PRAGMA wal_autocheckpoint=0")
 db.execute("PRAGMA cache_size=100000")
 db.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, body)")
-for n in range(40):
+for n in range(80):
     db.execute("BEGIN")
     db.executemany("INSERT INTO t(body) VALUES (randomblob(400))", [()] * 120)
     db.execute("UPDATE t SET body = randomblob(399) WHERE abs(random()) % 5 = 0 AND id > ?", (120 * n,))
@@ -48,7 +49,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
         return (directory / "app.db-wal").read_bytes(), (directory / "app.db-shm").read_bytes()
 
 
-def pgnos_of(log: bytes) -> tuple[np.ndarray, np.ndarray]:
+def pgnos_of(log: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     header = wal.WALHeader.decode(log)
     frames = wal.scan_frames(log[wal.HEADER_SIZE :], header=header, previous=header.checksum)
     return frames.pgno, frames.commit
@@ -110,13 +111,14 @@ def test_header_is_that_of_sqlite_but_for_the_frame_checksum_that_we_leave_out(r
     ours = IndexHeader(
         page_size=page_size, max_frame=max_frame, commit=commit, change=change, salt1=salts[0], salt2=salts[1]
     ).encode()
-    theirs = bytearray(shm[:48])
+    theirs = shm[:48]
     assert theirs == shm[48:96]
     assert (version, is_init, big_endian) == (3007000, 1, sys.byteorder == "big")
-    assert struct.pack("=II", *wal.checksum_words(theirs[:40], (0, 0), big_endian=False)) == theirs[40:]
-    theirs[24:32] = bytes(8)
-    theirs[40:] = struct.pack("=II", *wal.checksum_words(theirs[:40], (0, 0), big_endian=False))
-    assert ours == theirs
+    assert (
+        struct.pack("=II", *wal.checksum_words(theirs[:40], (0, 0), big_endian=sys.byteorder == "big")) == theirs[40:]
+    )
+    without = theirs[:24] + bytes(8) + theirs[32:40]
+    assert ours == without + struct.pack("=II", *wal.checksum_words(without, (0, 0), big_endian=sys.byteorder == "big"))
     pgnos, commits = pgnos_of(log)
     assert (max_frame, commit) == (len(pgnos), commits[-1])
 
@@ -148,7 +150,7 @@ def test_append_in_any_pieces_is_entering_one_by_one(pgnos: list[int], before: i
     pgnos = [*range(1, before + 1), *pgnos]
     index = make_index()
     edges = sorted({0, len(pgnos), *(min(before + cut, len(pgnos)) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         index.append(np.array(pgnos[start:end], np.uint32))
     expected = slow_index(pgnos)
     assert index.data[136 : 136 + len(expected)] == expected

@@ -1,7 +1,7 @@
 """A client in a tight loop of read transactions: `python -m tests.helpers.hot_client DATABASE KIND`.
 
 KIND is `stdlib`, `apsw` or `apsw-mmap`. Each transaction reads both values of protocol_mount's database, which must be
-equal and never go back. On SIGTERM it prints what it saw as JSON.
+equal and never go back. On SIGTERM it makes some more of them and prints what it saw as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main(path: str, kind: str) -> None:
     transactions = last = 0
     distinct = 0
     print("ready", flush=True)
-    while not stopped:
+    running = True
+    while running:
+        running = not stopped
         for _ in range(100):
             try:
                 first, second = map(int, query())

@@ -245,3 +245,13 @@ def litestream_ltx(
         raise LitestreamError(f"ltx: {done.stderr}{done.stdout}")
     files: list[dict[str, Any]] = json.loads(done.stdout)
     return files
+
+
+def litestream_plan(url: str, *, environment: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The files that `litestream restore` would read, oldest first, with the keys of `litestream_ltx`."""
+    output = "never-written.db"
+    done = run_litestream("restore", "-dry-run", "-json", "-o", output, url, environment=environment)
+    if done.code != 0:
+        raise LitestreamError(f"restore -dry-run: {done.stderr}{done.stdout}")
+    files: list[dict[str, Any]] = json.loads(done.stdout)["files"]
+    return files

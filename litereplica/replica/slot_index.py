@@ -1,0 +1,119 @@
+"""Which slot of the page file holds which page: a hash table over the slots, and the choice of what to evict.
+
+A page is known here by a 64-bit hash of its key alone; whoever reads the slot checks the whole key. Chains run through
+arrays, one entry a slot, so a page costs 17 to 21 bytes of memory. Eviction is second chance: slots are reused in
+turn, those read since the last time around are passed over once. Pure; not safe for threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.replica.page_key import PageKey
+
+_MASK = (1 << 64) - 1
+_MULTIPLIER_1 = 0x9E3779B97F4A7C15
+_MULTIPLIER_2 = 0xBF58476D1CE4E5B9
+
+
+def key_hash(key: PageKey) -> int:
+    """64 bits of a page's key, never 0."""
+    x = (key >> 32) ^ ((key & 0xFFFFFFFF) * _MULTIPLIER_1 & _MASK)
+    x = (x ^ x >> 29) * _MULTIPLIER_2 & _MASK
+    return (x ^ x >> 32) or 1
+
+
+def key_hashes(checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """`key_hash` of many keys."""
+    x = checksums ^ (pgnos.astype(np.uint64) * np.uint64(_MULTIPLIER_1))
+    x = (x ^ x >> np.uint64(29)) * np.uint64(_MULTIPLIER_2)
+    hashes: NDArray[np.uint64] = x ^ x >> np.uint64(32)
+    hashes[hashes == 0] = 1
+    return hashes
+
+
+class SlotIndex:
+    """The table of a page file with `len(hashes)` slots; `hashes[slot]` is 0 for an empty slot."""
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self._hashes = hashes
+        buckets = 1 << max(0, len(hashes) - 1).bit_length()
+        self._bucket_mask = buckets - 1
+        self._heads = np.zeros(buckets, np.uint32)  # slot + 1, 0 = none; so are the links
+        self._links = np.zeros(len(hashes), np.uint32)
+        self._read = np.zeros(len(hashes), np.uint8)
+        self._link_all()
+        empty = np.flatnonzero(hashes == 0)
+        self._hand = int(empty[0]) if len(empty) else 0
+
+    def __len__(self) -> int:
+        """Slots in use."""
+        return int(np.count_nonzero(self._hashes))
+
+    def find(self, key: PageKey) -> Iterator[int]:
+        """The slots that may hold a page. Taking one from the table while iterating is allowed."""
+        wanted = key_hash(key)
+        entry = self._heads.item(wanted & self._bucket_mask)
+        while entry:
+            following = self._links.item(entry - 1)
+            if self._hashes.item(entry - 1) == wanted:
+                yield entry - 1
+            entry = following
+
+    def mark_read(self, slot: int) -> None:
+        self._read[slot] = 1
+
+    def take(self, count: int) -> list[int]:
+        """Empty `count` slots for new pages, at most all there are."""
+        slots: list[int] = []
+        for _ in range(min(count, len(self._hashes))):
+            while self._read.item(self._hand):
+                self._read[self._hand] = 0
+                self._hand = (self._hand + 1) % len(self._hashes)
+            slots.append(self._hand)
+            self.remove(self._hand)
+            self._hand = (self._hand + 1) % len(self._hashes)
+        return slots
+
+    def insert(self, slots: Sequence[int], keys: Sequence[PageKey]) -> None:
+        """Enter pages whose slots, taken before, are written now."""
+        for slot, key in zip(slots, keys, strict=True):
+            self.remove(slot)
+            hashed = key_hash(key)
+            bucket = hashed & self._bucket_mask
+            self._hashes[slot] = hashed
+            self._links[slot] = self._heads[bucket]
+            self._heads[bucket] = slot + 1
+
+    def remove(self, slot: int) -> None:
+        """Empty a slot."""
+        hashed = self._hashes.item(slot)
+        if not hashed:
+            return
+        bucket = hashed & self._bucket_mask
+        link = self._links[slot]
+        if self._heads.item(bucket) == slot + 1:
+            self._heads[bucket] = link
+        else:
+            before = self._heads.item(bucket) - 1
+            while self._links.item(before) != slot + 1:
+                before = self._links.item(before) - 1
+            self._links[before] = link
+        self._hashes[slot] = 0
+        self._links[slot] = 0
+        self._read[slot] = 0
+
+    def _link_all(self) -> None:
+        """Chain every slot in use to the next one of its bucket."""
+        slots = np.flatnonzero(self._hashes)
+        buckets = (self._hashes[slots] & np.uint64(self._bucket_mask)).astype(np.int64)
+        order = np.argsort(buckets, kind="stable")
+        slots, buckets = slots[order], buckets[order]
+        same = np.flatnonzero(buckets[1:] == buckets[:-1])
+        self._links[slots[same]] = slots[same + 1] + 1
+        first = np.ones(len(slots), np.bool_)
+        first[1:] = buckets[1:] != buckets[:-1]
+        self._heads[buckets[first]] = slots[first] + 1

@@ -1,0 +1,50 @@
+"""What people and continuous integration run: every script explains itself and refuses what it does not know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
+STRICT = ["setup", "check", "demo", "provision-store", "provision-primary", "provision-replica"]
+
+
+def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([script, *arguments], capture_output=True, text=True, timeout=60, cwd="/")
+
+
+def test_the_scripts_are_where_the_tests_look_for_them() -> None:
+    assert {"setup", "test", "check", *STRICT} <= {script.name for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_runs_and_explains_itself(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    result = run(script, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"Usage: scripts/{script.name}")
+
+
+def test_ci_runs_the_test_script() -> None:
+    result = run(ROOT / ".ci" / "run", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "exactly scripts/test" in result.stdout
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_unknown_argument_is_one_line_with_the_next_step(name: str) -> None:
+    result = run(ROOT / "scripts" / name, "--no-such-option")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"{name}: error: unknown ")
+    assert result.stderr.endswith(f" --no-such-option: see scripts/{name} --help\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_stops_at_the_first_error(script: Path) -> None:
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
