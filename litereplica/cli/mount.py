@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import click
 from litereplica.cli.params import DURATION, REPLICA_URL, SIZE
 
 if TYPE_CHECKING:
-    from litereplica.fuse.mount import MountOptions
+    from litereplica.replica.database import Replica
 
 ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
@@ -60,8 +62,12 @@ def command(
       litereplica mount s3://backups/app.db /mnt/live
       sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
     """
+    import trio
+
+    from litereplica.cli.background import Ready, run_in_background
+    from litereplica.cli.logging_setup import configure_logging
     from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.mount import MountOptions
+    from litereplica.fuse.mount import MountOptions, serve
     from litereplica.fuse.nodes import check_database_name
     from litereplica.storage.url import basename
 
@@ -72,31 +78,32 @@ def command(
         path=path,
         name=check_database_name(name if name is not None else basename(replica_url)),
         poll_interval_s=poll_interval,
-        cache_dir=cache,
-        cache_size=cache_size,
         allow_other=allow_other,
     )
     mountpoints.prepare(path)
-    log = log_file.absolute() if log_file else None if foreground else cache / LOG_NAME
-    _run(options, foreground=foreground, log_file=log)
-
-
-def _run(options: MountOptions, *, foreground: bool, log_file: Path | None) -> None:
-    import trio
-
-    from litereplica.cli.background import Ready, run_in_background
-    from litereplica.cli.logging_setup import configure_logging
-    from litereplica.fuse.mount import serve
+    configure_logging(log_file.absolute() if log_file else None if foreground else cache / LOG_NAME)
 
     def work(ready: Ready) -> None:
-        trio.run(lambda: serve(options, ready=ready))
+        trio.run(serve, options, _opened(replica_url, cache, cache_size), ready)
 
-    configure_logging(log_file)
     if foreground:
         work(lambda: None)
         return
     run_in_background(work)
-    click.echo(str(options.path / options.name))
+    click.echo(str(path / options.name))
+
+
+@asynccontextmanager
+async def _opened(url: str, cache_dir: Path, cache_size: int) -> AsyncIterator[Replica]:
+    from litereplica.ltxstore.store import open_ltx_store
+    from litereplica.replica.database import open_replica
+
+    store = open_ltx_store(url)
+    try:
+        async with open_replica(store, cache_dir=cache_dir, cache_size=cache_size) as replica:
+            yield replica
+    finally:
+        await store.aclose()
 
 
 def _replica_cache(root: Path | None, url: str) -> Path:

@@ -15,8 +15,8 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,7 @@ from litereplica.fuse.kernel_cache import FuseKernelCache
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Inode, Owner
 from litereplica.fuse.operations import Operations
-from litereplica.ltxstore.store import open_ltx_store
-from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.database import Replica
 from litereplica.replica.poller import run_poller
 
 log = logging.getLogger(__name__)
@@ -52,14 +51,12 @@ Block = tuple[NDArray[np.uint32], NDArray[np.void], list[bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """What is mounted, where and how. `cache_dir` is the directory of this replica alone; sizes in bytes."""
+    """What is mounted, where and how."""
 
     url: str
     path: Path
     name: str
     poll_interval_s: float
-    cache_dir: Path | None
-    cache_size: int
     allow_other: bool = False
 
 
@@ -81,7 +78,7 @@ class MountedDatabase:
     def generate(self, inode: Inode) -> bytes:
         if inode is Inode.POS:
             return f"{self._live.pos}\n".encode()
-        return (json.dumps(self._status(), indent=2, default=str) + "\n").encode()
+        return (json.dumps(self._status(), indent=2) + "\n").encode()
 
     def _status(self) -> dict[str, object]:
         return {
@@ -90,25 +87,22 @@ class MountedDatabase:
             "url": self._options.url,
             "mountpoint": str(self._options.path),
             "name": self.name,
-            "mount": dataclasses.asdict(self._live.statistics()),
-            "replica": dataclasses.asdict(self._replica.statistics()),
+            "mount": _plain(self._live.statistics()),
+            "replica": _plain(self._replica.statistics()),
         }
 
 
-async def serve(options: MountOptions, *, ready: Callable[[], None]) -> None:
-    """Mount, call `ready` when the database can be queried, and serve until the mount ends.
+async def serve(
+    options: MountOptions, opening: AbstractAsyncContextManager[Replica], ready: Callable[[], None]
+) -> None:
+    """Mount the replica that `opening` yields, call `ready` when it can be queried, and serve until the mount ends.
 
-    `mountpoint.prepare` must have been called. Raises the errors of `open_replica`, and `EnvironmentProblem`.
+    `mountpoint.prepare` must have been called. Raises the errors of `opening`, and `EnvironmentProblem`.
     """
-    store = open_ltx_store(options.url)
-    try:
-        async with open_replica(store, cache_dir=options.cache_dir, cache_size=options.cache_size) as replica:
-            live = LiveDatabase(replica, FuseKernelCache())
-            replica.held_files = live.held_files
-            await Session(options, replica, live).run(ready)
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
+    async with opening as replica:
+        live = LiveDatabase(replica, FuseKernelCache())
+        replica.held_files = live.held_files
+        await Session(options, replica, live).run(ready)
 
 
 class Session:
@@ -230,6 +224,15 @@ class Session:
         await self._operations.wait_until_unused()
         self._following.cancel()
         await self._release_shm()
+
+
+def _plain(record: object) -> object:
+    """Statistics as JSON has them."""
+    if dataclasses.is_dataclass(record):
+        return {field.name: _plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): _plain(value) for key, value in record.items()}
+    return record
 
 
 def _offer(send: trio.MemorySendChannel[Block], block: Block) -> None:

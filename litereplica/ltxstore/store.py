@@ -19,6 +19,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.concurrent import gather
 from litereplica.storage.base import Blob, Body, ByteRange, Range, Storage, Suffix
 from litereplica.storage.url import open_storage, parse_url
+from litereplica.storage.wrappers import MeteredStorage
 from litereplica.types import TXID, FileInfo
 
 WHOLE_FILE_LIMIT = 256 * 1024
@@ -188,4 +189,4 @@ def check_name(info: FileInfo, header: ltx.Header) -> None:
 def open_ltx_store(url: str) -> LTXStore:
     """The replica at a URL. Makes no request."""
     layout = Layout.FILE if parse_url(url).scheme == "file" else Layout.S3
-    return LTXStore(open_storage(url), layout)
+    return LTXStore(MeteredStorage(open_storage(url)), layout)

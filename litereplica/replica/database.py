@@ -38,6 +38,7 @@ from litereplica.replica.snapshot import (
     changed_since,
     first_snapshot,
     page_size_changed,
+    renaming,
 )
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.storage.wrappers import MeteredStorage
@@ -120,7 +121,7 @@ class Replica:
             self._polls += 1
             try:
                 found = await self._follower.next_files(self.snapshot.pos.txid)
-                update = self._update(found) if found is not None else None
+                update = await self._update(found) if found is not None else None
             except LiteReplicaError as exc:
                 self._note_failure(exc)
                 raise
@@ -141,7 +142,7 @@ class Replica:
                 return None
             try:
                 found = await self._follower.files_at(self.snapshot.pos.txid)
-                update = self._relocation(found)
+                update = await self._relocation(found)
             except LiteReplicaError as exc:
                 self._heals += 1
                 self._heal_error = exc
@@ -236,15 +237,15 @@ class Replica:
             found |= await self._fetcher.fetch(pgnos[rows], locations[rows], around)
         return found
 
-    def _update(self, found: Found) -> Update:
+    async def _update(self, found: Found) -> Update:
         """Make what a poll has found the current snapshot."""
         if found.whole:
-            return self._relocation(found)
+            return await self._relocation(found)
         update = advance(self.snapshot, found.files, self._files)
         self._swap(update.snapshot, found.files)
         return update
 
-    def _relocation(self, found: Found) -> Update:
+    async def _relocation(self, found: Found) -> Update:
         """Make a whole plan the current snapshot."""
         before = self.snapshot
         replaced = found.whole or any(self._files.is_replaced_by(file) for file in found.files)
@@ -252,6 +253,7 @@ class Replica:
         if after.page_size != before.page_size:
             raise page_size_changed(before.page_size, found.files[-1])
         changed = all_pages(after) if replaced else changed_since(before, after, found.files)
+        await self._pages.rename(renaming(before.pages, after.pages, changed, self._files))
         self._swap(after, found.files)
         return Update(after, changed, relocated=True)
 

@@ -27,10 +27,11 @@ from pathlib import Path
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from litereplica.errors import EnvironmentProblem
 from litereplica.format import checksum
-from litereplica.replica.page_key import PageKey
+from litereplica.replica.page_key import PageKey, Translation
 from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class DiskPages:
         self._page_size = page_size
         self._pending: dict[PageKey, bytes] = {}
         self._wake = trio.Event()
+        self._turn = trio.Lock()  # held by whoever changes the files
         self._limiter = trio.CapacityLimiter(4)
         self._without_waiting = True
         self._readable = True
@@ -135,19 +137,39 @@ class DiskPages:
     async def flush(self) -> None:
         """Write what waits now. One caller at a time."""
         while self._pending:
-            batch = dict(islice(self._pending.items(), BATCH))
-            slots = self._index.take(len(batch))
-            batch = dict(islice(batch.items(), len(slots)))
-            try:
-                await trio.to_thread.run_sync(self._write, slots, batch, limiter=self._limiter)
-            except OSError as exc:
-                log.warning("%s: no more pages are kept on disk: %s", self._directory, exc.strerror)
-                self._writable = False
-                self._pending.clear()
-                return
-            self._index.insert(slots, list(batch))
-            for key in batch:
-                del self._pending[key]
+            async with self._turn:
+                if not await self._write_batch():
+                    return
+
+    async def rename(self, translation: Translation) -> None:
+        """Give pages other keys. `translation` is called in a thread."""
+        async with self._turn:
+            while self._pending and await self._write_batch():
+                pass
+            if self._writable:
+                try:
+                    self._index = await trio.to_thread.run_sync(self._rename, translation, limiter=self._limiter)
+                except OSError as exc:
+                    self._give_up(exc)
+
+    async def _write_batch(self) -> bool:
+        batch = dict(islice(self._pending.items(), BATCH))
+        slots = self._index.take(len(batch))
+        batch = dict(islice(batch.items(), len(slots)))
+        try:
+            await trio.to_thread.run_sync(self._write, slots, batch, limiter=self._limiter)
+        except OSError as exc:
+            self._give_up(exc)
+            return False
+        self._index.insert(slots, list(batch))
+        for key in batch:
+            del self._pending[key]
+        return True
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("%s: no more pages are kept on disk: %s", self._directory, error.strerror)
+        self._writable = False
+        self._pending.clear()
 
     def _take(
         self, found: dict[PageKey, bytes], slots: dict[PageKey, list[int]], pages: dict[PageKey, tuple[int, bytes]]
@@ -204,6 +226,21 @@ class DiskPages:
         for start, stop in _consecutive(slots):
             _write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
             _write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
+
+    def _rename(self, translation: Translation) -> SlotIndex:
+        """The digest mixes the page with its key, so that the key is exchanged without reading the page."""
+        records = _read_records(self._files).copy()
+        checksums, pgnos = records["checksum"].astype(np.uint64), records["pgno"].astype(np.uint32)
+        renamed = translation(checksums, pgnos)
+        renamed[checksums == 0] = 0
+        rows = np.flatnonzero(renamed != checksums)
+        before, after = key_hashes(checksums[rows], pgnos[rows]), key_hashes(renamed[rows], pgnos[rows])
+        records["digest"][rows] ^= before ^ after
+        records["checksum"][rows] = renamed[rows]
+        for start, stop in _consecutive(rows.tolist()):
+            first, last = rows[start], rows[stop - 1]
+            _write_all(self._files.slots, [records[first : last + 1].tobytes()], int(first) * RECORD.itemsize)
+        return _index(records, self._index.capacity)
 
 
 def _record(key: PageKey, page: bytes | bytearray) -> bytes:
@@ -279,8 +316,15 @@ def _load(files: CacheFiles, capacity: int, page_size: int) -> SlotIndex:
     for fd, width in ((files.slots, RECORD.itemsize), (files.pages, page_size)):
         if os.fstat(fd).st_size > capacity * width:
             os.ftruncate(fd, capacity * width)
-    data = os.pread(files.slots, capacity * RECORD.itemsize, 0)
-    records = np.frombuffer(data, RECORD, count=len(data) // RECORD.itemsize)
+    return _index(_read_records(files), capacity)
+
+
+def _read_records(files: CacheFiles) -> NDArray[np.void]:
+    data = os.pread(files.slots, os.fstat(files.slots).st_size, 0)
+    return np.frombuffer(data, RECORD, count=len(data) // RECORD.itemsize)
+
+
+def _index(records: NDArray[np.void], capacity: int) -> SlotIndex:
     used = np.flatnonzero(records["checksum"])
     hashes = np.zeros(capacity, np.uint64)
     hashes[used] = key_hashes(records["checksum"][used].astype(np.uint64), records["pgno"][used].astype(np.uint32))

@@ -53,6 +53,13 @@ class FileTable:
         """The file of an id; None for 0 and for what was forgotten."""
         return self._files.get(file_id)
 
+    def checksums(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """The checksum of each file; 0 for an id that is unknown."""
+        ids, places = np.unique(file_ids, return_inverse=True)
+        found = [file.checksum if (file := self._files.get(file_id)) else 0 for file_id in ids.tolist()]
+        checksums: NDArray[np.uint64] = np.array(found, np.uint64)[places]
+        return checksums
+
     def is_same_object(self, file_id: int, blob: Blob) -> bool:
         """Can `blob` be a part of the file that this id stands for? The first blob decides the etag."""
         file = self._files.get(file_id)

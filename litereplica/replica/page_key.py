@@ -6,7 +6,11 @@ same TXIDs for other bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from litereplica.types import Pgno
 
@@ -17,3 +21,7 @@ PageKey: TypeAlias = int
 def page_key(file_checksum: int, pgno: Pgno) -> PageKey:
     """The key of a page of the LTX file with this checksum."""
     return file_checksum << 32 | pgno
+
+
+Translation: TypeAlias = Callable[[NDArray[np.uint64], NDArray[np.uint32]], NDArray[np.uint64]]
+"""(file checksums, pgnos) of cached pages → the file checksums under which the same pages are to be known."""

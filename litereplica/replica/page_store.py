@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from cachetools import LRUCache
 
 from litereplica.replica.disk_pages import DiskPages
-from litereplica.replica.page_key import PageKey
+from litereplica.replica.page_key import PageKey, Translation, page_key
 
 ENTRY_OVERHEAD = 250
 """Bytes that a page in memory costs beside its own: key, object headers, the order of use."""
@@ -52,6 +53,17 @@ class PageStore:
         self._remember(pages)
         if self._disk is not None:
             self._disk.write_soon(pages)
+
+    async def rename(self, translation: Translation) -> None:
+        """Give pages other keys: the files that they came from are replaced by others with the same content."""
+        keys = list(self._memory)
+        checksums = np.array([key >> 32 for key in keys], np.uint64)
+        pgnos = np.array([key & 0xFFFFFFFF for key in keys], np.uint32)
+        renamed = translation(checksums, pgnos)
+        for row in np.flatnonzero(renamed != checksums).tolist():
+            self._memory[page_key(int(renamed[row]), int(pgnos[row]))] = self._memory.pop(keys[row])
+        if self._disk is not None:
+            await self._disk.rename(translation)
 
     def _remember(self, pages: dict[PageKey, bytes]) -> None:
         limit = self._memory.maxsize

@@ -53,6 +53,11 @@ class SlotIndex:
         """Slots in use."""
         return int(np.count_nonzero(self._hashes))
 
+    @property
+    def capacity(self) -> int:
+        """Slots in all."""
+        return len(self._hashes)
+
     def find(self, key: PageKey) -> Iterator[int]:
         """The slots that may hold a page. Taking one from the table while iterating is allowed."""
         wanted = key_hash(key)

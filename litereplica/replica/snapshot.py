@@ -16,6 +16,7 @@ from litereplica.errors import PageSizeChanged, ReplicaError
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.files import FileTable
+from litereplica.replica.page_key import Translation
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.types import Pos
 
@@ -100,6 +101,21 @@ def changed_since(before: Snapshot, after: Snapshot, plan: Sequence[OpenedFile])
     if any(file.header.is_snapshot for file in later) or (not later and after.commit != before.commit):
         return all_pages(after)
     return changed_pages(before.commit, later) if later else np.empty(0, np.uint32)
+
+
+def renaming(before: PageMap, after: PageMap, changed: NDArray[np.uint32], table: FileTable) -> Translation:
+    """The keys of cached pages when `after` takes the place of `before`: those not in `changed` are the same pages."""
+
+    def translate(checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        rows = np.flatnonzero((pgnos > 0) & ~np.isin(pgnos, changed))
+        old = table.checksums(before.lookup(pgnos[rows])["file"])
+        new = table.checksums(after.lookup(pgnos[rows])["file"])
+        moved = (old == checksums[rows]) & (new != 0)
+        renamed = checksums.copy()
+        renamed[rows[moved]] = new[moved]
+        return renamed
+
+    return translate
 
 
 def page_size_changed(before: int, file: OpenedFile) -> PageSizeChanged:

@@ -8,7 +8,8 @@
     begin the held read again                      on a WAL that is all in the database, if they allowed all
     ROLLBACK of the barrier                        the next commit restarts the WAL
 
-The application's commits wait meanwhile, hence the limits. Nothing that is not in the store is ever moved, and no
+The application's commits wait meanwhile, hence the limits. The WAL is synced before: an application that leaves that to
+checkpoints would otherwise wait for it. Nothing that is not in the store is ever moved, and no
 step in between leaves a moment in which somebody could commit and move it.
 """
 
@@ -23,7 +24,7 @@ import trio
 
 from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.source import Source
-from litereplica.writer.wal_tail import WalTail
+from litereplica.writer.wal_tail import News, WalTail
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,10 @@ CHECKPOINT_FRAMES = 1000
 """Litestream's and SQLite's own threshold: about 4 MB of WAL."""
 CHECKPOINT_INTERVAL_S = 60.0
 """A smaller WAL is moved so often, as Litestream does it: readers of the database pay for a long WAL."""
-RETRY_S = 1.0
-"""Between attempts that were not successful."""
+RETRY_S = 0.2
+"""After one that found the database busy: publishing goes on in between."""
+SLOW_RETRY_S = 1.0
+"""After one that the store was too slow for."""
 PARTIAL_RETRY_S = 10.0
 """After one that a long reader of the application's had kept from moving everything."""
 BARRIER_PUBLISH_S = 0.2
@@ -73,7 +76,8 @@ class Schedule:
             self.last_s, self.not_before_s = now_s, 0.0
             self.publish_limit_s = BARRIER_PUBLISH_S
             return
-        self.not_before_s = now_s + (PARTIAL_RETRY_S if outcome is Outcome.PARTIAL else RETRY_S)
+        delays_s = {Outcome.PARTIAL: PARTIAL_RETRY_S, Outcome.SLOW: SLOW_RETRY_S}
+        self.not_before_s = now_s + delays_s.get(outcome, RETRY_S)
         if outcome is Outcome.SLOW:
             self.publish_limit_s = min(2 * self.publish_limit_s, BARRIER_PUBLISH_MAX_S)
 
@@ -81,25 +85,49 @@ class Schedule:
 async def checkpoint(
     source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]], *, publish_limit_s: float
 ) -> Outcome:
-    """One attempt. `publish_rest` publishes whatever `tail` still finds; it may be cancelled, and called again."""
-    if not await source.run(source.begin_barrier):
-        return Outcome.BUSY
+    """One attempt. `publish_rest` publishes whatever `tail` still finds; it may be cancelled, and called again.
+
+    When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
+    """
+    outcome = await source.run(lambda: _seize(source, tail))
+    if outcome is not None:
+        return outcome
     try:
-        crash_point(CrashPoint.BARRIER_BEGUN)
         with trio.move_on_after(publish_limit_s) as limit:
             await publish_rest()
         if limit.cancelled_caught:
             return Outcome.SLOW
-        crash_point(CrashPoint.BARRIER_PUBLISHED)
         return await source.run(lambda: _move(source, tail))
     finally:
         with trio.CancelScope(shield=True):
-            await source.run(source.end_barrier)
-        crash_point(CrashPoint.BARRIER_ENDED)
+            await source.run(lambda: _release(source))
+
+
+def _seize(source: Source, tail: WalTail) -> Outcome | None:
+    """Begin the barrier and, if nothing is left to publish, complete the attempt; None with the barrier held if not."""
+    tail.sync()
+    if not source.begin_barrier():
+        return Outcome.BUSY
+    hold = False
+    try:
+        crash_point(CrashPoint.BARRIER_BEGUN)
+        if tail.look() is not News.NONE:
+            tail.scan()
+        hold = tail.committed > tail.position
+        return None if hold else _move(source, tail)
+    finally:
+        if not hold:
+            _release(source)
+
+
+def _release(source: Source) -> None:
+    source.end_barrier()
+    crash_point(CrashPoint.BARRIER_ENDED)
 
 
 def _move(source: Source, tail: WalTail) -> Outcome:
     """The steps without the network, under the barrier."""
+    crash_point(CrashPoint.BARRIER_PUBLISHED)
     before = source.wal_state()
     if before.log != tail.position or tail.committed != tail.position:
         log.error("the WAL has %d frames, but %d were published", before.log, tail.position)

@@ -26,6 +26,7 @@ import contextlib
 import logging
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -48,9 +49,11 @@ MIN_SQLITE = 3_051_003
 """3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
 
 BUSY_TIMEOUT_MS = 1000
-"""While opening: as Litestream waits."""
-BARRIER_TIMEOUT_MS = 100
-"""For the write lock: publishing waits meanwhile, and the next attempt is soon."""
+"""As Litestream waits: for other programs that open, switch or recover the database."""
+BARRIER_ATTEMPTS = 200
+BARRIER_PAUSE_S = 0.0005
+"""For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
+coarse to find the gaps that a busy writer leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Source:
         written to, `DamagedFile`."""
         with _explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
-            self._reader.set_busy_timeout(BUSY_TIMEOUT_MS)
+            self._barrier.set_busy_handler(_wait_for_write_lock)
             self.switched = self._switch_to_wal()
             self.page_size = int(self._reader.pragma("page_size"))
             self._read_schema(self._checkpointer)  # a connection knows the WAL only once it has read
@@ -173,7 +176,7 @@ class Source:
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._connections.callback(connection.close)
-        connection.set_busy_timeout(BARRIER_TIMEOUT_MS)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.pragma("wal_autocheckpoint", 0)
         return connection
@@ -207,6 +210,11 @@ async def open_source(path: Path) -> AsyncIterator[Source]:
     finally:
         with trio.CancelScope(shield=True):
             await source.run(source.close)
+
+
+def _wait_for_write_lock(attempts: int) -> bool:
+    time.sleep(BARRIER_PAUSE_S)
+    return attempts < BARRIER_ATTEMPTS
 
 
 _open_files: set[tuple[int, int]] = set()

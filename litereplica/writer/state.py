@@ -109,10 +109,9 @@ class StateDirectory:
 class Spool:
     """Collects the pieces of a file, in memory while they are few, else in a file at `path`."""
 
-    def __init__(self, path: Path, *, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(self, path: Path) -> None:
         self.size = 0
         self._path = path
-        self._memory_limit = memory_limit
         self._pieces: list[bytes] = []
         self._pieces_size = 0
         self._file: BinaryIO | None = None
@@ -122,7 +121,7 @@ class Spool:
         self._pieces.append(piece)
         self._pieces_size += len(piece)
         self.size += len(piece)
-        if self._pieces_size <= self._memory_limit:
+        if self._pieces_size <= MEMORY_LIMIT:
             return False
         self._spill()
         return True

@@ -225,6 +225,10 @@ class WalTail:
         except OSError:
             return False
 
+    def sync(self) -> None:
+        """Have the file's data on disk, so that a checkpoint, which needs that, is quick."""
+        os.fdatasync(self._fd)
+
     @property
     def file_size(self) -> int:
         """Of the `-wal` file, in bytes."""

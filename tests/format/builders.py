@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lz4.block
 import lz4.frame
@@ -24,7 +25,7 @@ PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 Pages = dict[int, bytes]
 
 
-def make_header(*, txids: tuple[int, int] = (2, 2), commit: int = 10, page_size: int = 512, **more: int) -> ltx.Header:
+def make_header(*, txids: tuple[int, int] = (2, 2), commit: int = 10, page_size: int = 512, **more: Any) -> ltx.Header:
     fields = {"timestamp_ms": 1_700_000_000_000} | more
     return ltx.Header(page_size=page_size, commit=commit, min_txid=txids[0], max_txid=txids[1], **fields)
 

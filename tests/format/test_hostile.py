@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,7 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "index moves a boundary": (moved_boundary, "does not agree with the frames"),
     "index leaves a page out": (attribute("entries", RIGHT_ENTRIES[:2]), "overlap, leave gaps, or lie outside"),
     # trailer
+    "cut within a frame": (patched(lambda data: data[:300]), "ends after 300 bytes: truncated"),
     "post-apply checksum": (attribute("post_apply", 2**63 + 1), "post-apply checksum"),
     "checksum without bit 63": (attribute("checksum", 12345), "without bit 63"),
     "another checksum": (attribute("checksum", 2**63 + 12345), "checksum is 8000000000003039, computed"),
@@ -280,6 +282,43 @@ LEGACY = legacy_frame(2, PAGE).written
 def test_a_frame_that_is_not_what_its_index_says_is_refused(frame: bytes, message: str) -> None:
     with pytest.raises(LTXError, match=message):
         ltx.decode_frame(frame, pgno=2, page_size=512)
+
+
+# What a ranged read gets of an index: its varints and the file's size, and no frame to compare with.
+INDEX_CASES: dict[str, tuple[list[tuple[int, int, int]], dict[str, Any], str]] = {
+    "first frame within the header": ([(1, 99, 526), *RIGHT_ENTRIES[1:]], {}, "overlap, leave gaps, or lie outside"),
+    "last frame within the end": ([*RIGHT_ENTRIES[:2], (3, 1150, 526)], {}, "overlap, leave gaps, or lie outside"),
+    "page beyond the commit": (RIGHT_ENTRIES, {"commit": 2}, "not ascending within 1..2"),
+    "lock page": (
+        [(16384, 100, 525), (16385, 625, 525), (16386, 1150, 525)],
+        {"page_size": 65536, "commit": 20_000},
+        "the lock page",
+    ),
+    "incomplete snapshot": (RIGHT_ENTRIES, {"txids": (1, 2)}, "snapshot has 3 pages, expected 10"),
+    "no pages in a snapshot": ([], {"txids": (1, 2)}, "snapshot has 0 pages, expected 10"),
+}
+
+
+@pytest.mark.parametrize("name", INDEX_CASES)
+def test_a_hostile_index_is_refused_without_its_frames(name: str) -> None:
+    entries, fields, message = INDEX_CASES[name]
+    header = make_header(**fields)
+    varints = raw_varints(entries) + b"\0"
+    with pytest.raises(LTXError, match=message):
+        ltx.decode_page_index(varints, header=header, file_size=1675 + 6 + len(varints) + ltx.TAIL_SIZE)
+
+
+def test_an_index_that_does_not_end_with_zero_is_refused() -> None:
+    with pytest.raises(LTXError, match="does not end with a zero"):
+        ltx.decode_page_index(raw_varints(RIGHT_ENTRIES) + b"\1", header=make_header(), file_size=1722)
+
+
+def test_a_frame_may_claim_what_its_page_can_need_and_no_more() -> None:
+    most = ltx.max_frame_size(512)
+    head = struct.pack(">IH", 2, 1)
+    assert ltx.least_frame_size(head + struct.pack(">I", most - 10), page_size=512) == most
+    with pytest.raises(LTXError, match=f"claims {most - 9} bytes"):
+        ltx.least_frame_size(head + struct.pack(">I", most - 9), page_size=512)
 
 
 @pytest.mark.parametrize("file_size", [0, 99, 131, 500, 2**63])

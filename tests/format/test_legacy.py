@@ -71,6 +71,14 @@ def test_garbage_is_a_size_or_an_error(garbage: bytes, start: bytes) -> None:
     assert size <= 512 + legacy.MAX_OVERHEAD + 8
 
 
+@pytest.mark.parametrize("flags", [0x61, 0x62, 0xA0, 0x20, 0xE0])
+def test_dictionaries_reserved_bits_and_other_versions_are_refused(flags: int) -> None:
+    payload = bytearray(legacy_payload(bytes(512)))
+    payload[4] = flags
+    with pytest.raises(LTXError, match="frame of page 1 is not a valid LZ4 frame"):
+        legacy.least_payload_size(bytes(payload), pgno=1, page_size=512)
+
+
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_payload_cut_short_is_an_error_when_it_is_all(cut: int) -> None:
     payload = legacy_payload(b"ab" * 256)

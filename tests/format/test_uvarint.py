@@ -60,6 +60,12 @@ def test_the_size_of_a_step_does_not_show(values: list[int], step: int, damaged:
             assert uvarint.decode(data).tolist() == values
 
 
+@pytest.mark.parametrize("data", [b"\xff" * 9 + b"\2", b"\x80" * 10 + b"\0", b"\1" + b"\x80" * 9 + b"\x7f\1"])
+def test_a_varint_of_more_than_64_bits_is_refused(data: bytes) -> None:
+    with pytest.raises(LTXError, match="more than 64 bits"):
+        uvarint.decode(data)
+
+
 def test_a_varint_longer_than_a_step_is_refused() -> None:
     with pytest.raises(LTXError, match="more than 64 bits"):
         uvarint.decode(b"\x80" * 200_000 + b"\0")

@@ -136,7 +136,7 @@ def weaken(option: str) -> None:
 async def main(path: Path, advances: int) -> None:
     replica = ScriptedReplica()
     live = LiveDatabase(replica, FuseKernelCache())  # type: ignore[arg-type]
-    options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6, cache_dir=None, cache_size=0)
+    options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6)
     session = Session(options, replica, live)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
 

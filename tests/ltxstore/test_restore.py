@@ -370,6 +370,38 @@ async def test_newer_txid_is_restored_when_the_first_is_no_longer_the_end_of_a_f
     assert (tmp_path / "out.db").read_bytes() == history.database(10)
 
 
+async def test_txid_that_was_asked_for_is_kept_when_files_vanish(autojump_clock: Clock, tmp_path: Path) -> None:
+    history = long_history(10)
+    objects = MemoryStorage()
+    store = memory_store(objects)
+    await publish_all(store, history)
+    compacted = (1, 6)
+
+    async def compact(key: str) -> None:
+        if key.endswith("03.ltx"):
+            await store.delete([FileInfo(0, txid, txid, 0) for txid in range(1, 7)])
+            if not await store.list_level(1):
+                await publish(store, history, 1, *compacted)
+
+    reading = memory_store(OnGet(objects, compact))
+    assert (await restore(reading, tmp_path / "6.db", target=6, parallelism=1)).txid == 6
+    assert (tmp_path / "6.db").read_bytes() == history.database(6)
+    await store.delete(await store.list_levels())
+    await publish_all(store, history)
+    compacted = (1, 7)
+    with pytest.raises(NotFound):
+        await restore(reading, tmp_path / "other.db", target=6, parallelism=1)
+
+
+async def test_file_under_another_name_is_damaged(autojump_clock: Clock, tmp_path: Path, ready: LTXStore) -> None:
+    info = FileInfo(0, 2, 2, 0)
+    await ready.delete([info])
+    await put(ready, 0, 2, 2, long_history(3).file(3, 3))
+    with pytest.raises(DamagedFile, match="unlike its name") as error:
+        await restore(ready, tmp_path / "out.db")
+    assert error.value.key == ready.key(info)
+
+
 async def test_files_that_always_vanish_are_an_error_after_some_plans(autojump_clock: Clock, tmp_path: Path) -> None:
     history = long_history(4)
     store = memory_store(FaultStorage(MemoryStorage(), lambda request: None))

@@ -138,11 +138,11 @@ async def test_listing_after_a_position_keeps_a_file_that_straddles_it() -> None
         history.commit(2, 1)
     for txid in range(1, 7):
         await publish(store, history, 0, txid, txid)
-    for low, high in ((1, 2), (3, 5), (6, 6)):
+    for low, high in ((1, 1), (2, 5), (6, 6)):
         await publish(store, history, 1, low, high)
     assert [info.max_txid for info in await store.list_level(0, after=3)] == [4, 5, 6]
     assert [str(info) for info in await store.list_level(1, after=3)] == [
-        str(FileInfo(1, 3, 5, 0)),
+        str(FileInfo(1, 2, 5, 0)),
         str(FileInfo(1, 6, 6, 0)),
     ]
 
@@ -198,12 +198,20 @@ async def test_index_length_that_cannot_be_is_refused_before_it_is_read(
 
 
 class ReplacingStorage(WrapperStorage):
-    """Replaces the object before its end is read."""
+    """Replaces the object when its beginning has been read, and before its end is."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self._replaced = trio.Event()
 
     async def get(self, key: str, range: Range | None = None) -> Blob:
         if isinstance(range, Suffix):
-            await self._inner.put(key, incompressible_file(900))
-        return await super().get(key, range)
+            await self._replaced.wait()
+            return await super().get(key, range)
+        blob = await super().get(key, range)
+        await self._inner.put(key, incompressible_file(900))
+        self._replaced.set()
+        return blob
 
 
 async def test_file_replaced_between_two_requests_counts_as_vanished() -> None:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from litereplica.errors import DamagedFile, FileVanished, GapError, ReplicaError, TransientStorageError
+from litereplica.errors import FileVanished, GapError, ReplicaError, TransientStorageError
+from litereplica.format.names import Layout
 from litereplica.ltxstore.plan import plan_newest
 from litereplica.ltxstore.store import LTXStore
-from litereplica.format.names import Layout
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.follow import LIST_INTERVAL_S
 from litereplica.replica.snapshot import Snapshot, Update
@@ -75,9 +75,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
         self.trio.run(first)
         store = LTXStore(self.faults, Layout.S3)
-        self.replica: Replica = self.trio.enter(
-            open_replica(store, memory_size=memory_size, clock=lambda: self.now)
-        )
+        self.replica: Replica = self.trio.enter(open_replica(store, memory_size=memory_size, clock=lambda: self.now))
 
     @rule(
         changes=st.dictionaries(st.integers(1, MAX_PAGES), st.binary(min_size=1, max_size=6), max_size=6),

@@ -1,0 +1,233 @@
+"""The daemon's half of the WAL protocol without a kernel: whatever readers do between any two of its steps, each read
+transaction sees exactly one TXID, and nothing stale stays in the kernel's cache.
+
+`simulation.py` has the kernel, the locks, the readers and the replica. A failing example prints its seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from litereplica.errors import ReplicaError, StorageError
+from litereplica.format import walindex
+from litereplica.fuse import live as live_module
+from litereplica.fuse.live import LiveDatabase
+from litereplica.fuse.nodes import Inode
+from tests.fuse.simulation import (
+    PAGE_SIZE,
+    Chance,
+    DaemonLocks,
+    FakeKernel,
+    FakeReplica,
+    History,
+    LockTable,
+    ProtocolError,
+    Reader,
+    View,
+    page_of,
+)
+
+EXAMPLES = int(os.environ.get("LIVE_MODEL_EXAMPLES", "60"))
+STEPS = 30
+MAX_PAGES = 12
+
+
+@dataclass(slots=True)
+class World:
+    """A live database between a replica and its readers."""
+
+    chance: Chance
+    history: History = field(default_factory=History)
+    locks: LockTable = field(default_factory=LockTable)
+    errors: int = 0
+    transactions: int = 0
+    failures_expected: bool = False
+    replica: FakeReplica = field(init=False)
+    kernel: FakeKernel = field(init=False)
+    live: LiveDatabase = field(init=False)
+    done: bool = False
+
+    async def start(self, pages: int) -> None:
+        self.history.commit([], pages=pages)
+        self.replica = FakeReplica(self.history, self.chance)
+        self.kernel = FakeKernel(self.chance, self.locks)
+        self.live = self.kernel.live = LiveDatabase(self.replica, self.kernel)  # type: ignore[arg-type]
+        self.kernel.know_files()
+        self.kernel.daemon = DaemonLocks(self.locks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(live_module, "OFDLocks", lambda fd: self.kernel.daemon)
+            await self.live.activate(-1)
+
+    def commit(self, changed: set[int], *, pages: int | None = None) -> None:
+        before = len(self.history.databases[self.history.txid])
+        pages = pages or before
+        if pages == before and min(changed) > pages:
+            changed = {1}  # each TXID has a content of its own
+        supplied = self.history.commit(changed, pages=pages)
+        self.replica.supplied[self.history.txid] = supplied
+
+    async def advance(self) -> None:
+        """Poll and apply."""
+        await self.live.apply(self.replica.poll())
+
+    async def check(self) -> None:
+        """Nothing stale is cached, and a new reader is at the newest."""
+        for inode in (Inode.DATABASE, Inode.SHM):
+            await self.kernel.check_cached(inode)
+        await self.kernel.check_frames(self.live.statistics().wal_frames)
+        assert await self.look() == self.live.pos.txid
+
+    async def look(self) -> int:
+        """The TXID that a new reader sees."""
+        reader = Reader(self.kernel, self.locks, self.chance)
+        view = await reader.begin()
+        try:
+            return self.txid_of(await self.content(reader, view))
+        finally:
+            reader.end(view)
+
+    async def content(self, reader: Reader, view: View) -> dict[int, bytes]:
+        pgnos = list(range(1, view.commit + 1))
+        self.chance.random.shuffle(pgnos)
+        return {pgno: await reader.page(view, pgno) for pgno in pgnos}
+
+    def txid_of(self, content: dict[int, bytes]) -> int:
+        for txid in range(self.history.txid, 0, -1):
+            if self.history.databases[txid] == content:
+                return txid
+        short = {pgno: page[:16].split(b".")[0].decode(errors="replace") for pgno, page in sorted(content.items())}
+        raise ProtocolError(f"a read transaction saw a database that never was: {short}")
+
+    async def read_for_ever(self) -> None:
+        """A client: transactions of all lengths, each of which must see one TXID, and never go back."""
+        reader = Reader(self.kernel, self.locks, self.chance)
+        last = 0
+        while not self.done:
+            published = self.live.pos.txid
+            view = await reader.begin()
+            try:
+                seen = {self.txid_of(await self.content(reader, view)) for _ in range(self.chance.random.choice(PASSES))}
+                assert len(seen) == 1, f"one transaction saw the TXIDs {seen}"
+                assert min(seen) >= max(last, published), f"saw {seen} after {last}, when {published} was published"
+                last = max(seen)
+                self.transactions += 1
+            except (StorageError, ReplicaError):  # what a client gets as EIO
+                self.errors += 1
+                assert self.failures_expected, "a client got EIO"
+            finally:
+                reader.end(view)
+            for _ in range(self.chance.random.choice(REST)):
+                await trio.lowlevel.checkpoint()
+
+
+REST = (1, 1, 10, 300, 1000)
+"""Chances to run that a reader leaves to others between two transactions; while all of them rest, a WAL restarts."""
+
+PASSES = (1, 1, 1, 2, 8)
+"""How often a reader reads the whole database in one transaction."""
+
+
+@contextmanager
+def tuned(random: Random) -> Iterator[None]:
+    """Limits so low that everything happens often; checkpoints do not wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_module, "CHECKPOINT_FRAMES", random.choice([1, 5, 20]))
+        patch.setattr(live_module, "CHECKPOINT_RETRY_S", 0.0)
+        patch.setattr(live_module, "CHECKPOINT_PATIENCE_S", 0.0)
+        patch.setattr(live_module, "IDLE_CHECKPOINT_S", random.choice([0.0, 1e9]))
+        patch.setattr(live_module, "PUSH_LIMIT", PAGE_SIZE * random.choice([2, 4, 1000]))
+        patch.setattr(live_module, "WAL_KEEP_SIZE", random.choice([1000, 1 << 30]))
+        yield
+
+
+async def writer_step(world: World) -> None:
+    """Something happens in the store, or at the daemon."""
+    random = world.chance.random
+    kind = random.choices(["commit", "push", "compact", "vanish", "fail", "idle", "evict"], [12, 4, 1, 1, 1, 2, 1])[0]
+    if kind == "commit":
+        for _ in range(random.choice([1, 1, 1, 3])):
+            pages = random.randint(1, MAX_PAGES) if world.chance.happens(0.3) else None
+            world.commit(set(random.sample(range(1, MAX_PAGES + 1), random.randint(1, 4))), pages=pages)
+        await world.advance()
+    elif kind == "push":
+        await push_some(world)
+    elif kind == "compact":
+        world.failures_expected = True  # those who are at older positions lose their files
+        await world.live.apply(world.replica.compact())
+    elif kind == "vanish":
+        world.failures_expected = True
+        world.replica.compact_later()
+    elif kind == "fail":
+        await fail_once(world)
+    elif kind == "evict":
+        world.kernel.evict()
+    else:
+        await world.live.apply(None)
+
+
+async def push_some(world: World) -> None:
+    """A block that was fetched arrives, perhaps late: its locations are those of some base before."""
+    base = world.live._base
+    pgnos = np.sort(
+        np.array(world.chance.random.sample(range(1, base.commit + 1), min(4, base.commit)), np.uint32)
+    )
+    locations = base.lookup(pgnos)
+    try:
+        pages = await world.replica.read(pgnos, locations)
+    except StorageError:
+        return
+    await trio.lowlevel.checkpoint()
+    await world.live.push(pgnos, locations, pages)
+
+
+async def fail_once(world: World) -> None:
+    """The store is away for one transaction; the next poll brings nothing, and yet the database goes on."""
+    world.failures_expected = True
+    world.replica.failing = True
+    world.commit({world.chance.random.randint(1, MAX_PAGES)})
+    try:
+        await world.advance()
+    except StorageError:
+        pass
+    finally:
+        world.replica.failing = False
+    await world.live.apply(None)
+
+
+async def simulate(seed: int, *, readers: int = 4, steps: int = STEPS) -> World:
+    random = Random(seed)
+    world = World(Chance(random, patience=random.choice([1, 3, 10])))
+    with tuned(random):
+        await world.start(pages=random.randint(1, MAX_PAGES))
+        async with trio.open_nursery() as nursery:
+            for _ in range(readers):
+                nursery.start_soon(world.read_for_ever)
+            for _ in range(steps):
+                await writer_step(world)
+                if world.live.pos != world.replica.snapshot.pos:  # a healing went on by itself
+                    await world.live.apply(None)
+            world.done = True
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
+            await world.live.apply(None)
+        assert world.live.statistics().wal_frames == 0, "nobody reads, and yet the WAL was not emptied"
+        await world.check()
+        assert world.live.pos.txid == world.history.txid
+    return world
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(seed=st.integers(0, 2**32))
+async def test_whatever_readers_do_meanwhile_each_transaction_sees_exactly_one_txid(seed: int) -> None:
+    world = await simulate(seed)
+    assert world.transactions > 0

@@ -1,0 +1,136 @@
+"""A store that fails: everything arrives, in order, once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+from litereplica.errors import AccessDenied
+from litereplica.storage.memory import MemoryStorage
+from litereplica.storage.wrappers.delegate import Operation
+from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultStorage, Request, When
+from litereplica.storage.wrappers.latency import LatencyStorage
+from litereplica.writer import checkpoint, service, store_watch
+from tests.helpers.app import Application
+from tests.helpers.waiting import wait_until
+from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_commit_arrives_once_although_puts_fail_before_and_after_their_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(service, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
+    rng = random.Random(seed)
+
+    def plan(request: Request) -> Fault | None:
+        if request.call.operation is not Operation.PUT_IF_ABSENT or rng.random() > 0.4:
+            return None
+        return Fault(rng.choice(list(When)))
+
+    storage = FaultStorage(MemoryStorage(), lambda request: None)
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as replicator:
+            storage.plan = plan
+            for i in range(60):
+                await app("INSERT INTO t VALUES (?)", i)
+            await until_published(store, app)
+            storage.plan = lambda request: None
+            published = await txids(store)
+            assert published == list(range(1, len(published) + 1))
+            assert replicator.statistics().files == len(published)
+
+
+async def test_store_that_is_away_is_told_of_and_commits_wait_in_the_wal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "RETRY_S", 0.05)
+    storage = FaultStorage(MemoryStorage(), lambda request: None)
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as replicator:
+            storage.plan = FaultAt(1, operation=Operation.PUT_IF_ABSENT, for_good=True)
+            for i in range(20):
+                await app("INSERT INTO t VALUES (?)", i)
+            await wait_until(lambda: "cannot publish" in caplog.text)
+            assert replicator.statistics().files == 1
+            storage.plan = lambda request: None
+            await until_published(store, app)
+
+
+async def test_silent_store_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(store_watch, "SILENCE_S", 0.1)
+    monkeypatch.setattr(store_watch, "LOOK_INTERVAL_S", 0.01)
+    store = memory_store(LatencyStorage(MemoryStorage(), 0.3))
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store):
+            assert "has not answered" in caplog.text
+            await wait_until(lambda: "answers again" in caplog.text)
+
+
+async def test_checkpoint_gives_up_the_barrier_when_the_store_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
+    monkeypatch.setattr(checkpoint, "SLOW_RETRY_S", 0.05)
+    monkeypatch.setattr(checkpoint, "BARRIER_PUBLISH_MAX_S", 0.1)
+    monkeypatch.setattr(checkpoint, "BARRIER_PUBLISH_S", 0.1)
+    store = memory_store(LatencyStorage(MemoryStorage(), 0.25))
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA synchronous = off")
+        async with replicating(app.database, store) as replicator:
+            longest_ms = await app.commits(1.0)
+            assert longest_ms < 1000, "a commit waited for the store"
+            await wait_until(lambda: replicator.statistics().checkpoints > 0)
+            await until_published(store, app)
+
+
+async def test_refusal_at_the_start_ends_it_at_once(tmp_path: Path) -> None:
+    fault = Fault(error=AccessDenied)
+    store = memory_store(FaultStorage(MemoryStorage(), FaultAt(1, fault=fault)))
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        with pytest.raises(ExceptionGroup) as caught:
+            async with replicating(app.database, store):
+                await trio.sleep(0)
+        assert caught.group_contains(AccessDenied)
+
+
+async def test_large_file_goes_by_way_of_the_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("INSERT INTO t VALUES (randomblob(20000000))")
+        await publish_once(app.database, store)
+        await until_published(store, app)
+    left = {item.name for item in (tmp_path / ".app.db-litereplica").iterdir()}
+    assert left == {"lock", "checkpoint.json"}
+
+
+async def test_huge_wal_is_cut_at_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from litereplica.writer import publisher
+
+    monkeypatch.setattr(publisher, "MAX_BATCH_BYTES", 100_000)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await publish_once(app.database, store)
+        for _ in range(30):
+            await app("INSERT INTO t VALUES (randomblob(20000))")
+        files = await publish_once(app.database, store)
+        assert files > 5
+        for info in await store.list_level(0):
+            assert (await store.open(info)).header.wal_size <= 100_000 or info.max_txid == 1
+        await until_published(store, app)

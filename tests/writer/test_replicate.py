@@ -1,0 +1,311 @@
+"""What is published, from databases that another process writes to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from litereplica.errors import UsageError
+from litereplica.format.sqlite import DatabaseHeader
+from litereplica.writer import checkpoint
+from tests.helpers.app import Application
+from tests.helpers.fold import fold
+from tests.helpers.waiting import wait_until
+from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
+
+
+async def fill(app: Application, rows: int, size: int = 300) -> None:
+    await app(
+        "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        "SELECT randomblob(?) FROM n",
+        rows,
+        size,
+    )
+
+
+async def test_first_file_is_the_whole_database(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await fill(app, 500)
+        async with replicating(app.database, store) as replicator:
+            assert await txids(store) == [1]
+            assert await fold(store) == await app.image()
+            assert replicator.statistics().pages == len(await app.image()) // 4096
+
+
+async def test_each_commit_after_a_quiet_period_is_published_at_once(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store, sync_interval_s=0.3):
+            for i in range(3):
+                await trio.sleep(0.35)
+                await app("INSERT INTO t VALUES (?)", i)
+                with trio.fail_after(0.2):
+                    await until_published(store, app)
+        assert await txids(store) == [1, 2, 3, 4]
+
+
+async def test_commits_in_quick_succession_share_a_file(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store, sync_interval_s=60):
+            await app("INSERT INTO t VALUES (0)")
+            await until_published(store, app)
+            for i in range(50):
+                await app("INSERT INTO t VALUES (?)", i)
+        assert await txids(store) == [1, 2, 3]
+        assert await fold(store) == await app.image()
+
+
+@pytest.mark.parametrize("page_size", [512, 4096, 65536])
+async def test_growth_shrinking_and_rewriting_arrive_at_every_page_size(tmp_path: Path, page_size: int) -> None:
+    store = memory_store()
+    setup = "PRAGMA auto_vacuum = incremental;"
+    with Application(tmp_path / "app.db", page_size=page_size, setup=setup) as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store):
+            for statement in (
+                "INSERT INTO t VALUES (zeroblob(200000))",
+                "CREATE INDEX i ON t (length(x))",
+                "UPDATE t SET x = randomblob(100000)",
+                "DELETE FROM t",
+                "PRAGMA incremental_vacuum(1)",
+                "PRAGMA incremental_vacuum",
+                "INSERT INTO t VALUES (randomblob(50000))",
+                "DROP INDEX i",
+                "VACUUM",
+            ):
+                await app(statement)
+                await until_published(store, app)
+
+
+async def test_shrinking_and_growing_in_one_file_keeps_every_page(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await fill(app, 3000)
+        await publish_once(app.database, store)
+        await app("DELETE FROM t WHERE rowid % 50")
+        await app("VACUUM")
+        await fill(app, 6000)
+        assert await publish_once(app.database, store) == 1
+        assert await fold(store) == await app.image()
+
+
+async def test_pages_never_written_by_a_growing_transaction_are_in_its_file(tmp_path: Path) -> None:
+    """Pages that a transaction allocates and frees again lie below the new size, but in no frame."""
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await publish_once(app.database, store)
+        await app.script("BEGIN; CREATE TABLE u (x); INSERT INTO u VALUES (zeroblob(400000)); DELETE FROM u; COMMIT")
+        image = await app.image()
+        async with replicating(app.database, store):
+            file = await store.read((await store.list_level(0))[-1])
+            assert set(range(3, len(image) // 4096 + 1)) <= set(file.index.pgno.tolist())
+        assert await fold(store) == image
+
+
+@pytest.mark.parametrize("mode", ["passive", "full", "restart", "truncate"])
+async def test_checkpoints_of_the_application_lose_nothing(tmp_path: Path, mode: str) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA busy_timeout = 10")
+        async with replicating(app.database, store):
+            for _ in range(5):
+                await fill(app, 100)
+                await app(f"PRAGMA wal_checkpoint({mode})")
+                await until_published(store, app)
+        counts = await page_counts(store)
+        assert max(counts[1:]) < len(await app.image()) // 4096, "a change was published as a whole database"
+
+
+async def test_checkpoint_moves_the_wal_and_the_next_commit_restarts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 50)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        wal = tmp_path / "app.db-wal"
+        async with replicating(app.database, store) as replicator:
+            for expected in range(1, 5):
+                salts = wal.read_bytes()[16:24]
+                await fill(app, 1000)
+                await wait_until(lambda n=expected: replicator.statistics().checkpoints >= n)
+                assert replicator.statistics().wal_frames == 0
+                await app("INSERT INTO t VALUES (1)")
+                assert wal.read_bytes()[16:24] != salts
+                await until_published(store, app)
+        counts = await page_counts(store)
+        assert len(counts) >= 9
+        assert max(counts[2:]) < counts[0] + 200
+
+
+async def test_application_with_automatic_checkpoints_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 30)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA wal_autocheckpoint = 10")
+        async with replicating(app.database, store) as replicator:
+            for _ in range(100):
+                await fill(app, 20)
+            await wait_until(lambda: replicator.statistics().checkpoints >= 1)
+            await until_published(store, app)
+
+
+async def test_commits_hardly_wait_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA synchronous = normal")
+        async with replicating(app.database, store) as replicator:
+            longest_ms = await app.commits(2.0)
+            await until_published(store, app)
+            assert replicator.statistics().checkpoints >= 5
+        assert longest_ms < 1000
+    assert await txids(store) == list(range(1, len(await txids(store)) + 1))
+
+
+async def test_long_reader_delays_the_checkpoint_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
+    monkeypatch.setattr(checkpoint, "PARTIAL_RETRY_S", 0.05)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app, Application(tmp_path / "app.db") as reader:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as replicator:
+            await app("INSERT INTO t VALUES (1)")
+            await reader("BEGIN")
+            before = await reader("SELECT count(*) FROM t")
+            for _ in range(10):
+                await fill(app, 100)
+                await until_published(store, app)
+            assert replicator.statistics().wal_frames > 0
+            assert await reader("SELECT count(*) FROM t") == before
+            await reader("COMMIT")
+            await wait_until(lambda: replicator.statistics().wal_frames == 0)
+            await fill(app, 100)
+            await until_published(store, app)
+
+
+async def test_rolled_back_transaction_that_spilled_does_not_hide_the_next(tmp_path: Path) -> None:
+    """Its frames stay in the file, and a shorter transaction overwrites only the first of them."""
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA cache_size = 10")
+        async with replicating(app.database, store):
+            for _ in range(3):
+                await app("BEGIN")
+                await fill(app, 3000)
+                await trio.sleep(0.1)
+                await app("ROLLBACK")
+                await app("INSERT INTO t VALUES (1)")
+                await until_published(store, app)
+
+
+async def test_transaction_that_rewrites_its_own_frames_arrives(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("PRAGMA cache_size = 10")
+        async with replicating(app.database, store):
+            await app("BEGIN")
+            for _ in range(5):
+                await fill(app, 500)
+                await app("UPDATE t SET x = randomblob(300) WHERE rowid % 7 = 0")
+                await trio.sleep(0.05)
+            await app("COMMIT")
+            await until_published(store, app)
+
+
+async def test_idle_database_causes_no_file_and_no_request(tmp_path: Path) -> None:
+    from litereplica.storage.memory import MemoryStorage
+    from litereplica.storage.wrappers.faults import FaultAt, FaultStorage
+
+    storage = FaultStorage(MemoryStorage(), lambda request: None)
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as replicator:
+            storage.plan = FaultAt(1, for_good=True)
+            before = replicator.statistics()
+            await trio.sleep(0.3)
+            assert replicator.statistics() == before
+
+
+async def test_schema_stays_as_it_was(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        schema = await app("SELECT * FROM sqlite_schema")
+        image = await app.image()
+        async with replicating(app.database, store):
+            pass
+        assert await app("SELECT * FROM sqlite_schema") == schema
+        assert await app.image() == image
+
+
+async def test_rollback_mode_database_is_switched_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = memory_store()
+    with Application(tmp_path / "app.db", journal_mode="delete") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store):
+            assert "switched" in caplog.text
+            assert "from journal mode delete to WAL" in caplog.text
+            await app("INSERT INTO t VALUES (1)")
+            assert DatabaseHeader.decode(await until_published(store, app)).wal
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: create a table"),
+        (b"text\n", "is not a SQLite database"),
+        (b"x" * 8192, "is not a SQLite database"),
+        (None, "does not exist"),
+    ],
+)
+async def test_file_that_is_no_database_is_refused_and_left_alone(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "app.db"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        await publish_once(path, memory_store())
+    left = await trio.to_thread.run_sync(os.listdir, tmp_path)
+    assert left == (["app.db"] if content is not None else [])
+
+
+async def test_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory"):
+        await publish_once(tmp_path, memory_store())
+
+
+async def test_replaced_database_ends_replication_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+            async with replicating(app.database, memory_store()):
+                app.database.rename(tmp_path / "moved.db")
+                await trio.sleep(5)
+        assert caught.group_contains(UsageError, match="deleted or replaced")
