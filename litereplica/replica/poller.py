@@ -1,6 +1,6 @@
 """The loop that keeps a replica up to date. It is owned by whoever starts it in a nursery.
 
-One pass polls, hands the update on and waits until it has been applied, then sleeps. A store that fails is asked
+One pass polls, hands on what it brought and waits until that has been applied, then sleeps. A store that fails is asked
 again, less and less often, for ever; what is there stays served meanwhile. The log has one line when a run of failures
 begins and one when it ends.
 """
@@ -27,15 +27,17 @@ STALLED_POLLS = 3
 
 async def run_poller(
     replica: Replica,
-    apply: Callable[[Update], Awaitable[None]],
+    apply: Callable[[Update | None], Awaitable[None]],
     *,
     interval_s: float,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Poll every `interval_s` seconds and await `apply` with each update, for ever.
+    """Poll every `interval_s` seconds and await `apply` with what each poll brought, for ever.
 
-    Ready after the first poll; its failure is raised. Later only `PageSizeChanged`, and what `apply` raises, ends
-    the loop.
+    That is None when there was nothing: whoever applies may have something left from before, or due by the clock.
+
+    Ready after the first poll; its failure is raised. Later an error of ours, from the poll or from `apply`, only
+    lengthens the pause; `PageSizeChanged`, and any other exception, ends the loop.
     """
     await _poll_once(replica, apply)
     task_status.started()
@@ -58,10 +60,8 @@ async def run_poller(
         stalled = _log_stall(replica, stalled)
 
 
-async def _poll_once(replica: Replica, apply: Callable[[Update], Awaitable[None]]) -> None:
-    update = await replica.poll()
-    if update is not None:
-        await apply(update)
+async def _poll_once(replica: Replica, apply: Callable[[Update | None], Awaitable[None]]) -> None:
+    await apply(await replica.poll())
 
 
 def _pause_s(interval_s: float, failures: int) -> float:

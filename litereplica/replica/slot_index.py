@@ -72,16 +72,16 @@ class SlotIndex:
         self._read[slot] = 1
 
     def take(self, count: int) -> list[int]:
-        """Empty `count` slots for new pages, at most all there are."""
-        slots: list[int] = []
+        """Empty `count` different slots for new pages, at most all there are."""
+        slots: dict[int, None] = {}
         for _ in range(min(count, len(self._hashes))):
-            while self._read.item(self._hand):
+            while self._read.item(self._hand) or self._hand in slots:
                 self._read[self._hand] = 0
                 self._hand = (self._hand + 1) % len(self._hashes)
-            slots.append(self._hand)
             self.remove(self._hand)
+            slots[self._hand] = None
             self._hand = (self._hand + 1) % len(self._hashes)
-        return slots
+        return list(slots)
 
     def insert(self, slots: Sequence[int], keys: Sequence[PageKey]) -> None:
         """Enter pages whose slots, taken before, are written now."""

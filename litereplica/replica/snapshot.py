@@ -95,12 +95,12 @@ def changed_pages(commit: int, files: Sequence[OpenedFile]) -> NDArray[np.uint32
 def changed_since(before: Snapshot, after: Snapshot, plan: Sequence[OpenedFile]) -> NDArray[np.uint32]:
     """The pages of `after`, which `plan` makes, that may differ from those of `before`, ascending.
 
-    All of them when the plan does not tell, or contradicts what we know.
+    All of them when the plan contradicts what we know.
     """
     later = [file for file in plan if file.header.max_txid > before.pos.txid]
-    if any(file.header.is_snapshot for file in later) or (not later and after.commit != before.commit):
-        return all_pages(after)
-    return changed_pages(before.commit, later) if later else np.empty(0, np.uint32)
+    if later:
+        return changed_pages(before.commit, later)
+    return np.empty(0, np.uint32) if after.commit == before.commit else all_pages(after)
 
 
 def renaming(before: PageMap, after: PageMap, changed: NDArray[np.uint32], table: FileTable) -> Translation:

@@ -34,16 +34,19 @@ def publish(bank: Bank, mount: MountedReplica) -> None:
 @pytest.mark.slow
 def test_every_transaction_of_every_reader_equals_the_ledger_at_its_txid(tmp_path: Path) -> None:
     bank = Bank.open(tmp_path)
-    with bank.publisher, MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount:
-        with ExitStack() as stack:
-            readers = {
-                kind: stack.enter_context(running_module("tests.helpers.bank", str(mount.path), kind)) for kind in KINDS
-            }
-            publish(bank, mount)
-            statistics = mount.statistics()
-            for reader in readers.values():
-                reader.terminate()
-            seen: dict[str, dict[str, Any]] = {kind: json.loads(reader.hear()) for kind, reader in readers.items()}
+    with (
+        bank.publisher,
+        MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount,
+        ExitStack() as stack,
+    ):
+        readers = {
+            kind: stack.enter_context(running_module("tests.helpers.bank", str(mount.path), kind)) for kind in KINDS
+        }
+        publish(bank, mount)
+        statistics = mount.statistics()
+        for reader in readers.values():
+            reader.terminate()
+        seen: dict[str, dict[str, Any]] = {kind: json.loads(reader.hear()) for kind, reader in readers.items()}
     assert statistics["advances"] >= TRANSACTIONS / (MAX_LAG + 1)
     assert statistics["restarts"] >= RESTARTS
     for kind, saw in seen.items():

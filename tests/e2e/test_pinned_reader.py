@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.bank import Bank, State, observe
 from tests.helpers.mounts import MountedReplica
 
@@ -62,21 +64,38 @@ def test_reader_keeps_its_snapshot_for_200_transactions_and_the_wal_restarts_aft
 
 def test_reader_that_began_behind_a_backfill_is_not_moved_by_the_next(tmp_path: Path) -> None:
     bank = Bank.open(tmp_path)
+    with (
+        bank.publisher,
+        MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount,
+        closing(connect(mount)) as first,
+        closing(connect(mount)) as second,
+    ):
+        first.execute("BEGIN")
+        begun_first = state(first)
+        publish(bank, mount, 100)
+        second.execute("BEGIN")
+        begun_second = state(second)
+        publish(bank, mount, 100)
+        first.execute("COMMIT")  # the base may now move up to the second reader, and no farther
+        mount.wait_until(
+            lambda: mount.statistics()["base"]["txid"] == begun_second[0], within_s=IDLE_CHECKPOINT_DEADLINE_S
+        )
+        publish(bank, mount, 20)
+        assert state(second) == begun_second == bank.ledger[begun_second[0]]
+        assert state(first) == bank.ledger[bank.publisher.txid]
+        assert begun_first == bank.ledger[begun_first[0]]
+        assert mount.statistics()["base"]["txid"] == begun_second[0]
+        second.execute("COMMIT")
+
+
+@pytest.mark.slow
+def test_short_wal_of_a_quiet_mount_is_backfilled_after_a_while(tmp_path: Path) -> None:
+    bank = Bank.open(tmp_path)
     with bank.publisher, MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount:
-        with closing(connect(mount)) as first, closing(connect(mount)) as second:
-            first.execute("BEGIN")
-            begun_first = state(first)
-            publish(bank, mount, 100)
-            second.execute("BEGIN")
-            begun_second = state(second)
-            publish(bank, mount, 100)
-            first.execute("COMMIT")  # the base may now move up to the second reader, and no farther
-            mount.wait_until(
-                lambda: mount.statistics()["base"]["txid"] == begun_second[0], within_s=IDLE_CHECKPOINT_DEADLINE_S
-            )
-            publish(bank, mount, 20)
-            assert state(second) == begun_second == bank.ledger[begun_second[0]]
-            assert state(first) == bank.ledger[bank.publisher.txid]
-            assert begun_first == bank.ledger[begun_first[0]]
-            assert mount.statistics()["base"]["txid"] == begun_second[0]
-            second.execute("COMMIT")
+        publish(bank, mount, 1)
+        assert mount.statistics()["wal_frames"] > 0
+        with closing(connect(mount)) as reader:
+            assert state(reader) == bank.ledger[2]
+            mount.wait_until(lambda: mount.statistics()["restarts"] == 1, within_s=IDLE_CHECKPOINT_DEADLINE_S)
+            assert mount.statistics()["base"] == mount.statistics()["pos"]
+            assert state(reader) == bank.ledger[2]

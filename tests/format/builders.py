@@ -15,11 +15,15 @@ from typing import Any
 
 import lz4.block
 import lz4.frame
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from litereplica.format import decoder, encoder, ltx
 
 GOLDEN = Path(__file__).parent / "golden"
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For every property: a busy machine is no failure."""
+
 PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 
 Pages = dict[int, bytes]

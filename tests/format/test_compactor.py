@@ -13,7 +13,7 @@ from litereplica.errors import LTXError
 from litereplica.format import ltx
 from litereplica.format.compactor import CompactionInput, compact, compacted_header
 from litereplica.format.encoder import encode_file
-from tests.format.builders import Pages, decoded, fold, make_header, make_page
+from tests.format.builders import UNTIMED, Pages, decoded, fold, make_header, make_page
 
 File = tuple[ltx.Header, Pages]
 
@@ -45,6 +45,7 @@ def histories(draw: st.DrawFn) -> list[File]:
     return files
 
 
+@UNTIMED
 @given(histories())
 def test_result_is_the_fold_of_its_inputs(files: list[File]) -> None:
     header, pages = compacted(files)
@@ -55,6 +56,7 @@ def test_result_is_the_fold_of_its_inputs(files: list[File]) -> None:
     )
 
 
+@UNTIMED
 @given(histories(), st.data())
 def test_compacting_in_steps_makes_the_same_file_as_at_once(files: list[File], data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, len(files)))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from litereplica.errors import LTXError
 from litereplica.format import checksum, decoder, encoder, ltx
 from tests.format.builders import (
+    UNTIMED,
     CraftedFile,
     Pages,
     block_frame,
@@ -41,11 +42,13 @@ def fed_in_chunks(data: bytes, sizes: list[int]) -> tuple[ltx.Header, Pages]:
     return machine.finish().header, pages
 
 
+@UNTIMED
 @given(files())
 def test_decode_returns_what_was_encoded(file: tuple[ltx.Header, Pages]) -> None:
     assert decoded(encoded(file)) == file
 
 
+@UNTIMED
 @given(files())
 def test_index_leads_to_each_frame(file: tuple[ltx.Header, Pages]) -> None:
     data = encoded(file)
@@ -58,11 +61,13 @@ def test_index_leads_to_each_frame(file: tuple[ltx.Header, Pages]) -> None:
     assert index.position(max(file[1], default=0) + 1) is None
 
 
+@UNTIMED
 @given(files(page_size=512), st.lists(st.integers(1, 2000), min_size=1, max_size=5))
 def test_chunks_of_any_size_decode_alike(file: tuple[ltx.Header, Pages], sizes: list[int]) -> None:
     assert fed_in_chunks(encoded(file), sizes) == file
 
 
+@UNTIMED
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.lists(st.integers(1, 700), min_size=1, max_size=4))
 def test_legacy_frames_decode_among_blocks_in_chunks_of_any_size(legacy: list[bool], sizes: list[int]) -> None:
     pages = {pgno: make_page(pgno) for pgno in range(1, len(legacy) + 1)}
@@ -108,6 +113,7 @@ def test_a_file_without_pages_is_valid() -> None:
     assert decoded(encoder.encode_file(header, [])) == (header, {})
 
 
+@UNTIMED
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_checksum_is_crc64_go_iso_and_continues(data: bytes, cut: int) -> None:
     assert checksum.update(checksum.update(None, data[:cut]), data[cut:]) == slow_crc64(data)
@@ -192,7 +198,7 @@ def test_index_of_two_million_pages_is_decoded_in_bounded_memory() -> None:
     assert peak < 300 << 20
 
 
-@settings(max_examples=30)
+@settings(UNTIMED, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_header_survives_with_every_field(seed: int) -> None:
     header = make_header(

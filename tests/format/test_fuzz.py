@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from litereplica.errors import FormatError
 from litereplica.format import decoder, legacy, ltx, names, sqlite, uvarint, wal
-from tests.format.builders import CraftedFile, block_frame, craft, legacy_frame, make_header, make_page
+from tests.format.builders import UNTIMED, CraftedFile, block_frame, craft, legacy_frame, make_header, make_page
 
 VALID = [
     craft().build(),
@@ -63,7 +63,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 def test_random_bytes_give_a_value_or_a_format_error(name: str) -> None:
     decode = DECODERS[name]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(UNTIMED, max_examples=150)
     @given(st.binary(max_size=900))
     def check(data: bytes) -> None:
         outcome = outcome_of(decode, data)
@@ -76,7 +76,7 @@ def test_random_bytes_give_a_value_or_a_format_error(name: str) -> None:
 def test_pieces_of_damaged_files_give_a_value_or_a_format_error(name: str) -> None:
     decode = DECODERS[name]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(UNTIMED, max_examples=150)
     @given(mutated(), st.data())
     def check(data: bytes, choice: st.DataObject) -> None:
         start = choice.draw(st.one_of(st.just(0), st.sampled_from([100, 106, 110]), st.integers(0, len(data))))
@@ -95,7 +95,7 @@ def outcome_of(decode: Callable[[bytes], object], data: bytes) -> str:
         return str(exc)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(UNTIMED, max_examples=400)
 @given(mutated(), st.lists(st.integers(1, 400), min_size=1, max_size=3))
 def test_a_damaged_file_is_refused_alike_at_once_and_in_chunks(data: bytes, sizes: list[int]) -> None:
     def in_chunks(data: bytes) -> object:
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_refused_alike_at_once_and_in_chunks(data: bytes, size
     assert (at_once == "LTXFile") == (outcome_of(in_chunks, data) == "LTXFile")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(UNTIMED, max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.sampled_from(NUMBERS)), max_size=4),
     st.integers(0, 2),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import legacy
-from tests.format.builders import CraftedFile, decoded, legacy_frame, legacy_payload, make_header, make_page
+from tests.format.builders import UNTIMED, CraftedFile, decoded, legacy_frame, legacy_payload, make_header, make_page
 
 page_contents = st.sampled_from([512, 4096, 65536]).flatmap(
     lambda size: st.builds(
@@ -30,6 +30,7 @@ options = st.fixed_dictionaries(
 )
 
 
+@UNTIMED
 @given(page_contents, options, st.binary(max_size=20))
 def test_payload_of_any_options_is_found_and_read(page: bytes, options: dict[str, object], behind: bytes) -> None:
     payload = legacy_payload(page, **options)
@@ -38,6 +39,7 @@ def test_payload_of_any_options_is_found_and_read(page: bytes, options: dict[str
     assert legacy.decompress(payload, **known) == page
 
 
+@UNTIMED
 @given(page_contents, options, st.randoms(use_true_random=False))
 def test_a_cut_payload_asks_for_more_but_never_too_much(
     page: bytes, options: dict[str, object], rng: random.Random
@@ -56,6 +58,7 @@ def test_whole_file_of_legacy_frames_is_read() -> None:
     )
 
 
+@UNTIMED
 @given(st.binary(max_size=700), st.sampled_from([b"", b"\x04\x22\x4d\x18", legacy_payload(bytes(512))[:7]]))
 def test_garbage_is_a_size_or_an_error(garbage: bytes, start: bytes) -> None:
     data = start + garbage

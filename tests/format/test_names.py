@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from litereplica.errors import LTXError
 from litereplica.format import names
 from litereplica.format.names import Layout
+from tests.format.builders import UNTIMED
 
 txids = st.integers(1, 2**64 - 1)
 
 
+@UNTIMED
 @given(txids, txids)
 def test_parse_is_the_inverse_of_format(a: int, b: int) -> None:
     low, high = sorted((a, b))
@@ -54,6 +56,7 @@ def test_other_names_are_nobodys(name: str) -> None:
     assert names.parse_name(name) is None
 
 
+@UNTIMED
 @given(st.text(max_size=40))
 def test_any_text_is_a_name_or_none(text: str) -> None:
     parsed = names.parse_name(text)

@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import uvarint
-from tests.format.builders import slow_uvarint, slow_uvarints
+from tests.format.builders import UNTIMED, slow_uvarint, slow_uvarints
 
 EDGES = sorted({edge for bits in range(0, 64) for edge in (2**bits - 1, 2**bits)} | {2**64 - 1})
 values_lists = st.lists(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from(EDGES)), min_size=1, max_size=60)
 
 
+@UNTIMED
 @given(values_lists)
 def test_encode_is_the_slow_encoding_of_each_value(values: list[int]) -> None:
     assert uvarint.encode(np.array(values, np.uint64)) == b"".join(map(slow_uvarint, values))
 
 
+@UNTIMED
 @given(values_lists)
 def test_decode_is_the_inverse_of_encode(values: list[int]) -> None:
     assert uvarint.decode(b"".join(map(slow_uvarint, values))).tolist() == values
@@ -30,6 +32,7 @@ continued = st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 2, 0x
 )
 
 
+@UNTIMED
 @given(continued)
 def test_any_bytes_decode_as_the_slow_twin_decodes_them(data: bytes) -> None:
     expected = slow_uvarints(data)
@@ -45,6 +48,7 @@ def test_every_power_of_two_survives(edge: int) -> None:
     assert uvarint.decode(uvarint.encode(np.array([edge], np.uint64))).tolist() == [edge]
 
 
+@UNTIMED
 @given(values_lists, st.integers(11, 40), st.booleans())
 def test_the_size_of_a_step_does_not_show(values: list[int], step: int, damaged: bool) -> None:
     data = b"".join(map(slow_uvarint, values))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from litereplica.errors import WALError
 from litereplica.format import wal
-from tests.format.builders import PAGE_SIZES, make_page
+from tests.format.builders import PAGE_SIZES, UNTIMED, make_page
 
 Sum = tuple[int, int]
 
@@ -74,7 +74,7 @@ logs = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(UNTIMED, max_examples=80)
 @given(logs, st.data())
 def test_a_damaged_log_is_read_as_word_by_word(log: bytes, data: st.DataObject) -> None:
     header = wal.WALHeader.decode(log)
@@ -141,6 +141,7 @@ def test_the_size_of_a_step_does_not_show(damaged: int | None, monkeypatch: pyte
     assert len(scan(bytes(log[32:]), header, header.checksum)) == (21 if damaged is None else damaged)
 
 
+@UNTIMED
 @given(st.binary(max_size=3000), st.sampled_from([512, 1024]), st.booleans())
 def test_garbage_has_no_frames(garbage: bytes, page_size: int, big_endian: bool) -> None:
     header = wal.WALHeader(page_size, 0, 1, 2, (3, 4), big_endian)

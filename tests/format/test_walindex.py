@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from litereplica.format import wal, walindex
 from litereplica.format.walindex import BLOCK_SIZE, IndexHeader, Patch, WalIndex
+from tests.format.builders import UNTIMED
 
 # The application: in a process of its own, it holds the database open until its input ends.
 APPLICATION = """
@@ -144,7 +145,7 @@ colliding = st.lists(st.integers(0, 40).map(lambda n: 1 + 8192 * (n % 5) + n // 
 any_pages = st.lists(st.integers(1, 2**32 - 2), max_size=300)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(UNTIMED, max_examples=60)
 @given(st.one_of(few_pages, colliding, any_pages), st.integers(0, 4200), st.lists(st.integers(0, 300), max_size=4))
 def test_append_in_any_pieces_is_entering_one_by_one(pgnos: list[int], before: int, cuts: list[int]) -> None:
     pgnos = [*range(1, before + 1), *pgnos]
@@ -189,6 +190,7 @@ def apply(target: bytearray, patches: list[Patch]) -> None:
         target[offset : offset + len(data)] = data
 
 
+@UNTIMED
 @given(st.lists(st.tuples(st.lists(st.integers(1, 50), max_size=30), st.booleans()), max_size=6), st.integers(0, 4100))
 def test_patches_carry_a_copy_along(steps: list[tuple[list[int], bool]], before: int) -> None:
     index = make_index()

@@ -238,7 +238,7 @@ class FakeKernel:
         self._files: dict[int, _File] = {}
         self.daemon: DaemonLocks | None = None
         self.live: LiveDatabase
-        self.getattr_is_slow = False
+        self.getattr_is_slow = True
 
     def know_files(self) -> None:
         """The first look-up of each file."""
@@ -260,6 +260,7 @@ class FakeKernel:
             file.attributes_valid = False
             file.version += 1
             await self._drop_pages(file)
+        await self.fstat_size(inode)
 
     async def _store(self, inode: int, offset: int, data: bytes) -> None:
         file = self._files[inode]
@@ -412,7 +413,9 @@ class FakeKernel:
         if page[:count] != expected[: min(count, KERNEL_PAGE)]:
             at = next(i for i in range(count) if page[i] != expected[i])
             found, wanted = bytes(page[at : at + 20]), expected[at : at + 20]
-            raise ProtocolError(f"{inode.name} is stale in the cache at {number * KERNEL_PAGE + at}: {found!r} for {wanted!r}")
+            raise ProtocolError(
+                f"{inode.name} is stale in the cache at {number * KERNEL_PAGE + at}: {found!r} for {wanted!r}"
+            )
 
 
 # --- readers ---------------------------------------------------------------------------------------

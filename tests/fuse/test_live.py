@@ -7,8 +7,8 @@ transaction sees exactly one TXID, and nothing stale stays in the kernel's cache
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -17,10 +17,13 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from litereplica.errors import ReplicaError, StorageError
+from litereplica.errors import ReplicaError, StorageError, TransientStorageError
 from litereplica.format import walindex
+from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE
 from litereplica.fuse import live as live_module
+from litereplica.fuse.kernel_cache import Store
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Inode
 from tests.fuse.simulation import (
@@ -56,6 +59,7 @@ class World:
     kernel: FakeKernel = field(init=False)
     live: LiveDatabase = field(init=False)
     done: bool = False
+    blocks: list[tuple[NDArray[np.uint32], NDArray[np.void], list[bytes]]] = field(default_factory=list)
 
     async def start(self, pages: int) -> None:
         self.history.commit([], pages=pages)
@@ -85,6 +89,8 @@ class World:
         for inode in (Inode.DATABASE, Inode.SHM):
             await self.kernel.check_cached(inode)
         await self.kernel.check_frames(self.live.statistics().wal_frames)
+        for inode in (Inode.DATABASE, Inode.SHM):
+            assert await self.kernel.fstat_size(inode) == self.live.size(inode), inode.name
         assert await self.look() == self.live.pos.txid
 
     async def look(self) -> int:
@@ -116,7 +122,9 @@ class World:
             published = self.live.pos.txid
             view = await reader.begin()
             try:
-                seen = {self.txid_of(await self.content(reader, view)) for _ in range(self.chance.random.choice(PASSES))}
+                seen = {
+                    self.txid_of(await self.content(reader, view)) for _ in range(self.chance.random.choice(PASSES))
+                }
                 assert len(seen) == 1, f"one transaction saw the TXIDs {seen}"
                 assert min(seen) >= max(last, published), f"saw {seen} after {last}, when {published} was published"
                 last = max(seen)
@@ -176,18 +184,14 @@ async def writer_step(world: World) -> None:
 
 
 async def push_some(world: World) -> None:
-    """A block that was fetched arrives, perhaps late: its locations are those of some base before."""
+    """A block that is fetched now arrives later, when the base may have moved."""
     base = world.live._base
-    pgnos = np.sort(
-        np.array(world.chance.random.sample(range(1, base.commit + 1), min(4, base.commit)), np.uint32)
-    )
+    pgnos = np.array(sorted(world.chance.random.sample(range(1, base.commit + 1), min(4, base.commit))), np.uint32)
     locations = base.lookup(pgnos)
-    try:
-        pages = await world.replica.read(pgnos, locations)
-    except StorageError:
-        return
-    await trio.lowlevel.checkpoint()
-    await world.live.push(pgnos, locations, pages)
+    with suppress(StorageError):
+        world.blocks.append((pgnos, locations, await world.replica.read(pgnos, locations)))
+    if len(world.blocks) > 3:
+        await world.live.push(*world.blocks.pop(0))
 
 
 async def fail_once(world: World) -> None:
@@ -195,12 +199,9 @@ async def fail_once(world: World) -> None:
     world.failures_expected = True
     world.replica.failing = True
     world.commit({world.chance.random.randint(1, MAX_PAGES)})
-    try:
+    with suppress(StorageError):
         await world.advance()
-    except StorageError:
-        pass
-    finally:
-        world.replica.failing = False
+    world.replica.failing = False
     await world.live.apply(None)
 
 
@@ -231,3 +232,163 @@ async def simulate(seed: int, *, readers: int = 4, steps: int = STEPS) -> World:
 async def test_whatever_readers_do_meanwhile_each_transaction_sees_exactly_one_txid(seed: int) -> None:
     world = await simulate(seed)
     assert world.transactions > 0
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `apply` tries to backfill, and waits for nobody."""
+    monkeypatch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(live_module, "CHECKPOINT_PATIENCE_S", 0.0)
+
+
+async def quiet_world(*, pages: int) -> World:
+    world = World(Chance(Random(0), patience=1))
+    await world.start(pages=pages)
+    return world
+
+
+@pytest.mark.usefixtures("eager")
+async def test_a_reader_that_is_pinned_keeps_its_snapshot_and_new_ones_are_at_the_newest() -> None:
+    world = await quiet_world(pages=5)
+    world.commit({2})
+    await world.advance()
+    reader = Reader(world.kernel, world.locks, world.chance)
+    view = await reader.begin()
+    assert world.txid_of(await world.content(reader, view)) == 2
+    for i in range(200):
+        world.commit({1 + i % 5}, pages=5 + i % 3)
+        await world.advance()
+        if i % 20 == 0:
+            assert await world.look() == world.history.txid
+    assert world.txid_of(await world.content(reader, view)) == 2
+    assert world.live.statistics().base.txid <= 2
+    reader.end(view)
+    await world.live.apply(None)
+    statistics = world.live.statistics()
+    assert (statistics.wal_frames, statistics.base.txid) == (0, world.history.txid)
+    await world.check()
+
+
+@pytest.mark.usefixtures("eager")
+async def test_readers_of_the_database_file_alone_hold_off_the_backfill_but_not_the_advance() -> None:
+    world = await quiet_world(pages=3)
+    reader = Reader(world.kernel, world.locks, world.chance)
+    view = await reader.begin()
+    assert view.lock == 0
+    for _ in range(3):
+        world.commit({1, 3})
+        await world.advance()
+    assert world.live.statistics().backfilled_frames == 0
+    assert world.txid_of(await world.content(reader, view)) == 1
+    assert await world.look() == 4
+    reader.end(view)
+    await world.live.apply(None)
+    assert world.live.statistics().base.txid == 4
+
+
+@pytest.mark.usefixtures("eager")
+async def test_frames_are_found_in_every_block_of_the_wal_index() -> None:
+    world = await quiet_world(pages=700)
+    pinned = Reader(world.kernel, world.locks, world.chance)
+    view = await pinned.begin()
+    for _ in range(14):
+        world.commit(set(range(1, 701)))
+        await world.advance()
+    assert world.live.size(Inode.SHM) == 3 * walindex.BLOCK_SIZE
+    assert await world.look() == 15
+    assert world.txid_of(await world.content(pinned, view)) == 1
+    pinned.end(view)
+    await world.live.apply(None)
+    world.commit({7})
+    await world.advance()
+    await world.check()
+
+
+async def test_without_readers_a_wal_is_backfilled_only_when_it_is_long_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "CHECKPOINT_FRAMES", 10)
+    world = await quiet_world(pages=5)
+    for _ in range(9):
+        world.commit({1})
+        await world.advance()
+    assert world.live.statistics().backfills == 0
+    world.commit({1})
+    await world.advance()
+    assert world.live.statistics().restarts == 1
+    world.commit({1})
+    await world.advance()
+    assert world.live.statistics().restarts == 1
+    monkeypatch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
+    await world.live.apply(None)
+    assert world.live.statistics().restarts == 2
+
+
+async def test_a_read_is_answered_while_apply_waits_for_the_kernel() -> None:
+    world = await quiet_world(pages=5)
+    world.commit({1, 2})
+    go_on, waiting = trio.Event(), trio.Event()
+    store = world.kernel.store
+
+    async def slow_store(stores: Iterable[Store]) -> None:
+        waiting.set()
+        await go_on.wait()
+        await store(stores)
+
+    world.kernel.store = slow_store  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.advance)
+        await waiting.wait()
+        with trio.fail_after(5):
+            for inode in (Inode.DATABASE, Inode.WAL, Inode.SHM):
+                assert len(await world.live.read(inode, 0, 4096)) == 4096
+        assert world.live.pos.txid == 1
+        go_on.set()
+    assert world.live.pos.txid == 2
+
+
+async def test_frames_of_one_read_may_hold_page_1_several_times() -> None:
+    world = await quiet_world(pages=2)
+    for _ in range(3):
+        world.commit({1})
+        await world.advance()
+    frame = FRAME_HEADER_SIZE + PAGE_SIZE
+    data = await world.live.read(Inode.WAL, HEADER_SIZE, 3 * frame)
+    pages = [data[i * frame + FRAME_HEADER_SIZE :][:PAGE_SIZE] for i in range(3)]
+    assert pages == [page_of(1, txid) for txid in (2, 3, 4)]
+
+
+async def test_a_store_that_is_away_for_one_transaction_delays_it_and_loses_nothing() -> None:
+    world = await quiet_world(pages=3)
+    world.commit({2})
+    world.replica.failing = True
+    with pytest.raises(TransientStorageError):
+        await world.advance()
+    assert world.live.pos.txid == 1
+    world.replica.failing = False
+    await world.live.apply(None)
+    assert world.live.pos.txid == 2
+    await world.check()
+
+
+async def test_the_size_follows_the_commit_when_the_database_shrinks_and_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
+    world = await quiet_world(pages=5)
+    for pages in (3, 9, 1, 12, 11):
+        world.commit({1}, pages=pages)
+        await world.advance()
+        assert world.live.size(Inode.DATABASE) == pages * PAGE_SIZE
+        await world.check()
+
+
+@pytest.mark.parametrize("changed", [{9, 100}, {9}, {1, 9}, {100}])
+async def test_pages_that_were_too_many_to_push_are_read_anew(
+    changed: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(live_module, "PUSH_LIMIT", 10 * PAGE_SIZE)
+    world = await quiet_world(pages=9)
+    assert await world.look() == 1
+    world.commit({9}, pages=100)
+    await world.advance()
+    world.commit(changed)
+    await world.advance()
+    await world.check()

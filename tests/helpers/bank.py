@@ -2,9 +2,9 @@
 
     python -m tests.helpers.bank DATABASE KIND
 
-`Bank` is the primary's side: each `step` is one transaction and one TXID, and goes into a ledger. The program is a reader:
-KIND is `stdlib`, `apsw-mmap`, `cli` (the `sqlite3` program) or `holder` (each transaction lasts for seconds). It
-prints `ready`, reads until SIGTERM, and prints what it saw as JSON: `transactions`, `errors`, and `observed`, the
+`Bank` is the primary's side: each `step` is one transaction and one TXID, and goes into a ledger. The program is a
+reader: KIND is `stdlib`, `apsw-mmap`, `cli` (the `sqlite3` program) or `holder` (each transaction lasts for seconds).
+It prints `ready`, reads until SIGTERM, and prints what it saw as JSON: `transactions`, `errors`, and `observed`, the
 state that it saw at each counter. Nothing waits for a lock: a single SQLITE_BUSY is an error.
 """
 
@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from litereplica.types import TXID
 from tests.helpers.publisher import Publisher
@@ -69,7 +69,7 @@ class Bank:
 
     publisher: Publisher
     ledger: dict[TXID, State] = field(default_factory=dict)
-    random: random.Random = field(default_factory=lambda: random.Random(20240229))  # noqa: S311
+    random: random.Random = field(default_factory=lambda: random.Random(20240229))
 
     @classmethod
     def open(cls, directory: Path, *, page_size: int = 4096) -> Bank:
@@ -102,7 +102,7 @@ class Bank:
         self.ledger[state[0]] = state
 
 
-Query: TypeAlias = Callable[[str], "list[tuple[int, ...]]"]
+Query: TypeAlias = Callable[[str], list[Any]]
 
 
 def observe(query: Query) -> State:

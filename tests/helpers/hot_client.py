@@ -12,16 +12,17 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 QUERY = "SELECT a.value, b.value FROM a, b"
 
 
-def stdlib(path: str) -> Callable[[], tuple[str, str]]:
+def stdlib(path: str) -> Callable[[], Any]:
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     return lambda: connection.execute(QUERY).fetchone()
 
 
-def bundled(path: str, *, mmap_size: int) -> Callable[[], tuple[str, str]]:
+def bundled(path: str, *, mmap_size: int) -> Callable[[], Any]:
     import apsw
 
     connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)

@@ -91,10 +91,14 @@ async def content(replica: Replica, snapshot: Snapshot | None = None) -> dict[Pg
 
 
 async def read_one(replica: Replica, pgno: Pgno, *, around: bool = False) -> bytes:
-    pages = replica.snapshot.pages
-    pgnos = np.array([pgno], np.uint32)
-    (page,) = await replica.read(pgnos, pages.lookup(pgnos), around=pages if around else None)
+    (page,) = await replica.read(*at(replica, pgno), around=replica.snapshot.pages if around else None)
     return page
+
+
+def at(replica: Replica, pgno: Pgno) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+    """What `read` wants to know of one page."""
+    pgnos = np.array([pgno], np.uint32)
+    return pgnos, replica.snapshot.pages.lookup(pgnos)
 
 
 def incompressible(n: int, size: int = 512) -> bytes:
@@ -143,6 +147,22 @@ async def test_a_file_that_vanishes_while_opening_is_done_without(autojump_clock
         return found
 
     bench.history.storage.list = list_then_lose  # type: ignore[method-assign, assignment]  # the store changes its mind
+    async with bench.replica() as replica:
+        assert await content(replica) == bench.history.at(5)
+
+
+async def test_a_listing_that_still_shows_deleted_files_does_not_stop_the_opening() -> None:
+    bench = Bench()
+    for n in range(1, 6):
+        await bench.history.commit({n: b"%d" % n})
+    await bench.history.compact(1, 1, 4)
+    shown = await bench.history.storage.list("")
+    await bench.history.delete(1, 1, 4)
+
+    async def old_list(prefix: str, *, start_after: str | None = None) -> object:
+        return [item for item in shown if item.key.startswith(prefix) and item.key > (start_after or "")]
+
+    bench.history.storage.list = old_list  # type: ignore[method-assign, assignment]  # a store whose listings lag
     async with bench.replica() as replica:
         assert await content(replica) == bench.history.at(5)
 
@@ -262,6 +282,22 @@ async def test_a_pruned_l0_is_found_in_another_level(first: int, last: int) -> N
         assert replica.snapshot.pos.txid == 6
         assert {4, 5, 6} <= set(update.changed.tolist())
         assert await content(replica) == bench.history.at(6)
+
+
+async def test_a_file_that_leads_on_is_preferred_to_a_snapshot_that_changes_every_page() -> None:
+    bench = Bench()
+    await bench.history.commit({}, pages=20)
+    async with bench.replica() as replica:
+        for n in range(2, 5):
+            await bench.history.commit({n: b"%d" % n})
+        await bench.history.snapshot()
+        await bench.history.compact(1, 2, 4)
+        await bench.history.delete(0, 2)
+        bench.clock.now += LIST_INTERVAL_S
+        update = await replica.poll()
+        assert update is not None
+        assert update.changed.tolist() == [2, 3, 4]
+        assert await content(replica) == bench.history.at(4)
 
 
 async def test_a_gap_is_told_of_until_it_is_bridged() -> None:
@@ -409,6 +445,33 @@ async def test_healing_goes_on_to_a_later_position_where_ours_is_no_longer_the_e
         assert await content(replica) == bench.history.at(4)
 
 
+async def test_healing_to_a_later_position_does_not_take_old_pages_for_new_ones(tmp_path: Path) -> None:
+    bench = Bench()
+    await large(bench.history)
+    async with bench.replica(tmp_path / "cache") as replica:
+        await content(replica)
+        await bench.history.commit({5: b"new"})
+        await bench.history.compact(1, 1, 2)
+        await bench.history.delete(0, 1)
+        assert await replica.heal() is not None
+        assert replica.snapshot.pos.txid == 2
+        assert await content(replica) == bench.history.at(2)
+
+
+async def test_the_poll_after_healing_looks_for_a_gap_at_once() -> None:
+    bench = Bench()
+    await bench.history.commit({1: b"a"})
+    async with bench.replica() as replica:
+        for n in range(3):
+            await bench.history.commit({1: b"%d" % n})
+        await bench.history.compact(1, 2, 3)
+        await bench.history.delete(0, 2)
+        assert await replica.poll() is None
+        assert await replica.heal() is not None
+        assert await replica.poll() is not None
+        assert await content(replica) == bench.history.at(4)
+
+
 async def test_those_who_heal_at_the_same_time_share_it(autojump_clock: trio.testing.MockClock) -> None:
     bench = Bench(round_trip_s=1.0)
     await bench.history.commit({1: b"a"})
@@ -519,6 +582,22 @@ async def test_readers_of_the_same_pages_share_one_request(autojump_clock: trio.
         assert len(seen) == 6
 
 
+async def test_neighbours_that_are_on_their_way_are_not_asked_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(round_trip_s=1.0)
+    await large(bench.history)
+    async with bench.replica() as replica:
+        brought: list[int] = []
+        replica.on_block = lambda pgnos, locations, pages: brought.extend(pgnos.tolist())
+        with bench.spending(get=2, list=0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_one, replica, 10)
+                await trio.sleep(0.1)
+                assert await read_one(replica, 11, around=True) == bench.history.at(1)[11]
+        assert len(brought) == len(set(brought)) > 100
+
+
 async def test_a_reader_that_is_cancelled_leaves_the_others_their_pages(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -615,18 +694,25 @@ async def test_files_that_nobody_needs_are_forgotten(monkeypatch: pytest.MonkeyP
     await bench.history.commit({1: b"a", 2: b"b"})
     async with bench.replica() as replica:
         pinned = replica.snapshot
-        held = replica.snapshot.pages.lookup(np.array([1], np.uint32))
         for n in range(100):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()
         assert replica.statistics().files <= 2 + 10
         assert await content(replica, pinned) == bench.history.at(1)
         del pinned
+        txid = replica.snapshot.pos.txid
+        held = replica.snapshot.pages.lookup(np.array([1], np.uint32))
         replica.held_files = lambda: held["file"]
         for n in range(30):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()
-        assert await replica.read(np.array([1], np.uint32), held) == [bench.history.at(1)[1]]
+        assert await replica.read(np.array([1], np.uint32), held) == [bench.history.at(txid)[1]]
+        replica.held_files = None
+        for n in range(30):
+            await bench.history.commit({1: b"%d" % n})
+            await replica.poll()
+        with pytest.raises(FileVanished):
+            await replica.read(np.array([1], np.uint32), held)
 
 
 async def test_statistics_tell_where_pages_came_from(tmp_path: Path) -> None:

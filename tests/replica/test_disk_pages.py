@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from litereplica.errors import EnvironmentProblem
@@ -109,7 +109,7 @@ def exchange(path: Path, position: int) -> None:
     path.write_bytes(data[:slot] + data[:width] + data[slot + width :])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     damages=st.lists(
         st.tuples(st.sampled_from([flip, cut, exchange]), st.sampled_from(["pages", "slots"]), st.integers(0, 1 << 20)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -41,7 +41,7 @@ def files(draw: st.DrawFn) -> tuple[list[int], int]:
     return sorted(draw(st.sets(one, max_size=20))), commit
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=st.lists(files(), max_size=8), asked=st.lists(st.integers(1, LOCK + 5), max_size=30))
 def test_a_map_finds_what_a_dictionary_finds_and_stays_as_it_was(
     history: list[tuple[list[int], int]], asked: list[int]

@@ -40,8 +40,9 @@ class Bench:
             yield replica
             nursery.cancel_scope.cancel()
 
-    async def apply(self, update: Update) -> None:
-        self.updates.append(update)
+    async def apply(self, update: Update | None) -> None:
+        if update is not None:
+            self.updates.append(update)
 
     def fail(self, failing: bool) -> None:
         self.faults.plan = lambda request: Fault() if failing else None
@@ -65,8 +66,10 @@ async def test_the_next_poll_waits_until_the_update_has_been_applied(autojump_cl
     bench = Bench()
     running = 0
 
-    async def slow(update: Update) -> None:
+    async def slow(update: Update | None) -> None:
         nonlocal running
+        if update is None:
+            return
         running += 1
         assert running == 1
         await trio.sleep(5)
@@ -80,6 +83,21 @@ async def test_the_next_poll_waits_until_the_update_has_been_applied(autojump_cl
             await trio.sleep(2)
         await trio.sleep(20)
         assert [update.snapshot.pos.txid for update in bench.updates] == [2, 5]
+
+
+async def test_what_is_left_from_before_can_be_applied_when_a_poll_brings_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    brought: list[Update | None] = []
+
+    async def apply(update: Update | None) -> None:
+        brought.append(update)
+
+    bench.apply = apply  # type: ignore[method-assign]
+    async with bench.polling():
+        await trio.sleep(3.5)
+    assert brought == [None] * 4
 
 
 async def test_a_failing_store_is_asked_less_and_less_often_and_said_once(
@@ -146,3 +164,22 @@ async def test_a_change_of_the_page_size_ends_the_loop(autojump_clock: trio.test
     with pytest.raises(ExceptionGroup) as caught:
         await run()
     assert caught.group_contains(PageSizeChanged, depth=None)
+
+
+async def test_an_error_of_the_store_while_applying_is_tried_again_like_one_while_polling(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    calls: list[Update | None] = []
+
+    async def fails_twice(update: Update | None) -> None:
+        calls.append(update)
+        if 2 <= len(calls) <= 3:
+            raise TransientStorageError("no page")
+
+    bench.apply = fails_twice  # type: ignore[method-assign]
+    async with bench.polling():
+        await bench.history.commit({1: b"b"})
+        await trio.sleep(30)
+        assert calls[1] is not None
+        assert len(calls) > 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from litereplica.replica.page_key import PageKey, page_key
@@ -12,7 +12,7 @@ from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
 keys = st.builds(page_key, st.sampled_from([1 << 63, (1 << 63) + 1, (1 << 64) - 1]), st.integers(1, 40))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     slots=st.integers(1, 20),
     operations=st.lists(st.one_of(st.lists(keys, unique=True, max_size=6), keys, st.integers(0, 19)), max_size=30),
@@ -41,6 +41,14 @@ def test_the_table_finds_what_a_dictionary_finds(slots: int, operations: list[li
     for slot, key in model.items():
         hashes[slot] = key_hash(key)
     assert_equal(SlotIndex(hashes), model)
+
+
+def test_slots_taken_together_are_different_even_when_the_turn_comes_around() -> None:
+    index = SlotIndex(np.zeros(2, np.uint64))
+    first = page_key(1 << 63, 1)
+    index.insert(index.take(1), [first])
+    index.mark_read(0)
+    assert sorted(index.take(2)) == [0, 1]
 
 
 def assert_equal(index: SlotIndex, model: dict[int, PageKey]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 import trio
@@ -15,9 +16,8 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.writer.crash import VARIABLE, CrashPoint
 from tests.helpers.app import Application
-from tests.helpers.fold import fold
 from tests.helpers.mounts import litereplica_binary
-from tests.writer.running import txids
+from tests.writer.running import txids, until_published
 
 DEADLINE_S = 20.0
 RUN = (
@@ -35,11 +35,32 @@ class Writer:
         python = Path(litereplica_binary()).with_name("python")
         environment = dict(os.environ) | ({VARIABLE: crash_at} if crash_at else {})
         self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", python, "-c", RUN]
-            + ["replicate", str(database), url, "--sync-interval", "10ms"],
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                python,
+                "-c",
+                RUN,
+                "replicate",
+                database,
+                url,
+                "--sync-interval",
+                "10ms",
+            ],
             env=environment,
             stderr=subprocess.PIPE,
         )
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.runs:
+            self._process.kill()
+            self._process.communicate()
 
     @property
     def runs(self) -> bool:
@@ -74,7 +95,16 @@ async def crashed(writer: Writer, app: Application, workload: str) -> None:
         assert time.monotonic() < deadline, "the crash point was not reached"
         await WORKLOADS[workload](app, round_)
         round_ += 1
-        await trio.sleep(0.002 if round_ < 100 else 0.05)
+        await trio.sleep(0.002 if round_ % 20 else 0.2)
+
+
+async def started(store: LTXStore, app: Application, workload: str) -> None:
+    """Commit a little, and return when something is published."""
+    for round_ in range(10):
+        await WORKLOADS[workload](app, round_)
+    with trio.fail_after(DEADLINE_S):
+        while not await txids(store):  # noqa: ASYNC110 - the writer is another process
+            await trio.sleep(0.01)
 
 
 async def contents(store: LTXStore) -> dict[int, bytes]:
@@ -98,25 +128,18 @@ async def test_killed_writer_loses_nothing_and_repeats_nothing(
         await app("INSERT INTO t VALUES (0, randomblob(30000))")
         once = (*AT_A_STOP, CrashPoint.SOURCE_OPENED, CrashPoint.ATTACHED, CrashPoint.MARK_WRITTEN)
         times = 1 if point in once or point.startswith("start") else 3
-        writer = Writer(app.database, url, f"{point}:{times}")
-        if point in AT_A_STOP:
-            for round_ in range(10):
-                await WORKLOADS[workload](app, round_)
-            while not await txids(store):  # noqa: ASYNC110 - the writer is another process
-                await trio.sleep(0.01)
-        else:
-            await crashed(writer, app, workload)
-        assert await trio.to_thread.run_sync(writer.stop) == -signal.SIGKILL
+        with Writer(app.database, url, f"{point}:{times}") as writer:
+            if point in AT_A_STOP:
+                await started(store, app, workload)
+            else:
+                await crashed(writer, app, workload)
+            assert await trio.to_thread.run_sync(writer.stop) == -signal.SIGKILL
         before = await contents(store)
         for round_ in range(100, 105):
             await WORKLOADS[workload](app, round_)
-        writer = Writer(app.database, url)
-        expected = await app.image()
-        with trio.fail_after(DEADLINE_S):
-            while not await txids(store) or await fold(store) != expected:
-                assert writer.runs
-                await trio.sleep(0.02)
-        assert await trio.to_thread.run_sync(writer.stop) == 0
+        with Writer(app.database, url) as writer:
+            await until_published(store, app)
+            assert await trio.to_thread.run_sync(writer.stop) == 0
         after = await contents(store)
     assert before.items() <= after.items(), "an acknowledged TXID was lost or changed"
     assert list(after) == list(range(1, len(after) + 1))

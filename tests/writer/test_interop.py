@@ -10,6 +10,7 @@ import trio
 from litereplica.errors import UsageError
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.writer import checkpoint
+from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.litestream import LitestreamProcess, litestream_restore
@@ -38,6 +39,21 @@ async def test_litestream_restores_what_we_publish(
     restored = tmp_path / "restored.db"
     await IN_THREAD(litestream_restore, url, restored)
     assert await IN_THREAD(restored.read_bytes) == expected == await fold(store)
+
+
+async def test_litestream_restores_what_we_publish_to_a_real_s3_store(tmp_path: Path, s3_bucket: S3Bucket) -> None:
+    store = open_ltx_store(s3_bucket.url)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("INSERT INTO t VALUES (randomblob(12000000))")  # the first file is streamed from the disk
+        async with replicating(app.database, store):
+            for i in range(10):
+                await app("INSERT INTO t VALUES (randomblob(?))", 1000 * i)
+            expected = await until_published(store, app)
+    restored = tmp_path / "restored.db"
+    await IN_THREAD(litestream_restore, s3_bucket.url, restored)
+    assert await IN_THREAD(restored.read_bytes) == expected
+    await store.aclose()
 
 
 async def test_database_that_litestream_replicates_is_refused_until_it_stops(tmp_path: Path) -> None:

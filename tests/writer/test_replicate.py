@@ -98,8 +98,7 @@ async def test_shrinking_and_growing_in_one_file_keeps_every_page(tmp_path: Path
         assert await fold(store) == await app.image()
 
 
-async def test_pages_never_written_by_a_growing_transaction_are_in_its_file(tmp_path: Path) -> None:
-    """Pages that a transaction allocates and frees again lie below the new size, but in no frame."""
+async def test_pages_allocated_and_freed_in_one_transaction_are_in_its_file(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")

@@ -1,0 +1,371 @@
+"""A mount's life: how it begins, how it ends, and what becomes of the clients inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from litereplica.errors import ExitCode
+from litereplica.fuse import mountpoint as mountpoints
+from litereplica.fuse.nodes import STATUS_NAME
+from tests.helpers.mounts import MountedReplica, litereplica_binary, wait_for_end
+from tests.helpers.publisher import Publisher
+
+DEADLINE_S = 15.0
+STOP_DEADLINE_S = 5.0
+"""What a daemon has to end after SIGTERM."""
+
+SETUP = "CREATE TABLE t (id INTEGER PRIMARY KEY, value TEXT); INSERT INTO t VALUES (0, 'zero');"
+
+CLIENT = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+for line in ["", *sys.stdin]:
+    try:
+        print(connection.execute("SELECT count(*), max(id) FROM t").fetchone(), flush=True)
+    except sqlite3.Error as exc:
+        print(exc, flush=True)
+"""
+"""Holds a read transaction open; prints what it sees, at first and for each line."""
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    with Publisher(tmp_path / "primary", setup=SETUP) as publisher:
+        yield publisher
+
+
+class Client:
+    """A process inside a mount that holds a read transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", CLIENT, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+        self.first = self._answer()
+
+    def ask(self) -> str:
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def litereplica(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [litereplica_binary(), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def wait_until(condition: Callable[[], object], *, within_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition not reached in time"
+        time.sleep(0.005)
+
+
+def rows(path: Path) -> list[tuple[int, str]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT id, value FROM t ORDER BY id").fetchall()
+
+
+def is_mounted(path: Path) -> bool:
+    return mountpoints.mount_at(mountpoints.absolute(path)) is not None
+
+
+def insert(publisher: Publisher, number: int) -> int:
+    return publisher.transaction(f"INSERT INTO t VALUES ({number}, 'value {number}')")
+
+
+# --- the beginning ---------------------------------------------------------------------------------
+
+
+def test_mount_returns_when_the_replica_answers_queries(publisher: Publisher, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        insert(publisher, number)
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        assert len(rows(mount.path)) == 4
+        assert mount.pos().txid == publisher.txid
+
+
+def test_the_daemon_has_a_session_of_its_own_and_no_terminal(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        process = Path(f"/proc/{mount.pid}")
+        session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
+        assert session == mount.pid
+        assert os.readlink(process / "cwd") == "/"
+        assert [os.readlink(process / "fd" / fd) for fd in "012"] == ["/dev/null"] * 3
+
+
+def test_the_command_prints_the_path_of_the_database(publisher: Publisher, tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    done = litereplica("mount", publisher.url, path, "--name", "x.db", "--cache-dir", tmp_path / "cache")
+    try:
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}/x.db\n", "")
+    finally:
+        assert litereplica("umount", path).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_in_the_foreground_it_stays_until_a_signal_ends_it(
+    number: signal.Signals, publisher: Publisher, tmp_path: Path
+) -> None:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    command = [litereplica_binary(), "mount", "-f", publisher.url, str(path), "--name", "app.db"]
+    process = subprocess.Popen(
+        [*command, "--cache-dir", str(tmp_path / "cache")], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(lambda: is_mounted(path))
+        wait_until(lambda: process.poll() is not None or (path / "app.db-pos").exists())
+        wait_until(lambda: rows(path / "app.db"))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=STOP_DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+        if is_mounted(path):
+            mountpoints.unmount(path, lazy=True)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert not is_mounted(path)
+
+
+# --- the end ---------------------------------------------------------------------------------------
+
+
+def test_umount_ends_the_daemon_and_leaves_the_directory_as_it_was(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        pid = mount.pid
+        mount.umount()
+        assert not is_mounted(mount.mountpoint)
+        assert list(mount.mountpoint.iterdir()) == []
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_umount_with_a_client_inside_says_who_and_the_mount_stays(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount, Client(mount.path) as client:
+        done = litereplica("umount", mount.mountpoint)
+        assert done.returncode == ExitCode.ENVIRONMENT
+        assert f"(pid {client.pid})" in done.stderr
+        assert "--lazy" in done.stderr
+        assert done.stderr.count("\n") == 1
+        mount.wait_for(insert(publisher, 1))
+        assert len(rows(mount.path)) == 2
+        assert client.ask() == "(1, 0)"
+
+
+def test_a_gentle_stop_that_is_refused_by_the_kernel_leaves_the_mount_working(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    """A process may be inside with no file open that the daemon knows of: only the kernel can tell."""
+    with MountedReplica(publisher.url, tmp_path, expected_problems=["not unmounted"], poll_interval="5ms") as mount:
+        directory = os.open(mount.mountpoint, os.O_PATH)
+        try:
+            for number in range(1, 6):
+                os.kill(mount.pid, signal.SIGUSR1)
+                mount.wait_for(insert(publisher, number))
+                wait_until(lambda count=number: mount.log.count("not unmounted") >= count)
+            assert len(rows(mount.path)) == 6
+        finally:
+            os.close(directory)
+
+
+def test_lazy_umount_frees_the_path_and_the_client_inside_reads_on(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount, Client(mount.path) as client:
+        pid = mount.pid
+        mount.umount(lazy=True)
+        assert not is_mounted(mount.mountpoint)
+        assert list(mount.mountpoint.iterdir()) == []
+        insert(publisher, 1)
+        assert client.ask() == client.first == "(1, 0)"
+        assert Path(f"/proc/{pid}").exists()
+        client.end()
+        wait_for_end(pid)
+        mount._pid = None
+
+
+def test_a_mount_that_someone_else_detaches_ends_with_its_last_client(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount, Client(mount.path) as client:
+        pid = mount.pid
+        subprocess.run(["fusermount3", "-uz", mount.mountpoint], check=True)
+        assert client.ask() == client.first
+        client.end()
+        wait_for_end(pid)
+        mount._pid = None
+
+
+def test_a_mount_that_someone_else_detaches_while_nobody_is_inside_ends_at_once(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        pid = mount.pid
+        subprocess.run(["fusermount3", "-uz", mount.mountpoint], check=True)
+        wait_for_end(pid)
+        mount._pid = None
+
+
+def test_sigterm_with_clients_inside_ends_the_daemon_in_time_and_frees_the_path(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    expected = ["detaching .* while it is in use"]
+    with MountedReplica(publisher.url, tmp_path, expected_problems=expected) as mount, Client(mount.path) as client:
+        pid = mount.pid
+        os.kill(pid, signal.SIGTERM)
+        wait_for_end(pid, within_s=STOP_DEADLINE_S)
+        assert not is_mounted(mount.mountpoint)
+        assert f"(pid {client.pid})" in mount.log
+        mount._pid = None
+
+
+def test_a_daemon_that_is_stopped_is_reported_and_can_be_detached(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        os.kill(mount.pid, signal.SIGSTOP)
+        try:
+            done = litereplica("umount", mount.mountpoint)
+            assert done.returncode == ExitCode.ENVIRONMENT
+            assert "does not answer" in done.stderr
+            assert is_mounted(mount.mountpoint)
+            done = litereplica("umount", "--lazy", mount.mountpoint)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert not is_mounted(mount.mountpoint)
+        finally:
+            os.kill(mount.pid, signal.SIGCONT)
+        wait_for_end(mount.pid)
+        mount._pid = None
+
+
+def test_umount_of_what_is_not_ours_is_refused(tmp_path: Path) -> None:
+    done = litereplica("umount", tmp_path)
+    assert done.returncode == ExitCode.USAGE
+    assert f"no replica is mounted at {tmp_path}" in done.stderr
+
+
+# --- one after the other, side by side ------------------------------------------------------------
+
+
+def test_a_mount_point_can_be_used_again(publisher: Publisher, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        insert(publisher, number)
+        with MountedReplica(publisher.url, tmp_path) as mount:
+            assert len(rows(mount.path)) == number + 1
+
+
+@pytest.mark.slow
+def test_after_kill_9_at_any_moment_the_same_place_and_cache_serve_the_right_content(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    random = Random(1)
+    number = 0
+    for _ in range(5):
+        mount = MountedReplica(publisher.url, tmp_path, poll_interval="1ms")
+        with mount:
+            for _ in range(random.randint(1, 40)):
+                number += 1
+                insert(publisher, number)
+            mount.kill()
+        assert mountpoints.mount_at(mountpoints.absolute(mount.mountpoint)) is None
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        assert mount.pos().txid == publisher.txid
+        assert rows(mount.path) == [(0, "zero"), *((i, f"value {i}") for i in range(1, number + 1))]
+
+
+def test_a_dead_mount_point_is_taken_away_by_the_next_mount(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        mount.kill()
+        with pytest.raises(OSError, match="not connected"):
+            os.stat(mount.mountpoint)
+        mount.start()
+        assert rows(mount.path) == [(0, "zero")]
+
+
+def test_umount_takes_a_dead_mount_away(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        mount.kill()
+        done = litereplica("umount", mount.mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not is_mounted(mount.mountpoint)
+
+
+def test_two_mounts_of_one_replica_with_one_cache_both_work(publisher: Publisher, tmp_path: Path) -> None:
+    options = ["--cache-dir", str(tmp_path / "shared")]
+    with (
+        MountedReplica(publisher.url, tmp_path / "one", options=options) as one,
+        MountedReplica(publisher.url, tmp_path / "two", options=options, expected_problems=["cache"]) as two,
+    ):
+        txid = insert(publisher, 1)
+        for mount in (one, two):
+            mount.wait_for(txid)
+            assert len(rows(mount.path)) == 2
+        one.umount()
+        two.wait_for(insert(publisher, 2))
+        assert len(rows(two.path)) == 3
+
+
+def test_clients_and_transactions_that_come_and_go_leave_nothing_open(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+
+        def in_use() -> tuple[int, int]:
+            process = Path(f"/proc/{mount.pid}")
+            return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
+
+        def visit(number: int) -> None:
+            mount.wait_for(insert(publisher, number))
+            assert len(rows(mount.path)) == number + 1
+            (mount.mountpoint / STATUS_NAME).read_bytes()
+            list(mount.mountpoint.iterdir())
+
+        for number in range(1, 20):
+            visit(number)
+        fds, threads = in_use()
+        for number in range(20, 60):
+            visit(number)
+        wait_until(lambda: in_use()[0] <= fds)
+        assert in_use()[1] <= threads + 2
+        children = Path(f"/proc/{mount.pid}/task/{mount.pid}/children").read_text()
+        assert children == ""
+
+
+def test_the_status_tells_who_and_where(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        status = json.loads((mount.mountpoint / STATUS_NAME).read_bytes())
+        assert status["pid"] == mount.pid
+        assert status["url"] == publisher.url
+        assert status["mountpoint"] == str(mount.mountpoint)
+        assert status["name"] == "app.db"

@@ -1,0 +1,29 @@
+"""The documents tell of tests that exist, and of files that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def test_each_statement_of_the_semantics_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs/SEMANTICS.md").read_text().splitlines() if line.startswith("| ")][1:]
+    statements = [row for row in rows if not row.startswith("| **")]
+    assert len(statements) > 20
+    for row in statements:
+        named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", row.split("|")[2])
+        assert named, row
+        for file, test in named:
+            text = (ROOT / "tests" / file).read_text()
+            assert re.search(rf"def {test}\(" if test else r"def test_\w+\(", text), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
