@@ -42,9 +42,9 @@ def command(replica_url: str, level: str, as_json: bool) -> None:
     """
     files = trio.run(_list, replica_url, level)
     if as_json:
-        output.print_json([_record(info) for info in files])
+        output.print_json([record(info) for info in files])
     else:
-        rows = [tuple(_record(info).values()) for info in files]
+        rows = [tuple(record(info).values()) for info in files]
         output.print_table(COLUMNS, rows, right=("level", "size"))
     if not files:
         where = redacted(replica_url) if level == ALL else f"level {level} of {redacted(replica_url)}"
@@ -59,7 +59,7 @@ async def _list(replica_url: str, level: str) -> list[FileInfo]:
         await store.aclose()
 
 
-def _record(info: FileInfo) -> dict[str, object]:
+def record(info: FileInfo) -> dict[str, object]:
     """The keys that `litereplica ltx --json` and `litestream ltx -json` share."""
     created = datetime.fromtimestamp(min(max(info.modified_ms, 0), MAX_TIMESTAMP_MS) // 1000, UTC)
     return {

@@ -31,6 +31,8 @@ COMMANDS = {
     "umount": "Unmount a replica and end its daemon.",
     "restore": "Write a replica's latest state to a database file.",
     "ltx": "List the LTX files of a replica.",
+    "compact": "Merge a replica's files into a higher level now.",
+    "snapshot": "Publish a snapshot of a replica's latest state now.",
 }
 """Every command with its line in the group's help, which is shown without importing it."""
 

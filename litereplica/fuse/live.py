@@ -25,7 +25,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import FileVanished
+from litereplica.errors import DamagedFile, FileVanished
 from litereplica.format import walindex
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.walindex import Patch, WalIndex
@@ -143,7 +143,7 @@ class LiveDatabase:
             locations = base.lookup(present)
             try:
                 pages = await self._load(present, locations, around=base)
-            except FileVanished:
+            except (FileVanished, DamagedFile):
                 if attempt == READ_ATTEMPTS - 1:
                     raise
                 await self._heal()
@@ -161,7 +161,7 @@ class LiveDatabase:
             try:
                 pages = await self._load(pgnos, locations)
                 break
-            except FileVanished:
+            except (FileVanished, DamagedFile):
                 if attempt == READ_ATTEMPTS - 1:
                     raise
                 await self._heal()
@@ -285,7 +285,7 @@ class LiveDatabase:
                 return target, pgnos, None
             try:
                 pages = await self._load(pgnos, target.pages.lookup(pgnos))
-            except FileVanished:
+            except (FileVanished, DamagedFile):
                 await self._heal()
                 if self._replica.snapshot is target:
                     raise
@@ -372,7 +372,7 @@ class LiveDatabase:
             return None
         try:
             pages = await self._load(pgnos[kept], locations[kept])
-        except FileVanished:
+        except (FileVanished, DamagedFile):
             return None
         return dict(zip(pgnos[kept].tolist(), pages, strict=True))
 

@@ -26,7 +26,7 @@ import trio
 from numpy.typing import NDArray
 
 import litereplica
-from litereplica.errors import EnvironmentProblem
+from litereplica.errors import EnvironmentProblem, LiteReplicaError, PageSizeChanged
 from litereplica.fuse import mountpoint
 from litereplica.fuse.kernel_cache import FuseKernelCache
 from litereplica.fuse.live import LiveDatabase
@@ -162,7 +162,20 @@ class Session:
                 self._replica.on_block = lambda *block: _offer(send, block)
                 log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
                 ready()
-                await run_poller(self._replica, self._live.apply, interval_s=self._options.poll_interval_s)
+                await self._follow()
+
+    async def _follow(self) -> None:
+        """Apply what polls bring, as long as the files go on with our page size."""
+        interval_s = self._options.poll_interval_s
+        while True:
+            try:
+                await run_poller(self._replica, self._live.apply, interval_s=interval_s)
+            except PageSizeChanged as exc:
+                log.error("serving TXID %016x from now on: %s", self._live.pos.txid, exc)
+                return
+            except LiteReplicaError as exc:
+                log.warning("the first poll failed, trying again: %s", exc)
+                await trio.sleep(interval_s)
 
     async def _push_blocks(self, blocks: trio.MemoryReceiveChannel[Block]) -> None:
         async for block in blocks:

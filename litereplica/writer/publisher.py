@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 64 << 20
 """Of WAL in one file, as Litestream cuts it: a reader decodes a file of this size in well under a second."""
+
+CANCEL_CHECK_PAGES = 256
+"""A file that is being made is given up within some milliseconds when that is asked for."""
 
 CONFLICT_HINT = "stop the other writer, or replicate to another URL"
 
@@ -93,7 +98,7 @@ class Publisher:
         return await self._put(self._prepared)
 
     async def publish_next(self) -> Prepared | None:
-        """The next transactions as one file; None when there are none.
+        """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
 
         Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, and the same file is put.
         """
@@ -108,7 +113,8 @@ class Publisher:
             self._prepared = None
 
     def _prepare_next(self) -> Prepared | None:
-        self._tail.scan()
+        if self._tail.committed == self._tail.position:
+            self._tail.scan()
         batch = self._tail.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
         return self._encode(batch, whole=False, check=True) if batch is not None else None
 
@@ -122,7 +128,9 @@ class Publisher:
         spool = self._state.spool()
         try:
             spool.write(encoder.start())
-            for pgno, frame in zip(batch.pgno.tolist(), batch.frame.tolist(), strict=True):
+            for i, (pgno, frame) in enumerate(zip(batch.pgno.tolist(), batch.frame.tolist(), strict=True)):
+                if i % CANCEL_CHECK_PAGES == 0:
+                    trio.from_thread.check_cancelled()
                 page = self._source.read_page(pgno) if frame == FROM_DATABASE else self._tail.read_page(frame)
                 if spool.write(encoder.page(pgno, page)):
                     crash_point(CrashPoint.SPOOLED_PART)

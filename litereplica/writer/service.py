@@ -51,7 +51,7 @@ IN_PLACE_INTERVAL_S = 1.0
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After which a file that is not written to can be told from one that is."""
 STOP_LIMIT_S = 5.0
-"""For publishing what is left when asked to stop: service managers wait for 10 s and more."""
+"""For publishing what is left, or what is under way, when asked to stop: service managers wait for 10 s and more."""
 RETRY_S = 0.5
 RETRY_MAX_S = 30.0
 """Limits of the delay after failures, which doubles from one to the other."""
@@ -111,7 +111,8 @@ class Replicator:
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[Statistics] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Replicate until `stop` is set, then publish what is left. Started once everything is published.
+        """Replicate until `stop` is set, then publish what is left in `STOP_LIMIT_S`. Started once everything is
+        published.
 
         Raises `ConflictError` and `UsageError` when it must not go on, and before the first publishing is done also
         `StorageError` and `EnvironmentProblem`.
@@ -120,9 +121,13 @@ class Replicator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch.run)
             try:
-                await self._first_round(stop)
-                task_status.started(self.statistics())
-                await self._follow(stop)
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(_limit_stop, stop, scope)
+                    await self._first_round(stop)
+                    task_status.started(self.statistics())
+                    await self._follow(stop)
+                if scope.cancelled_caught:
+                    log.warning("stopped before all was published: it took too long; the next start goes on from there")
             except Exception as exc:
                 error = exc
             nursery.cancel_scope.cancel()
@@ -200,18 +205,17 @@ class Replicator:
         return IDLE_LOOK_INTERVAL_S if idle else LOOK_INTERVAL_S
 
     async def _finish(self) -> None:
-        """Publish what is left, within `STOP_LIMIT_S`."""
+        """Publish what is left."""
         crash_point(CrashPoint.STOPPING)
         if not self._attached:
             return
-        with trio.move_on_after(STOP_LIMIT_S) as limit:
-            try:
+        try:
+            while self._tail.committed > self._tail.position:  # what was seen before
                 await self._publish()
-                await self._settle()
-            except (StorageError, OSError, apsw.Error, EnvironmentProblem, WalMoved) as exc:
-                log.warning("stopped before all was published: %s; the next start goes on from there", exc)
-        if limit.cancelled_caught:
-            log.warning("stopped before all was published: the store is slow; the next start goes on from there")
+            await self._publish()
+            await self._settle()
+        except (StorageError, OSError, apsw.Error, EnvironmentProblem, WalMoved) as exc:
+            log.warning("stopped before all was published: %s; the next start goes on from there", exc)
 
     async def _settle(self) -> None:
         """Once all is published, checkpoint and mark it, so that the next start need not publish the whole database
@@ -274,7 +278,7 @@ class Replicator:
     # --- publishing
 
     async def _publish(self) -> int:
-        """Publish all that is committed; returns the number of files."""
+        """Publish all that is committed now, not what is committed meanwhile; returns the number of files."""
         generation = self._tail.header
         news = self._tail.look()
         if news is News.LOST:
@@ -282,10 +286,11 @@ class Replicator:
         if self._tail.header is not generation:
             crash_point(CrashPoint.NEW_GENERATION)
         files = 0
-        if news is News.FRAMES or self._tail.committed > self._tail.position:
-            while (published := await self._publisher.publish_next()) is not None:
-                self._count(published)
-                files += 1
+        due = news is News.FRAMES or self._tail.committed > self._tail.position
+        while due and (published := await self._publisher.publish_next()) is not None:
+            self._count(published)
+            files += 1
+            due = self._tail.committed > self._tail.position
         return files
 
     def _count(self, published: Prepared) -> None:
@@ -351,6 +356,12 @@ class Replicator:
         log.warning("cannot publish: %s; trying again in %.1f s", error, delay_s)
         with trio.move_on_after(delay_s):
             await stop.wait()
+
+
+async def _limit_stop(stop: trio.Event, scope: trio.CancelScope) -> None:
+    """Once `stop` is set, `scope` has `STOP_LIMIT_S` left."""
+    await stop.wait()
+    scope.deadline = trio.current_time() + STOP_LIMIT_S
 
 
 def wall_clock_ms() -> int:

@@ -109,6 +109,11 @@ class History:
     databases: dict[int, dict[int, bytes]] = field(default_factory=lambda: {0: {}})
     txid: int = 0
 
+    def has(self, *, pages: int) -> bool:
+        """Has there been a database that a transaction which only cuts, to so many pages, would make again?"""
+        cut = {pgno: page for pgno, page in self.databases[self.txid].items() if pgno <= pages}
+        return len(cut) == pages and cut in self.databases.values()
+
     def commit(self, changed: Iterable[int], *, pages: int) -> set[int]:
         """One transaction that leaves so many pages; those that it adds are changed, too. Returns what was changed."""
         before = self.databases[self.txid]

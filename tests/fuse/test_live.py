@@ -73,9 +73,8 @@ class World:
             await self.live.activate(-1)
 
     def commit(self, changed: set[int], *, pages: int | None = None) -> None:
-        before = len(self.history.databases[self.history.txid])
-        pages = pages or before
-        if pages == before and min(changed) > pages:
+        pages = pages or len(self.history.databases[self.history.txid])
+        if min(changed) > pages and self.history.has(pages=pages):
             changed = {1}  # each TXID has a content of its own
         supplied = self.history.commit(changed, pages=pages)
         self.replica.supplied[self.history.txid] = supplied

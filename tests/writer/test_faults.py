@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import trio
 
 from litereplica.errors import AccessDenied
 from litereplica.storage.memory import MemoryStorage
@@ -105,6 +106,26 @@ async def test_refusal_at_the_start_ends_it_at_once(tmp_path: Path) -> None:
             async with replicating(app.database, store):
                 pytest.fail("it has started")
         assert caught.group_contains(AccessDenied)
+
+
+async def test_stop_does_not_wait_for_a_store_that_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "STOP_LIMIT_S", 0.1)
+    store = memory_store(LatencyStorage(MemoryStorage(), 0.01, bytes_per_s=1000))
+    stop = trio.Event()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app("INSERT INTO t VALUES (randomblob(1000000))")
+        with trio.fail_after(5):
+            async with service.open_replicator(app.database, store) as replicator, trio.open_nursery() as nursery:
+                nursery.start_soon(replicator.run, stop)
+                await trio.sleep(0.3)
+                stop.set()
+        assert "it took too long" in caplog.text
+        store = memory_store()
+        await publish_once(app.database, store)
+        await until_published(store, app)
 
 
 async def test_large_file_goes_by_way_of_the_disk_and_leaves_nothing_there(tmp_path: Path) -> None:

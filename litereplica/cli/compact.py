@@ -1,0 +1,80 @@
+"""`litereplica compact`: merge a replica's files into a higher level now; and what `snapshot` has in common with it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import click
+import trio
+
+from litereplica.cli import output
+from litereplica.cli.ltx import record
+from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.ltxstore.compaction import Compacted, compact_level
+from litereplica.ltxstore.levels import MAX_LEVEL
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage.url import redacted
+
+Merge = Callable[[LTXStore], Awaitable[Compacted | None]]
+
+
+@click.command()
+@click.argument("replica_url", type=REPLICA_URL)
+@click.option(
+    "--level", type=click.IntRange(1, MAX_LEVEL), required=True, help="The level that is to get the merged file."
+)
+@output.json_option
+def command(replica_url: str, level: int, as_json: bool) -> None:
+    """Merge what level N-1 has gained into one file of level N, now.
+
+    The files that are merged stay. Every file that is read is checked, and so is the result before it is published.
+    With --json, a summary is printed: file (as in 'ltx --json', or null when there was nothing to merge), inputs,
+    seconds.
+
+    \b
+    Example:
+      litereplica compact file:///srv/replica --level 1
+      litereplica compact 's3://bucket/app.db?region=eu-west-1' --level 2 --json
+    """
+    merge = partial(compact_level, level=level, progress=partial(output.progress, "Compacting"))
+    run(replica_url, merge, as_json=as_json, nothing=f"nothing to merge into level {level} of {redacted(replica_url)}")
+
+
+def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
+    """Merge, and say what came of it. `nothing` is what to say when there was nothing to do."""
+    start = time.monotonic()
+    done = trio.run(_merge, replica_url, merge)
+    seconds = time.monotonic() - start
+    if as_json:
+        file = None if done is None else record(done.info)
+        inputs = 0 if done is None else len(done.compaction.inputs)
+        output.print_json({"file": file, "inputs": inputs, "seconds": round(seconds, 3)})
+    elif done is None:
+        output.note(nothing)
+    else:
+        count = len(done.compaction.inputs)
+        what = f"{count} file{'' if count == 1 else 's'} to {done.info}, {format_size(done.info.size)}"
+        output.note(f"merged {what}, in {seconds:.1f} s{', which was there already' if done.adopted else ''}")
+
+
+async def _merge(replica_url: str, merge: Merge) -> Compacted | None:
+    """SIGINT and SIGTERM cancel it, so that nothing is left behind."""
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def cancel_on_signal() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cancel_on_signal)
+            store = open_ltx_store(replica_url)
+            try:
+                done = await merge(store)
+            finally:
+                await store.aclose()
+            nursery.cancel_scope.cancel()
+            return done
+    raise KeyboardInterrupt
