@@ -22,7 +22,7 @@ LOG_NAME = "mount.log"
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
 @click.argument("replica_url", type=REPLICA_URL)
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # click.Path would ask the file system, and so a daemon that may hang
 @click.option("--name", help="Name of the database file.  [default: the URL's last component]")
 @click.option(
     "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to look for new transactions."

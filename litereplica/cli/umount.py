@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
 import click
 
 from litereplica.errors import EnvironmentProblem, UsageError
-
-ANSWER_LIMIT_S = 5.0
-"""How long a daemon may take to say who it is: it answers from memory."""
 
 END_LIMIT_S = 10.0
 """How long a daemon may take to end: it gives itself less than half of that."""
@@ -23,7 +19,7 @@ CHECK_INTERVAL_S = 0.02
 
 
 @click.command("umount", short_help="Unmount a replica and end its daemon.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # click.Path would ask the file system, and so a daemon that may hang
 @click.option(
     "--lazy",
     is_flag=True,
@@ -45,10 +41,10 @@ def command(mountpoint: Path, lazy: bool) -> None:
     mount = mountpoints.mount_at(path)
     if mount is None or mount.type != mountpoints.FILE_SYSTEM_TYPE:
         raise UsageError(f"no replica is mounted at {path}", hint="see 'findmnt -t fuse.litereplica'")
-    if lazy or mountpoints.is_dead(path):
+    pid = None if lazy else _daemon(path)
+    if pid is None:
         mountpoints.unmount(path, lazy=True)
         return
-    pid = _daemon(path)
     _refuse_if_used(path, pid)
     os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + END_LIMIT_S
@@ -69,21 +65,19 @@ def _refuse_if_used(path: Path, daemon: int) -> None:
         )
 
 
-def _daemon(path: Path) -> int:
-    """Pid of the daemon behind a mount, which it tells itself."""
+def _daemon(path: Path) -> int | None:
+    """Pid of the daemon behind a mount, which it tells itself; None when it is gone."""
+    from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.nodes import STATUS_NAME
 
-    answer: list[int] = []
-
-    def ask() -> None:
-        answer.append(json.loads((path / STATUS_NAME).read_bytes())["pid"])
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_LIMIT_S)
-    if not answer:
-        raise EnvironmentProblem(f"the daemon behind {path} does not answer", hint="use --lazy")
-    return answer[0]
+    try:
+        return int(json.loads(mountpoints.ask((path / STATUS_NAME).read_bytes))["pid"])
+    except TimeoutError:
+        raise EnvironmentProblem(f"the daemon behind {path} does not answer", hint="use --lazy") from None
+    except OSError as exc:
+        if mountpoints.is_dead_error(exc):
+            return None
+        raise
 
 
 def _runs(pid: int) -> bool:

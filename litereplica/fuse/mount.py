@@ -1,7 +1,8 @@
 """One mount from its beginning to its end: open the replica, show it, follow it, take it away.
 
-Start: open the replica (position, indexes) → mount → open our own `-shm` through the mount and take the locks → ready.
-End: stop following → close that descriptor, which keeps the mount busy → unmount → the session ends by itself.
+Start: open the replica (position, indexes) → mount → open our own files through the mount and take the locks → ready.
+End: stop following → close those descriptors, which keep the mount busy → unmount → the session ends by itself.
+Between the two, nobody else can open a file: clients would meet a wal-index that nobody keeps.
 
 Signals: SIGTERM and SIGINT end the mount within `STOP_LIMIT_S`, whoever is inside. SIGUSR1 ends it only if nobody has a
 file open. When someone else detaches the mount, the daemon serves those who are inside until they are gone, and exits.
@@ -15,8 +16,8 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from litereplica.fuse.nodes import Inode, Owner
 from litereplica.fuse.operations import Operations
 from litereplica.replica.database import Replica
 from litereplica.replica.poller import run_poller
+from litereplica.replica.snapshot import Update
 
 log = logging.getLogger(__name__)
 
@@ -114,28 +116,32 @@ class Session:
         self._live = live
         self._owner = Owner(os.getuid(), os.getgid())
         self._operations = Operations(MountedDatabase(options, replica, live), self._owner)
-        self._shm: int | None = None  # our own descriptor on `-shm`
+        self._own: list[int] = []  # our descriptors on our own files
         self._following = trio.CancelScope()
+        self._stopped = trio.Event()  # following has ended
+        self._whole: set[trio.CancelScope] = set()
         self._detached = trio.Event()
+        self._tasks: trio.Nursery
 
     async def run(self, ready: Callable[[], None]) -> None:
         path = self._options.path
         self._init_fuse()
         mounted = True
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._watch_signals)
-                await nursery.start(self._watch_mount)
-                nursery.start_soon(self._start_following, ready)
+            async with trio.open_nursery() as self._tasks:
+                await self._tasks.start(self._watch_signals)
+                await self._tasks.start(self._watch_mount)
+                self._tasks.start_soon(self._start_following, ready)
                 await pyfuse3.main()
                 mounted = False
-                nursery.cancel_scope.cancel()
+                self._give_up()
+                self._tasks.cancel_scope.cancel()
         finally:
             if mounted:
                 with suppress(EnvironmentProblem):
                     mountpoint.unmount(path, lazy=True)
             pyfuse3.close(unmount=False)
-            self._close_shm()  # not before: nobody would answer the request that this makes
+            self._close_own()  # not before: nobody would answer the requests that this makes
         log.info("unmounted %s", path)
 
     def _init_fuse(self) -> None:
@@ -154,22 +160,57 @@ class Session:
     # --- following -----------------------------------------------------------------------------
 
     async def _start_following(self, ready: Callable[[], None]) -> None:
-        await self._open_shm()
-        with self._following:
-            async with trio.open_nursery() as nursery:
-                send, receive = trio.open_memory_channel[Block](PUSH_QUEUE)
-                nursery.start_soon(self._push_blocks, receive)
-                self._replica.on_block = lambda *block: _offer(send, block)
-                log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
-                ready()
-                await self._follow()
+        """Take the locks, let clients in, and follow until `_stop_following`."""
+        try:
+            with self._following:
+                await self._open_own()
+                async with trio.open_nursery() as nursery:
+                    send, receive = trio.open_memory_channel[Block](PUSH_QUEUE)
+                    nursery.start_soon(self._push_blocks, receive)
+                    self._replica.on_block = lambda *block: _offer(send, block)
+                    log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
+                    ready()
+                    await self._follow()
+        finally:
+            self._stopped.set()
+
+    async def _stop_following(self) -> None:
+        """Let go of what keeps the mount busy, once what is being applied is applied."""
+        self._operations.close_to_others()
+        self._following.cancel()
+        await self._stopped.wait()
+        if self._own:
+            await trio.to_thread.run_sync(self._close_own)
+
+    async def _resume_following(self) -> None:
+        await self._stopped.wait()
+        self._following, self._stopped = trio.CancelScope(), trio.Event()
+        await self._start_following(lambda: None)
+
+    @contextmanager
+    def _as_a_whole(self) -> Iterator[None]:
+        """Nothing but the session's end interrupts what is done inside: half an advance cannot be taken up again."""
+        with trio.CancelScope(shield=True) as scope:
+            self._whole.add(scope)
+            try:
+                yield
+            finally:
+                self._whole.remove(scope)
+
+    def _give_up(self) -> None:
+        for scope in self._whole:
+            scope.shield = False
+
+    async def _apply(self, update: Update | None) -> None:
+        with self._as_a_whole():
+            await self._live.apply(update)
 
     async def _follow(self) -> None:
         """Apply what polls bring, as long as the files go on with our page size."""
         interval_s = self._options.poll_interval_s
         while True:
             try:
-                await run_poller(self._replica, self._live.apply, interval_s=interval_s)
+                await run_poller(self._replica, self._apply, interval_s=interval_s)
             except PageSizeChanged as exc:
                 log.error("serving TXID %016x from now on: %s", self._live.pos.txid, exc)
                 return
@@ -179,17 +220,27 @@ class Session:
 
     async def _push_blocks(self, blocks: trio.MemoryReceiveChannel[Block]) -> None:
         async for block in blocks:
-            await self._live.push(*block)
+            with self._as_a_whole():
+                await self._live.push(*block)
 
-    async def _open_shm(self) -> None:
-        """Open our own `-shm`; in a thread, because this makes requests to ourselves."""
-        path = self._options.path / f"{self._options.name}-shm"
-        self._shm = await trio.to_thread.run_sync(os.open, path, os.O_RDWR | os.O_CLOEXEC)
-        await self._live.activate(self._shm)
+    async def _open_own(self) -> None:
+        """Open our own files; in a thread, because this makes requests to ourselves.
 
-    def _close_shm(self) -> None:
-        if self._shm is not None:
-            fd, self._shm = self._shm, None
+        `-shm` for its locks. The others so that the kernel knows them for as long as we tell it of changes.
+        """
+        if not self._own:
+            self._own = await trio.to_thread.run_sync(self._open_files)
+            await self._live.activate(self._own[0])
+        self._operations.open_to_others()
+
+    def _open_files(self) -> list[int]:
+        path = str(self._options.path / self._options.name)
+        shm = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        return [shm, *(os.open(name, os.O_PATH | os.O_CLOEXEC) for name in (path, f"{path}-wal"))]
+
+    def _close_own(self) -> None:
+        descriptors, self._own = self._own, []
+        for fd in descriptors:
             os.close(fd)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -205,24 +256,27 @@ class Session:
 
     async def stop(self, *, gently: bool) -> None:
         """Unmount; with clients inside go back to serving if `gently`, else leave them behind."""
+        if await self._unmount():
+            return
         path = self._options.path
-        with trio.move_on_after(STOP_LIMIT_S / 2):
-            await self._release_shm()
-            if self._detached.is_set() or await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=False)):
-                return
-            if gently:
-                log.warning("not unmounted: %s is in use", path)
-                await self._open_shm()
-                return
+        if gently:
+            log.warning("not unmounted: %s is in use", path)
+            self._tasks.start_soon(self._resume_following)
+            return
         users = ", ".join(map(str, mountpoint.clients(path, besides=os.getpid())))
         log.warning("detaching %s while it is in use by %s", path, users or "someone")
         with trio.move_on_after(STOP_LIMIT_S / 2), suppress(EnvironmentProblem):
             await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=True), abandon_on_cancel=True)
         pyfuse3.terminate()
 
-    async def _release_shm(self) -> None:
-        if self._shm is not None:
-            await trio.to_thread.run_sync(self._close_shm)
+    async def _unmount(self) -> bool:
+        """Stop following and unmount; False when the mount is in use, or this takes too long."""
+        with trio.move_on_after(STOP_LIMIT_S / 2):
+            await self._stop_following()
+            if self._detached.is_set():
+                return True
+            return await trio.to_thread.run_sync(lambda: mountpoint.unmount(self._options.path, lazy=False))
+        return False
 
     async def _watch_mount(self, task_status: trio.TaskStatus[None]) -> None:
         """When someone else has detached the mount, wait for the last client and let go."""
@@ -235,8 +289,7 @@ class Session:
                 changes.poll(0)
         self._detached.set()
         await self._operations.wait_until_unused()
-        self._following.cancel()
-        await self._release_shm()
+        await self._stop_following()
 
 
 def _plain(record: object) -> object:

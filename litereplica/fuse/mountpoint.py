@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,11 @@ from litereplica.errors import EnvironmentProblem, UsageError
 FILE_SYSTEM_TYPE = "fuse.litereplica"
 FUSE_DEVICE = Path("/dev/fuse")
 FUSERMOUNT = "fusermount3"
+
+ANSWER_LIMIT_S = 5.0
+"""How long a daemon may take to answer a simple question: it needs nothing but its memory."""
+
+_MAX_FDS = 1 << 16
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -98,12 +105,53 @@ def prepare(path: Path) -> None:
 
 
 def is_dead(path: Path) -> bool:
-    """Is the daemon behind this mount gone?"""
+    """Is the daemon behind this mount gone? One that does not answer is not."""
     try:
-        os.stat(path)  # noqa: PTH116 - a Path method would hide nothing and say less
+        ask(lambda: os.stat(path) and b"")  # noqa: PTH116 - a Path method would hide nothing and say less
+    except TimeoutError:
+        return False
     except OSError as exc:
-        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return is_dead_error(exc)
     return False
+
+
+def is_dead_error(error: OSError) -> bool:
+    """Is this what the kernel answers for a daemon that is gone?"""
+    return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def ask(question: Callable[[], bytes]) -> bytes:
+    """The answer to a question that a daemon answers: in a child, since who waits for a stopped one cannot be stopped.
+
+    Raises `TimeoutError` after `ANSWER_LIMIT_S`, or the `OSError` of the question. Must not be called when there are
+    other threads.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            answer_end = os.dup2(write_end, 3)
+            os.closerange(4, _MAX_FDS)
+            os.closerange(0, 3)  # nobody who reads our output must wait for a child that cannot end
+            os.write(answer_end, _outcome(question))
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        if not select.select([pipe], [], [], ANSWER_LIMIT_S)[0]:
+            os.kill(child, signal.SIGKILL)  # it ends when the daemon does, if not now
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+        number, _, answer = pipe.read().partition(b" ")
+    os.waitpid(child, 0)
+    if int(number or errno.EIO):
+        raise OSError(int(number), os.strerror(int(number)))
+    return answer
+
+
+def _outcome(question: Callable[[], bytes]) -> bytes:
+    try:
+        return b"0 " + question()
+    except OSError as exc:
+        return b"%d " % (exc.errno or errno.EIO)
 
 
 def _check_fuse() -> None:

@@ -106,6 +106,16 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._released = trio.Event()
+        self._open_to_others = trio.Event()
+
+    def open_to_others(self) -> None:
+        """From now on others get the files that they open; who came before this has waited."""
+        self._open_to_others.set()
+
+    def close_to_others(self) -> None:
+        """Whoever opens a file waits, until `open_to_others`."""
+        if self._open_to_others.is_set():
+            self._open_to_others = trio.Event()
 
     @property
     def client_handles(self) -> int:
@@ -142,6 +152,8 @@ class Operations(pyfuse3.Operations):
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if writes and not (own and node is Inode.SHM):
             _refuse()
+        if not own and node is not Inode.STATUS:
+            await self._open_to_others.wait()
         content = self._fs.generate(node) if node in _GENERATED else None
         handle = self._next_handle
         self._next_handle += 1

@@ -30,6 +30,7 @@ from litereplica.replica.follow import LIST_INTERVAL_S, Follower, Found
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.readahead import MIN_WINDOW
 from litereplica.replica.snapshot import (
     Snapshot,
     Update,
@@ -163,6 +164,7 @@ class Replica:
         is in no file, `TransientStorageError` after the time limit, or what the store raises.
         """
         keys = self._keys(pgnos, locations)
+        window = MIN_WINDOW if around is None or not keys else self._fetcher.note_read(pgnos, around)
         found: dict[PageKey, bytes] = {_LOCK_PAGE: bytes(self.snapshot.page_size)}
         missing: dict[PageKey, int] = {}
         for i, key in enumerate(keys):
@@ -175,7 +177,7 @@ class Replica:
         if missing:
             try:
                 with trio.fail_after(self._read_timeout_s):
-                    found |= await self._load(missing, pgnos, locations, around)
+                    found |= await self._load(missing, pgnos, locations, around, window)
             except trio.TooSlowError:
                 raise TransientStorageError(f"no answer from {self._store.url} in {self._read_timeout_s:g} s") from None
         return [found[key] for key in keys]
@@ -228,13 +230,14 @@ class Replica:
         pgnos: NDArray[np.uint32],
         locations: NDArray[np.void],
         around: PageMap | None,
+        window: int,
     ) -> dict[PageKey, bytes]:
         """The pages of these keys, which stand at these rows of `pgnos`, from the disk and from the store."""
         found = await self._pages.load(list(missing))
         self._from_disk += len(found)
         rows = [row for key, row in missing.items() if key not in found]
         if rows:
-            found |= await self._fetcher.fetch(pgnos[rows], locations[rows], around)
+            found |= await self._fetcher.fetch(pgnos[rows], locations[rows], around, window=window)
         return found
 
     async def _update(self, found: Found) -> Update:
@@ -321,7 +324,7 @@ async def open_replica(
                 log.error("%s", damage)
 
         fetcher = Fetcher(
-            store, files, pages, nursery, page_size=snapshot.page_size, timeout_s=read_timeout_s, on_damage=on_damage
+            store, store, files, pages, nursery, page_size=snapshot.page_size, timeout_s=read_timeout_s, on_damage=on_damage
         )
         keep_pages(pages, snapshot.pages, opened, files)
         yield Replica(

@@ -1,16 +1,21 @@
 """Reading pages from the store in blocks, each page once however many ask for it.
 
 Frames that lie near each other in a file come in one request, and a cold page brings its neighbourhood with it: the
-other pages of the same window of the file that the caller's map still takes from there. A fetch is a task of
-the replica's own: a reader that is cancelled stops waiting, and the others get their pages. Every frame is checked
-before it is handed out.
+other pages of the same window of the file that the caller's map still takes from there. How large that is, and what
+is fetched ahead of readers that go through the file, is `readahead.py`'s to say.
+
+A fetch is a task of the replica's own: a reader that is cancelled stops waiting, and the others get their pages. What
+nobody has asked for yet waits in a queue with slots of its own, so it is never in the way of what somebody waits
+for; a page that is asked for while it is in the queue leaves it at once. Every frame is checked before it is
+handed out. Large blocks are decoded in a thread.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -20,99 +25,47 @@ from numpy.typing import NDArray
 from litereplica.errors import (
     DamagedFile,
     FileVanished,
-    FormatError,
     LiteReplicaError,
     NotFound,
     TransientStorageError,
 )
-from litereplica.format.ltx import decode_frame
 from litereplica.ltxstore.store import LTXStore
+from litereplica.replica.blocks import Block, Decoded, decode_block, neighbourhood, plan_blocks
 from litereplica.replica.files import FileTable, SourceFile
+from litereplica.replica.link import Link
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.readahead import ReadAhead
 from litereplica.storage.base import Blob, ByteRange
 
-log = logging.getLogger(__name__)
+PARALLEL_FETCHES = 8
+"""Requests at the same time that readers wait for. With those below it stays within a usual pool of 16 connections."""
 
-WINDOW = 256 * 1024
-"""Bytes of a file that a cold page brings along: 10 ms of a link of 25 MB/s, as long as the round trip."""
+PARALLEL_AHEAD = 4
+"""Requests at the same time that nobody waits for yet."""
 
-NEIGHBOURS = 512
-"""Pages to either side that are looked at for the window: it bounds the work for tiny frames."""
+AHEAD_LIMIT = 32 * 1024 * 1024
+"""Bytes of pages in the queue and under way that nobody waits for; half of the pages in memory."""
 
-MAX_BLOCK = 1024 * 1024
-"""Bytes of one request: larger ones gain no throughput, and their pages arrive later."""
+DECODE_HERE = 64 * 1024
+"""Bytes of a block that is decoded on the trio thread: 0.1 to 0.3 ms, as long as it takes to use another."""
 
-MAX_GAP = 32 * 1024
-"""Bytes between two wanted frames that are read along rather than asked for in two requests."""
-
-PARALLEL_FETCHES = 16
-"""Requests at the same time, as many as a usual connection pool has."""
+DECODERS = 2
+"""Threads that decode: LZ4 lets others run meanwhile, the rest of it does not."""
 
 BlockListener: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Frames of one file to be read in one request: `start` ≤ byte < `stop`."""
-
-    file_id: int
-    start: int
-    stop: int
-    pgnos: NDArray[np.uint32]
-    locations: NDArray[np.void]
-
-
-def plan_blocks(pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[Block]:
-    """The requests that bring these pages. Pure; the pages are in any order, each once."""
-    order = np.lexsort((locations["offset"], locations["file"]))
-    pgnos, locations = pgnos[order], locations[order]
-    starts = locations["offset"].tolist()
-    stops = (locations["offset"] + locations["size"]).tolist()
-    files = locations["file"].tolist()
-    blocks: list[Block] = []
-    first = 0
-    for i in range(1, len(starts) + 1):
-        if (
-            i < len(starts)
-            and files[i] == files[first]
-            and starts[i] <= stops[i - 1] + MAX_GAP
-            and stops[i] <= starts[first] + MAX_BLOCK
-        ):
-            continue
-        blocks.append(Block(files[first], starts[first], stops[i - 1], pgnos[first:i], locations[first:i]))
-        first = i
-    return blocks
-
-
-def neighbourhood(
-    around: PageMap, pgnos: NDArray[np.uint32], locations: NDArray[np.void]
-) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
-    """The pages that `around` takes from the same windows of the same files as these pages. Pure."""
-    seen: set[tuple[int, int]] = set()
-    found_pgnos, found_locations = [pgnos], [locations]
-    windows = (locations["offset"] // WINDOW).tolist()
-    for pgno, file_id, window in zip(pgnos.tolist(), locations["file"].tolist(), windows, strict=True):
-        if (file_id, window) in seen:
-            continue
-        seen.add((file_id, window))
-        near = np.arange(max(1, pgno - NEIGHBOURS), min(around.commit, pgno + NEIGHBOURS) + 1, dtype=np.uint32)
-        rows = around.lookup(near)
-        inside = (rows["file"] == file_id) & (rows["offset"] // WINDOW == window)
-        found_pgnos.append(near[inside])
-        found_locations.append(rows[inside])
-    every = np.concatenate(found_pgnos)
-    _, first = np.unique(every, return_index=True)
-    return every[first], np.concatenate(found_locations)[first]
-
-
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A request under way: what it brought, or why not."""
+    """A request, in the queue or under way: what it brought, or why not. `stream`: for whom, if nobody waits yet."""
 
     block: Block
     keys: list[PageKey]
+    stream: int | None
+    waiting: int = 0
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
     pages: dict[PageKey, bytes] = field(default_factory=dict)
     damaged: dict[PageKey, DamagedFile] = field(default_factory=dict)
@@ -132,6 +85,7 @@ class Fetcher:
     def __init__(
         self,
         store: LTXStore,
+        ahead_store: LTXStore,
         files: FileTable,
         pages: PageStore,
         nursery: trio.Nursery,
@@ -142,32 +96,139 @@ class Fetcher:
     ) -> None:
         self.on_block: BlockListener | None = None
         self.pages_fetched = 0
+        self.link = Link()
         self._store = store
+        self._ahead_store = ahead_store
         self._files = files
         self._pages = pages
         self._nursery = nursery
         self._page_size = page_size
         self._timeout_s = timeout_s
         self._on_damage = on_damage
+        self._policy = ReadAhead(page_size)
         self._limiter = trio.CapacityLimiter(PARALLEL_FETCHES)
+        self._decoders = trio.CapacityLimiter(DECODERS)
         self._flights: dict[PageKey, _Flight] = {}
+        self._queue: deque[_Flight] = deque()
+        self._ahead_running: set[_Flight] = set()
+        self._demands = 0
+        self._quiet = trio.Event()
+
+    # --- what somebody waits for ---------------------------------------------------------------
 
     async def fetch(
-        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None
+        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None, *, window: int
     ) -> dict[PageKey, bytes]:
-        """The pages by their keys. Raises `FileVanished`, `DamagedFile`, or what the store raises."""
+        """The pages by their keys, with what `around` has in the same `window` bytes.
+
+        Raises `FileVanished`, `DamagedFile`, or what the store raises.
+        """
         keys = self._keys(pgnos, locations)
         new = [i for i, key in enumerate(keys) if key not in self._flights]
         if new:
-            self._start(pgnos[new], locations[new], around)
+            self._start(pgnos[new], locations[new], around, window)
         flights = {key: self._flights[key] for key in keys}
-        for flight in set(flights.values()):
-            await flight.done.wait()
+        distinct = set(flights.values())
+        self._demands += 1
+        for flight in distinct:
+            flight.waiting += 1
+            if flight.stream is not None:
+                self._promote(flight)
+        try:
+            for flight in distinct:
+                await flight.done.wait()
+        finally:
+            for flight in distinct:
+                flight.waiting -= 1
+            self._demands -= 1
+            if not self._demands:
+                self._quiet.set()
+                self._quiet = trio.Event()
         return {key: flight.page(key) for key, flight in flights.items()}
 
+    async def wait_until_quiet(self, limit_s: float) -> None:
+        """Return when no reader waits for the store, or after some time."""
+        if self._demands:
+            with trio.move_on_after(limit_s):
+                await self._quiet.wait()
+
+    def _start(
+        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None, window: int
+    ) -> None:
+        """Send the requests for these pages, which nobody has asked for yet, and for their neighbours."""
+        wanted = set(pgnos.tolist())
+        if around is not None:
+            pgnos, locations = neighbourhood(around, pgnos, locations, window=window)
+        keys = self._keys(pgnos, locations)
+        take = [
+            i
+            for i, (pgno, key) in enumerate(zip(pgnos.tolist(), keys, strict=True))
+            if key not in self._flights and (pgno in wanted or not self._pages.holds(key))
+        ]
+        for block in plan_blocks(pgnos[take], locations[take]):
+            self._nursery.start_soon(self._fly, self._flight(block, None), self._store)
+
+    def _promote(self, flight: _Flight) -> None:
+        """Somebody waits for a request that was made ahead: it waits for nothing now."""
+        flight.stream = None
+        if flight in self._queue:
+            self._queue.remove(flight)
+            self._nursery.start_soon(self._fly, flight, self._store)
+
+    # --- what will probably be wanted ----------------------------------------------------------
+
+    def note_read(self, pgnos: NDArray[np.uint32], around: PageMap) -> int:
+        """Readers read these pages (ascending) of a map, wherever they are. Returns the window for those that miss.
+
+        Fetches ahead what the policy says, without waiting.
+        """
+        first, last = int(pgnos[0]), int(pgnos[-1])
+        advice = self._policy.read(first, last, commit=around.commit, now=trio.current_time(), link=self.link)
+        for stream in advice.over:
+            self._abandon(stream)
+        if advice.ahead:
+            ahead = np.arange(advice.ahead.start, advice.ahead.stop, dtype=np.uint32)
+            self._fetch_ahead(ahead, around.lookup(ahead), advice.stream, advice.request)
+        return advice.window
+
+    def _fetch_ahead(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], stream: int, request: int) -> None:
+        under_way = sum(len(flight.keys) for flight in (*self._queue, *self._ahead_running))
+        room = max(0, AHEAD_LIMIT // self._page_size - under_way)
+        file_ids = locations["file"].tolist()
+        checksums = {file_id: file.checksum for file_id in set(file_ids) if (file := self._files.get(file_id))}
+        take = [
+            i
+            for i, (pgno, file_id) in enumerate(zip(pgnos.tolist(), file_ids, strict=True))
+            if file_id in checksums
+            and (key := page_key(checksums[file_id], pgno)) not in self._flights
+            and not self._pages.holds(key)
+        ][:room]
+        for block in plan_blocks(pgnos[take], locations[take], max_size=request):
+            self._queue.append(self._flight(block, stream))
+        self._start_ahead()
+
+    def _start_ahead(self) -> None:
+        while self._queue and len(self._ahead_running) < PARALLEL_AHEAD:
+            flight = self._queue.popleft()
+            self._ahead_running.add(flight)
+            self._nursery.start_soon(self._fly, flight, self._ahead_store)
+
+    def _abandon(self, stream: int) -> None:
+        """Nobody wants any more what this stream was to read."""
+        for flight in [flight for flight in self._queue if flight.stream == stream]:
+            self._queue.remove(flight)
+            self._land_flight(flight)
+        for flight in self._ahead_running:
+            if flight.stream == stream:
+                self._remove(flight)
+                flight.scope.cancel()
+
+    # --- one request ---------------------------------------------------------------------------
+
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
+        checksums = {file_id: self._file(file_id).checksum for file_id in set(locations["file"].tolist())}
         return [
-            page_key(self._file(file_id).checksum, pgno)
+            page_key(checksums[file_id], pgno)
             for pgno, file_id in zip(pgnos.tolist(), locations["file"].tolist(), strict=True)
         ]
 
@@ -177,30 +238,29 @@ class Fetcher:
             raise FileVanished(f"file {file_id} is no longer part of the replica")
         return file
 
-    def _start(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None) -> None:
-        """Send the requests for these pages, which nobody has asked for yet, and for their neighbours."""
-        wanted = set(pgnos.tolist())
-        if around is not None:
-            pgnos, locations = neighbourhood(around, pgnos, locations)
-        keys = self._keys(pgnos, locations)
-        take = [
-            i
-            for i, (pgno, key) in enumerate(zip(pgnos.tolist(), keys, strict=True))
-            if key not in self._flights and (pgno in wanted or not self._pages.holds(key))
-        ]
-        for block in plan_blocks(pgnos[take], locations[take]):
-            flight = _Flight(block, self._keys(block.pgnos, block.locations))
-            self._flights.update(dict.fromkeys(flight.keys, flight))
-            self._nursery.start_soon(self._fly, flight)
+    def _flight(self, block: Block, stream: int | None) -> _Flight:
+        flight = _Flight(block, self._keys(block.pgnos, block.locations), stream)
+        self._flights.update(dict.fromkeys(flight.keys, flight))
+        return flight
 
-    async def _fly(self, flight: _Flight) -> None:
-        block = flight.block
+    def _remove(self, flight: _Flight) -> None:
+        for key in flight.keys:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+    def _land_flight(self, flight: _Flight) -> None:
+        self._remove(flight)
+        flight.done.set()
+
+    async def _fly(self, flight: _Flight, store: LTXStore) -> None:
+        ahead = flight in self._ahead_running
         try:
-            file = self._file(block.file_id)
-            with trio.fail_after(self._timeout_s):
-                async with self._limiter:
-                    blob = await self._store.get(file.info, ByteRange(block.start, block.stop))
-            self._land(flight, file, blob)
+            with flight.scope:
+                if ahead:
+                    await self._get(flight, store)
+                else:
+                    async with self._limiter:
+                        await self._get(flight, store)
         except NotFound as exc:
             flight.error = FileVanished(exc.message, key=exc.key)
         except trio.TooSlowError:
@@ -208,34 +268,42 @@ class Fetcher:
         except LiteReplicaError as exc:
             flight.error = exc
         finally:
-            for key in flight.keys:
-                del self._flights[key]
-            flight.done.set()
+            self._land_flight(flight)
+            self._ahead_running.discard(flight)
+            self._start_ahead()
 
-    def _land(self, flight: _Flight, file: SourceFile, blob: Blob) -> None:
-        """Check and keep what has come."""
-        key = self._store.key(file.info)
+    async def _get(self, flight: _Flight, store: LTXStore) -> None:
+        """Ask, check and keep what has come."""
         block = flight.block
+        file = self._file(block.file_id)
+        key = store.key(file.info)
+        started = trio.current_time()
+        with trio.fail_after(self._timeout_s):
+            blob = await store.get(file.info, ByteRange(block.start, block.stop))
         if not self._files.is_same_object(block.file_id, blob):
             raise FileVanished(f"{key} has been replaced", key=key)
-        data = memoryview(blob.data)
-        for row, page_id, pgno in zip(block.locations, flight.keys, block.pgnos.tolist(), strict=True):
-            at = int(row["offset"]) - block.start
-            try:
-                flight.pages[page_id] = decode_frame(
-                    data[at : at + int(row["size"])], pgno=pgno, page_size=self._page_size
-                )
-            except FormatError as exc:
-                flight.damaged[page_id] = DamagedFile(key, f"page {pgno}: {exc.message}")
+        rows, pages, damaged = await self._decode(block, blob)
+        self.link.observe(block.stop - block.start, trio.current_time() - started)
+        keys = flight.keys if len(rows) == len(flight.keys) else [flight.keys[row] for row in rows]
+        flight.pages = dict(zip(keys, pages, strict=True))
+        for pgno, error in damaged:
+            flight.damaged[page_key(file.checksum, pgno)] = DamagedFile(key, f"page {pgno}: {error.message}")
         self._pages.put(flight.pages)
-        self.pages_fetched += len(flight.pages)
+        self.pages_fetched += len(pages)
         for damage in list(flight.damaged.values())[:1]:
             self._on_damage(file, damage)
-        self._announce(flight)
+        self._announce(flight, rows, pages)
 
-    def _announce(self, flight: _Flight) -> None:
-        if self.on_block is None or not flight.pages:
-            return
-        good: Sequence[int] = [i for i, key in enumerate(flight.keys) if key in flight.pages]
-        block = flight.block
-        self.on_block(block.pgnos[good], block.locations[good], list(flight.pages.values()))
+    async def _decode(self, block: Block, blob: Blob) -> Decoded:
+        decode = partial(decode_block, block, blob.data, self._page_size)
+        if block.stop - block.start <= DECODE_HERE:
+            return decode()
+        return await trio.to_thread.run_sync(decode, limiter=self._decoders)
+
+    def _announce(self, flight: _Flight, rows: list[int], pages: list[bytes]) -> None:
+        """Tell of the pages. The first one of a block that was fetched ahead is left out: that the kernel asks for it
+        shows how far its reader has come."""
+        start = 0 if flight.stream is None else 1
+        if self.on_block is not None and len(rows) > start:
+            block = flight.block
+            self.on_block(block.pgnos[rows[start:]], block.locations[rows[start:]], pages[start:])

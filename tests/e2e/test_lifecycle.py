@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -29,10 +30,10 @@ STOP_DEADLINE_S = 5.0
 SETUP = "CREATE TABLE t (id INTEGER PRIMARY KEY, value TEXT); INSERT INTO t VALUES (0, 'zero');"
 
 CLIENT = """
-import sqlite3, sys
+import itertools, sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN")
-for line in ["", *sys.stdin]:
+for _ in itertools.chain([""], sys.stdin):
     try:
         print(connection.execute("SELECT count(*), max(id) FROM t").fetchone(), flush=True)
     except sqlite3.Error as exc:
@@ -67,6 +68,8 @@ class Client:
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], DEADLINE_S)
+        assert ready, "the client does not answer"
         return self._process.stdout.readline().strip()
 
     def end(self) -> None:
@@ -127,8 +130,8 @@ def test_the_daemon_has_a_session_of_its_own_and_no_terminal(publisher: Publishe
         process = Path(f"/proc/{mount.pid}")
         session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
         assert session == mount.pid
-        assert os.readlink(process / "cwd") == "/"
-        assert [os.readlink(process / "fd" / fd) for fd in "012"] == ["/dev/null"] * 3
+        assert (process / "cwd").readlink() == Path("/")
+        assert {(process / "fd" / fd).readlink() for fd in "012"} == {Path("/dev/null")}
 
 
 def test_the_command_prints_the_path_of_the_database(publisher: Publisher, tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_umount_ends_the_daemon_and_leaves_the_directory_as_it_was(publisher: Pu
         mount.umount()
         assert not is_mounted(mount.mountpoint)
         assert list(mount.mountpoint.iterdir()) == []
-        assert not Path(f"/proc/{pid}").exists()
+        wait_for_end(pid, within_s=0.1)
 
 
 def test_umount_with_a_client_inside_says_who_and_the_mount_stays(publisher: Publisher, tmp_path: Path) -> None:
@@ -218,7 +221,7 @@ def test_lazy_umount_frees_the_path_and_the_client_inside_reads_on(publisher: Pu
         assert Path(f"/proc/{pid}").exists()
         client.end()
         wait_for_end(pid)
-        mount._pid = None
+        mount.kill()  # has nothing left to do
 
 
 def test_a_mount_that_someone_else_detaches_ends_with_its_last_client(publisher: Publisher, tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_a_mount_that_someone_else_detaches_ends_with_its_last_client(publisher:
         assert client.ask() == client.first
         client.end()
         wait_for_end(pid)
-        mount._pid = None
+        mount.kill()  # has nothing left to do
 
 
 def test_a_mount_that_someone_else_detaches_while_nobody_is_inside_ends_at_once(
@@ -238,7 +241,7 @@ def test_a_mount_that_someone_else_detaches_while_nobody_is_inside_ends_at_once(
         pid = mount.pid
         subprocess.run(["fusermount3", "-uz", mount.mountpoint], check=True)
         wait_for_end(pid)
-        mount._pid = None
+        mount.kill()  # has nothing left to do
 
 
 def test_sigterm_with_clients_inside_ends_the_daemon_in_time_and_frees_the_path(
@@ -249,11 +252,12 @@ def test_sigterm_with_clients_inside_ends_the_daemon_in_time_and_frees_the_path(
         pid = mount.pid
         os.kill(pid, signal.SIGTERM)
         wait_for_end(pid, within_s=STOP_DEADLINE_S)
+        mount.kill()  # has nothing left to do
         assert not is_mounted(mount.mountpoint)
         assert f"(pid {client.pid})" in mount.log
-        mount._pid = None
 
 
+@pytest.mark.slow
 def test_a_daemon_that_is_stopped_is_reported_and_can_be_detached(publisher: Publisher, tmp_path: Path) -> None:
     with MountedReplica(publisher.url, tmp_path) as mount:
         os.kill(mount.pid, signal.SIGSTOP)
@@ -268,7 +272,7 @@ def test_a_daemon_that_is_stopped_is_reported_and_can_be_detached(publisher: Pub
         finally:
             os.kill(mount.pid, signal.SIGCONT)
         wait_for_end(mount.pid)
-        mount._pid = None
+        mount.kill()  # has nothing left to do
 
 
 def test_umount_of_what_is_not_ours_is_refused(tmp_path: Path) -> None:
@@ -309,8 +313,8 @@ def test_after_kill_9_at_any_moment_the_same_place_and_cache_serve_the_right_con
 def test_a_dead_mount_point_is_taken_away_by_the_next_mount(publisher: Publisher, tmp_path: Path) -> None:
     with MountedReplica(publisher.url, tmp_path) as mount:
         mount.kill()
-        with pytest.raises(OSError, match="not connected"):
-            os.stat(mount.mountpoint)
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
+            mount.mountpoint.stat()
         mount.start()
         assert rows(mount.path) == [(0, "zero")]
 

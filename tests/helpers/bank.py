@@ -26,7 +26,8 @@ from typing import Any, TypeAlias
 from litereplica.types import TXID
 from tests.helpers.publisher import Publisher
 
-ACCOUNTS = 300
+ACCOUNTS = 3000
+"""On some 300 pages: far more than a transaction changes, so that a reader has pages in the WAL and in the base."""
 FIRST_BALANCE = 1000
 TRANSFERS = 8
 KEPT_ENTRIES = 200
@@ -106,7 +107,8 @@ Query: TypeAlias = Callable[[str], list[Any]]
 
 
 def observe(query: Query) -> State:
-    """The state that one transaction sees; the caller has begun it."""
+    """The state that one transaction sees, all pages read anew; the caller has begun it."""
+    query("PRAGMA shrink_memory")
     return [int(query(sql)[0][0]) for sql in QUERIES]
 
 
