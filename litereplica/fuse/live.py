@@ -180,10 +180,8 @@ class LiveDatabase:
         if not len(pgnos):
             return []
         pages = await self._replica.read(pgnos, locations, around=around)
-        if pgnos[0] == 1:
-            pages = [with_journal_mode(pages[0], wal=True), *pages[1:]]
-        elif (one := np.flatnonzero(pgnos == 1)).size:
-            pages = [with_journal_mode(page, wal=True) if i in one else page for i, page in enumerate(pages)]
+        for row in np.flatnonzero(pgnos == 1).tolist():  # a run of frames may have it several times
+            pages[row] = with_journal_mode(pages[row], wal=True)
         return pages
 
     async def _heal(self) -> None:
@@ -258,6 +256,8 @@ class LiveDatabase:
     # --- advance -----------------------------------------------------------------------------
 
     async def _advance(self) -> None:
+        if self._wal.frames and self._index.backfilled == self._wal.frames:
+            await self._restart()  # as SQLite's writer does it: readers that were in the way may have gone
         target, pgnos, pages = await self._next_transaction()
         if len(pgnos):
             first = self._wal.append(pgnos, target.pages.lookup(pgnos), commit=target.commit, pos=target.pos)
@@ -267,12 +267,17 @@ class LiveDatabase:
                 await self._kernel.invalidate(Inode.WAL)
                 await self._kernel.store(_shm_stores(entries))
             else:
-                frames = b"".join(map(self._wal.encode, pgnos.tolist(), pages))
-                await self._kernel.store([Store(Inode.WAL, self._wal.offset(first), frames), *_shm_stores(entries)])
+                await self._kernel.store([self._wal_store(first, pgnos, pages), *_shm_stores(entries)])
             await self._publish(target.commit)
         self._pos = target.pos
         self._counts["advances"] += 1
         self._last_advance = trio.current_time()
+
+    def _wal_store(self, first: int, pgnos: NDArray[np.uint32], pages: list[bytes]) -> Store:
+        """The store of new frames; with the file's header before the first, so that the kernel has its page whole."""
+        frames = b"".join(map(self._wal.encode, pgnos.tolist(), pages))
+        offset = self._wal.offset(first)
+        return Store(Inode.WAL, 0, bytes(offset) + frames) if first == 1 else Store(Inode.WAL, offset, frames)
 
     async def _next_transaction(self) -> tuple[Snapshot, NDArray[np.uint32], list[bytes] | None]:
         """The position to go to, the pages that changed, and their content when it is small enough to be pushed."""
