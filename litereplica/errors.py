@@ -110,8 +110,16 @@ class PreconditionFailed(StorageError):
     """A conditional operation found the object in another state: nothing was changed."""
 
 
+class ConditionsIgnored(StorageError):
+    """The store does not honour conditional requests: nothing keeps two writers apart there."""
+
+
 class TransientStorageError(StorageError):
     """Timeout, reset, 429, 5xx: trying again may succeed. The effect may or may not have happened."""
+
+
+class StaleReplica(StorageError):
+    """There has been no news from the store for longer than readers accept."""
 
 
 class ReplicaError(LiteReplicaError):
@@ -146,3 +154,21 @@ class ConflictError(LiteReplicaError):
     """Another writer publishes to the same destination."""
 
     exit_code = ExitCode.CONFLICT
+
+
+class LeaseConflict(ConflictError):
+    """Another writer has the lease: who, in which generation, and for how many seconds from now."""
+
+    def __init__(self, message: str, *, owner: str, generation: int, left_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.owner = owner
+        self.generation = generation
+        self.left_s = left_s
+
+
+class LeaseHeld(LeaseConflict):
+    """It could not be taken."""
+
+
+class LeaseLost(LeaseConflict):
+    """It was ours, and is not any more: nothing more may be published."""

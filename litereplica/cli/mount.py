@@ -33,6 +33,16 @@ LOG_NAME = "mount.log"
     help=f"Where pages are kept.  [default: ~/.cache/litereplica; for root {ROOT_CACHE}]",
 )
 @click.option("--cache-size", type=SIZE, default="1GiB", show_default=True, help="Disk space for pages.")
+@click.option(
+    "--hydrate/--no-hydrate",
+    default=True,
+    show_default=True,
+    help="Fetch the whole database in the background, if --cache-size holds it.",
+)
+@click.option("--hydrate-rate", type=SIZE, help="Bytes per second that this may take.  [default: no limit]")
+@click.option(
+    "--max-staleness", type=DURATION, help="Fail reads when there has been no news for so long.  [default: never]"
+)
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
 @click.option(
@@ -47,6 +57,9 @@ def command(
     poll_interval: float,
     cache_dir: Path | None,
     cache_size: int,
+    hydrate: bool,
+    hydrate_rate: int | None,
+    max_staleness: float | None,
     allow_other: bool,
     foreground: bool,
     log_file: Path | None,
@@ -66,9 +79,11 @@ def command(
 
     from litereplica.cli.background import Ready, run_in_background
     from litereplica.cli.logging_setup import configure_logging
+    from litereplica.errors import UsageError
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.mount import MountOptions, serve
     from litereplica.fuse.nodes import check_database_name
+    from litereplica.replica.allocator import tune_allocator
     from litereplica.storage.url import basename
 
     path = mountpoints.absolute(mountpoint)
@@ -79,11 +94,19 @@ def command(
         name=check_database_name(name if name is not None else basename(replica_url)),
         poll_interval_s=poll_interval,
         allow_other=allow_other,
+        hydrate=hydrate,
+        hydrate_rate=hydrate_rate,
+        max_staleness_s=max_staleness,
     )
+    if max_staleness is not None and max_staleness <= poll_interval:
+        raise UsageError(
+            "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
+        )
     mountpoints.prepare(path)
     configure_logging(log_file.absolute() if log_file else None if foreground else cache / LOG_NAME)
 
     def work(ready: Ready) -> None:
+        tune_allocator()
         trio.run(serve, options, _opened(replica_url, cache, cache_size), ready)
 
     if foreground:

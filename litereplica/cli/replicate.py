@@ -16,6 +16,7 @@ from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.writer.service import Replicator, Statistics, open_replicator
+from litereplica.writer.tenure import LeaseMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Arguments:
     url: str
     sync_interval_s: float
     once: bool
+    lease: LeaseMode
 
 
 @click.command()
@@ -38,16 +40,35 @@ class Arguments:
     show_default=True,
     help="Publish at most so often. A change after a quiet period is published at once.",
 )
+@click.option(
+    "--no-lease",
+    is_flag=True,
+    help="Do without the lease that keeps a second writer away: for a store without conditional requests.",
+)
+@click.option(
+    "--wait-lease",
+    is_flag=True,
+    help="While another writer holds the lease, stand by; take over when it has stopped or is gone.",
+)
 @click.option("--once", is_flag=True, help="Publish what there is, then exit.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
 def command(
-    database: Path, replica_url: str, sync_interval: float, once: bool, log_file: Path | None, as_json: bool
+    database: Path,
+    replica_url: str,
+    sync_interval: float,
+    no_lease: bool,
+    wait_lease: bool,
+    once: bool,
+    log_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Publish the transactions of the SQLite database DB to REPLICA_URL as they are committed.
 
     Runs until it gets SIGTERM or SIGINT; then it publishes what is left and exits. Started again, it goes on where it
     stopped. A database in a rollback journal mode is switched to WAL; otherwise nothing in it is changed.
+    One writer at a time publishes to a replica: it holds a lease, the object lock.json, which expires 30 s after a
+    writer that was killed. Started again beside the same database, a writer need not wait for that.
     With --once --json, a summary is printed: db_path, url, txid, files, pages, bytes.
 
     \b
@@ -55,13 +76,17 @@ def command(
       litereplica replicate app.db file:///srv/replica
       litereplica replicate app.db 's3://bucket/app.db?region=eu-west-1' --sync-interval 200ms
       litereplica replicate app.db file:///srv/replica --once
+      litereplica replicate standby.db s3://bucket/app.db --wait-lease
     """
     if as_json and not once:
         raise UsageError("--json prints the outcome of --once", hint="add --once, or remove --json")
     if sync_interval <= 0:
         raise UsageError("--sync-interval must be more than 0", hint="write for instance --sync-interval 100ms")
+    if no_lease and wait_lease:
+        raise UsageError("--no-lease and --wait-lease exclude each other", hint="choose one of them")
     configure_logging(log_file)
-    arguments = Arguments(database, replica_url, sync_interval, once)
+    lease = LeaseMode.OFF if no_lease else LeaseMode.WAIT if wait_lease else LeaseMode.HOLD
+    arguments = Arguments(database, replica_url, sync_interval, once, lease)
     done = trio.run(_replicate, arguments)
     if as_json:
         output.print_json(
@@ -82,7 +107,9 @@ def command(
 async def _replicate(arguments: Arguments) -> Statistics:
     store = open_ltx_store(arguments.url)
     try:
-        async with open_replicator(arguments.database, store, sync_interval_s=arguments.sync_interval_s) as replicator:
+        async with open_replicator(
+            arguments.database, store, lease=arguments.lease, sync_interval_s=arguments.sync_interval_s
+        ) as replicator:
             if arguments.once:
                 await replicator.publish_once()
             else:

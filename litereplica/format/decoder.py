@@ -9,6 +9,7 @@ import numpy as np
 
 from litereplica.errors import LTXError
 from litereplica.format import checksum, ltx
+from litereplica.format.frames import HEAD, usual_page
 from litereplica.types import Pgno
 
 
@@ -58,6 +59,20 @@ class Decoder:
             raise LTXError(f"LTX file has more than {self._needed - 1} bytes behind its {len(self._pgnos)} frames")
         return pages
 
+    def take_page(self, pgno: Pgno, size: int, page: bytes) -> None:
+        """In place of the bytes of the next frame, `size` of them: its page, which is at hand. For a frame with a size.
+
+        All that was fed must have been taken, up to the end of a frame.
+        """
+        if self.header is None or self._held or self._in_tail:
+            raise LTXError(f"LTX frame of page {pgno} is not expected here")
+        self._check_pgno(pgno, self.header)
+        head = ltx.encode_frame_head(pgno, size - ltx.frame_head_size(ltx.FRAME_HAS_SIZE))
+        self._crc = checksum.update(checksum.update(self._crc, head), page)
+        self._pgnos.append(pgno)
+        self._sizes.append(size)
+        self._taken += size
+
     def finish(self) -> LTXFile:
         """The file has ended. Returns its header and index (`pages` is empty: `feed` returned them)."""
         file_size = self._taken + self._held
@@ -90,6 +105,11 @@ class Decoder:
     def _take_frames(self, header: ltx.Header, data: memoryview, position: int, pages: list[tuple[Pgno, bytes]]) -> int:
         """Take the whole frames from `position` on; returns the offset behind them."""
         while True:
+            usual = self._usual_frame(header, data, position)
+            if usual is not None:
+                position += usual[0]
+                pages.append(usual[1:])
+                continue
             size = ltx.least_frame_size(data[position:], page_size=header.page_size)
             if size > len(data) - position:
                 self._needed = size
@@ -106,6 +126,21 @@ class Decoder:
             self._pgnos.append(pgno)
             self._sizes.append(size)
             pages.append((pgno, page))
+
+    def _usual_frame(self, header: ltx.Header, data: memoryview, position: int) -> tuple[int, Pgno, bytes] | None:
+        """Size, pgno and page of the next frame by the short way, if it is whole and nothing is wrong with it."""
+        if len(data) - position <= HEAD.size:
+            return None
+        pgno, _, payload = HEAD.unpack_from(data, position)
+        size = HEAD.size + payload
+        page = usual_page(data, position, size, pgno, header.page_size) if payload else None
+        if page is None:
+            return None
+        self._check_pgno(pgno, header)
+        self._crc = checksum.update(checksum.update(self._crc, data[position : position + HEAD.size]), page)
+        self._pgnos.append(pgno)
+        self._sizes.append(size)
+        return size, pgno, page
 
     def _check_pgno(self, pgno: Pgno, header: ltx.Header) -> None:
         previous = self._pgnos[-1] if self._pgnos else 0

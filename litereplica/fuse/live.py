@@ -220,6 +220,13 @@ class LiveDatabase:
             self._counts["pushed_pages"] += len(content)
             await self._kernel.store(self._database_stores(content))
 
+    async def forget_cached(self) -> None:
+        """Make clients ask us for every page again, those included that a connection has in its own cache."""
+        async with self._lock:
+            await self._kernel.invalidate(Inode.DATABASE)
+            await self._kernel.invalidate(Inode.WAL)
+            await self._publish(self._index.header.commit)
+
     def held_files(self) -> NDArray[np.uint32]:
         """Ids of the files that frames lie in; those of the base are known by its map."""
         return self._wal.files()

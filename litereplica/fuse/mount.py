@@ -13,9 +13,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -42,8 +44,14 @@ log = logging.getLogger(__name__)
 STOP_LIMIT_S = 4.0
 """An end that was asked for takes no longer: an init system kills what does not end."""
 
-PUSH_QUEUE = 64
+GRACE_S = 0.5
+"""How long an orderly end may take once the mount is gone; what is on the disk is valid at any moment."""
+
+PUSH_QUEUE = 8
 """Fetched blocks that wait to be pushed to the kernel; more are dropped, since pushing only saves a later READ."""
+
+STALENESS_CHECK_S = 0.1
+"""Time between looks at a replica that is too old; `--max-staleness` is meant in seconds."""
 
 MOUNT_CHECK_S = 10.0
 """The kernel tells of changes of the mount table; we look at least this often all the same."""
@@ -60,6 +68,9 @@ class MountOptions:
     name: str
     poll_interval_s: float
     allow_other: bool = False
+    hydrate: bool = False
+    hydrate_rate: float | None = None  # bytes per second
+    max_staleness_s: float | None = None
 
 
 class MountedDatabase:
@@ -74,7 +85,13 @@ class MountedDatabase:
     def size(self, inode: Inode) -> int:
         return self._live.size(inode)
 
+    def check_open(self, inode: Inode) -> None:
+        """Readers who want nothing stale get nothing then. `-shm` is mapped, and an error there kills who reads it."""
+        if self._options.max_staleness_s is not None and inode in (Inode.DATABASE, Inode.WAL):
+            self._replica.require_fresh(self._options.max_staleness_s)
+
     async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        self.check_open(inode)
         return await self._live.read(inode, offset, size)
 
     def generate(self, inode: Inode) -> bytes:
@@ -102,18 +119,20 @@ async def serve(
     `mountpoint.prepare` must have been called. Raises the errors of `opening`, and `EnvironmentProblem`.
     """
     async with opening as replica:
-        live = LiveDatabase(replica, FuseKernelCache())
+        kernel = FuseKernelCache()
+        live = LiveDatabase(replica, kernel)
         replica.held_files = live.held_files
-        await Session(options, replica, live).run(ready)
+        await Session(options, replica, live, kernel).run(ready)
 
 
 class Session:
     """The FUSE session of one mount, and the tasks around it."""
 
-    def __init__(self, options: MountOptions, replica: Replica, live: LiveDatabase) -> None:
+    def __init__(self, options: MountOptions, replica: Replica, live: LiveDatabase, kernel: FuseKernelCache) -> None:
         self._options = options
         self._replica = replica
         self._live = live
+        self._kernel = kernel
         self._owner = Owner(os.getuid(), os.getgid())
         self._operations = Operations(MountedDatabase(options, replica, live), self._owner)
         self._own: list[int] = []  # our descriptors on our own files
@@ -170,6 +189,10 @@ class Session:
                     self._replica.on_block = lambda *block: _offer(send, block)
                     log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
                     ready()
+                    if self._options.max_staleness_s is not None:
+                        nursery.start_soon(self._watch_staleness, self._options.max_staleness_s)
+                    if self._options.hydrate:
+                        nursery.start_soon(self._hydrate)
                     await self._follow()
         finally:
             self._stopped.set()
@@ -220,25 +243,50 @@ class Session:
 
     async def _push_blocks(self, blocks: trio.MemoryReceiveChannel[Block]) -> None:
         async for block in blocks:
+            await self._push(*block)
+
+    async def _push(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
+        if self._replica.staleness_s <= (self._options.max_staleness_s or math.inf):
             with self._as_a_whole():
-                await self._live.push(*block)
+                await self._live.push(pgnos, locations, pages)
+
+    async def _watch_staleness(self, limit_s: float) -> None:
+        """When the replica is too old for its readers, take away what the kernel would answer without us."""
+        while True:
+            while (left_s := limit_s - self._replica.staleness_s) >= 0:  # noqa: ASYNC110 - see below
+                await trio.sleep(left_s + STALENESS_CHECK_S)
+            log.error("reads fail: no news from %s for more than %g s", self._options.url, limit_s)
+            with self._as_a_whole():
+                await self._live.forget_cached()
+            while self._replica.staleness_s > limit_s:  # noqa: ASYNC110 - a poll wakes nobody
+                await trio.sleep(STALENESS_CHECK_S)
+            log.info("reads work again, at TXID %016x", self._live.pos.txid)
+
+    async def _hydrate(self) -> None:
+        await self._replica.hydrate(push=self._push, rate=self._options.hydrate_rate)
 
     async def _open_own(self) -> None:
         """Open our own files; in a thread, because this makes requests to ourselves.
 
         `-shm` for its locks. The others so that the kernel knows them for as long as we tell it of changes.
+        And one is closed at once, which tells the kernel that we do not want to know when files are closed. Without
+        that, a child of ours that begins by closing what it inherited waits for our answer, and we wait for it to
+        begin.
         """
         if not self._own:
             self._own = await trio.to_thread.run_sync(self._open_files)
+            self._kernel.watch(dict(zip((Inode.DATABASE, Inode.WAL), self._own[1:], strict=True)))
             await self._live.activate(self._own[0])
         self._operations.open_to_others()
 
     def _open_files(self) -> list[int]:
         path = str(self._options.path / self._options.name)
         shm = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        os.close(os.open(f"{path}-pos", os.O_RDONLY | os.O_CLOEXEC))  # see above
         return [shm, *(os.open(name, os.O_PATH | os.O_CLOEXEC) for name in (path, f"{path}-wal"))]
 
     def _close_own(self) -> None:
+        self._kernel.watch({})
         descriptors, self._own = self._own, []
         for fd in descriptors:
             os.close(fd)
@@ -268,6 +316,7 @@ class Session:
         with trio.move_on_after(STOP_LIMIT_S / 2), suppress(EnvironmentProblem):
             await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=True), abandon_on_cancel=True)
         pyfuse3.terminate()
+        _exit_soon()
 
     async def _unmount(self) -> bool:
         """Stop following and unmount; False when the mount is in use, or this takes too long."""
@@ -290,6 +339,13 @@ class Session:
         self._detached.set()
         await self._operations.wait_until_unused()
         await self._stop_following()
+
+
+def _exit_soon() -> None:
+    """End the process although a request to the store may be under way, in a thread that nothing can stop."""
+    timer = threading.Timer(GRACE_S, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 def _plain(record: object) -> object:

@@ -55,6 +55,9 @@ class FileSystem(Protocol):
     def size(self, inode: Inode) -> int:
         """Bytes of a file of the database."""
 
+    def check_open(self, inode: Inode) -> None:
+        """Raise what an open of a file is to fail with."""
+
     async def read(self, inode: Inode, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of a file of the database."""
 
@@ -154,6 +157,7 @@ class Operations(pyfuse3.Operations):
             _refuse()
         if not own and node is not Inode.STATUS:
             await self._open_to_others.wait()
+            self._fs.check_open(node)
         content = self._fs.generate(node) if node in _GENERATED else None
         handle = self._next_handle
         self._next_handle += 1

@@ -126,9 +126,8 @@ class Merge:
         def merge(streams: Sequence[_PageStream]) -> ltx.Header:
             headers = [stream.header() for stream in streams]
             headers[0] = replace(headers[0], min_txid=min_txid)
-            with self._store.blame(
-                inputs[0].info
-            ):  # what a single input is to blame for has been turned into its error
+            # an input's own fault has become its error; that they do not add up is blamed on the first
+            with self._store.blame(inputs[0].info):
                 header = compacted_header(headers)
                 pages = [stream.pages() for stream in streams]
                 spool.fill(compact([CompactionInput(*each) for each in zip(headers, pages, strict=True)]))
@@ -191,7 +190,7 @@ class _Fetch:
                 await channel.send(exc)
 
     def _jobs(self) -> Iterator[Job[Blob]]:
-        for start in range(0, max(self._info.size, 1), self._chunk_bytes):
+        for start in range(0, self._info.size, self._chunk_bytes):
             yield partial(self._store.get, self._info, ByteRange(start, start + self._chunk_bytes))
 
     def _require_whole(self, blob: Blob) -> None:
@@ -233,12 +232,11 @@ class _PageStream:
 
     def header(self) -> ltx.Header:
         """The header, which agrees with the file's name."""
-        while self._decoder.header is None and (data := next(self._slices, None)) is not None:
-            with self._checks():
-                self._first += self._decoder.feed(data)
         with self._checks():
+            while self._decoder.header is None and (data := next(self._slices, None)) is not None:
+                self._first += self._decoder.feed(data)
             if self._decoder.header is None:
-                self._decoder.finish()
+                self._decoder.finish()  # says what is wrong
             assert self._decoder.header is not None
             check_name(self._info, self._decoder.header)
         return self._decoder.header
@@ -246,12 +244,10 @@ class _PageStream:
     def pages(self) -> Iterator[tuple[Pgno, bytes]]:
         """All pages, ascending. They are right when the iterator has come to its end."""
         first, self._first = self._first, []
-        yield from first
-        for data in self._slices:
-            with self._checks():
-                pages = self._decoder.feed(data)
-            yield from pages
         with self._checks():
+            yield from first
+            for data in self._slices:
+                yield from self._decoder.feed(data)
             self._decoder.finish()
 
 

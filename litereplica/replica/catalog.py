@@ -35,7 +35,7 @@ class Catalog:
     """The files below one root, as far as they can be used."""
 
     def __init__(self, store: LTXStore) -> None:
-        self._store = store
+        self.store = store
         self._damaged: dict[str, DamagedFile] = {}
 
     def avoid(self, info: FileInfo, damage: DamagedFile) -> bool:
@@ -46,7 +46,7 @@ class Catalog:
 
     async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
         """The files of all levels with a max TXID greater than `after`."""
-        levels = await together([partial(self._store.list_level, level, after=after) for level in LEVELS])
+        levels = await together([partial(self.store.list_level, level, after=after) for level in LEVELS])
         return [info for files in levels for info in files]
 
     async def open(self, choose: Chooser, *, after: TXID = 0) -> list[OpenedFile]:
@@ -61,7 +61,7 @@ class Catalog:
             opened, damage = await self._open_chosen(choose, files, vanished)
             if opened is not None:
                 return opened
-        raise damage or TransientStorageError(f"files of {self._store.url} vanish as fast as they are listed")
+        raise damage or TransientStorageError(f"files of {self.store.url} vanish as fast as they are listed")
 
     async def _open_chosen(
         self, choose: Chooser, files: Sequence[FileInfo], vanished: set[str]
@@ -90,7 +90,7 @@ class Catalog:
 
     async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:
         try:
-            return await self._store.open(info)
+            return await self.store.open(info)
         except NotFound:
             return None
         except DamagedFile as exc:

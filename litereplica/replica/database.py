@@ -19,7 +19,15 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import DamagedFile, FileVanished, LiteReplicaError, ReplicaError, TransientStorageError
+from litereplica.errors import (
+    DamagedFile,
+    FileVanished,
+    GapError,
+    LiteReplicaError,
+    ReplicaError,
+    StaleReplica,
+    TransientStorageError,
+)
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.replica.catalog import Catalog
@@ -27,6 +35,8 @@ from litereplica.replica.disk_pages import open_disk_pages
 from litereplica.replica.fetch import BlockListener, Fetcher
 from litereplica.replica.files import FileTable, SourceFile
 from litereplica.replica.follow import LIST_INTERVAL_S, Follower, Found
+from litereplica.replica.hydrate import Hydrator, Push
+from litereplica.replica.ledger import Ledger, Purpose
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
@@ -43,11 +53,11 @@ from litereplica.replica.snapshot import (
 )
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.storage.wrappers import MeteredStorage
-from litereplica.types import Pgno
+from litereplica.types import FileInfo, Pgno
 
 log = logging.getLogger(__name__)
 
-MEMORY_SIZE = 64 * 1024 * 1024
+MEMORY_SIZE = 32 * 1024 * 1024
 """Bytes of pages in memory: what is being read now. The kernel's page cache and the disk hold the rest."""
 
 READ_TIMEOUT_S = 30.0
@@ -82,6 +92,8 @@ class Replica:
         pages: PageStore,
         fetcher: Fetcher,
         follower: Follower,
+        hydrator: Hydrator,
+        ledger: Ledger,
         read_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -92,6 +104,8 @@ class Replica:
         self._pages = pages
         self._fetcher = fetcher
         self._follower = follower
+        self._hydrator = hydrator
+        self._ledger = ledger
         self._read_timeout_s = read_timeout_s
         self._clock = clock
         self._turn = trio.Lock()
@@ -99,9 +113,10 @@ class Replica:
         self._clean_at = len(files) + FORGET_EVERY
         self._polls = self._heals = self._polls_behind = 0
         self._from_memory = self._from_disk = 0
-        self._last_success_at = self._last_progress_at = clock()
+        self._last_success_at = self._last_progress_at = self._fresh_at = clock()
         self._last_error = ""
         self._heal_error: LiteReplicaError | None = None
+        self._abandoned: set[int] = set()  # condemned files that we have tried to do without
 
     @property
     def on_block(self) -> BlockListener | None:
@@ -122,11 +137,11 @@ class Replica:
             self._polls += 1
             try:
                 found = await self._follower.next_files(self.snapshot.pos.txid)
-                update = await self._update(found) if found is not None else None
+                update = await self._update(found) if found is not None else await self._rebase()
             except LiteReplicaError as exc:
                 self._note_failure(exc)
                 raise
-            self._note_success(progress=update is not None)
+            self._note_success(progress=found is not None)
             return update
 
     async def heal(self) -> Update | None:
@@ -153,6 +168,26 @@ class Replica:
             self._heal_error = None
             log.info("%s: page locations renewed at TXID %016x", self._store.url, self.snapshot.pos.txid)
             return update
+
+    @property
+    def staleness_s(self) -> float:
+        """How long ago the store had nothing newer than our snapshot, as far as we know."""
+        return self._clock() - self._fresh_at
+
+    def require_fresh(self, max_staleness_s: float) -> None:
+        """Raise `StaleReplica` when that is longer ago than this."""
+        if self.staleness_s > max_staleness_s:
+            raise StaleReplica(
+                f"no news from {self._store.url} for {self.staleness_s:.1f} s, more than {max_staleness_s:g} s",
+                hint="see 'last_error' in the mount's status",
+            )
+
+    async def hydrate(self, *, push: Push | None = None, rate: float | None = None) -> None:
+        """Fetch the whole database in the background, and go on with what changes, for ever.
+
+        Pages that arrive are offered to `push`; `rate` in bytes per second limits the requests.
+        """
+        await self._hydrator.run(lambda: self.snapshot.pages, push=push, rate=rate)
 
     async def read(
         self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
@@ -184,8 +219,11 @@ class Replica:
 
     def cached(self, pgno: Pgno, location: np.void) -> bytes | None:
         """A page if it is in memory. No I/O."""
-        file = self._files.get(int(location["file"]))
-        return None if file is None else self._pages.get(page_key(file.checksum, pgno))
+        file_id = int(location["file"])
+        file = self._files.get(file_id)
+        return (
+            None if file is None or file_id in self._files.condemned else self._pages.get(page_key(file.checksum, pgno))
+        )
 
     def statistics(self) -> ReplicaStatistics:
         """The facts of this moment."""
@@ -200,6 +238,7 @@ class Replica:
             heals=self._heals,
             last_success_at=self._last_success_at,
             last_progress_at=self._last_progress_at,
+            staleness_s=self.staleness_s,
             polls_behind=self._polls_behind,
             reason=self._reason() if self._polls_behind else "",
             last_error=self._last_error,
@@ -208,12 +247,17 @@ class Replica:
             pages_from_store=self._fetcher.pages_fetched,
             files=len(self._files),
             requests=storage.statistics() if isinstance(storage, MeteredStorage) else None,
+            ledger=self._ledger.statistics(),
+            hydration=self._hydrator.statistics(),
         )
 
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
         keys = []
+        condemned = self._files.condemned
         for pgno, file_id in zip(pgnos.tolist(), locations["file"].tolist(), strict=True):
             file = self._files.get(file_id)
+            if file_id in condemned:
+                raise condemned[file_id].with_traceback(None)
             if file is not None:
                 keys.append(page_key(file.checksum, pgno))
             elif file_id:
@@ -248,6 +292,26 @@ class Replica:
         self._swap(update.snapshot, found.files)
         return update
 
+    async def _rebase(self) -> Update | None:
+        """Leave files behind in good time that will be deleted, or must not be used. None: no reason, or no way."""
+
+        def in_use() -> list[FileInfo]:
+            files = map(self._files.get, self.snapshot.pages.files().tolist())
+            return [file.info for file in files if file is not None]
+
+        position = self.snapshot.pos.txid
+        condemned = self._files.condemned.keys() - self._abandoned
+        if not condemned and not await self._follower.is_left_behind(in_use, position):
+            return None
+        self._abandoned |= condemned
+        try:
+            update = await self._relocation(await self._follower.files_at(position))
+        except (GapError, DamagedFile) as exc:
+            log.info("%s: page locations stay as they are: %s", self._store.url, exc)
+            return None
+        log.info("%s: pages are read from newer files now, at TXID %016x", self._store.url, update.snapshot.pos.txid)
+        return update
+
     async def _relocation(self, found: Found) -> Update:
         """Make a whole plan the current snapshot."""
         before = self.snapshot
@@ -256,14 +320,25 @@ class Replica:
         if after.page_size != before.page_size:
             raise page_size_changed(before.page_size, found.files[-1])
         changed = all_pages(after) if replaced else changed_since(before, after, found.files)
+        if self._files.condemned:
+            changed = np.union1d(changed, self._condemned_pages(before.pages, after.commit)).astype(np.uint32)
         await self._pages.rename(renaming(before.pages, after.pages, changed, self._files))
         self._swap(after, found.files)
         return Update(after, changed, relocated=True)
+
+    def _condemned_pages(self, pages: PageMap, commit: int) -> NDArray[np.uint32]:
+        """The pages ≤ commit that lie in files whose pages must not be used: what was read of them may be wrong."""
+        condemned = list(self._files.condemned)
+        found = [pgnos[np.isin(locations["file"], condemned)] for pgnos, locations in pages.chunks()]
+        every = np.concatenate([np.empty(0, np.uint32), *found])
+        wanted: NDArray[np.uint32] = every[every <= commit]
+        return wanted
 
     def _swap(self, snapshot: Snapshot, files: Sequence[OpenedFile]) -> None:
         keep_pages(self._pages, snapshot.pages, files, self._files)
         self._maps.add(snapshot.pages)
         self.snapshot = snapshot
+        self._hydrator.wake()
         if len(self._files) >= self._clean_at:
             held = self.held_files() if self.held_files is not None else np.empty(0, np.uint32)
             self._files.forget(held, *(pages.files() for pages in self._maps))
@@ -277,6 +352,8 @@ class Replica:
         self._last_error = ""
         behind = not progress and self._follower.newest_txid > self.snapshot.pos.txid
         self._polls_behind = self._polls_behind + 1 if behind else 0
+        if not behind:
+            self._fresh_at = now
 
     def _note_failure(self, error: LiteReplicaError) -> None:
         self._last_error = error.message
@@ -306,8 +383,9 @@ async def open_replica(
     None. Raises `NoReplica`, `GapError`, `ReplicaError` when a page is in no file, `DamagedFile`,
     `EnvironmentProblem` when the directory is not safe, or what the store raises.
     """
-    catalog = Catalog(store)
-    follower = Follower(store, catalog, clock=clock, list_interval_s=list_interval_s)
+    ledger = Ledger(store)
+    catalog = Catalog(ledger.store(Purpose.OPEN))
+    follower = Follower(ledger, catalog, clock=clock, list_interval_s=list_interval_s)
     opened = await follower.first_files()
     files = FileTable()
     snapshot = first_snapshot(opened, files)
@@ -317,16 +395,25 @@ async def open_replica(
             tier = open_disk_pages(cache_dir, size=cache_size, page_size=snapshot.page_size)
             disk = await stack.enter_async_context(tier)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        pages = PageStore(memory_size, disk)
+        pages = PageStore(memory_size, snapshot.page_size, disk)
 
         def on_damage(file: SourceFile, damage: DamagedFile) -> None:
             if catalog.avoid(file.info, damage):
                 log.error("%s", damage)
 
         fetcher = Fetcher(
-            store, store, files, pages, nursery, page_size=snapshot.page_size, timeout_s=read_timeout_s, on_damage=on_damage
+            ledger.store(Purpose.PAGE),
+            ledger.store(Purpose.AHEAD),
+            files,
+            pages,
+            nursery,
+            page_size=snapshot.page_size,
+            timeout_s=read_timeout_s,
+            on_damage=on_damage,
         )
         keep_pages(pages, snapshot.pages, opened, files)
+        del opened  # its indexes are as large as the map
+        hydrator = Hydrator(ledger.store(Purpose.HYDRATE), files, pages, fetcher, on_damage=on_damage)
         yield Replica(
             store,
             snapshot,
@@ -334,6 +421,8 @@ async def open_replica(
             pages=pages,
             fetcher=fetcher,
             follower=follower,
+            hydrator=hydrator,
+            ledger=ledger,
             read_timeout_s=read_timeout_s,
             clock=clock,
         )

@@ -44,7 +44,7 @@ DIRECT_READS = 64
 BATCH = 512
 """Pages written at a time: below the 1,024 buffers that one system call takes."""
 
-MAX_PENDING = 32 * 1024 * 1024
+MAX_PENDING = 16 * 1024 * 1024
 """Bytes waiting to be written. What comes on top is not kept on disk: a slow disk must not fill the memory."""
 
 FLUSH_S = 1.0
@@ -94,11 +94,17 @@ class DiskPages:
         self._page_size = page_size
         self._pending: dict[PageKey, bytes] = {}
         self._wake = trio.Event()
+        self._written = trio.Event()
         self._turn = trio.Lock()  # held by whoever changes the files
         self._limiter = trio.CapacityLimiter(4)
         self._without_waiting = True
         self._readable = True
         self._writable = True
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of pages; 0 once the disk has failed."""
+        return self._index.capacity * self._page_size if self._writable and self._readable else 0
 
     def holds(self, key: PageKey) -> bool:
         """Is the page here? Two pages in 2⁶⁴ have the same hash, and a damaged slot is noticed only when read."""
@@ -126,6 +132,12 @@ class DiskPages:
         new = ((key, page) for key, page in pages.items() if not self.holds(key))
         self._pending.update(islice(new, max(0, room)))
         self._wake.set()
+
+    async def write_when_there_is_room(self, pages: dict[PageKey, bytes]) -> None:
+        """Keep these pages; waits while half of what may wait does, so that readers' pages find room."""
+        while self._writable and len(self._pending) * self._page_size > MAX_PENDING // 2:
+            await self._written.wait()
+        self.write_soon(pages)
 
     async def write_behind(self) -> None:
         """Write what waits, for ever."""
@@ -164,12 +176,18 @@ class DiskPages:
         self._index.insert(slots, list(batch))
         for key in batch:
             del self._pending[key]
+        self._tell_writers()
         return True
 
     def _give_up(self, error: OSError) -> None:
         log.warning("%s: no more pages are kept on disk: %s", self._directory, error.strerror)
         self._writable = False
         self._pending.clear()
+        self._tell_writers()
+
+    def _tell_writers(self) -> None:
+        self._written.set()
+        self._written = trio.Event()
 
     def _take(
         self, found: dict[PageKey, bytes], slots: dict[PageKey, list[int]], pages: dict[PageKey, tuple[int, bytes]]

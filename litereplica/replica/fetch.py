@@ -45,7 +45,7 @@ PARALLEL_FETCHES = 8
 PARALLEL_AHEAD = 4
 """Requests at the same time that nobody waits for yet."""
 
-AHEAD_LIMIT = 32 * 1024 * 1024
+AHEAD_LIMIT = 16 * 1024 * 1024
 """Bytes of pages in the queue and under way that nobody waits for; half of the pages in memory."""
 
 DECODE_HERE = 64 * 1024
@@ -141,16 +141,24 @@ class Fetcher:
             for flight in distinct:
                 flight.waiting -= 1
             self._demands -= 1
-            if not self._demands:
-                self._quiet.set()
-                self._quiet = trio.Event()
+            self._tell_if_quiet()
         return {key: flight.page(key) for key, flight in flights.items()}
 
+    @property
+    def is_ahead(self) -> bool:
+        """Are pages fetched ahead of a reader?"""
+        return bool(self._ahead_running)
+
     async def wait_until_quiet(self, limit_s: float) -> None:
-        """Return when no reader waits for the store, or after some time."""
-        if self._demands:
+        """Return when nothing is under way for readers, or after some time."""
+        if self._demands or self._ahead_running:
             with trio.move_on_after(limit_s):
                 await self._quiet.wait()
+
+    def _tell_if_quiet(self) -> None:
+        if not self._demands and not self._ahead_running:
+            self._quiet.set()
+            self._quiet = trio.Event()
 
     def _start(
         self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None, window: int
@@ -203,8 +211,10 @@ class Fetcher:
             and (key := page_key(checksums[file_id], pgno)) not in self._flights
             and not self._pages.holds(key)
         ][:room]
-        for block in plan_blocks(pgnos[take], locations[take], max_size=request):
-            self._queue.append(self._flight(block, stream))
+        step = max(1, request // self._page_size)
+        for part in (take[i : i + step] for i in range(0, len(take), step)):
+            for block in plan_blocks(pgnos[part], locations[part], max_size=request):
+                self._queue.append(self._flight(block, stream))
         self._start_ahead()
 
     def _start_ahead(self) -> None:
@@ -271,6 +281,7 @@ class Fetcher:
             self._land_flight(flight)
             self._ahead_running.discard(flight)
             self._start_ahead()
+            self._tell_if_quiet()
 
     async def _get(self, flight: _Flight, store: LTXStore) -> None:
         """Ask, check and keep what has come."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from litereplica.errors import DamagedFile
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
@@ -33,6 +34,7 @@ class FileTable:
         self._ids: dict[tuple[str, int], int] = {}
         self._by_name: dict[str, int] = {}
         self._etags: dict[int, str] = {}
+        self._condemned: dict[int, DamagedFile] = {}
         self._next_id = 1
 
     def __len__(self) -> int:
@@ -52,6 +54,15 @@ class FileTable:
     def get(self, file_id: int) -> SourceFile | None:
         """The file of an id; None for 0 and for what was forgotten."""
         return self._files.get(file_id)
+
+    def condemn(self, file_id: int, damage: DamagedFile) -> None:
+        """The file as a whole failed its check: none of its pages may be used."""
+        self._condemned[file_id] = damage
+
+    @property
+    def condemned(self) -> dict[int, DamagedFile]:
+        """The files whose pages may not be used, by id."""
+        return self._condemned
 
     def checksums(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """The checksum of each file; 0 for an id that is unknown."""
@@ -78,6 +89,7 @@ class FileTable:
         for file_id in [file_id for file_id in self._files if file_id not in keep]:
             file = self._files.pop(file_id)
             self._etags.pop(file_id, None)
+            self._condemned.pop(file_id, None)
             name = str(file.info)
             del self._ids[name, file.checksum]
             if self._by_name.get(name) == file_id:

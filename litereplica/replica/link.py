@@ -1,7 +1,7 @@
 """How long the store takes for how many bytes, as the requests so far tell. Pure.
 
-time = latency + bytes / bandwidth: a line through the recent requests, by least squares. Decoding counts as a part of the
-time, so that a store that is faster than we are is seen as just as fast as we are.
+time = latency + bytes / bandwidth: a line through the recent requests, by least squares. Decoding counts as a
+part of the time, so that a store that is faster than we are is seen as just as fast as we are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ DECAY = 0.95
 USUAL_LATENCY_S = 0.02
 USUAL_BYTES_PER_S = 50e6
 """What is assumed before the first request, and never quite forgotten: requests of one size alone give no line."""
+
+ASSUMED_WEIGHT = 0.02
+"""Weight of what is assumed, against that of the last request."""
 
 _MIN_LATENCY_S = 1e-4
 _MIN_BYTES_PER_S, _MAX_BYTES_PER_S = 1e5, 1e10
@@ -54,8 +57,9 @@ class Link:
 
     def _line(self) -> tuple[float, float]:
         far_s = USUAL_LATENCY_S + _FAR / USUAL_BYTES_PER_S
-        weight, x, y = self._weight + 2, self._x + _FAR, self._y + USUAL_LATENCY_S + far_s
-        xx, xy = self._xx + _FAR * _FAR, self._xy + _FAR * far_s
+        weight, x = self._weight + 2 * ASSUMED_WEIGHT, self._x + _FAR * ASSUMED_WEIGHT
+        y = self._y + (USUAL_LATENCY_S + far_s) * ASSUMED_WEIGHT
+        xx, xy = self._xx + _FAR * _FAR * ASSUMED_WEIGHT, self._xy + _FAR * far_s * ASSUMED_WEIGHT
         slope = (weight * xy - x * y) / (weight * xx - x * x)
         slope = min(max(slope, 1 / _MAX_BYTES_PER_S), 1 / _MIN_BYTES_PER_S)
         return max(_MIN_LATENCY_S, (y - slope * x) / weight), 1 / slope

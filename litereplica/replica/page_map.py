@@ -81,6 +81,16 @@ class PageMap:
             chunks[chunk_id] = _frozen(chunk)
         return PageMap(self.page_size, commit, chunks)
 
+    def chunks(self, *, since: PageMap | None = None) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.void]]]:
+        """All pages in order, in pieces: (pgnos, LOCATION). Without the pieces that `since` has just so."""
+        known = since._chunks if since is not None else []
+        for chunk_id, chunk in enumerate(self._chunks):
+            if chunk_id < len(known) and known[chunk_id] is chunk:
+                continue
+            first = chunk_id << _SHIFT
+            count = min(CHUNK, self.commit - first)
+            yield np.arange(first + 1, first + count + 1, dtype=np.uint32), chunk[:count]
+
     def files(self) -> NDArray[np.uint32]:
         """Ids of the files that hold at least one page, ascending. Looks at every page."""
         ids: set[int] = set()

@@ -21,9 +21,10 @@ ENTRY_OVERHEAD = 250
 
 
 class PageStore:
-    """Two tiers of pages. `disk` None: memory only. `memory_size` in bytes."""
+    """Two tiers of pages of one size. `disk` None: memory only. `memory_size` in bytes."""
 
-    def __init__(self, memory_size: int, disk: DiskPages | None = None) -> None:
+    def __init__(self, memory_size: int, page_size: int, disk: DiskPages | None = None) -> None:
+        self.page_size = page_size
         self._memory: LRUCache[PageKey, bytes] = LRUCache(memory_size, getsizeof=_cost)
         self._disk = disk
 
@@ -39,6 +40,30 @@ class PageStore:
     def holds(self, key: PageKey) -> bool:
         """Is the page in memory, or probably on disk? Does not count as a use."""
         return key in self._memory or (self._disk is not None and self._disk.holds(key))
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of pages that can be kept for long."""
+        if self._disk is not None:
+            return self._disk.capacity
+        return int(self._memory.maxsize) * self.page_size // (self.page_size + ENTRY_OVERHEAD)
+
+    def keeps(self, key: PageKey) -> bool:
+        """Like `holds`, of the tier that keeps pages for long."""
+        return key in self._memory if self._disk is None else self._disk.holds(key)
+
+    async def peek(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
+        """Those of the pages that are at hand; what is in memory stays as it is."""
+        if self._disk is not None:
+            return await self._disk.read(keys)
+        return {key: page for key in keys if (page := self._memory.get(key)) is not None}
+
+    async def keep(self, pages: dict[PageKey, bytes]) -> None:
+        """Keep pages that nobody has asked for, when there is room: on disk, without pushing others out of memory."""
+        if self._disk is None:
+            self._remember(pages)
+        else:
+            await self._disk.write_when_there_is_room(pages)
 
     async def load(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
         """Those of the pages that are on disk. They are in memory afterwards."""

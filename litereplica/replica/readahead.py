@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from litereplica.replica.link import Link
 from litereplica.types import Pgno
 
-MIN_WINDOW = 64 * 1024
-"""Bytes that a cold page brings along at least: a thread's switch takes longer than their transfer."""
+MIN_WINDOW = 128 * 1024
+"""Bytes that a cold page brings along at least: to wake up all who take part takes longer than their transfer."""
 
 MAX_WINDOW = 512 * 1024
 """Bytes that a cold page brings along at most: a page that is read alone should not pay for a megabyte."""
@@ -27,10 +27,10 @@ FIRST_AHEAD = 512 * 1024
 """Bytes that are fetched ahead of the second read of a stream; doubled with every step from there."""
 
 MIN_AHEAD_LIMIT, MAX_AHEAD_LIMIT = 2 * 1024 * 1024, 16 * 1024 * 1024
-"""Bounds of the bytes ahead of one stream. The upper one is a quarter of the pages in memory."""
+"""Bounds of the bytes ahead of one stream. The upper one is half of the pages in memory."""
 
 ROUND_TRIPS_AHEAD = 16
-"""Bytes ahead in terms of what arrives in one round trip: `PARALLEL` requests, each four times as long as its latency."""
+"""Bytes ahead, in what arrives in one round trip: `PARALLEL` requests, each four times as long as its latency."""
 
 PARALLEL = 4
 """Requests for the pages ahead of one stream."""
@@ -102,7 +102,7 @@ class ReadAhead:
         return Advice(stream.number, window, ahead, request, tuple(over))
 
     def _go_on(self, stream: _Stream, commit: int, link: Link) -> tuple[range, int]:
-        """The next pages ahead, and the bytes of one request: when less than three quarters of what should be is there."""
+        """The next pages ahead, when a quarter of what should be there is not, and the bytes of one request."""
         limit = min(MAX_AHEAD_LIMIT, max(MIN_AHEAD_LIMIT, ROUND_TRIPS_AHEAD * link.bytes_in_latency))
         wanted = int(min(limit, max(FIRST_AHEAD, 2 * stream.ahead)))
         start = max(stream.end, stream.last + 1)

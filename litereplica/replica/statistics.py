@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
+from litereplica.replica.ledger import LedgerEntry, Purpose
 from litereplica.storage.wrappers import StorageStatistics
 from litereplica.types import TXID, Pos
+
+
+class HydrationState(StrEnum):
+    """How far hydration is."""
+
+    OFF = "off"  # not wanted, or not begun
+    TOO_LARGE = "too large"  # the page store cannot hold the database
+    RUNNING = "running"
+    WAITING = "waiting"  # after a failure
+    COMPLETE = "complete"  # every page was at hand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HydrationStatistics:
+    """`files_verified` have been read whole by hydration, and had the right CRC."""
+
+    state: HydrationState
+    pages: int
+    pages_missing: int
+    pages_fetched: int
+    files_verified: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,8 +37,9 @@ class ReplicaStatistics:
     """A moment of a replica. Times ending in `_at` are those of the replica's clock, in seconds.
 
     `newest_txid` is the highest TXID that a listing or a file has shown so far. `polls_behind` counts the polls since
-    the last progress while newer TXIDs were known, and `reason` says why; 0 and "" when all is well.
-    `requests` is None unless the store is metered.
+    the last progress while newer TXIDs were known, and `reason` says why; 0 and "" when all is well. `staleness_s` is
+    how long ago nothing newer than `pos` was known. `requests` is None unless the store is metered; the `ledger` has
+    them by purpose.
     """
 
     pos: Pos
@@ -26,6 +51,7 @@ class ReplicaStatistics:
     heals: int
     last_success_at: float
     last_progress_at: float
+    staleness_s: float
     polls_behind: int
     reason: str
     last_error: str
@@ -34,3 +60,5 @@ class ReplicaStatistics:
     pages_from_store: int
     files: int
     requests: StorageStatistics | None
+    ledger: Mapping[Purpose, LedgerEntry]
+    hydration: HydrationStatistics

@@ -7,7 +7,7 @@ the WAL is scanned. What follows from that and from the replica's newest file is
     its newest file was made from this WAL's frames             go on behind them
     the database file is as at our last checkpoint,             all that the WAL has is new
       and the newest file is still that of then
-    anything else                                               the whole database is the next TXID
+    anything else                                               the pages that differ are the next TXID
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Start(Enum):
     FIRST = "first snapshot"
     WAL = "resumed from the WAL"
     CHECKPOINT = "resumed from the last checkpoint"
-    WHOLE = "whole database, because the WAL does not reach back to the newest file"
+    DIFFERENCE = "publishing what differs, because the WAL does not reach back to the newest file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,8 @@ def take_hold(source: Source, tail: WalTail) -> Hold:
     try:
         crash_point(CrashPoint.START_BARRIER_BEGUN)
         source.release_read()
-        source.take_read()
+        state = source.take_read()
         crash_point(CrashPoint.START_READ_TAKEN)
-        state = source.wal_state()
         tail.reopen()
         small = tail.file_size <= SCAN_UNDER_BARRIER_BYTES
         if small:
@@ -97,20 +96,30 @@ def _attach(tail: WalTail, state: WalState) -> None:
 
 
 async def decide(
-    store: LTXStore, source: Source, tail: WalTail, *, hold: Hold, remote: Remote, mark: CheckpointMark | None
+    store: LTXStore,
+    source: Source,
+    tail: WalTail,
+    *,
+    hold: Hold,
+    remote: Remote,
+    mark: CheckpointMark | None,
+    same_file: bool,
 ) -> tuple[Start, Published]:
-    """How to begin, and what is published already; `tail` is advanced over it. Raises `UsageError`."""
+    """How to begin, and what is published already; `tail` is advanced over it. Raises `UsageError`.
+
+    `same_file`: the database file is not known to be another one than that which was published.
+    """
     if remote.txid == 0:
         return Start.FIRST, Published()
     file = remote.file
     if file is None:
-        return Start.WHOLE, Published(remote.txid)
+        return Start.DIFFERENCE, Published(remote.txid)
     check_page_size(file.header, source.page_size, url=store.url)
-    published = Published(remote.txid, file.header.commit, file.header.timestamp_ms)
-    frames = await frames_covered(store, file, tail)
+    published = Published.of(file)
+    frames = await frames_covered(store, file, tail) if same_file else None
     if frames is not None:
         tail.advance(frames)
         return Start.WAL, published
     if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, tail):
         return Start.CHECKPOINT, published
-    return Start.WHOLE, published
+    return Start.DIFFERENCE, published

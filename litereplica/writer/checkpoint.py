@@ -5,12 +5,17 @@
     is all that SQLite calls committed published?  the frames that it counts are those that we count
     end the held read
     checkpoint, PASSIVE                            moves what the application's own readers allow
-    begin the held read again                      on a WAL that is all in the database, if they allowed all
+    begin the held read again                      on a WAL that is all in the database, if they allowed all;
+                                                   renewed by the service when the WAL has been restarted
     ROLLBACK of the barrier                        the next commit restarts the WAL
 
-The application's commits wait meanwhile, hence the limits. The WAL is synced before: an application that leaves that to
-checkpoints would otherwise wait for it. Nothing that is not in the store is ever moved, and no
-step in between leaves a moment in which somebody could commit and move it.
+The application's commits wait meanwhile, hence the limits. Under the barrier nothing that is not in the store is ever
+moved, and no step in between leaves a moment in which somebody could commit and move it.
+
+Before, most of a long WAL is moved *ahead*, while others commit: `move_ahead` renews the held read and moves what
+was committed until then, as the application's own checkpoints may at any time. That is safe because the read is
+held throughout, so that all of it stays in the WAL, too; and the file that is published next has all that was moved.
+It also leaves little to be synced to disk while commits wait.
 """
 
 from __future__ import annotations
@@ -38,6 +43,10 @@ SLOW_RETRY_S = 1.0
 """After one that the store was too slow for."""
 PARTIAL_RETRY_S = 10.0
 """After one that a long reader of the application's had kept from moving everything."""
+AHEAD_FRAMES = 250
+"""Fewer than that are moved under the barrier in some milliseconds."""
+REST_FRAMES = 500
+"""More than that are published before the barrier is begun, in a file of their own."""
 BARRIER_PUBLISH_S = 0.2
 """For publishing under the barrier: with the checkpoint itself, a commit waits less than 0.3 s on a good disk."""
 BARRIER_PUBLISH_MAX_S = 2.0
@@ -82,6 +91,17 @@ class Schedule:
             self.publish_limit_s = min(2 * self.publish_limit_s, BARRIER_PUBLISH_MAX_S)
 
 
+def move_ahead(source: Source, tail: WalTail) -> None:
+    """Move what is committed now, while others commit. Blocks."""
+    state = source.wal_state()
+    if state.log - state.backfilled < AHEAD_FRAMES or not source.renew_read():
+        return
+    crash_point(CrashPoint.READ_RENEWED)
+    tail.sync()
+    source.checkpoint()
+    crash_point(CrashPoint.MOVED_AHEAD)
+
+
 async def checkpoint(
     source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]], *, publish_limit_s: float
 ) -> Outcome:
@@ -89,6 +109,8 @@ async def checkpoint(
 
     When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
     """
+    if await source.run(lambda: _rest(tail)) > REST_FRAMES:
+        await publish_rest()
     outcome = await source.run(lambda: _seize(source, tail))
     if outcome is not None:
         return outcome
@@ -103,9 +125,16 @@ async def checkpoint(
             await source.run(lambda: _release(source))
 
 
+def _rest(tail: WalTail) -> int:
+    """Frames that are still to be published; reading them, and syncing them to disk, takes its time as well."""
+    tail.sync()
+    if tail.look() is not News.NONE:
+        tail.scan()
+    return tail.committed - tail.position
+
+
 def _seize(source: Source, tail: WalTail) -> Outcome | None:
     """Begin the barrier and, if nothing is left to publish, complete the attempt; None with the barrier held if not."""
-    tail.sync()
     if not source.begin_barrier():
         return Outcome.BUSY
     hold = False
@@ -139,8 +168,7 @@ def _move(source: Source, tail: WalTail) -> Outcome:
         moved = source.checkpoint()
         crash_point(CrashPoint.CHECKPOINTED)
     finally:
-        source.take_read()
-        sealed = source.wal_state().sealed
+        sealed = source.take_read().sealed
         tail.seal(tail.position if sealed else None)
     crash_point(CrashPoint.READ_RETAKEN)
     if sealed:

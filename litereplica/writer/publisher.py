@@ -10,23 +10,28 @@ Knows nothing of when to publish, nor of checkpoints.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
-from litereplica.ltxstore.store import LTXStore
+from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.storage.base import Body, Suffix
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.crash import CrashPoint, crash_point
-from litereplica.writer.resume import frames_covered
+from litereplica.writer.page_sums import PageChanges, PageSums, Version, page_sum
+from litereplica.writer.resume import frames_covered, newest_file
 from litereplica.writer.source import Source
 from litereplica.writer.state import StateDirectory, discard_body
 from litereplica.writer.store_watch import StoreWatch
+from litereplica.writer.tenure import Tenure
 from litereplica.writer.wal_tail import FROM_DATABASE, Batch, WalTail
 
 log = logging.getLogger(__name__)
@@ -34,8 +39,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH_BYTES = 64 << 20
 """Of WAL in one file, as Litestream cuts it: a reader decodes a file of this size in well under a second."""
 
-CANCEL_CHECK_PAGES = 256
-"""A file that is being made is given up within some milliseconds when that is asked for."""
+PAGES_AT_ONCE = 256
+"""Between two looks at whether to give up the file that is being made: some milliseconds."""
 
 CONFLICT_HINT = "stop the other writer, or replicate to another URL"
 
@@ -46,23 +51,47 @@ class WalMoved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest file of the replica. `commit` is the database's size in pages there, `timestamp_ms` the header's."""
+    """The newest file of the replica. `commit` is the database's size in pages there, `timestamp_ms` the header's,
+    `checksum` that of the file (0: not known)."""
 
     txid: TXID = 0
     commit: int = 0
     timestamp_ms: int = 0
+    checksum: int = 0
+
+    @classmethod
+    def of(cls, file: OpenedFile | Prepared) -> Published:
+        header = file.header
+        return cls(header.max_txid, header.commit, header.timestamp_ms, file.file_checksum)
+
+    @property
+    def version(self) -> Version:
+        return Version(self.txid, self.checksum)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A file ready to be put; with it the frames before `end` are published."""
+    """A file ready to be put; with it the frames before `end` are published. `file_checksum` as in `OpenedFile`."""
 
     info: FileInfo
     header: ltx.Header
     body: Body
     end: int
-    pages: int
+    changes: PageChanges
+    file_checksum: int
     whole: bool
+
+    @property
+    def pages(self) -> int:
+        return len(self.changes.pgno)
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A file that was found where ours was to be put; with it the frames before `end` are published."""
+
+    published: Published
+    end: int
 
 
 class Publisher:
@@ -75,6 +104,8 @@ class Publisher:
         tail: WalTail,
         *,
         state: StateDirectory,
+        sums: PageSums,
+        tenure: Tenure,
         watch: StoreWatch,
         now_ms: Callable[[], int],
     ) -> None:
@@ -83,6 +114,8 @@ class Publisher:
         self._source = source
         self._tail = tail
         self._state = state
+        self._sums = sums
+        self._tenure = tenure
         self._watch = watch
         self._now_ms = now_ms
         self._prepared: Prepared | None = None
@@ -94,8 +127,17 @@ class Publisher:
     async def publish_whole(self, *, commit: int | None) -> Prepared:
         """The whole database as one file; `commit` as in `WalTail.whole`. Raises as `publish_next`."""
         if self._prepared is None:
-            self._prepared = await self._source.run(lambda: self._prepare_whole(commit))
+            self._prepared = await self._source.run(lambda: self._encode(self._all(commit), check=commit is None))
         return await self._put(self._prepared)
+
+    async def publish_difference(self, known: NDArray[np.uint64], *, commit: int | None) -> Prepared | None:
+        """The pages whose sums differ from those of the replica, `known`, as one file; None when there are none.
+
+        Otherwise as `publish_whole`.
+        """
+        if self._prepared is None:
+            self._prepared = await self._source.run(lambda: self._prepare_difference(known, commit))
+        return await self._put(self._prepared) if self._prepared is not None else None
 
     async def publish_next(self) -> Prepared | None:
         """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
@@ -116,25 +158,53 @@ class Publisher:
         if self._tail.committed == self._tail.position:
             self._tail.scan()
         batch = self._tail.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
-        return self._encode(batch, whole=False, check=True) if batch is not None else None
+        return self._encode(batch, check=True) if batch is not None else None
 
-    def _prepare_whole(self, commit: int | None) -> Prepared:
-        batch = self._tail.whole(page_size=self._source.page_size, commit=commit)
-        return self._encode(batch, whole=True, check=commit is None)
+    def _prepare_difference(self, known: NDArray[np.uint64], commit: int | None) -> Prepared | None:
+        batch = self._all(commit)
+        rows = self._differing(batch, known)
+        if commit is None and not self._tail.is_intact():
+            raise WalMoved
+        if not len(rows) and batch.commit == len(known):
+            self._tail.advance(batch.end)
+            self.last = replace(self.last, commit=batch.commit)
+            return None
+        if batch.end:  # by this page a later start finds out where in the WAL the file ends
+            last = np.flatnonzero(batch.pgno == self._tail.pgno_at(batch.end - 1))
+            rows = np.union1d(rows, last)
+        return self._encode(replace(batch, pgno=batch.pgno[rows], frame=batch.frame[rows]), check=commit is None)
 
-    def _encode(self, batch: Batch, *, whole: bool, check: bool) -> Prepared:
+    def _all(self, commit: int | None) -> Batch:
+        return self._tail.whole(page_size=self._source.page_size, commit=commit)
+
+    def _differing(self, batch: Batch, known: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of the pages that are not as `known`, or not known."""
+        sums = np.fromiter((page_sum(page) for _, page in self._pages(batch)), np.uint64, len(batch.pgno))
+        differ = np.ones(len(sums), bool)
+        old = int(np.searchsorted(batch.pgno, len(known), side="right"))
+        differ[:old] = sums[:old] != known[batch.pgno[:old].astype(np.int64) - 1]
+        return np.flatnonzero(differ)
+
+    def _pages(self, batch: Batch) -> Iterator[tuple[Pgno, bytes]]:
+        for start in range(0, len(batch.pgno), PAGES_AT_ONCE):
+            trio.from_thread.check_cancelled()
+            part = slice(start, start + PAGES_AT_ONCE)
+            for pgno, frame in zip(batch.pgno[part].tolist(), batch.frame[part].tolist(), strict=True):
+                yield pgno, self._source.read_page(pgno) if frame == FROM_DATABASE else self._tail.read_page(frame)
+
+    def _encode(self, batch: Batch, *, check: bool) -> Prepared:
         header = self._header(batch)
         encoder = Encoder(header)
         spool = self._state.spool()
+        sums = array("Q")
         try:
             spool.write(encoder.start())
-            for i, (pgno, frame) in enumerate(zip(batch.pgno.tolist(), batch.frame.tolist(), strict=True)):
-                if i % CANCEL_CHECK_PAGES == 0:
-                    trio.from_thread.check_cancelled()
-                page = self._source.read_page(pgno) if frame == FROM_DATABASE else self._tail.read_page(frame)
+            for pgno, page in self._pages(batch):
+                sums.append(page_sum(page))
                 if spool.write(encoder.page(pgno, page)):
                     crash_point(CrashPoint.SPOOLED_PART)
-            spool.write(encoder.finish())
+            tail = encoder.finish()
+            spool.write(tail)
             body = spool.finish()
         except BaseException:
             spool.discard()
@@ -144,7 +214,10 @@ class Publisher:
             raise WalMoved
         crash_point(CrashPoint.PREPARED)
         info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
-        return Prepared(info, header, body, batch.end, len(batch.pgno), whole)
+        changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
+        checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
+        whole = len(batch.pgno) == header.snapshot_page_count
+        return Prepared(info, header, body, batch.end, changes, checksum, whole)
 
     def _header(self, batch: Batch) -> ltx.Header:
         wal = self._tail.header
@@ -163,33 +236,48 @@ class Publisher:
         )
 
     async def _put(self, prepared: Prepared) -> Prepared:
-        header, end = prepared.header, prepared.end
+        adopted: Adopted | None = None
         try:
             with self._watch.waiting():
-                await self._store.put(prepared.info, prepared.body, timestamp_ms=header.timestamp_ms)
+                await self._tenure.put(lambda: self._send(prepared), verify=self._require_newest)
         except PreconditionFailed as exc:
             if not await self._is_in_store(prepared):
-                header, end = await self._adopt(prepared.info, exc)
+                adopted = await self._adopt(prepared.info, exc)
         crash_point(CrashPoint.PUT_DONE)
         self.discard()
-        self.last = Published(header.max_txid, header.commit, header.timestamp_ms)
-        self._tail.advance(end)
+        previous, self.last = self.last, adopted.published if adopted else Published.of(prepared)
+        self._tail.advance(adopted.end if adopted else prepared.end)
         crash_point(CrashPoint.POSITION_MOVED)
+        if adopted is None:
+            with trio.CancelScope(shield=True):
+                await self._source.run(lambda: self._record(previous, prepared))
         return prepared
+
+    def _record(self, previous: Published, prepared: Prepared) -> None:
+        if prepared.whole:
+            self._sums.replace(self.last.version, prepared.changes)
+        else:
+            self._sums.record(previous.version, self.last.version, prepared.changes)
+
+    async def _send(self, prepared: Prepared) -> None:
+        await self._store.put(prepared.info, prepared.body, timestamp_ms=prepared.header.timestamp_ms)
+
+    async def _require_newest(self) -> None:
+        """Nobody has published behind `last`; the next TXID alone may be ours, and shows when it is put."""
+        txid, _ = await newest_file(self._store)
+        if txid > self.last.txid + 1:
+            raise self._conflict(txid)
+
+    def _conflict(self, txid: TXID) -> ConflictError:
+        return ConflictError(f"another writer has published TXID {txid:016x} to {self._store.url}", hint=CONFLICT_HINT)
 
     async def _is_in_store(self, prepared: Prepared) -> bool:
         """Does the object that has our name have our content? Size and trailer, which holds a CRC of it all, tell."""
         blob = await self._store.get(prepared.info, Suffix(ltx.TRAILER_SIZE))
-        if blob.size != prepared.info.size:
-            return False
-        if isinstance(prepared.body, bytes):
-            return blob.data == prepared.body[-ltx.TRAILER_SIZE :]
-        with prepared.body.open("rb") as file:
-            file.seek(-ltx.TRAILER_SIZE, 2)
-            return blob.data == file.read()
+        return blob.size == prepared.info.size and blob.data == ltx.encode_trailer(prepared.file_checksum)
 
-    async def _adopt(self, info: FileInfo, refused: PreconditionFailed) -> tuple[ltx.Header, int]:
-        """The header and the end, in frames, of the file that has our name, if it was made from our WAL.
+    async def _adopt(self, info: FileInfo, refused: PreconditionFailed) -> Adopted:
+        """The file that has our name, if it was made from our WAL.
 
         It is one that we sent before we were killed, and that arrived after we had looked for it.
         """
@@ -198,11 +286,9 @@ class Publisher:
         file = await self._store.open(found)
         end = await frames_covered(self._store, file, self._tail)
         if end is None or end <= self._tail.position or not self._continues(file.header):
-            raise ConflictError(
-                f"another writer has published TXID {info.max_txid:016x} to {self._store.url}", hint=CONFLICT_HINT
-            ) from refused
+            raise self._conflict(info.max_txid) from refused
         log.warning("%s was already in the store, from an earlier run: going on behind it", found)
-        return file.header, end
+        return Adopted(Published.of(file), end)
 
     def _continues(self, header: ltx.Header) -> bool:
         wal = self._tail.header

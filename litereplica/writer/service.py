@@ -24,17 +24,21 @@ import apsw
 import trio
 
 from litereplica.errors import EnvironmentProblem, NotFound, StorageError, TransientStorageError, UsageError
+from litereplica.ltxstore.lease import Lease
 from litereplica.ltxstore.store import LTXStore
 from litereplica.types import TXID
 from litereplica.writer import attach
 from litereplica.writer.attach import Start
-from litereplica.writer.checkpoint import LARGE_WAL_FRAMES, Outcome, Schedule, checkpoint
+from litereplica.writer.checkpoint import LARGE_WAL_FRAMES, Outcome, Schedule, checkpoint, move_ahead
 from litereplica.writer.coexist import refuse_if_litestream_runs
 from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.known_pages import carry_on, known_pages
+from litereplica.writer.page_sums import PageSums
 from litereplica.writer.publisher import Prepared, Publisher, WalMoved
 from litereplica.writer.source import Source, open_source
 from litereplica.writer.state import CheckpointMark, StateDirectory
 from litereplica.writer.store_watch import StoreWatch
+from litereplica.writer.tenure import LeaseMode, Tenure, open_tenure
 from litereplica.writer.wal_tail import MTIME_GRANULARITY_NS, News, WalTail
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ RETRY_MAX_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """What has been done since the start. `txid` is the newest one published, `wal_frames` those of the WAL that are
-    not in the database file."""
+    not in the database file, `lease` the lease while it is held."""
 
     txid: TXID
     files: int
@@ -68,6 +72,7 @@ class Statistics:
     bytes: int
     checkpoints: int
     wal_frames: int
+    lease: Lease | None = None
 
 
 class Replicator:
@@ -78,6 +83,8 @@ class Replicator:
         source: Source,
         store: LTXStore,
         state: StateDirectory,
+        sums: PageSums,
+        tenure: Tenure,
         *,
         sync_interval_s: float,
         now_ms: Callable[[], int],
@@ -86,15 +93,19 @@ class Replicator:
         self._source = source
         self._store = store
         self._state = state
+        self._sums = sums
+        self._tenure = tenure
         self._sync_interval_s = sync_interval_s
         self._rng = rng
         self._tail = WalTail(source.wal_path)
         self._watch = StoreWatch(store.url)
-        self._publisher = Publisher(store, source, self._tail, state=state, watch=self._watch, now_ms=now_ms)
+        self._publisher = Publisher(
+            store, source, self._tail, state=state, sums=sums, tenure=tenure, watch=self._watch, now_ms=now_ms
+        )
         self._schedule = Schedule(last_s=0.0)
         self._started = False  # the replica's newest file is known
         self._attached = False  # the read is held, and `_tail` follows the WAL
-        self._whole: attach.Hold | None = None  # the whole database is to be published, as it was found
+        self._content: attach.Hold | None = None  # what is in the database, as it was found, is to be published
         self._publish_at_s = 0.0
         self._check_place_at_s = 0.0
         self._active_s = 0.0
@@ -105,7 +116,13 @@ class Replicator:
     def statistics(self) -> Statistics:
         """A record of now."""
         return Statistics(
-            self._publisher.last.txid, self._files, self._pages, self._bytes, self._checkpoints, self._wal_frames()
+            self._publisher.last.txid,
+            self._files,
+            self._pages,
+            self._bytes,
+            self._checkpoints,
+            self._wal_frames(),
+            self._tenure.lease(),
         )
 
     async def run(
@@ -123,6 +140,7 @@ class Replicator:
             try:
                 with trio.CancelScope() as scope:
                     nursery.start_soon(_limit_stop, stop, scope)
+                    await self._tenure.stand_by(stop)
                     await self._first_round(stop)
                     task_status.started(self.statistics())
                     await self._follow(stop)
@@ -136,6 +154,7 @@ class Replicator:
 
     async def publish_once(self) -> None:
         """Publish what there is. Raises whatever is in the way."""
+        await self._tenure.stand_by(trio.Event())
         while True:
             try:
                 await self._begin()
@@ -146,9 +165,11 @@ class Replicator:
                 self._detach()
 
     async def aclose(self) -> None:
-        """Let go of the WAL."""
+        """Let go of the WAL, and of the lease."""
         with trio.CancelScope(shield=True):
+            await self._tenure.end()
             await self._source.run(self._source.release_read)
+            await self._source.run(self._sums.close)
         self._publisher.discard()
         self._tail.close()
 
@@ -191,10 +212,14 @@ class Replicator:
         if now_s >= self._check_place_at_s:
             self._check_place()
             self._check_place_at_s = now_s + IN_PLACE_INTERVAL_S
-        if not self._attached or self._whole:
+        if not self._attached or self._content is not None:
             await self._begin()
+        await self._renew_read()
         if now_s < self._publish_at_s:
-            return min(self._publish_at_s - now_s, IN_PLACE_INTERVAL_S)
+            longest_s = LOOK_INTERVAL_S if self._source.may_restart else IN_PLACE_INTERVAL_S
+            return min(self._publish_at_s - now_s, longest_s)
+        if self._look() is News.FRAMES:
+            await self._source.run(lambda: move_ahead(self._source, self._tail))
         if await self._publish():
             self._active_s = now_s
             self._publish_at_s = now_s + self._sync_interval_s
@@ -218,7 +243,7 @@ class Replicator:
             log.warning("stopped before all was published: %s; the next start goes on from there", exc)
 
     async def _settle(self) -> None:
-        """Once all is published, checkpoint and mark it, so that the next start need not publish the whole database
+        """Once all is published, checkpoint and mark it, so that the next start need not look for what differs
         even if the WAL is gone by then."""
         if self._wal_frames():
             await self._checkpoint(self._schedule.publish_limit_s)
@@ -226,17 +251,33 @@ class Replicator:
             await trio.sleep(MARK_DELAY_S)
             self._mark()
 
+    async def _renew_read(self) -> None:
+        """Hold a WAL that has been restarted by its first frames, which is easier on the application."""
+        if self._source.may_restart and not (self._tail.is_sealed and self._tail.is_intact()):
+            await self._source.run(self._source.renew_read)
+
     # --- beginning
 
     async def _begin(self) -> None:
-        """Take hold of the database, unless it is held, and publish all of it if that is needed."""
+        """Take hold of the database, unless it is held, and publish its content, or what differs, if that is needed."""
         if not self._attached:
             await self._attach()
-        if self._whole is not None:
-            commit = self._whole.page_count if self._whole.sealed else None
-            self._count(await self._publisher.publish_whole(commit=commit))
-            self._whole = None
+        if self._content is not None:
+            async with self._tenure.kept():
+                published = await self._publish_content(self._content.page_count if self._content.sealed else None)
+            if published is not None:
+                self._count(published)
+            self._content = None
             self._note_if_complete()
+
+    async def _publish_content(self, commit: int | None) -> Prepared | None:
+        if self._publisher.last.txid == 0:
+            return await self._publisher.publish_whole(commit=commit)
+        last = self._publisher.last.version
+        known = await known_pages(self._store, self._source, self._sums, last=last, watch=self._watch)
+        if known is None:
+            return await self._publisher.publish_whole(commit=commit)
+        return await self._publisher.publish_difference(known, commit=commit)
 
     async def _attach(self) -> None:
         finished = await self._publisher.finish()
@@ -244,10 +285,10 @@ class Replicator:
             self._count(finished)
         if self._started:
             hold = await self._source.run(lambda: attach.take_hold(self._source, self._tail))
-            start = Start.WHOLE
+            start = Start.DIFFERENCE
         else:
             start, hold = await self._start()
-        self._whole = hold if start in (Start.FIRST, Start.WHOLE) else None
+        self._content = hold if start in (Start.FIRST, Start.DIFFERENCE) else None
         self._attached = True
         self._schedule = Schedule(last_s=trio.current_time())
         self._note_if_complete()
@@ -258,33 +299,37 @@ class Replicator:
         crash_point(CrashPoint.ATTACHED)
 
     async def _start(self) -> tuple[Start, attach.Hold]:
-        """For the first time: find out what is published."""
+        """For the first time: find out what is published, once nobody else may publish."""
         with self._watch.waiting():
+            await self._tenure.begin()
             remote = await attach.read_remote(self._store)
         hold = await self._source.run(lambda: attach.take_hold(self._source, self._tail))
         mark = self._state.read_mark()
         with self._watch.waiting():
             start, self._publisher.last = await attach.decide(
-                self._store, self._source, self._tail, hold=hold, remote=remote, mark=mark
-            )
+                self._store, self._source, self._tail, hold=hold, remote=remote, mark=mark,
+                same_file=not self._sums.tells_of_another_file,
+            )  # fmt: skip
+            if remote.file is not None:
+                await carry_on(
+                    self._store, self._source, self._sums,
+                    newest=remote.file.info, last=self._publisher.last.version, watch=self._watch,
+                )  # fmt: skip
         self._started = True
         return start, hold
 
     def _note_if_complete(self) -> None:
         """If the database file is all of the newest TXID, that is to be marked."""
-        if self._whole is None and self._tail.is_sealed:
+        if self._content is None and self._tail.is_sealed:
             self._unmarked = self._publisher.last.txid
 
     # --- publishing
 
     async def _publish(self) -> int:
         """Publish all that is committed now, not what is committed meanwhile; returns the number of files."""
-        generation = self._tail.header
-        news = self._tail.look()
+        news = self._look()
         if news is News.LOST:
             raise WalMoved
-        if self._tail.header is not generation:
-            crash_point(CrashPoint.NEW_GENERATION)
         files = 0
         due = news is News.FRAMES or self._tail.committed > self._tail.position
         while due and (published := await self._publisher.publish_next()) is not None:
@@ -292,6 +337,13 @@ class Replicator:
             files += 1
             due = self._tail.committed > self._tail.position
         return files
+
+    def _look(self) -> News:
+        generation = self._tail.header
+        news = self._tail.look()
+        if self._tail.header is not generation:
+            crash_point(CrashPoint.NEW_GENERATION)
+        return news
 
     def _count(self, published: Prepared) -> None:
         self._files += 1
@@ -339,7 +391,7 @@ class Replicator:
 
     def _detach(self) -> None:
         """What we know of the WAL no longer holds."""
-        log.warning("the WAL of %s has changed without us: the whole database is published", self._source.path)
+        log.warning("the WAL of %s has changed without us: what differs is published", self._source.path)
         self._attached = False
         self._unmarked = None
 
@@ -374,6 +426,7 @@ async def open_replicator(
     database: Path,
     store: LTXStore,
     *,
+    lease: LeaseMode = LeaseMode.OFF,
     sync_interval_s: float = SYNC_INTERVAL_S,
     now_ms: Callable[[], int] = wall_clock_ms,
     rng: random.Random | None = None,
@@ -388,10 +441,14 @@ async def open_replicator(
         with StateDirectory(source.path) as state:
             await source.run(source.connect)
             crash_point(CrashPoint.SOURCE_OPENED)
+            sums = PageSums(state.page_sums)
+            await source.run(lambda: sums.open(inode=source.identity().inode, page_size=source.page_size))
             replicator = Replicator(
                 source,
                 store,
                 state,
+                sums,
+                open_tenure(store.storage, lease, writer_id=state.writer_id),
                 sync_interval_s=sync_interval_s,
                 now_ms=now_ms,
                 rng=rng or random.Random(),

@@ -12,6 +12,10 @@ holds the write lock for a moment, so that nobody commits. The *checkpointer* mo
 So whatever is committed while the read is held stays in the WAL until we let go, and the database file only ever
 receives frames from before. Pages read from it, with the WAL's frames laid over them, are consistent.
 
+The first kind is a burden: a connection that checkpoints by itself, as SQLite's do from 1,000 frames on, sorts all
+of the WAL with each commit, only to find that it may not move anything. So when the WAL has been restarted, the read
+is renewed to one of the second kind (`renew_read`), without a moment in which none is held.
+
 POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
 read through one descriptor that is opened before the connections and closed after them, and no other code of this
 process may open the file meanwhile, be it for a moment. The `-wal` file carries no locks.
@@ -73,7 +77,7 @@ class Source:
     """An open database. Obtain one from `open_source`.
 
     `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` tells that the
-    database was in a rollback mode before.
+    database was in a rollback mode before; `may_restart` that the held read is of the first kind above.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,6 +85,8 @@ class Source:
         self.wal_path = path.with_name(path.name + "-wal")
         self.page_size = 0
         self.switched = False
+        self.may_restart = False
+        self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of the first kind
         self._fd = -1
         self._limiter = trio.CapacityLimiter(1)
         self._connections = contextlib.ExitStack()
@@ -114,10 +120,34 @@ class Source:
             _close_file(self._fd)
             self._fd = -1
 
-    def take_read(self) -> None:
-        """Begin the held read at what is committed now."""
+    def take_read(self) -> WalState:
+        """Begin the held read at what is committed now, under the barrier; the state of the WAL then."""
         self._reader.execute("BEGIN")
         self._read_schema(self._reader)
+        state = self.wal_state()
+        self.may_restart = state.sealed
+        self._held_log = 0 if state.sealed else state.log
+        return state
+
+    def renew_read(self) -> bool:
+        """Take the held read anew, of the second kind, without the barrier. False when nothing was committed since.
+
+        Another connection's read covers the change. It is of the second kind as well, since there are frames that
+        the held read kept from being moved.
+        """
+        if self.wal_state().log <= self._held_log:
+            return False
+        self._checkpointer.execute("BEGIN")
+        try:
+            self._read_schema(self._checkpointer)
+            self.release_read()
+            self._reader.execute("BEGIN")
+            self._read_schema(self._reader)
+        finally:
+            self._checkpointer.execute("ROLLBACK")
+        self.may_restart = False
+        self._held_log = self.wal_state().log
+        return True
 
     def release_read(self) -> None:
         """End the held read, if there is one."""
@@ -138,7 +168,7 @@ class Source:
             self._barrier.execute("ROLLBACK")
 
     def checkpoint(self) -> bool:
-        """Move what the readers allow from the WAL to the database, under the barrier, with the read released.
+        """Move what the readers, ours included, allow from the WAL to the database.
 
         False when another connection is checkpointing.
         """
@@ -149,7 +179,7 @@ class Source:
         return True
 
     def wal_state(self) -> WalState:
-        """The state of the WAL; exact under the barrier with the read held."""
+        """The state of the WAL; exact under the barrier with the read held. Not within a transaction of ours on it."""
         self._read_schema(self._checkpointer)
         return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
 

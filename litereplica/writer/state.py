@@ -1,20 +1,23 @@
 """The directory beside the database: `.<file>-litereplica/`.
 
 Holds a lock, so that one process of ours replicates a database; the LTX files that are too large for memory until
-they are in the store; and the mark of the last checkpoint. None of it is needed: the position is read from the
-store, and without a mark more is published than necessary.
+they are in the store; the mark of the last checkpoint; the sums of the replica's pages (`page_sums`); and who we are
+for the lease. None of it is needed: the position is read from the store, and so is, when it comes to that, what the
+replica has; a writer that does not know its own lease waits until it has expired.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from litereplica.errors import ConflictError, EnvironmentProblem
 from litereplica.storage.base import Body
@@ -25,7 +28,10 @@ MEMORY_LIMIT = 8 << 20
 
 _LOCK = "lock"
 _MARK = "checkpoint.json"
+_WRITER = "writer.json"
+_PAGE_SUMS = "pages.sums"
 _SPOOL_PREFIX = "spool-"
+_WRITER_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,32 @@ class StateDirectory:
     ) -> None:
         os.close(self._lock_fd)
 
+    @property
+    def page_sums(self) -> Path:
+        """The file of `PageSums`."""
+        return self.path / _PAGE_SUMS
+
     def spool(self) -> Spool:
         """A place for the pieces of one LTX file."""
         return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
 
+    def writer_id(self) -> str:
+        """What tells the writer of this directory from all others, now and after a restart.
+
+        A copy of the directory, beside a copy of the database, is another writer's: it has another inode.
+        """
+        inode = self.path.stat().st_ino
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            fields = json.loads((self.path / _WRITER).read_bytes())
+            if fields["inode"] == inode and _WRITER_ID.fullmatch(fields["id"]):
+                return str(fields["id"])
+        writer_id = secrets.token_hex(16)
+        self._replace(_WRITER, {"id": writer_id, "inode": inode})
+        return writer_id
+
     def write_mark(self, mark: CheckpointMark) -> None:
         """Replace the mark, durably."""
-        temporary = self.path / f"{_SPOOL_PREFIX}{_MARK}"
-        with _private_file(temporary) as file:
-            file.write(json.dumps(asdict(mark)).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / _MARK)
+        self._replace(_MARK, asdict(mark))
 
     def read_mark(self) -> CheckpointMark | None:
         """The mark of the last checkpoint, if there is a readable one.
@@ -104,6 +124,14 @@ class StateDirectory:
             return CheckpointMark(str(fields["url"]), int(fields["txid"]), FileIdentity(**fields["database"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+    def _replace(self, name: str, fields: dict[str, Any]) -> None:
+        temporary = self.path / f"{_SPOOL_PREFIX}{name}"
+        with _private_file(temporary) as file:
+            file.write(json.dumps(fields).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)
 
 
 class Spool:

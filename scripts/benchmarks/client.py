@@ -2,9 +2,9 @@
 
     python -m benchmarks.client file PATH | vfs REPLICA_URL
 
-Opening is all that differs: a file (local, or below a mount) by its path, a replica through Litestream's VFS. The SQLite
-is apsw's for all of them, since the interpreter's own may have been built without loadable extensions. Requests and answers
-are lines of JSON. Times are of `time.perf_counter`, which on Linux is one clock for all processes.
+Opening is all that differs: a file (local, or below a mount) by its path, a replica through Litestream's VFS. The
+SQLite is apsw's for all of them, since the interpreter's own may have been built without loadable extensions. Requests
+and answers are lines of JSON. Times are of `time.perf_counter`, which on Linux is one clock for all processes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Client:
         return float(self._ask("scan", first, last))
 
     def wait_for_beat(self, beat: int, *, limit_s: float) -> float | None:
-        """The moment at which the newest connection saw `beat` or a later one; None when it had not in time."""
+        """The moment at which the newest connection saw `beat` or a later one; None when it had not in time.
+
+        A query that fails has not seen it.
+        """
         seen = self._ask("wait_for_beat", beat, limit_s)
         return None if seen is None else float(seen)
 
@@ -63,8 +66,12 @@ class Client:
         self._ask("reopen")
 
     def keep_asking(self, seconds: float) -> int:
-        """Let each connection ask for the newest beat once a second; how many queries that made."""
+        """Let each connection ask for the newest beat once a second; how many of these queries failed."""
         return int(self._ask("keep_asking", seconds))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._ask("close")
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
         self._child.say(json.dumps([operation, *arguments]))
@@ -117,9 +124,8 @@ class _Connections:
         return time.perf_counter() - started
 
     def wait_for_beat(self, beat: int, limit_s: float) -> float | None:
-        connection = self._all[-1]
         deadline = time.perf_counter() + limit_s
-        while _newest_beat(connection) < beat:
+        while (_newest_beat(self._all[-1]) or 0) < beat:
             if time.perf_counter() > deadline:
                 return None
             time.sleep(LOOK_INTERVAL_S)
@@ -130,17 +136,15 @@ class _Connections:
         self._connect()
 
     def keep_asking(self, seconds: float) -> int:
-        end, queries = time.perf_counter() + seconds, 0
+        end, failures = time.perf_counter() + seconds, 0
         while time.perf_counter() < end:
-            for connection in self._all:
-                _newest_beat(connection)
-                queries += 1
-            time.sleep(max(0, min(QUERY_INTERVAL_S, end - time.perf_counter())))
-        return queries
+            failures += [_newest_beat(connection) for connection in self._all].count(None)
+            time.sleep(max(0.0, min(QUERY_INTERVAL_S, end - time.perf_counter())))
+        return failures
 
     def close(self) -> None:
-        for connection in self._all:
-            connection.close()
+        while self._all:
+            self._all.pop().close()
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READONLY, vfs=self._vfs)
@@ -148,8 +152,11 @@ class _Connections:
         return connection
 
 
-def _newest_beat(connection: apsw.Connection) -> int:
-    return int(connection.execute(BEAT_QUERY).get)
+def _newest_beat(connection: apsw.Connection) -> int | None:
+    try:
+        return int(connection.execute(BEAT_QUERY).get)
+    except apsw.Error:
+        return None
 
 
 def _load_vfs() -> None:

@@ -7,8 +7,8 @@ delay line, not a queue of one request. It also counts the S3 requests that pass
     python -m benchmarks.latency_proxy SERVER_PORT ROUND_TRIP_MS
 
 prints `ready`, then the port it listens on; each line on stdin is answered by a line of JSON, the requests so far by
-kind. It ends with its stdin. S3 signatures cover the Host header: clients sign for the proxy's address, which the server
-sees as they sent it.
+kind. It ends with its stdin. S3 signatures cover the Host header: clients sign for the proxy's address, which the
+server sees as they sent it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import selectors
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 from benchmarks.requests import KINDS, RequestCounter, Requests
@@ -61,6 +61,7 @@ class _Direction(asyncio.Protocol):
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._not_before = 0.0
+        self._ended = False
         self._source: asyncio.Transport
         self._target: _Direction | None = None
 
@@ -74,6 +75,10 @@ class _Direction(asyncio.Protocol):
         self._target = target
         self._not_before = self._loop.time() + handshake_s + self._delay_s
         self._source.resume_reading()
+
+    def abort(self) -> None:
+        """There is no server."""
+        self._source.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._counter is not None:
@@ -109,11 +114,21 @@ class _Direction(asyncio.Protocol):
                 continue
             if data:
                 target.write(data)
-            elif target.can_write_eof():
-                target.write_eof()
+            else:
+                self._end(target)
         self._timer = self._loop.call_at(self._under_way[0][0], self._deliver) if self._under_way else None
         if self._size <= IN_FLIGHT_LIMIT and not self._source.is_closing():
             self._source.resume_reading()
+
+    def _end(self, target: asyncio.Transport) -> None:
+        """The end of the stream has arrived: half a connection, or, with the other's, all of it."""
+        assert self._target is not None
+        self._ended = True
+        with suppress(OSError):  # it has gone away entirely
+            target.write_eof()
+        if self._target._ended:
+            target.close()
+            self._source.close()
 
 
 async def _serve(server_port: int, round_trip_s: float) -> None:
@@ -122,7 +137,11 @@ async def _serve(server_port: int, round_trip_s: float) -> None:
     connecting: set[asyncio.Task[None]] = set()
 
     async def connect(client: _Direction) -> None:
-        _, server = await loop.create_connection(lambda: _Direction(round_trip_s / 2), HOST, server_port)
+        try:
+            _, server = await loop.create_connection(lambda: _Direction(round_trip_s / 2), HOST, server_port)
+        except OSError:
+            client.abort()
+            return
         server.hand_to(client, handshake_s=0)
         client.hand_to(server, handshake_s=round_trip_s)
 

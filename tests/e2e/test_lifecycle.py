@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ import pytest
 from litereplica.errors import ExitCode
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.nodes import STATUS_NAME
+from tests.conftest import S3Bucket
 from tests.helpers.mounts import MountedReplica, litereplica_binary, wait_for_end
 from tests.helpers.publisher import Publisher
 
@@ -28,6 +30,13 @@ STOP_DEADLINE_S = 5.0
 """What a daemon has to end after SIGTERM."""
 
 SETUP = "CREATE TABLE t (id INTEGER PRIMARY KEY, value TEXT); INSERT INTO t VALUES (0, 'zero');"
+
+BIG = """
+CREATE TABLE big (value BLOB);
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+INSERT INTO big SELECT randomblob(3000) FROM n;
+"""
+"""Pages that a mount does not fetch before they are read."""
 
 CLIENT = """
 import itertools, sqlite3, sys
@@ -104,6 +113,10 @@ def wait_until(condition: Callable[[], object], *, within_s: float = DEADLINE_S)
 def rows(path: Path) -> list[tuple[int, str]]:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return connection.execute("SELECT id, value FROM t ORDER BY id").fetchall()
+
+
+def refused(mount: MountedReplica, times: int) -> bool:
+    return mount.log.count("not unmounted") >= times
 
 
 def is_mounted(path: Path) -> bool:
@@ -204,7 +217,7 @@ def test_a_gentle_stop_that_is_refused_by_the_kernel_leaves_the_mount_working(
             for number in range(1, 6):
                 os.kill(mount.pid, signal.SIGUSR1)
                 mount.wait_for(insert(publisher, number))
-                wait_until(lambda count=number: mount.log.count("not unmounted") >= count)
+                wait_until(partial(refused, mount, number))
             assert len(rows(mount.path)) == 6
         finally:
             os.close(directory)
@@ -257,6 +270,29 @@ def test_sigterm_with_clients_inside_ends_the_daemon_in_time_and_frees_the_path(
         assert f"(pid {client.pid})" in mount.log
 
 
+def test_sigterm_while_a_client_waits_for_a_store_that_does_not_answer(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    with Publisher(tmp_path / "primary", setup=SETUP + BIG) as publisher, s3_bucket.server.client() as s3:
+        for file in publisher.replica.glob("ltx/0/*.ltx"):
+            s3.put_object(Bucket=s3_bucket.name, Key=f"app.db/0000/{file.name}", Body=file.read_bytes())
+        expected = ["polling fails", "detaching", "read: "]
+        with MountedReplica(s3_bucket.url, tmp_path, options=["--no-hydrate"], expected_problems=expected) as mount:
+            pid = mount.pid
+            with Client(mount.path):
+                os.kill(s3_bucket.server.pid, signal.SIGSTOP)
+                try:
+                    query = ["sqlite3", str(mount.path), "SELECT sum(length(value)) FROM big"]
+                    waiting = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        waiting.communicate(timeout=0.5)
+                    os.kill(pid, signal.SIGTERM)
+                    wait_for_end(pid, within_s=STOP_DEADLINE_S)
+                    waiting.communicate(timeout=STOP_DEADLINE_S)
+                finally:
+                    os.kill(s3_bucket.server.pid, signal.SIGCONT)
+            assert not is_mounted(mount.mountpoint)
+            mount.kill()  # has nothing left to do
+
+
 @pytest.mark.slow
 def test_a_daemon_that_is_stopped_is_reported_and_can_be_detached(publisher: Publisher, tmp_path: Path) -> None:
     with MountedReplica(publisher.url, tmp_path) as mount:
@@ -273,6 +309,40 @@ def test_a_daemon_that_is_stopped_is_reported_and_can_be_detached(publisher: Pub
             os.kill(mount.pid, signal.SIGCONT)
         wait_for_end(mount.pid)
         mount.kill()  # has nothing left to do
+
+
+BUG = """
+import sys
+from pathlib import Path
+import trio
+from litereplica.fuse import mount
+from tests.e2e.healing_mount import opened
+
+async def fail(*_, **__):
+    raise ZeroDivisionError
+
+mount.run_poller = fail
+options = mount.MountOptions(url=sys.argv[1], path=Path(sys.argv[2]), name="app.db", poll_interval_s=1.0)
+trio.run(mount.serve, options, opened(sys.argv[1]), lambda: None)
+"""
+
+
+def test_a_bug_in_the_daemon_ends_it_and_frees_the_path(publisher: Publisher, tmp_path: Path) -> None:
+    """Its own files are open when it calls the program that unmounts: they must not make that wait for it."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", BUG, publisher.url, str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert "ZeroDivisionError" in errors
+        assert not is_mounted(path)
+    finally:
+        process.kill()
+        if is_mounted(path):
+            subprocess.run(["umount", "-f", path], check=False)  # only this reaches a child that waits for us
+            mountpoints.unmount(path, lazy=True)
+        process.communicate()
 
 
 def test_umount_of_what_is_not_ours_is_refused(tmp_path: Path) -> None:

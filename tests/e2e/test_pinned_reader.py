@@ -89,13 +89,25 @@ def test_reader_that_began_behind_a_backfill_is_not_moved_by_the_next(tmp_path: 
 
 
 @pytest.mark.slow
-def test_short_wal_of_a_quiet_mount_is_backfilled_after_a_while(tmp_path: Path) -> None:
+def test_quiet_mount_backfills_its_wal_and_spares_it_for_the_reader_inside(tmp_path: Path) -> None:
     bank = Bank.open(tmp_path)
-    with bank.publisher, MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount:
-        publish(bank, mount, 1)
-        assert mount.statistics()["wal_frames"] > 0
-        with closing(connect(mount)) as reader:
-            assert state(reader) == bank.ledger[2]
-            mount.wait_until(lambda: mount.statistics()["restarts"] == 1, within_s=IDLE_CHECKPOINT_DEADLINE_S)
-            assert mount.statistics()["base"] == mount.statistics()["pos"]
-            assert state(reader) == bank.ledger[2]
+    with (
+        bank.publisher,
+        MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount,
+        closing(connect(mount)) as reader,
+    ):
+        publish(bank, mount, 3)
+        reader.execute("BEGIN")
+        begun = state(reader)
+        mount.wait_until(
+            lambda: mount.statistics()["base"] == mount.statistics()["pos"],
+            within_s=IDLE_CHECKPOINT_DEADLINE_S,
+            what="the backfill of an idle mount",
+        )
+        publish(bank, mount, 10)
+        assert state(reader) == begun == bank.ledger[4]
+        assert mount.statistics()["restarts"] == 0
+        reader.execute("COMMIT")
+        publish(bank, mount, 100)
+        mount.wait_until(lambda: mount.statistics()["restarts"] > 0, within_s=IDLE_CHECKPOINT_DEADLINE_S)
+        assert state(reader) == bank.ledger[bank.publisher.txid]

@@ -7,6 +7,7 @@ for the writer, which runs in the test's event loop.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import subprocess
@@ -60,6 +61,23 @@ class Application:
         """Commit rows into `t (x)` one after the other, for so long; the longest that one took, in milliseconds."""
         return float(await self._request({"commits": seconds}))
 
+    def call(self, sql: str, *parameters: Any) -> list[list[Any]]:
+        """As calling the object itself, for tests that are not asynchronous."""
+        rows: list[list[Any]] = self._ask({"sql": sql, "parameters": parameters})
+        return rows
+
+    def digest(self) -> str:
+        """SHA-256 of the database's bytes, as a reader sees it now."""
+        return str(self._ask({"digest": True}))
+
+    def save(self, path: Path) -> None:
+        """Write the database's bytes, as a reader sees it now, to another file."""
+        self._ask({"image": str(path)})
+
+    def disconnect(self) -> None:
+        """Close the connection; the next request opens another."""
+        self._ask({"disconnect": True})
+
     def close(self) -> None:
         """Close the connection as a program does that ends."""
         if self._process.poll() is None:
@@ -93,14 +111,21 @@ class Application:
 
 
 def _serve(database: str) -> None:
-    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection: sqlite3.Connection | None = None
     for line in sys.stdin:
+        request = json.loads(line)
         try:
-            answer = {"rows": _answer(connection, json.loads(line))}
+            if connection is None:
+                connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            answer = {"rows": _answer(connection, request)}
+            if "disconnect" in request:
+                connection.close()
+                connection = None
         except sqlite3.Error as exc:
             answer = {"error": str(exc)}
         print(json.dumps(answer), flush=True)
-    connection.close()
+    if connection is not None:
+        connection.close()
 
 
 def _answer(connection: sqlite3.Connection, request: dict[str, Any]) -> Any:
@@ -109,6 +134,10 @@ def _answer(connection: sqlite3.Connection, request: dict[str, Any]) -> Any:
         return []
     if "image" in request:
         Path(request["image"]).write_bytes(connection.serialize())
+        return []
+    if "digest" in request:
+        return hashlib.sha256(connection.serialize()).hexdigest()
+    if "disconnect" in request:
         return []
     if "commits" in request:
         return _commit_for(connection, request["commits"])

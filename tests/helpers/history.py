@@ -26,6 +26,8 @@ from litereplica.types import TXID, FileInfo, Pgno
 
 PAGE_SIZE = 512
 FIRST_TIMESTAMP_MS = 1_700_000_000_000
+WAL_STEP = 1000
+"""Bytes of the WAL that a transaction takes: L0 files tell where theirs lie."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class History:
     commits: dict[TXID, int] = field(default_factory=lambda: {0: 0})
     supplied: dict[TXID, set[Pgno]] = field(default_factory=dict)
     txid: TXID = 0
+    wal_salts: tuple[int, int] = (1, 1)
 
     @property
     def store(self) -> LTXStore:
@@ -75,12 +78,17 @@ class History:
         pgnos = set().union(*(self.supplied[txid] for txid in range(first, last + 1)))
         if first == 1:
             pgnos = set(self.databases[last])
+        wal = (WAL_STEP * first, WAL_STEP, *self.wal_salts) if level == 0 else (0, 0, 0, 0)
         header = Header(
             page_size=self.page_size,
             commit=self.commits[last],
             min_txid=first,
             max_txid=last,
             timestamp_ms=FIRST_TIMESTAMP_MS + last,
+            wal_offset=wal[0],
+            wal_size=wal[1],
+            wal_salt1=wal[2],
+            wal_salt2=wal[3],
         )
         pages = [(pgno, self.databases[last][pgno]) for pgno in sorted(pgnos) if pgno <= self.commits[last]]
         body = encode_file(header, pages)

@@ -135,9 +135,10 @@ def weaken(option: str) -> None:
 
 async def main(path: Path, advances: int) -> None:
     replica = ScriptedReplica()
-    live = LiveDatabase(replica, FuseKernelCache())  # type: ignore[arg-type]
+    kernel = FuseKernelCache()
+    live = LiveDatabase(replica, kernel)  # type: ignore[arg-type]
     options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6)
-    session = Session(options, replica, live)  # type: ignore[arg-type]
+    session = Session(options, replica, live, kernel)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
 
         def ready() -> None:

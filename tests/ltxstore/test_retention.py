@@ -24,7 +24,7 @@ from litereplica.ltxstore.retention import (
 )
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import FaultAt, FaultStorage, Operation
+from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, Operation
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, memory_store
 
@@ -463,12 +463,30 @@ async def test_run_that_fails_at_any_delete_is_taken_up_by_the_next(fails: int) 
 
 
 async def test_replacement_is_looked_at_once() -> None:
-    """A tick with nothing to do costs the listings only."""
+    """A run that goes on where the last one failed reads nothing again."""
     storage = MemoryStorage()
     await replica_to_prune(storage)
-    faults = FaultStorage(storage, lambda request: None)
-    store = memory_store(faults)
-    retention = Retention(store, RetentionPolicy(), right_clock())
-    await retention.enforce()
-    faults.plan = FaultAt(1, Operation.GET, for_good=True)
+    faults = FaultStorage(storage, FaultAt(2, Operation.DELETE))
+    retention = Retention(memory_store(faults), RetentionPolicy(), right_clock())
+    with pytest.raises(StorageError):
+        await retention.enforce()
+    faults.plan = lambda request: Fault() if request.call.operation is Operation.GET else None
+    assert len(await retention.enforce()) == 4
+
+
+async def test_young_files_stay_when_retention_begins() -> None:
+    storage = MemoryStorage()
+    await replica_to_prune(storage)
+    retention = Retention(memory_store(storage), RetentionPolicy(l0_ms=HOUR_MS + 1), right_clock())
     assert await retention.enforce() == []
+
+
+def test_time_never_runs_ahead_of_what_has_elapsed_nor_of_the_clock() -> None:
+    machine = Machine(error_ms=HOUR_MS)
+    clock = machine.clock()
+    machine.true_ms += MINUTE_MS
+    assert clock.now_ms() == clock.steady_ms() == NOW + HOUR_MS + MINUTE_MS
+    machine.error_ms = 0  # it was ahead when we began
+    assert clock.now_ms() == NOW + MINUTE_MS
+    machine.error_ms = 2 * HOUR_MS
+    assert clock.now_ms() == NOW + HOUR_MS + MINUTE_MS

@@ -7,6 +7,8 @@ has changed.
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.plan import plan_newest
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.follow import LIST_INTERVAL_S
+from litereplica.replica.follow import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.replica.statistics import HydrationState
 from litereplica.storage.base import ObjectInfo
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, Request, WrapperStorage
@@ -61,21 +64,32 @@ class ReaderMachine(RuleBasedStateMachine):
         self.faults = FaultStorage(self.lag, lambda request: None)
         self.history = History(self.memory)
         self.now = 0.0
+        self.directory = TemporaryDirectory(prefix="reader-model-")
         self.pinned: list[Snapshot] = []
 
     def teardown(self) -> None:
         self.trio.close()
+        self.directory.cleanup()
 
     # --- the writer and its store ------------------------------------------------------------
 
-    @initialize(pages=st.integers(1, MAX_PAGES), memory_size=st.sampled_from([0, 4_000, 1_000_000]))
-    def start(self, pages: int, memory_size: int) -> None:
+    @initialize(
+        pages=st.integers(1, MAX_PAGES),
+        memory_size=st.sampled_from([0, 4_000, 1_000_000]),
+        cache_size=st.sampled_from([0, 8_000, 1_000_000]),
+    )
+    def start(self, pages: int, memory_size: int, cache_size: int) -> None:
         async def first() -> None:
             await self.history.commit({}, pages=pages)
 
         self.trio.run(first)
         store = LTXStore(self.faults, Layout.S3)
-        self.replica: Replica = self.trio.enter(open_replica(store, memory_size=memory_size, clock=lambda: self.now))
+        cache_dir = Path(self.directory.name) / "cache" if cache_size else None
+        self.replica: Replica = self.trio.enter(
+            open_replica(
+                store, cache_dir=cache_dir, cache_size=cache_size, memory_size=memory_size, clock=lambda: self.now
+            )
+        )
 
     @rule(
         changes=st.dictionaries(st.integers(1, MAX_PAGES), st.binary(min_size=1, max_size=6), max_size=6),
@@ -165,6 +179,29 @@ class ReaderMachine(RuleBasedStateMachine):
         except (GapError, TransientStorageError):
             assert self.lag.shown is not None
             assert self.replica.snapshot is before
+
+    @rule()
+    def poll_when_rebasing_is_due(self) -> None:
+        self.now += REBASE_INTERVAL_S + 1
+        self.check_update(self.replica.snapshot, self.trio.run(self.replica.poll))
+
+    @rule()
+    def hydrate(self) -> None:
+        """One pass, after which nothing has to be fetched, unless the page store is too small."""
+        hydrator = self.replica._hydrator
+        snapshot = self.replica.snapshot
+
+        async def run() -> None:
+            await hydrator._pass(snapshot.pages)
+
+        try:
+            self.trio.run(run)
+        except FileVanished:
+            return
+        if self.replica.statistics().hydration.state is HydrationState.COMPLETE:
+            fetched = self.replica.statistics().pages_from_store
+            assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+            assert self.replica.statistics().pages_from_store == fetched
 
     @rule()
     def pin(self) -> None:

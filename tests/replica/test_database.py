@@ -577,7 +577,7 @@ async def test_readers_of_the_same_pages_share_one_request(autojump_clock: trio.
 
         with bench.spending(get=1, list=0):
             async with trio.open_nursery() as nursery:
-                for pgno in (10, 11, 12, 10, 11, 200):
+                for pgno in (10, 10, 10, 10, 10, 10):
                     nursery.start_soon(read, pgno)
         assert len(seen) == 6
 
@@ -745,3 +745,4 @@ def made_anew(history: History) -> None:
     history.databases = {0: {}}
     history.commits = {0: 0}
     history.supplied = {}
+    history.wal_salts = (history.wal_salts[0] + 1, 7)

@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from litereplica.replica.fetch import MAX_BLOCK, MAX_GAP, WINDOW, neighbourhood, plan_blocks
+from litereplica.replica.blocks import MAX_BLOCK, MAX_GAP, neighbourhood, plan_blocks
 from litereplica.replica.page_map import LOCATION, PageMap
+
+WINDOW = 256 * 1024
 
 
 def frames(file_id: int, sizes: list[int], *, start: int = 100) -> NDArray[np.void]:
@@ -52,7 +54,7 @@ def test_neighbours_lie_in_the_same_window_of_the_same_file() -> None:
     newer = np.array([20, 21], np.uint32)
     pages = base.applied(newer, frames(2, [4000, 4000]), commit=400)
     wanted = np.array([10], np.uint32)
-    pgnos, rows = neighbourhood(pages, wanted, pages.lookup(wanted))
+    pgnos, rows = neighbourhood(pages, wanted, pages.lookup(wanted), window=WINDOW)
     in_window = np.flatnonzero(frames(1, sizes)["offset"] // WINDOW == 0) + 1
     assert pgnos.tolist() == [pgno for pgno in in_window.tolist() if pgno not in (20, 21)]
     assert (rows == pages.lookup(pgnos)).all()
@@ -62,5 +64,5 @@ def test_a_page_that_the_map_has_elsewhere_is_read_from_where_it_was_asked() -> 
     rows = frames(1, [4000] * 4)
     pages = PageMap.empty(4096).applied(np.arange(1, 5, dtype=np.uint32), rows, commit=4)
     elsewhere = frames(2, [4000])
-    pgnos, found = neighbourhood(pages, np.array([2], np.uint32), elsewhere)
+    pgnos, found = neighbourhood(pages, np.array([2], np.uint32), elsewhere, window=WINDOW)
     assert found[pgnos.tolist().index(2)] == elsewhere[0]

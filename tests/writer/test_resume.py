@@ -82,7 +82,7 @@ async def test_stopped_writer_goes_on_although_the_application_has_ended(tmp_pat
     assert (await page_counts(store))[1] < 5
 
 
-async def test_checkpoint_while_stopped_leads_to_one_whole_file(tmp_path: Path) -> None:
+async def test_checkpoint_while_stopped_leads_to_one_file_of_what_differs(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await database(app)
@@ -94,8 +94,7 @@ async def test_checkpoint_while_stopped_leads_to_one_whole_file(tmp_path: Path) 
         await publish_once(app.database, store)
         assert await txids(store) == [1, 2]
         assert await fold(store) == await app.image()
-        whole = await store.read((await store.list_level(0))[1])
-        assert len(whole.index) == whole.header.commit
+        assert (await page_counts(store))[1] < 10
 
 
 async def test_transaction_that_the_wal_has_lost_is_not_taken_for_the_one_that_replaced_it(tmp_path: Path) -> None:
@@ -117,7 +116,7 @@ async def test_transaction_that_the_wal_has_lost_is_not_taken_for_the_one_that_r
         assert await fold(store) == await app.image()
 
 
-async def test_deleted_state_directory_costs_at_most_a_whole_file(tmp_path: Path) -> None:
+async def test_deleted_state_directory_costs_no_snapshot(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await database(app)
@@ -128,6 +127,7 @@ async def test_deleted_state_directory_costs_at_most_a_whole_file(tmp_path: Path
         await publish_once(app.database, store)
         assert await txids(store) == [1, 2]
         assert await fold(store) == await app.image()
+        assert (await page_counts(store))[1] < 10
 
 
 async def test_restored_database_goes_on_behind_the_replica(tmp_path: Path) -> None:
@@ -228,6 +228,7 @@ async def test_snapshot_at_another_level_counts_as_published(tmp_path: Path) -> 
         blob = await store.get(FileInfo(0, 1, 1, 0))
         await store.put(FileInfo(9, 1, 1, blob.size), blob.data, timestamp_ms=1)
         await store.delete([FileInfo(0, 1, 1, 0)])
+        await app("INSERT INTO t VALUES (1)")
         await publish_once(app.database, store)
         assert await txids(store) == [2]
         assert await fold(store) == await app.image()

@@ -1,0 +1,86 @@
+"""Does a store honour conditional requests? Some ignore or misjudge them, and say nothing.
+
+Six small requests on an object of a fresh name, which is gone afterwards: three whose condition is not met, so
+that they must be refused, and the same three with the condition met.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable
+
+import trio
+
+from litereplica.errors import ConditionsIgnored, PreconditionFailed, StorageError
+from litereplica.storage.base import Storage
+
+log = logging.getLogger(__name__)
+
+PROBE_PREFIX = "lock-probe-"
+WRONG_ETAG = '"00000000000000000000000000000000"'
+"""In the form that stores use; no known content has this digest."""
+CLEANING_LIMIT_S = 5.0
+
+HINT = (
+    "use a store that honours conditional requests, or make sure that no other writer ever publishes there and add "
+    "--no-lease, as two writers could overwrite each other's transactions"
+)
+
+_CREATE = "If-None-Match on a put"
+_REPLACE = "If-Match on a put"
+_DELETE = "If-Match on a delete"
+
+
+async def require_conditions(storage: Storage) -> None:
+    """Raise `ConditionsIgnored` unless the store honours every condition that a lease needs, or what it raises."""
+    probe = _Probe(storage, PROBE_PREFIX + secrets.token_hex(8))
+    clean = False
+    try:
+        await probe.run()
+        clean = True
+    finally:
+        if not clean:
+            await probe.remove()
+
+
+class _Probe:
+    """The object named `key`, and what is asked of it."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._storage = storage
+        self._key = key
+        self._etag = ""
+
+    async def run(self) -> None:
+        storage, key = self._storage, self._key
+        await self._must_succeed(_CREATE, storage.put_if_absent(key, b"1"))
+        await self._must_fail(_CREATE, storage.put_if_absent(key, b"2"))
+        await self._must_fail(_REPLACE, storage.put_if_match(key, b"2", WRONG_ETAG))
+        await self._must_fail(_DELETE, storage.delete_if_match(key, WRONG_ETAG))
+        await self._must_succeed(_REPLACE, storage.put_if_match(key, b"3", self._etag))
+        await self._must_succeed(_DELETE, storage.delete_if_match(key, self._etag))
+
+    async def remove(self) -> None:
+        """Whatever has happened."""
+        with trio.move_on_after(CLEANING_LIMIT_S, shield=True):
+            try:
+                await self._storage.delete([self._key])
+            except StorageError as exc:
+                log.warning("%s is left in %s: %s", self._key, self._storage.url, exc)
+
+    async def _must_succeed(self, condition: str, request: Awaitable[str | None]) -> None:
+        try:
+            self._etag = await request or ""
+        except PreconditionFailed as exc:
+            raise self._error(f"refuses {condition} although the condition is met") from exc
+
+    async def _must_fail(self, condition: str, request: Awaitable[str | None]) -> None:
+        try:
+            await request
+        except PreconditionFailed:
+            return
+        raise self._error(f"ignores {condition}")
+
+    def _error(self, reason: str) -> ConditionsIgnored:
+        return ConditionsIgnored(f"no lease is possible at {self._storage.url}, which {reason}", hint=HINT)

@@ -1,0 +1,356 @@
+"""The lease of a replica: who may publish to it, as one small object that is replaced by compare-and-swap.
+
+`lock.json` below the replica's root is what Litestream's lease library reads and writes:
+
+    {"generation": 3, "expires_at": "2026-01-02T03:04:05.678Z", "owner": "host:4711", "id": "9f…"}
+
+`id` is ours: it tells a writer's own lease from another's, which a host name and a process number cannot. Litestream
+ignores it.
+
+    no lease                          If-None-Match: *
+    expired, or our own               If-Match: its etag, the next generation
+    held by us, soon to expire        If-Match: its etag, the same generation
+    held by another                   refused
+    given back                        conditional delete
+
+Invariants: a write or a delete is conditional on exactly what was read or written before, so of two writers that
+decide at the same time one is refused; a refusal is never taken for an answer, the object is read again. While the
+lease is ours and valid nobody whose clock agrees with ours takes it. No promise rests on that: whoever publishes
+does so conditionally, because a writer may be stopped between looking at its lease and the effect of its put.
+
+What decides is pure: `acquire` and `renew` are functions of what was read and of the time. `ReplicaLease` carries it
+out; it has no task and waits for nothing but the store. Whether that honours conditions is asked by `conditions`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from litereplica.errors import (
+    ConflictError,
+    DamagedFile,
+    LeaseHeld,
+    LeaseLost,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    TransientStorageError,
+)
+from litereplica.storage.base import ByteRange, Storage
+
+log = logging.getLogger(__name__)
+
+LOCK_KEY = "lock.json"
+TERM_MS = 30_000
+"""Litestream's: a standby takes over half a minute after a writer that was killed."""
+RENEW_BEFORE_MS = 20_000
+"""Renewed when less is left: one small request every 10 s while publishing, and room for an outage of 20 s."""
+MAX_LEASE_BYTES = 4096
+"""Any real lease has some 150 bytes. Also the size up to which a `file://` store compares content, not inodes."""
+MAX_OWNER_CHARACTERS = 300
+"""A host name has 253 at most."""
+MAX_GENERATION = 2**62
+"""Litestream reads a signed 64-bit number; this leaves room to count on."""
+LATEST_MS = 253_370_764_800_000
+"""The year 9999: a later time cannot be written, and is no different from it."""
+MAX_ATTEMPTS = 4
+"""To acquire: each one is lost only to another writer that was faster."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_HINT_DAMAGED = "make sure that no other writer publishes there, then delete it"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Two clocks. `wall_ms` since the epoch is what writers agree on; `steady_s` never steps, but may stand still while
+    the machine sleeps. A lease counts as valid while both say so."""
+
+    wall_ms: int
+    steady_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A writer: `owner` for people, `id` for itself, never empty and the same after a restart."""
+
+    owner: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The content of `lock.json`. `expires_ms` since the epoch; `id` is empty in a lease of another program."""
+
+    generation: int
+    expires_ms: int
+    owner: str
+    id: str = ""
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        fields = {
+            "generation": self.generation,
+            "expires_at": format_time(self.expires_ms),
+            "owner": self.owner,
+            "id": self.id,
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Lease:
+        """Raises `DamagedFile` for anything that is not a lease."""
+        if len(data) > MAX_LEASE_BYTES:
+            raise _damaged(f"a lease has at most {MAX_LEASE_BYTES} bytes")
+        try:
+            fields = json.loads(data)
+        except (ValueError, RecursionError) as exc:
+            raise _damaged("it is not JSON") from exc
+        if not isinstance(fields, dict):
+            raise _damaged("it is not a JSON object")
+        generation = fields.get("generation")
+        if type(generation) is not int or not 0 <= generation < MAX_GENERATION:
+            raise _damaged("'generation' is not a number of 0 or more")
+        return cls(generation, _expiry_ms(fields), _text(fields, "owner"), _text(fields, "id"))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A lease as it was read."""
+
+    lease: Lease
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that is ours. `until_s` is its end by the steady clock."""
+
+    lease: Lease
+    etag: str
+    until_s: float
+
+    def left_ms(self, now: Moment) -> float:
+        """Milliseconds that it is still valid; 0 or less when it has lapsed."""
+        return min(self.lease.expires_ms - now.wall_ms, (self.until_s - now.steady_s) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """To be put if the object has this etag; None: if there is none."""
+
+    lease: Lease
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Another holds it."""
+
+    lease: Lease
+
+
+def acquire(found: Found | None, me: Identity, *, generation: int, now: Moment) -> Write | Refuse:
+    """What a writer that holds nothing does. `found`: what was read; `generation`: the newest that it knows of."""
+    if found is None:
+        return Write(_granted(me, generation + 1, now), None)
+    if found.lease.id != me.id and now.wall_ms < found.lease.expires_ms:
+        return Refuse(found.lease)
+    return Write(_granted(me, max(found.lease.generation, generation) + 1, now), found.etag)
+
+
+def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
+    """What the holder does before it publishes; None when nothing is due. One that has lapsed is taken as the next
+    generation, which succeeds if nobody has written since."""
+    left_ms = held.left_ms(now)
+    if left_ms > RENEW_BEFORE_MS:
+        return None
+    return Write(_granted(me, held.lease.generation + (left_ms <= 0), now), held.etag)
+
+
+class ReplicaLease:
+    """The lease of the replica at the root of `storage`, as `identity` sees it.
+
+    `interrupted`: since it was held before, another may have held it. What that one published must be looked at before
+    anything is; whoever has done so sets it to False. `lock` is needed if several tasks call.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        identity: Identity,
+        *,
+        now: Callable[[], Moment],
+        lock: AbstractAsyncContextManager[object] | None = None,
+    ) -> None:
+        self.interrupted = False
+        self._storage = storage
+        self._me = identity
+        self._now = now
+        self._lock = lock or nullcontext()
+        self._held: Held | None = None
+        self._generation = 0
+        self._wrote = False  # `lock.json` may hold a lease of ours
+        self._unsettled = False  # a put may still take effect
+
+    def held(self) -> Lease | None:
+        """The lease, while it is ours and valid."""
+        return self._held.lease if self._held is not None and self._held.left_ms(self._now()) > 0 else None
+
+    def renewal_due_s(self) -> float:
+        """Seconds until it is to be renewed; 0 when that is due, or when it is not held."""
+        return 0.0 if self._held is None else max(0.0, (self._held.left_ms(self._now()) - RENEW_BEFORE_MS) / 1000)
+
+    async def ensure(self) -> None:
+        """Hold the lease, valid for `RENEW_BEFORE_MS` or longer. No request while it is.
+
+        Raises `LeaseHeld` when another has it, `LeaseLost` when that is so although we had it, `DamagedFile` when what
+        is there is no lease, and what the store raises: it may be called again then.
+        """
+        async with self._lock:
+            if self._held is not None:
+                due = renew(self._held, self._me, now=self._now())
+                if due is None or await self._write(due):
+                    return
+            await self._acquire()
+
+    async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
+        """Hold the lease and publish by `put`, which is conditional itself.
+
+        `verify` raises if another has published since we did. Raises what it, `put` and `ensure` raise.
+        """
+        await self.ensure()
+        while self.interrupted:
+            await verify()
+            self.interrupted = False
+            await self.ensure()
+        self._unsettled = True
+        try:
+            await put()
+        except TransientStorageError:
+            raise
+        except StorageError:
+            self._unsettled = False
+            raise
+        self._unsettled = False
+
+    async def release(self) -> None:
+        """Give it back, if `lock.json` holds a lease of ours and nothing of ours can take effect any more: then the
+        next writer need not wait. Raises what the store raises."""
+        async with self._lock:
+            held, self._held = self._held, None
+            if self._wrote and not self._unsettled and await self._delete_ours(held):
+                self._wrote = False
+                log.info("released the lease of %s", self._storage.url)
+
+    async def _acquire(self) -> None:
+        for _ in range(MAX_ATTEMPTS):
+            found = await self._read()
+            step = acquire(found, self._me, generation=self._generation, now=self._now())
+            if isinstance(step, Refuse):
+                raise self._refused(step.lease)
+            if found is None or found.lease.id != self._me.id:
+                self.interrupted = True
+            if await self._write(step):
+                log.info(
+                    "holding the lease of %s as %s, generation %d%s",
+                    self._storage.url, self._me.owner, step.lease.generation, _predecessor(found, self._me),
+                )  # fmt: skip
+                return
+        raise ConflictError(
+            f"several writers contend for the lease of {self._storage.url}", hint="leave one of them running"
+        )
+
+    async def _read(self) -> Found | None:
+        try:
+            blob = await self._storage.get(LOCK_KEY, ByteRange(0, MAX_LEASE_BYTES + 1))
+        except NotFound:
+            return None
+        return Found(Lease.decode(blob.data), blob.etag)
+
+    async def _write(self, step: Write) -> bool:
+        """Whether it took effect. The term runs from before the request."""
+        until_s = self._now().steady_s + TERM_MS / 1000
+        self._wrote = True
+        try:
+            if step.etag is None:
+                etag = await self._storage.put_if_absent(LOCK_KEY, step.lease.encode())
+            else:
+                etag = await self._storage.put_if_match(LOCK_KEY, step.lease.encode(), step.etag)
+        except PreconditionFailed:
+            self._held = None
+            return False
+        self._held = Held(step.lease, etag, until_s)
+        self._generation = step.lease.generation
+        return True
+
+    async def _delete_ours(self, held: Held | None) -> bool:
+        if held is not None and await self._delete(held.etag):
+            return True
+        found = await self._read()  # a renewal may have taken effect whose answer we do not have
+        return found is not None and found.lease.id == self._me.id and await self._delete(found.etag)
+
+    async def _delete(self, etag: str) -> bool:
+        try:
+            await self._storage.delete_if_match(LOCK_KEY, etag)
+        except PreconditionFailed:
+            return False
+        return True
+
+    def _refused(self, lease: Lease) -> LeaseHeld | LeaseLost:
+        facts: dict[str, Any] = {
+            "owner": lease.owner,
+            "generation": lease.generation,
+            "left_s": (lease.expires_ms - self._now().wall_ms) / 1000,
+        }
+        whose = (
+            f"{lease.owner or 'another writer'} (generation {lease.generation}) until {format_time(lease.expires_ms)}"
+        )
+        if self._generation:
+            message = f"the lease of {self._storage.url} was lost: it is held by {whose}"
+            return LeaseLost(message, hint="leave one of the writers running", **facts)
+        message = f"{self._storage.url} is leased to {whose}, {facts['left_s']:.0f} s from now"
+        return LeaseHeld(message, hint="stop that writer, or add --wait-lease to take over when it is gone", **facts)
+
+
+def format_time(milliseconds: int) -> str:
+    """RFC 3339 in UTC, with milliseconds."""
+    return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _granted(me: Identity, generation: int, now: Moment) -> Lease:
+    return Lease(generation, now.wall_ms + TERM_MS, me.owner, me.id)
+
+
+def _expiry_ms(fields: dict[str, Any]) -> int:
+    try:
+        moment = datetime.fromisoformat(_text(fields, "expires_at"))
+    except ValueError as exc:
+        raise _damaged("'expires_at' is not a time") from exc
+    if moment.tzinfo is None:
+        raise _damaged("'expires_at' has no time zone")
+    return min(max((moment - _EPOCH) // timedelta(milliseconds=1), 0), LATEST_MS)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    """A short text that can be shown to people; empty when there is none."""
+    text = fields.get(name, "")
+    if not isinstance(text, str):
+        raise _damaged(f"'{name}' is not a text")
+    return "".join(character if character.isprintable() else "?" for character in text[:MAX_OWNER_CHARACTERS])
+
+
+def _predecessor(found: Found | None, me: Identity) -> str:
+    """Whose lease it was, for the log."""
+    if found is None:
+        return ""
+    return "; it was ours" if found.lease.id == me.id else f"; that of {found.lease.owner or 'another'} has expired"
+
+
+def _damaged(reason: str) -> DamagedFile:
+    return DamagedFile(LOCK_KEY, reason, hint=_HINT_DAMAGED)

@@ -1,0 +1,353 @@
+"""The whole database, fetched in the background while nobody waits for it.
+
+A pass looks which pages are not at hand. A file of which much is used is streamed whole, several large requests at
+a time, and its CRC is checked at the end: from then on its pages are as good as those of a file that was read at
+once. Of the other files only the missing pages are fetched. What is at hand already, from before a restart or because
+somebody read it, is not fetched again, but counts for the CRC. After the first pass only what has changed is looked
+at, and everything now and then, since pages may have been evicted.
+
+Requests wait while readers wait for the store, up to a moment each, so that hydration slows down and does not stop. A
+failure ends the pass; the next one goes on where it stopped. A database that the page store cannot hold is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError, NotFound
+from litereplica.format.decoder import Decoder
+from litereplica.ltxstore.concurrent import in_order
+from litereplica.ltxstore.store import LTXStore
+from litereplica.replica.blocks import Block, decode_block, plan_blocks
+from litereplica.replica.fetch import Fetcher
+from litereplica.replica.files import FileTable, SourceFile
+from litereplica.replica.page_key import PageKey, page_key
+from litereplica.replica.page_map import PageMap
+from litereplica.replica.page_store import PageStore
+from litereplica.replica.statistics import HydrationState, HydrationStatistics
+from litereplica.storage.base import ByteRange
+
+log = logging.getLogger(__name__)
+
+SEGMENT = 2 * 1024 * 1024
+"""Bytes of one request: long against its latency, short enough that a reader's request does not starve beside it."""
+
+PARALLEL = 4
+"""Requests at the same time: what a usual connection to S3 needs to be filled, and 8 MiB of memory."""
+
+STREAMED_SHARE = 0.5
+"""A file of which at least this part is used is read whole: its CRC is worth the bytes that are not needed."""
+
+FILL = 0.9
+"""The part of the page store that a database may take: the rest is for old versions of pages until they are evicted."""
+
+KERNEL_BUDGET = 256 * 1024 * 1024
+"""Bytes of pages that are offered to the kernel's page cache: a small database whole; more may evict others' pages."""
+
+PATIENCE_S = 0.1
+"""How long one request waits for readers who wait for the store."""
+
+STREAM_PATIENCE_S = 1.0
+"""The same while pages are fetched ahead of a reader."""
+
+RETRY_S = 5.0
+"""Time until the next pass after a failure."""
+
+RECHECK_S = 300.0
+"""Time until everything is looked at again, for pages that were evicted."""
+
+Push: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], Awaitable[None]]
+"""Offers pages at their locations to the kernel's cache."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """Bytes `start`..`stop` of a file, between two frames, and the frames that the map takes from there."""
+
+    start: int
+    stop: int
+    pgnos: NDArray[np.uint32]
+    locations: NDArray[np.void]
+
+    @property
+    def has_every_frame(self) -> bool:
+        """Do the frames of the map fill the part?"""
+        return int(self.locations["size"].sum(dtype=np.uint64)) == self.stop - self.start
+
+
+def plan_parts(pages: PageMap, file_id: int, file_size: int) -> Iterator[Part]:
+    """The parts of a whole file, in order. The first one begins with the header, the last one ends with the trailer."""
+    start = 0
+    waiting: list[tuple[NDArray[np.uint32], NDArray[np.void]]] = []
+    for pgnos, locations in pages.chunks():
+        inside = locations["file"] == file_id
+        pgnos, locations = pgnos[inside], locations[inside]
+        while len(pgnos) and int(locations["offset"][-1]) >= start + SEGMENT:
+            row = int(np.searchsorted(locations["offset"], np.uint64(start + SEGMENT)))
+            stop = int(locations["offset"][row])
+            yield _part(start, stop, [*waiting, (pgnos[:row], locations[:row])])
+            start, waiting = stop, []
+            pgnos, locations = pgnos[row:], locations[row:]
+        waiting.append((pgnos, locations))
+    yield _part(start, file_size, waiting)
+
+
+def _part(start: int, stop: int, rows: list[tuple[NDArray[np.uint32], NDArray[np.void]]]) -> Part:
+    return Part(start, stop, np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows]))
+
+
+class Hydrator:
+    """Brings a database's pages into the page store. `run` it once; `wake` it after every change of the map."""
+
+    def __init__(
+        self,
+        store: LTXStore,
+        files: FileTable,
+        pages: PageStore,
+        fetcher: Fetcher,
+        *,
+        on_damage: Callable[[SourceFile, DamagedFile], None],
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._pages = pages
+        self._fetcher = fetcher
+        self._on_damage = on_damage
+        self._state = HydrationState.OFF
+        self._wake = trio.Event()
+        self._decoders = trio.CapacityLimiter(1)
+        self._is_first = True  # no pass has been completed
+        self._done: PageMap | None = None  # all of its pages have been at hand
+        self._total = self._missing = self._fetched = 0
+        self._verified: set[int] = set()  # files that were read whole
+        self._pushed = 0
+        self._push: Push | None = None
+        self._rate: float | None = None
+        self._free_at = -np.inf  # when the rate allows the next request
+
+    def wake(self) -> None:
+        """The map has changed."""
+        self._wake.set()
+
+    def statistics(self) -> HydrationStatistics:
+        return HydrationStatistics(
+            state=self._state,
+            pages=self._total,
+            pages_missing=self._missing,
+            pages_fetched=self._fetched,
+            files_verified=len(self._verified),
+        )
+
+    async def run(self, current: Callable[[], PageMap], *, push: Push | None, rate: float | None) -> None:
+        """Hydrate what `current` tells, for ever; `rate` in bytes per second limits the requests."""
+        self._push, self._rate = push, rate
+        failed = False
+        while True:
+            self._wake = trio.Event()
+            pause_s = RECHECK_S
+            try:
+                await self._pass(current())
+                failed = False
+            except LiteReplicaError as exc:
+                if not failed:
+                    log.warning("hydration pauses: %s", exc)
+                failed, pause_s = True, RETRY_S
+                self._state = HydrationState.WAITING
+            with trio.move_on_after(pause_s) as timeout:
+                await self._wake.wait()
+            if timeout.cancelled_caught:
+                self._done = None
+
+    # --- one pass --------------------------------------------------------------------------------
+
+    async def _pass(self, pages: PageMap) -> None:
+        self._total = pages.commit
+        if pages.commit * pages.page_size > FILL * self._pages.capacity:
+            self._state = HydrationState.TOO_LARGE
+            return
+        used, incomplete = await self._look_for_missing(pages)
+        if incomplete:
+            self._state = HydrationState.RUNNING
+        streamed = {
+            file_id
+            for file_id in incomplete - self._verified
+            if used[file_id] >= STREAMED_SHARE * self._file(file_id).info.size
+        }
+        for file_id in streamed:
+            await self._stream(file_id, self._file(file_id), pages)
+        if self._is_first or incomplete - streamed:
+            await self._fetch_rest(pages, streamed, everything=self._is_first)
+        if self._state is not HydrationState.COMPLETE:
+            log.info("all %d pages are at hand", pages.commit)
+        self._state, self._done, self._missing, self._is_first = HydrationState.COMPLETE, pages, 0, False
+
+    async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int]]:
+        """Bytes of frames that are used, by file, and the files of which some are not at hand."""
+        used: Counter[int] = Counter()
+        incomplete: set[int] = set()
+        self._missing = 0
+        for pgnos, locations in pages.chunks(since=self._done):
+            rows = self._missing_rows(pgnos, locations)
+            self._missing += len(rows)
+            incomplete.update(locations["file"][rows].tolist())
+            for file_id in np.unique(locations["file"]).tolist():
+                used[file_id] += int(locations["size"][locations["file"] == file_id].sum(dtype=np.uint64))
+            await trio.lowlevel.checkpoint()
+        return used, incomplete
+
+    async def _fetch_rest(self, pages: PageMap, streamed: set[int], *, everything: bool) -> None:
+        """Fetch what is missing, chunk by chunk; offer what is at hand, too, if `everything`."""
+
+        def jobs() -> Iterator[Callable[[], Awaitable[None]]]:
+            for pgnos, locations in pages.chunks(since=self._done):
+                rest = ~np.isin(locations["file"], [0, *streamed])
+                yield partial(self._fetch_chunk, pgnos[rest], locations[rest], everything)
+
+        async def consume(_: None) -> bool:
+            return True
+
+        await in_order(jobs(), consume, width=PARALLEL)
+
+    async def _fetch_chunk(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], everything: bool) -> None:
+        rows = self._missing_rows(pgnos, locations)
+        for block in plan_blocks(pgnos[rows], locations[rows], max_size=SEGMENT):
+            await self._give_way()
+            await self._fetch_block(block)
+        if everything:
+            held = np.setdiff1d(np.arange(len(pgnos)), rows)
+            found = await self._at_hand(pgnos[held], locations[held])
+            if found is not None:
+                await self._offer(pgnos[held], locations[held], found)
+
+    async def _fetch_block(self, block: Block) -> None:
+        file = self._file(block.file_id)
+        data = await self._get(block.file_id, file, block.start, block.stop)
+        decode = partial(decode_block, block, data, self._pages.page_size)
+        rows, pages, damaged = await trio.to_thread.run_sync(decode, limiter=self._decoders)
+        for pgno, error in damaged[:1]:
+            self._on_damage(file, DamagedFile(self._store.key(file.info), f"page {pgno}: {error.message}"))
+        await self._keep(file, block.pgnos[rows], block.locations[rows], pages)
+
+    # --- a whole file ----------------------------------------------------------------------------
+
+    async def _stream(self, file_id: int, file: SourceFile, pages: PageMap) -> None:
+        decoder = Decoder()
+        from_here = False
+
+        async def consume(result: tuple[Part, bytes | list[bytes]]) -> bool:
+            nonlocal from_here
+            part, content = result
+            if isinstance(content, list):
+                from_here = True
+                await trio.to_thread.run_sync(_take_pages, decoder, part, content, limiter=self._decoders)
+                await self._offer(part.pgnos, part.locations, content)
+            else:
+                fed = await trio.to_thread.run_sync(decoder.feed, content, limiter=self._decoders)
+                await self._keep_fed(file, part, dict(fed))
+            return True
+
+        jobs = (partial(self._obtain, file_id, file, part) for part in plan_parts(pages, file_id, file.info.size))
+        key = self._store.key(file.info)
+        try:
+            await in_order(jobs, consume, width=PARALLEL)
+            whole = await trio.to_thread.run_sync(decoder.finish, limiter=self._decoders)
+            if whole.file_checksum != file.checksum:
+                raise FileVanished(f"{key} has been replaced", key=key)
+        except FormatError as exc:
+            if from_here:
+                log.info("%s could not be checked together with the pages at hand: %s", key, exc)
+                return
+            damage = DamagedFile(
+                key, exc.message, hint="run 'litereplica ltx' to see what else covers these transactions"
+            )
+            self._files.condemn(file_id, damage)
+            self._on_damage(file, damage)
+            raise damage from exc
+        self._verified.add(file_id)
+
+    async def _obtain(self, file_id: int, file: SourceFile, part: Part) -> tuple[Part, bytes | list[bytes]]:
+        """A part of a file: its pages when all of them are at hand, else its bytes."""
+        await self._give_way()
+        if part.has_every_frame:
+            pages = await self._at_hand(part.pgnos, part.locations)
+            if pages is not None:
+                return part, pages
+        return part, await self._get(file_id, file, part.start, part.stop)
+
+    async def _keep_fed(self, file: SourceFile, part: Part, fed: dict[int, bytes]) -> None:
+        pages = [fed[pgno] for pgno in part.pgnos.tolist() if pgno in fed]
+        if len(pages) != len(part.pgnos):
+            raise FileVanished(f"{self._store.key(file.info)} has other pages than its index", key="")
+        await self._keep(file, part.pgnos, part.locations, pages)
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _file(self, file_id: int) -> SourceFile:
+        file = self._files.get(file_id)
+        if file is None:
+            raise FileVanished(f"file {file_id} is no longer part of the replica")
+        return file
+
+    async def _give_way(self) -> None:
+        """Wait while readers wait, and longer while one goes through the file: what it fetches is what we would."""
+        await self._fetcher.wait_until_quiet(STREAM_PATIENCE_S if self._fetcher.is_ahead else PATIENCE_S)
+
+    async def _get(self, file_id: int, file: SourceFile, start: int, stop: int) -> bytes:
+        if self._rate is not None:
+            self._free_at = max(self._free_at, trio.current_time()) + (stop - start) / self._rate
+            await trio.sleep_until(self._free_at)
+        try:
+            blob = await self._store.get(file.info, ByteRange(start, stop))
+        except NotFound as exc:
+            raise FileVanished(exc.message, key=exc.key) from exc
+        if not self._files.is_same_object(file_id, blob):
+            key = self._store.key(file.info)
+            raise FileVanished(f"{key} has been replaced", key=key)
+        return blob.data
+
+    def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
+        checksums = self._files.checksums(locations["file"]).tolist()
+        return [page_key(checksum, pgno) for checksum, pgno in zip(checksums, pgnos.tolist(), strict=True)]
+
+    def _missing_rows(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[int]:
+        keys = self._keys(pgnos, locations)
+        file_ids = locations["file"].tolist()
+        return [row for row, key in enumerate(keys) if file_ids[row] and not self._pages.keeps(key)]
+
+    async def _at_hand(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[bytes] | None:
+        """These pages without a request, or None if one of them is missing."""
+        keys = self._keys(pgnos, locations)
+        if not all(self._pages.keeps(key) for key in keys):
+            return None
+        found = await self._pages.peek(keys)
+        return [found[key] for key in keys] if len(found) == len(set(keys)) else None
+
+    async def _keep(
+        self, file: SourceFile, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]
+    ) -> None:
+        keys = [page_key(file.checksum, pgno) for pgno in pgnos.tolist()]
+        await self._pages.keep(dict(zip(keys, pages, strict=True)))
+        self._fetched += len(pages)
+        self._missing = max(0, self._missing - len(pages))
+        await self._offer(pgnos, locations, pages)
+
+    async def _offer(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
+        size = sum(map(len, pages))
+        if self._push is not None and pages and self._pushed + size <= KERNEL_BUDGET:
+            self._pushed += size
+            await self._push(pgnos, locations, pages)
+
+
+def _take_pages(decoder: Decoder, part: Part, pages: list[bytes]) -> None:
+    sizes = part.locations["size"].tolist()
+    for pgno, size, page in zip(part.pgnos.tolist(), sizes, pages, strict=True):
+        decoder.take_page(pgno, size, page)

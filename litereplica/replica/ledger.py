@@ -1,0 +1,76 @@
+"""What a replica asks of its store, by purpose and kind, and what that costs.
+
+Each purpose has a view of the same store, and whoever makes requests is given the view of the purpose it serves. The
+price is an estimate: that of S3 by its list, whatever the store is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.wrappers import MeteredStorage, Operation, OperationStatistics, StorageStatistics
+
+_CHEAP_USD, _DEAR_USD = 0.0004 / 1000, 0.005 / 1000
+
+S3_PRICES_USD: Mapping[Operation, float] = MappingProxyType(
+    {
+        Operation.GET: _CHEAP_USD,
+        Operation.HEAD: _CHEAP_USD,
+        Operation.LIST: _DEAR_USD,
+        Operation.PUT: _DEAR_USD,
+        Operation.PUT_IF_ABSENT: _DEAR_USD,
+        Operation.PUT_IF_MATCH: _DEAR_USD,
+        Operation.DELETE: 0.0,
+        Operation.DELETE_IF_MATCH: 0.0,
+    }
+)
+"""US dollars a request: S3 Standard in us-east-1, by its list of 2025. Transfer within a region is free."""
+
+
+class Purpose(StrEnum):
+    """Why a request is made."""
+
+    OPEN = "open"  # listing and indexes at the start
+    POLL = "poll"  # the next L0 by its name
+    LIST = "list"  # looking for what polling cannot see, and the files found so
+    PAGE = "page"  # what a reader waits for, and its neighbourhood
+    AHEAD = "ahead"  # what a reader will probably want
+    HYDRATE = "hydrate"  # the whole database, in the background
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """Requests of one purpose by operation, those that were made; `usd` is their price in US dollars."""
+
+    by_operation: Mapping[Operation, OperationStatistics]
+    usd: float
+
+
+class Ledger:
+    """The views of one store."""
+
+    def __init__(self, store: LTXStore) -> None:
+        self._meters = {purpose: MeteredStorage(store.storage) for purpose in Purpose}
+        self._stores = {purpose: LTXStore(meter, store.layout) for purpose, meter in self._meters.items()}
+
+    def store(self, purpose: Purpose) -> LTXStore:
+        """The store as it is asked for one purpose."""
+        return self._stores[purpose]
+
+    def statistics(self) -> Mapping[Purpose, LedgerEntry]:
+        """The counts of this moment, for every purpose."""
+        return MappingProxyType({purpose: _entry(meter.statistics()) for purpose, meter in self._meters.items()})
+
+
+def price_usd(statistics: StorageStatistics) -> float:
+    """What these requests cost by the list."""
+    return sum(S3_PRICES_USD[operation] * each.requests for operation, each in statistics.by_operation.items())
+
+
+def _entry(statistics: StorageStatistics) -> LedgerEntry:
+    made = {operation: each for operation, each in statistics.by_operation.items() if each.requests}
+    return LedgerEntry(MappingProxyType(made), price_usd(statistics))

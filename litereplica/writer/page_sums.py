@@ -1,0 +1,224 @@
+"""What the replica's pages are: 8 bytes a page, in a file of the state directory.
+
+After downtime these sums tell which pages of the database differ from what was published. They hold for one
+*version* of a replica: the newest TXID and the checksum of the file that has it, so that a replica made anew under the
+same URL is not taken for its predecessor. Every acknowledged file carries them on to its TXID.
+
+    header   64 bytes: version, page size and size of the database, inode, boot, whether it is on disk
+    sums     u64 each, by page number; 0 for a page that is not known
+
+Invariant: while sums are being written, the header names no version. What the header says is believed when nothing but
+this boot's page cache lies between (then the order of writes holds), or when it says that all was put on disk.
+Nothing else than the sums of pages can be wrong in a damaged file, and a wrong sum costs one page that is published
+although it need not be.
+
+The file is optional: when it cannot be written, that is said once, and publishing goes on without it. It is
+not kept open. Methods block, and are called one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from fastcrc import crc64
+from numpy.typing import NDArray
+
+from litereplica.types import TXID
+from litereplica.writer.crash import CrashPoint, crash_point
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = 0
+"""The sum of no page."""
+
+_MAGIC = b"LRsums1\n"
+_HEADER = struct.Struct("<8s16sQQIIQ?")
+_HEADER_SIZE = 64
+_SUM_SIZE = 8
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def page_sum(page: bytes) -> int:
+    """CRC-64 with the ECMA polynomial: that of LTX files is too sparse to tell similar pages apart as surely."""
+    return crc64.xz(page) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One content of a replica: its newest TXID, and the checksum of the L0 file that has it (0: not known)."""
+
+    txid: TXID
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageChanges:
+    """What a file does to the sums: those of its pages (`pgno` ascending), and the database's size afterwards."""
+
+    commit: int
+    pgno: NDArray[np.uint32]
+    sums: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    boot: bytes
+    txid: TXID
+    checksum: int
+    page_size: int
+    commit: int
+    inode: int
+    on_disk: bool
+
+    def encode(self) -> bytes:
+        fields = (self.boot, self.txid, self.checksum, self.page_size, self.commit, self.inode, self.on_disk)
+        return _HEADER.pack(_MAGIC, *fields).ljust(_HEADER_SIZE, b"\0")
+
+    @classmethod
+    def decode(cls, data: bytes) -> _Header | None:
+        if len(data) < _HEADER_SIZE:
+            return None
+        magic, *fields = _HEADER.unpack_from(data)
+        return cls(*fields) if magic == _MAGIC else None
+
+
+class PageSums:
+    """The sums in the file at `path`. `version` is what they hold for, None when they hold for nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.version: Version | None = None
+        self._path = path
+        self._inode = 0
+        self._known_inode = 0  # that the file names
+        self._page_size = 0
+        self._commit = 0
+        self._on_disk = False
+
+    def open(self, *, inode: int, page_size: int) -> None:
+        """Find out what the file holds for. `inode` is the database's."""
+        self._inode, self._page_size = inode, page_size
+        try:
+            with self._path.open("rb") as file:
+                header = _Header.decode(file.read(_HEADER_SIZE))
+        except OSError:
+            return
+        if header is None or header.page_size != page_size:
+            return
+        self._known_inode = header.inode
+        if header.txid and header.checksum and (header.on_disk or header.boot == _boot_id()):
+            self.version = Version(header.txid, header.checksum)
+            self._commit, self._on_disk = header.commit, header.on_disk
+
+    @property
+    def tells_of_another_file(self) -> bool:
+        """Was it another database file, by its inode, from which the replica was last written?"""
+        return self._known_inode not in (0, self._inode)
+
+    def load(self) -> NDArray[np.uint64]:
+        """The sums of pages 1, 2, … up to the database's size. Raises `OSError`."""
+        sums = np.zeros(self._commit, np.uint64)
+        with self._path.open("rb") as file:
+            file.seek(_HEADER_SIZE)
+            data = file.read(self._commit * _SUM_SIZE)
+        found = np.frombuffer(data, np.uint64, len(data) // _SUM_SIZE)
+        sums[: len(found)] = found
+        return sums
+
+    def record(self, previous: Version, version: Version, changes: PageChanges) -> None:
+        """A file has carried the replica from `previous` to `version`. Without effect if these sums are of another."""
+        if self.version == previous:
+            self._write(version, changes, keep=True)
+
+    def replace(self, version: Version, changes: PageChanges) -> None:
+        """All pages of the replica are known anew."""
+        self._write(version, changes, keep=False)
+
+    def close(self) -> None:
+        """Put the sums on disk, so that they outlive a loss of power."""
+        if self.version is None or self._on_disk:
+            return
+        try:
+            fd = self._open_file()
+            try:
+                os.fsync(fd)
+                self._write_header(fd, on_disk=True)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            self._give_up(exc)
+
+    def _write(self, version: Version, changes: PageChanges, *, keep: bool) -> None:
+        try:
+            fd = self._open_file()
+            try:
+                self._invalidate(fd)
+                crash_point(CrashPoint.SUMS_INVALID)
+                if not keep:
+                    os.ftruncate(fd, _HEADER_SIZE)
+                _write_sums(fd, changes)
+                os.ftruncate(fd, _HEADER_SIZE + changes.commit * _SUM_SIZE)
+                self.version, self._commit = version, changes.commit
+                self._write_header(fd, on_disk=False)
+                crash_point(CrashPoint.SUMS_WRITTEN)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            self._give_up(exc)
+
+    def _open_file(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def _invalidate(self, fd: int) -> None:
+        was_on_disk = self._on_disk
+        self.version, self._on_disk = None, False
+        self._write_header(fd, on_disk=False)
+        if was_on_disk:
+            os.fsync(fd)
+
+    def _write_header(self, fd: int, *, on_disk: bool) -> None:
+        version = self.version or Version(0, 0)
+        header = _Header(
+            _boot_id(), version.txid, version.checksum, self._page_size, self._commit, self._inode, on_disk
+        )
+        _write_all(fd, header.encode(), 0)
+        self._known_inode, self._on_disk = self._inode, on_disk
+
+    def _give_up(self, error: OSError) -> None:
+        self.version = None
+        log.warning(
+            "cannot write %s: %s; should a difference be needed, the replica will be read for it", self._path, error
+        )
+
+
+def _write_sums(fd: int, changes: PageChanges) -> None:
+    """Contiguous pages at once."""
+    pgno, sums = changes.pgno, changes.sums
+    breaks = (np.flatnonzero(np.diff(pgno) != 1) + 1).tolist()
+    for start, end in itertools.pairwise([0, *breaks, len(pgno)]):
+        if start < end:
+            _write_all(fd, sums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _SUM_SIZE)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+@cache
+def _boot_id() -> bytes:
+    """Of this boot of the machine; one of its own for each process where that cannot be told."""
+    try:
+        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return secrets.token_bytes(16)

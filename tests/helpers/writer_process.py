@@ -1,0 +1,190 @@
+"""Writers of ours in processes of their own, that start in a few milliseconds and can be killed.
+
+A nursery process has imported everything; for each writer it forks. The test talks to it line by line, one JSON
+request, one JSON answer. Every writer has low limits, so that short runs come to all steps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from litereplica.errors import LiteReplicaError
+from litereplica.ltxstore.store import open_ltx_store
+from litereplica.writer import attach, checkpoint, crash, page_sums, publisher, service, state
+from litereplica.writer.service import open_replicator
+
+SYNC_INTERVAL_S = 0.01
+CHECKPOINT_FRAMES = 15
+CHECKPOINT_INTERVAL_S = 0.3
+MEMORY_LIMIT = 4096
+
+
+class WriterNursery:
+    """Starts writers. One is enough for a run of tests: see `writer_nursery`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "tests.helpers.writer_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+
+    def ask(self, **request: str | int) -> dict[str, Any]:
+        """One request, and its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End it; writers are to be ended before."""
+        self._process.communicate(timeout=10)
+
+
+@cache
+def writer_nursery() -> WriterNursery:
+    """The one of this process, which ends with it."""
+    nursery = WriterNursery()
+    atexit.register(nursery.close)
+    return nursery
+
+
+class WriterProcess:
+    """Writers of one database, one at a time."""
+
+    def __init__(self, database: Path, url: str) -> None:
+        self._nursery = writer_nursery()
+        self._database = database
+        self._url = url
+        self._pid = 0
+
+    @property
+    def runs(self) -> bool:
+        """Is a writer meant to be running?"""
+        return self._pid != 0
+
+    def start(self, crash_at: str = "") -> str:
+        """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
+
+        `crash_at` is a crash point and the number of the pass, as in `LITEREPLICA_CRASH_AT`; it may then be dead.
+        """
+        answer = self._nursery.ask(database=str(self._database), url=self._url, crash_at=crash_at)
+        self._pid = answer["pid"]
+        error: str = answer.get("error", "")
+        if error:
+            self._wait()
+        return error
+
+    def stop(self) -> int:
+        """SIGTERM, unless it has ended already: its exit code, negative for a signal."""
+        os.kill(self._pid, signal.SIGTERM)
+        return self._wait()
+
+    def kill(self) -> None:
+        """SIGKILL, if one runs."""
+        if self.runs:
+            os.kill(self._pid, signal.SIGKILL)
+            self._wait()
+
+    def _wait(self) -> int:
+        code: int = self._nursery.ask(wait=self._pid)["code"]
+        self._pid = 0
+        return code
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+        else:
+            answer = _fork(request)
+        print(json.dumps(answer), flush=True)
+
+
+def _fork(request: dict[str, Any]) -> dict[str, Any]:
+    """Start a writer, and hear from it: a line when it has published once, another one or none when it ends."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        os._exit(_run_writer(request, writing))
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.readline().strip()
+    return {"pid": pid} | ({"error": said.removeprefix("error ")} if said.startswith("error ") else {})
+
+
+def _run_writer(request: dict[str, Any], out: int) -> int:
+    os.close(0)
+    checkpoint.CHECKPOINT_FRAMES = CHECKPOINT_FRAMES
+    checkpoint.CHECKPOINT_INTERVAL_S = CHECKPOINT_INTERVAL_S
+    checkpoint.PARTIAL_RETRY_S = 0.1
+    state.MEMORY_LIMIT = MEMORY_LIMIT
+    publisher.MAX_BATCH_BYTES = 200_000
+    if request["crash_at"]:
+        os.environ[crash.VARIABLE] = request["crash_at"]
+        for module in (attach, checkpoint, page_sums, publisher, service):
+            module.crash_point = crash._from_environment()  # type: ignore[attr-defined]  # as at an import
+    try:
+        trio.run(_replicate, Path(request["database"]), request["url"], out)
+    except LiteReplicaError as exc:
+        os.write(out, f"error {exc}\n".encode())
+        return int(exc.exit_code)
+    except BaseException:  # whatever it is, the test is to see it
+        os.write(out, f"error {traceback.format_exc()!r}\n".encode())
+        return 1
+    return 0
+
+
+class _Told:
+    """Tells the nursery that everything is published once."""
+
+    def __init__(self, out: int) -> None:
+        self._out = out
+
+    def started(self, value: object = None) -> None:
+        os.write(self._out, b"started\n")
+
+
+async def _replicate(database: Path, url: str, out: int) -> None:
+    stop = trio.Event()
+
+    async def wait_for_signal() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                stop.set()
+
+    error: LiteReplicaError | None = None
+    store = open_ltx_store(url)
+    async with (
+        open_replicator(database, store, sync_interval_s=SYNC_INTERVAL_S) as replicator,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(wait_for_signal)
+        try:
+            await replicator.run(stop, task_status=_Told(out))
+        except LiteReplicaError as exc:  # not as a member of a group
+            error = exc
+        nursery.cancel_scope.cancel()
+    await store.aclose()
+    if error is not None:
+        raise error
+
+
+if __name__ == "__main__":
+    _serve()

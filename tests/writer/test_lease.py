@@ -1,0 +1,471 @@
+"""Writers with a lease: one publishes, the others stay away, and a standby takes over."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from litereplica.errors import ConditionsIgnored, ConflictError, ExitCode, LeaseHeld, LeaseLost
+from litereplica.ltxstore import lease as lease_module
+from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment, ReplicaLease
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage import MemoryStorage
+from litereplica.storage.memory import StoredObject
+from litereplica.storage.wrappers import LatencyStorage, MeteredStorage
+from litereplica.writer import tenure
+from litereplica.writer.service import Replicator, open_replicator
+from litereplica.writer.state import StateDirectory
+from litereplica.writer.tenure import LeasedTenure, LeaseMode
+from tests.helpers.app import Application
+from tests.helpers.waiting import wait_until
+from tests.ltxstore.test_lease import Careless, Operation
+from tests.writer.running import memory_store, txids, until_published
+
+DEADLINE_S = 20.0
+SHORT_TERM_MS = 300
+"""A lease that lapses while a test waits."""
+
+
+@pytest.fixture
+def short_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "TERM_MS", SHORT_TERM_MS)
+    monkeypatch.setattr(lease_module, "RENEW_BEFORE_MS", 2 * SHORT_TERM_MS // 3)
+    monkeypatch.setattr(tenure, "STAND_BY_INTERVAL_S", 0.05)
+
+
+@asynccontextmanager
+async def replicating(
+    database: Path, store: LTXStore, *, mode: LeaseMode = LeaseMode.HOLD
+) -> AsyncIterator[tuple[Replicator, list[Exception]]]:
+    """A replicator that runs, and the error that ended it."""
+    stop, errors = trio.Event(), list[Exception]()
+
+    async def run(replicator: Replicator) -> None:
+        try:
+            await replicator.run(stop)
+        except Exception as exc:
+            errors.append(exc)
+
+    async with (
+        open_replicator(database, store, lease=mode, sync_interval_s=0.01) as replicator,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(run, replicator)
+        yield replicator, errors
+        stop.set()
+
+
+def lease_in(storage: MemoryStorage) -> Lease:
+    return Lease.decode(storage.objects[LOCK_KEY].data)
+
+
+def foreign_lease(*, left_s: float) -> StoredObject:
+    expires_ms = time.time_ns() // 1_000_000 + round(left_s * 1000)
+    return StoredObject(Lease(7, expires_ms, "elsewhere:1").encode(), 0)
+
+
+# --- one replicator
+
+
+async def test_holder_and_generation_are_told_and_the_lease_is_gone_after_a_clean_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    storage = MemoryStorage()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, memory_store(storage)) as (replicator, errors):
+            await wait_until(lambda: replicator.statistics().files == 1)
+            lease = replicator.statistics().lease
+            assert lease == lease_in(storage)
+            assert lease.owner.endswith(f":{os.getpid()}")
+            assert f"holding the lease of memory://test as {lease.owner}, generation 1" in caplog.text
+    assert not errors
+    assert LOCK_KEY not in storage.objects
+    assert "released the lease" in caplog.text
+
+
+@pytest.mark.usefixtures("short_term")
+async def test_idle_writer_makes_no_request_and_takes_its_lapsed_lease_with_the_next_change(tmp_path: Path) -> None:
+    memory = MemoryStorage()
+    storage = MeteredStorage(memory)
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as (replicator, errors):
+            await wait_until(lambda: replicator.statistics().files == 1)
+            requests = storage.statistics().requests
+            await wait_until(lambda: replicator.statistics().lease is None)
+            await trio.sleep(2 * SHORT_TERM_MS / 1000)
+            assert storage.statistics().requests == requests
+            await app("INSERT INTO t VALUES (1)")
+            await wait_until(lambda: replicator.statistics().files == 2)
+            assert storage.statistics().requests == requests + 2, "the lease and the file"
+            assert lease_in(memory).generation == 2
+    assert not errors
+
+
+@pytest.mark.usefixtures("short_term")
+async def test_writer_that_has_lost_its_lease_puts_nothing_more_and_stops(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as (replicator, errors):
+            await wait_until(lambda: replicator.statistics().files == 1 and replicator.statistics().lease is None)
+            storage.objects[LOCK_KEY] = foreign_lease(left_s=30)
+            await app("INSERT INTO t VALUES (1)")
+            await wait_until(lambda: bool(errors))
+        assert await txids(store) == [1]
+    (error,) = errors
+    assert isinstance(error, LeaseLost)
+    assert "elsewhere:1 (generation 7)" in str(error)
+    assert lease_in(storage).owner == "elsewhere:1"
+
+
+@pytest.mark.usefixtures("short_term")
+async def test_writer_that_slept_does_not_reuse_a_txid_whose_file_was_compacted_meanwhile(tmp_path: Path) -> None:
+    """Another one took over, published, compacted, deleted its L0 files, and went: the name of our next file is free."""
+    storage = MemoryStorage()
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as (replicator, errors):
+            await wait_until(lambda: replicator.statistics().files == 1 and replicator.statistics().lease is None)
+            storage.objects["0001/0000000000000001-0000000000000005.ltx"] = StoredObject(b"", 0)
+            del storage.objects[LOCK_KEY]
+            await app("INSERT INTO t VALUES (1)")
+            await wait_until(lambda: bool(errors))
+        assert await txids(store) == [1]
+    assert isinstance(errors[0], ConflictError)
+    assert "another writer has published TXID 0000000000000005" in str(errors[0])
+
+
+async def test_store_that_ignores_conditions_is_refused_before_anything_is_published(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    store = memory_store(Careless(storage, Operation.PUT_IF_MATCH))
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with open_replicator(app.database, store, lease=LeaseMode.HOLD) as replicator:
+            with pytest.raises(ConditionsIgnored, match="--no-lease"):
+                await replicator.publish_once()
+        assert not storage.objects
+        async with open_replicator(app.database, store, lease=LeaseMode.OFF) as replicator:
+            await replicator.publish_once()
+        assert await txids(store) == [1]
+        assert LOCK_KEY not in storage.objects
+
+
+async def test_lease_of_another_keeps_a_writer_from_its_database(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    storage.objects[LOCK_KEY] = foreign_lease(left_s=30)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with open_replicator(app.database, memory_store(storage), lease=LeaseMode.HOLD) as replicator:
+            with pytest.raises(LeaseHeld, match="elsewhere:1"):
+                await replicator.publish_once()
+    assert list(storage.objects) == [LOCK_KEY]
+
+
+@pytest.mark.usefixtures("short_term")
+async def test_standby_begins_when_the_lease_has_expired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    storage = MemoryStorage()
+    storage.objects[LOCK_KEY] = foreign_lease(left_s=0.5)
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store, mode=LeaseMode.WAIT) as (replicator, errors):
+            await wait_until(lambda: "standing by: memory://test is leased to elsewhere:1" in caplog.text)
+            assert not await txids(store)
+            await until_published(store, app)
+            assert replicator.statistics().lease is not None
+    assert not errors
+    assert caplog.text.count("standing by") == 1
+
+
+async def test_standby_that_is_stopped_ends_at_once(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    storage.objects[LOCK_KEY] = foreign_lease(left_s=30)
+    with Application(tmp_path / "app.db") as app, trio.fail_after(2):
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, memory_store(storage), mode=LeaseMode.WAIT) as (_, errors):
+            await trio.sleep(0.1)
+    assert not errors
+    assert list(storage.objects) == [LOCK_KEY]
+
+
+def test_writer_keeps_its_id_and_a_copy_of_its_state_does_not(tmp_path: Path) -> None:
+    with StateDirectory(tmp_path / "app.db") as state:
+        first = state.writer_id()
+    with StateDirectory(tmp_path / "app.db") as state:
+        assert state.writer_id() == first
+    copy = tmp_path / ".copy.db-litereplica"
+    copy.mkdir()
+    (copy / "writer.json").write_bytes((state.path / "writer.json").read_bytes())
+    with StateDirectory(tmp_path / "copy.db") as state:
+        assert state.writer_id() != first
+        (state.path / "writer.json").write_text("{")
+        assert re.fullmatch("[0-9a-f]{32}", state.writer_id())
+
+
+# --- a tenure alone, in trio's virtual time
+
+
+def virtual_now() -> Moment:
+    return Moment(round(trio.current_time() * 1000), trio.current_time())
+
+
+async def nothing() -> None:
+    """Publishes nothing, and finds nothing wrong."""
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_lease_is_renewed_during_a_put_that_takes_minutes() -> None:
+    storage = MemoryStorage()
+    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
+    right = LeasedTenure(lease, storage, waits=False)
+    generations = set()
+
+    async def slow() -> None:
+        for _ in range(300):
+            await trio.sleep(1)
+            held = right.lease()
+            assert held is not None, "it has lapsed"
+            generations.add(held.generation)
+
+    await right.begin()
+    async with right.kept():
+        await right.put(slow, verify=nothing)
+    assert generations == {1}
+    await right.end()
+    assert not storage.objects
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_put_is_given_up_when_the_lease_is_lost_meanwhile() -> None:
+    storage = MemoryStorage()
+    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
+    right = LeasedTenure(lease, storage, waits=False)
+    await right.begin()
+    other = Lease(2, round(trio.current_time() * 1000) + 10 * TERM_MS, "there:1", "b")
+    storage.objects[LOCK_KEY] = StoredObject(other.encode(), 0)
+    started_s = trio.current_time()
+    with pytest.raises(LeaseLost):
+        await right.put(trio.sleep_forever, verify=nothing)
+    assert trio.current_time() - started_s <= TERM_MS / 1000
+    await right.end()
+    assert lease_in(storage) == other
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_error_of_a_put_arrives_as_it_is() -> None:
+    storage = LatencyStorage(MemoryStorage(), 0.1)
+    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
+    right = LeasedTenure(lease, storage, waits=False)
+
+    async def refused() -> None:
+        await trio.sleep(25)
+        raise ConflictError("as it is")
+
+    with pytest.raises(ConflictError, match="as it is"):
+        async with right.kept():
+            await right.put(refused, verify=nothing)
+
+
+# --- processes
+
+RUN = (
+    "import litereplica.ltxstore.lease as l, litereplica.writer.tenure as t, sys; "
+    "l.TERM_MS, l.RENEW_BEFORE_MS, t.STAND_BY_INTERVAL_S = {}; "
+    "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
+)
+SHORT = RUN.format((3000, 2000, 0.2))
+"""The program, with a standby that need not wait for half a minute."""
+USUAL = RUN.format((TERM_MS, 20_000, 5.0))
+
+
+class Process:
+    """`litereplica replicate` with `program`'s limits; its stderr goes to a file."""
+
+    def __init__(self, database: Path, url: str, *options: str, program: str = USUAL) -> None:
+        self.log = database.with_name(f"{database.name}-{time.monotonic_ns()}.log")
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program]
+                + ["replicate", str(database), url, "--sync-interval", "10ms", *options],
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_said(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+    async def until_said(self, text: str) -> None:
+        await wait_until(lambda: self.has_said(text), within_s=DEADLINE_S)
+
+    async def ended(self) -> int:
+        """Its exit code, when it ends by itself."""
+        await wait_until(lambda: self._process.poll() is not None, within_s=DEADLINE_S)
+        return self._process.returncode
+
+    async def stop(self) -> int:
+        self._process.terminate()
+        return await self.ended()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def processes() -> Iterator[list[Process]]:
+    """Those added to the list are killed at the end."""
+    started: list[Process] = []
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(params=["file", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A replica that does not exist yet, in a directory and in a real object store."""
+    if request.param == "file":
+        return f"file://{tmp_path}/replica"
+    return str(request.getfixturevalue("s3_bucket").url)
+
+
+@pytest.fixture
+def applications(tmp_path: Path) -> Iterator[list[Application]]:
+    """Two with the same database, each of its own."""
+    started = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        started.append(Application(tmp_path / name / "app.db", setup="CREATE TABLE t (x);"))
+    yield started
+    for app in started:
+        app.close()
+
+
+@pytest.mark.slow
+async def test_second_process_is_refused_by_name_and_a_killed_one_goes_on_at_once(
+    url: str, applications: list[Application]
+) -> None:
+    first_app, second_app = applications
+    store = open_ltx_store(url)
+    with processes() as started:
+        started.append(first := Process(first_app.database, url))
+        await first.until_said("published")
+        started.append(second := Process(second_app.database, url))
+        assert await second.ended() == ExitCode.CONFLICT
+        error = second.log.read_text().splitlines()[-1]
+        assert re.search(
+            rf"error: .* is leased to \S+:{first.pid} \(generation 1\) until .*, \d+ s from now: stop", error
+        )
+        await first_app("INSERT INTO t VALUES (1)")
+        await until_published(store, first_app)
+
+        first.kill()
+        await first_app("INSERT INTO t VALUES (2)")
+        begun_s = time.monotonic()
+        started.append(again := Process(first_app.database, url))
+        await again.until_said("generation 2; it was ours")
+        await until_published(store, first_app)
+        assert time.monotonic() - begun_s < 10
+        assert await again.stop() == ExitCode.OK
+        await store.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+async def test_standby_takes_over_when_the_holder_is_gone(
+    url: str, applications: list[Application], end: signal.Signals
+) -> None:
+    first_app, second_app = applications
+    store = open_ltx_store(url)
+    with processes() as started:
+        started.append(first := Process(first_app.database, url, program=SHORT))
+        await first.until_said("published")
+        started.append(standby := Process(second_app.database, url, "--wait-lease", program=SHORT))
+        await standby.until_said("standing by")
+        for number in range(40):  # longer than a lease: the holder renews it
+            await first_app("INSERT INTO t VALUES (?)", number)
+            await trio.sleep(0.1)
+        acknowledged = await until_published(store, first_app)
+        assert not standby.has_said("holding the lease")
+        if end is signal.SIGTERM:
+            assert await first.stop() == ExitCode.OK
+        else:
+            first.kill()
+        before = await txids(store)
+        await standby.until_said("holding the lease")
+        await second_app("INSERT INTO t VALUES ('of the second')")
+        assert await until_published(store, second_app) != acknowledged
+        assert (await txids(store))[: len(before)] == before
+        assert await standby.stop() == ExitCode.OK
+        await store.aclose()
+
+
+@pytest.mark.slow
+async def test_suspended_holder_stops_when_it_finds_that_another_took_over(
+    url: str, applications: list[Application]
+) -> None:
+    first_app, second_app = applications
+    store = open_ltx_store(url)
+    with processes() as started:
+        started.append(first := Process(first_app.database, url, program=SHORT))
+        await first.until_said("published")
+        os.kill(first.pid, signal.SIGSTOP)
+        started.append(standby := Process(second_app.database, url, "--wait-lease", program=SHORT))
+        await standby.until_said("holding the lease")
+        await second_app("INSERT INTO t VALUES ('of the second')")
+        expected = await until_published(store, second_app)
+        await first_app("INSERT INTO t VALUES ('of the first')")
+        os.kill(first.pid, signal.SIGCONT)
+        assert await first.ended() == ExitCode.CONFLICT
+        assert await until_published(store, second_app) == expected
+        assert await standby.stop() == ExitCode.OK
+        await store.aclose()
+
+
+@pytest.mark.slow
+async def test_two_processes_without_a_lease_lose_nothing_and_one_of_them_stops(
+    url: str, applications: list[Application]
+) -> None:
+    store = open_ltx_store(url)
+    with processes() as started:
+        for app in applications:
+            started.append(process := Process(app.database, url, "--no-lease"))
+            await process.until_said("replicating")
+        stopped: list[int] = []
+        number = 0
+        with trio.fail_after(DEADLINE_S):
+            while not stopped:
+                number += 1
+                for app in applications:
+                    await app("INSERT INTO t VALUES (?)", f"{app.database} {number}")
+                stopped = [index for index, each in enumerate(started) if each._process.poll() is not None]
+        (loser,) = stopped
+        assert await started[loser].ended() == ExitCode.CONFLICT
+        assert started[loser].has_said("another writer has published TXID")
+        winner = 1 - loser
+        await until_published(store, applications[winner])
+        assert await started[winner].stop() == ExitCode.OK
+        published = await txids(store)
+        assert published == list(range(1, len(published) + 1))
+        await store.aclose()
