@@ -57,7 +57,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 def everything(quick: bool = False, round_trip_ms: float = ROUND_TRIP_MS, write: bool | None = None) -> None:
     """Every benchmark; writes docs/BENCHMARKS.md."""
-    command = "scripts/bench all" + (" --quick" if quick else "")
+    command = "scripts/bench all" + (" --quick --write" if quick else "")
     with _setting(quick, round_trip_ms) as setting:
         run = report.this_run(command, _scale(setting))
         measured, failed = [], []
