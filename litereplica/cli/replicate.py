@@ -48,7 +48,7 @@ class Arguments:
 @click.option(
     "--wait-lease",
     is_flag=True,
-    help="While another writer holds the lease, stand by; take over when it has stopped or is gone.",
+    help="While another writer holds the lease, stand by; then publish what DB holds.",
 )
 @click.option("--once", is_flag=True, help="Publish what there is, then exit.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
@@ -67,8 +67,8 @@ def command(
 
     Runs until it gets SIGTERM or SIGINT; then it publishes what is left and exits. Started again, it goes on where it
     stopped. A database in a rollback journal mode is switched to WAL; otherwise nothing in it is changed.
-    One writer at a time publishes to a replica: it holds a lease, the object lock.json, which expires 30 s after a
-    writer that was killed. Started again beside the same database, a writer need not wait for that.
+    One writer at a time publishes to a replica. It holds a lease, the object lock.json there, which expires half a
+    minute after the writer is gone; started again, it need not wait for that.
     With --once --json, a summary is printed: db_path, url, txid, files, pages, bytes.
 
     \b
@@ -76,7 +76,7 @@ def command(
       litereplica replicate app.db file:///srv/replica
       litereplica replicate app.db 's3://bucket/app.db?region=eu-west-1' --sync-interval 200ms
       litereplica replicate app.db file:///srv/replica --once
-      litereplica replicate standby.db s3://bucket/app.db --wait-lease
+      litereplica replicate app.db file:///srv/replica --wait-lease
     """
     if as_json and not once:
         raise UsageError("--json prints the outcome of --once", hint="add --once, or remove --json")

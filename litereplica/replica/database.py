@@ -40,6 +40,7 @@ from litereplica.replica.ledger import Ledger, Purpose
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.progress import Progress
 from litereplica.replica.readahead import MIN_WINDOW
 from litereplica.replica.snapshot import (
     Snapshot,
@@ -53,7 +54,7 @@ from litereplica.replica.snapshot import (
 )
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.storage.wrappers import MeteredStorage
-from litereplica.types import FileInfo, Pgno
+from litereplica.types import TXID, FileInfo, Pgno
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +108,12 @@ class Replica:
         self._hydrator = hydrator
         self._ledger = ledger
         self._read_timeout_s = read_timeout_s
-        self._clock = clock
         self._turn = trio.Lock()
         self._maps: weakref.WeakSet[PageMap] = weakref.WeakSet([snapshot.pages])
         self._clean_at = len(files) + FORGET_EVERY
-        self._polls = self._heals = self._polls_behind = 0
+        self._progress = Progress(clock)
+        self._heals = 0
         self._from_memory = self._from_disk = 0
-        self._last_success_at = self._last_progress_at = self._fresh_at = clock()
-        self._last_error = ""
         self._heal_error: LiteReplicaError | None = None
         self._abandoned: set[int] = set()  # condemned files that we have tried to do without
 
@@ -134,14 +133,14 @@ class Replica:
         then nothing has changed.
         """
         async with self._turn:
-            self._polls += 1
+            self._progress.polls += 1
             try:
                 found = await self._follower.next_files(self.snapshot.pos.txid)
                 update = await self._update(found) if found is not None else await self._rebase()
             except LiteReplicaError as exc:
-                self._note_failure(exc)
+                self._progress.note_failure(exc, **self._txids())
                 raise
-            self._note_success(progress=found is not None)
+            self._progress.note_success(progress=found is not None, **self._txids())
             return update
 
     async def heal(self) -> Update | None:
@@ -162,7 +161,7 @@ class Replica:
             except LiteReplicaError as exc:
                 self._heals += 1
                 self._heal_error = exc
-                self._last_error = exc.message
+                self._progress.last_error = exc.message
                 raise
             self._heals += 1
             self._heal_error = None
@@ -172,7 +171,7 @@ class Replica:
     @property
     def staleness_s(self) -> float:
         """How long ago the store had nothing newer than our snapshot, as far as we know."""
-        return self._clock() - self._fresh_at
+        return self._progress.staleness_s
 
     def require_fresh(self, max_staleness_s: float) -> None:
         """Raise `StaleReplica` when that is longer ago than this."""
@@ -234,14 +233,14 @@ class Replica:
             page_size=snapshot.page_size,
             commit=snapshot.commit,
             newest_txid=max(self._follower.newest_txid, snapshot.pos.txid),
-            polls=self._polls,
+            polls=self._progress.polls,
             heals=self._heals,
-            last_success_at=self._last_success_at,
-            last_progress_at=self._last_progress_at,
+            last_success_at=self._progress.last_success_at,
+            last_progress_at=self._progress.last_progress_at,
             staleness_s=self.staleness_s,
-            polls_behind=self._polls_behind,
-            reason=self._reason() if self._polls_behind else "",
-            last_error=self._last_error,
+            polls_behind=self._progress.polls_behind,
+            reason=self._progress.reason(**self._txids()),
+            last_error=self._progress.last_error,
             pages_from_memory=self._from_memory,
             pages_from_disk=self._from_disk,
             pages_from_store=self._fetcher.pages_fetched,
@@ -344,26 +343,8 @@ class Replica:
             self._files.forget(held, *(pages.files() for pages in self._maps))
             self._clean_at = len(self._files) + FORGET_EVERY
 
-    def _note_success(self, *, progress: bool) -> None:
-        now = self._clock()
-        self._last_success_at = now
-        if progress:
-            self._last_progress_at = now
-        self._last_error = ""
-        behind = not progress and self._follower.newest_txid > self.snapshot.pos.txid
-        self._polls_behind = self._polls_behind + 1 if behind else 0
-        if not behind:
-            self._fresh_at = now
-
-    def _note_failure(self, error: LiteReplicaError) -> None:
-        self._last_error = error.message
-        if self._follower.newest_txid > self.snapshot.pos.txid:
-            self._polls_behind += 1
-
-    def _reason(self) -> str:
-        return self._last_error or (
-            f"no file leads on from TXID {self.snapshot.pos.txid:016x}, the newest is {self._follower.newest_txid:016x}"
-        )
+    def _txids(self) -> dict[str, TXID]:
+        return {"txid": self.snapshot.pos.txid, "newest_txid": self._follower.newest_txid}
 
 
 @asynccontextmanager

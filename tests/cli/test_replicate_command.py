@@ -81,6 +81,7 @@ def test_signal_publishes_what_is_left_and_ends_it_with_success(tmp_path: Path, 
         ([".", "URL"], ExitCode.USAGE, "is a directory"),
         (["app.db", "URL", "--json"], ExitCode.USAGE, "add --once"),
         (["app.db", "URL", "--sync-interval", "0s"], ExitCode.USAGE, "--sync-interval"),
+        (["app.db", "URL", "--no-lease", "--wait-lease"], ExitCode.USAGE, "exclude each other: choose one of them"),
         (["app.db", "nowhere"], ExitCode.USAGE, "is not a URL"),
     ],
 )

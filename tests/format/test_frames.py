@@ -52,6 +52,12 @@ def test_frames_of_both_kinds_give_their_pages() -> None:
     assert decoded[1] == bytes(PAGE_SIZE)
 
 
+def test_a_frame_of_page_0_is_none() -> None:
+    frame = ltx.encode_frame_head(0, len(usual(1)) - 10) + usual(1)[10:]
+    assert at_once(frame, [0], [len(frame)], [0]) == one_by_one(frame, [0], [len(frame)], [0])
+    assert isinstance(at_once(frame, [0], [len(frame)], [0])[0], str)
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_what_is_wrong_with_a_frame_is_found_and_the_others_are_not_affected(data: st.DataObject) -> None:

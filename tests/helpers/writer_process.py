@@ -27,6 +27,8 @@ from litereplica.writer.service import open_replicator
 SYNC_INTERVAL_S = 0.01
 CHECKPOINT_FRAMES = 15
 CHECKPOINT_INTERVAL_S = 0.3
+AHEAD_FRAMES = 3
+REST_FRAMES = 10
 MEMORY_LIMIT = 4096
 
 
@@ -133,6 +135,8 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     os.close(0)
     checkpoint.CHECKPOINT_FRAMES = CHECKPOINT_FRAMES
     checkpoint.CHECKPOINT_INTERVAL_S = CHECKPOINT_INTERVAL_S
+    checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
+    checkpoint.REST_FRAMES = REST_FRAMES
     checkpoint.PARTIAL_RETRY_S = 0.1
     state.MEMORY_LIMIT = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000

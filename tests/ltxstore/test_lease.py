@@ -35,10 +35,11 @@ from litereplica.ltxstore.lease import (
     acquire,
     renew,
 )
-from litereplica.storage import MemoryStorage, Storage
+from litereplica.storage import MemoryStorage
 from litereplica.storage.base import Body
 from litereplica.storage.memory import StoredObject
 from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, MeteredStorage, Operation, When, WrapperStorage
+from tests.helpers.careless import Careless
 
 NOW_MS = 1_767_323_045_678  # 2026-01-02T03:04:05.678Z
 ME = Identity("here:1", "a" * 32)
@@ -415,29 +416,6 @@ async def test_lease_that_is_contended_without_end_is_an_error(stage: Stage) -> 
 
 
 # --- stores that ignore conditions
-
-
-class Careless(WrapperStorage):
-    """Ignores the conditions of some operations, as several stores do."""
-
-    def __init__(self, inner: Storage, *ignored: Operation) -> None:
-        super().__init__(inner)
-        self._ignored = ignored
-
-    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
-        if Operation.PUT_IF_ABSENT in self._ignored:
-            return await self.put(key, body, modified_ms=modified_ms)
-        return await super().put_if_absent(key, body, modified_ms=modified_ms)
-
-    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
-        if Operation.PUT_IF_MATCH in self._ignored:
-            return await self.put(key, body, modified_ms=modified_ms)
-        return await super().put_if_match(key, body, etag, modified_ms=modified_ms)
-
-    async def delete_if_match(self, key: str, etag: str) -> None:
-        if Operation.DELETE_IF_MATCH in self._ignored:
-            return await self.delete([key])
-        return await super().delete_if_match(key, etag)
 
 
 class Refusing(WrapperStorage):

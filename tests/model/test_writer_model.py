@@ -106,6 +106,7 @@ class WriterMachine(RuleBasedStateMachine):
         page_size=st.sampled_from([512, 1024, 4096]), auto_vacuum=st.sampled_from(["none", "full", "incremental"])
     )
     def create(self, page_size: int, auto_vacuum: str) -> None:
+        self.page_size = page_size
         self.app = Application(self.database, page_size=page_size, setup=f"PRAGMA auto_vacuum = {auto_vacuum};")
         self.reader = Application(self.database)
         self.app.call("PRAGMA cache_size = 10")
@@ -199,7 +200,7 @@ class WriterMachine(RuleBasedStateMachine):
     @rule()
     def is_killed(self) -> None:
         self.app.kill()
-        self.app = Application(self.database)
+        self.app = Application(self.database, page_size=self.page_size)
 
     @rule()
     def reader_begins(self) -> None:

@@ -22,7 +22,7 @@ from tests.writer.running import txids, until_published
 DEADLINE_S = 20.0
 RUN = (
     "import litereplica.writer.checkpoint as c, litereplica.writer.state as s, sys; "
-    "c.CHECKPOINT_FRAMES = 15; s.MEMORY_LIMIT = 4096; "
+    "c.CHECKPOINT_FRAMES = 15; c.AHEAD_FRAMES = 3; s.MEMORY_LIMIT = 4096; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 """The program with limits so low that a short run comes to every step."""

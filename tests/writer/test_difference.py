@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from litereplica.errors import UsageError
+from litereplica.ltxstore.compaction import snapshot
 from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.memory import MemoryStorage
@@ -19,7 +20,7 @@ from litereplica.types import FileInfo
 from litereplica.writer import page_sums
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
-from tests.writer.running import memory_store, page_counts, publish_once, txids
+from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
 ROWS = 2000
 SUMS = ".app.db-litereplica/pages.sums"
@@ -97,6 +98,21 @@ async def test_sums_of_an_earlier_version_are_carried_on(tmp_path: Path) -> None
         assert max((await page_counts(store))[1:]) < 10
 
 
+async def test_sums_that_are_one_file_behind_are_carried_on_at_the_start(tmp_path: Path) -> None:
+    """As after a kill between a file's acknowledgement and the writing of its sums."""
+    store = memory_store()
+    sums = tmp_path / SUMS
+    with Application(tmp_path / "app.db") as app:
+        await published(app, store)
+        behind = sums.read_bytes()
+        await app("INSERT INTO t VALUES (1)")
+        await publish_once(app.database, store)
+        caught_up = sums.read_bytes()
+        sums.write_bytes(behind)
+        await publish_once(app.database, store)
+        assert sums.read_bytes() == caught_up != behind
+
+
 async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path: Path) -> None:
     one, other = memory_store(), memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -107,6 +123,21 @@ async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path:
         await publish_once(app.database, other)
         await change(app)
         assert await txids(one) == await txids(other) == [1, 2]
+        await publish_once(app.database, one)
+        assert await fold(one) == await app.image()
+
+
+async def test_sums_of_another_replica_are_not_carried_on(tmp_path: Path) -> None:
+    one, other = memory_store(), memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await published(app, one)
+        for _ in range(2):
+            await publish_once(app.database, one)
+            await change(app)
+        await publish_once(app.database, other)
+        await app("UPDATE t SET x = 1 WHERE rowid = 700")
+        await publish_once(app.database, other)
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
         await publish_once(app.database, one)
         assert await fold(one) == await app.image()
 
@@ -129,6 +160,25 @@ async def test_sums_are_not_trusted_after_a_loss_of_power(tmp_path: Path, monkey
     assert opened().version == version
 
 
+async def test_sums_whose_writing_was_cut_short_hold_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = page_sums.PageChanges(1, np.array([1], np.uint32), np.array([5], np.uint64))
+    sums = page_sums.PageSums(tmp_path / "pages.sums")
+    sums.open(inode=1, page_size=4096)
+    sums.replace(page_sums.Version(1, 7), changes)
+
+    def killed(fd: int, changes: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page_sums, "_write_sums", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sums.record(page_sums.Version(1, 7), page_sums.Version(2, 8), changes)
+    again = page_sums.PageSums(tmp_path / "pages.sums")
+    again.open(inode=1, page_size=4096)
+    assert again.version is None
+
+
 async def test_nothing_is_published_when_nothing_differs(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -142,6 +192,50 @@ async def test_nothing_is_published_when_nothing_differs(tmp_path: Path) -> None
         assert await publish_once(app.database, store) == 1
         assert await fold(store) == await app.image()
     assert (await page_counts(store))[-1] < 10
+
+
+async def test_nothing_is_published_when_nothing_differs_from_a_replica_that_shrank(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await published(app, store)
+        await app("DELETE FROM t WHERE rowid > 500")
+        await app("VACUUM")
+        await publish_once(app.database, store)
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copyfile(tmp_path / "app.db", tmp_path / "copy.db")
+    assert await publish_once(tmp_path / "copy.db", store) == 0
+
+
+async def test_next_change_is_small_when_nothing_differed_from_a_replica_without_level_0(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await published(app, store)
+        (tmp_path / ".app.db-litereplica" / "checkpoint.json").unlink()
+        await publish_once(app.database, store)
+        await move_to_snapshot(store)
+        async with replicating(app.database, store):
+            assert await txids(store) == []
+            await app("INSERT INTO t VALUES (1)")
+            await until_published(store, app)
+        assert (await page_counts(store))[0] < 10
+
+
+async def test_start_after_a_difference_goes_on_from_the_wal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Although the page of the WAL's last frame is as it was published."""
+    caplog.set_level("INFO")
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await published(app, store)
+        await publish_once(app.database, store)
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
+        (tmp_path / ".app.db-litereplica" / "checkpoint.json").unlink()
+        await app("CREATE TABLE u AS SELECT x FROM t WHERE rowid = 9")
+        await app("UPDATE t SET x = zeroblob(300) WHERE rowid = 9")
+        await app("UPDATE t SET x = (SELECT x FROM u) WHERE rowid = 9")
+        await publish_once(app.database, store)
+        assert "publishing what differs" in caplog.text
+        await publish_once(app.database, store)
+        assert "resumed from the WAL" in caplog.text
 
 
 async def test_older_copy_in_the_databases_place_is_published_as_what_differs(tmp_path: Path) -> None:
@@ -201,9 +295,8 @@ async def test_replica_without_level_0_and_of_another_page_size_is_refused(tmp_p
 
 
 async def move_to_snapshot(store: LTXStore) -> None:
-    blob = await store.get(FileInfo(0, 1, 1, 0))
-    await store.put(FileInfo(9, 1, 1, blob.size), blob.data, timestamp_ms=1)
-    await store.delete([FileInfo(0, 1, 1, 0)])
+    await snapshot(store)
+    await store.delete(await store.list_level(0))
 
 
 async def damaged(store: LTXStore) -> None:

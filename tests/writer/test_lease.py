@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from litereplica.errors import ConditionsIgnored, ConflictError, ExitCode, LeaseHeld, LeaseLost
 from litereplica.ltxstore import lease as lease_module
@@ -21,14 +22,14 @@ from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Momen
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage import MemoryStorage
 from litereplica.storage.memory import StoredObject
-from litereplica.storage.wrappers import LatencyStorage, MeteredStorage
+from litereplica.storage.wrappers import LatencyStorage, MeteredStorage, Operation
 from litereplica.writer import tenure
 from litereplica.writer.service import Replicator, open_replicator
 from litereplica.writer.state import StateDirectory
 from litereplica.writer.tenure import LeasedTenure, LeaseMode
 from tests.helpers.app import Application
+from tests.helpers.careless import Careless
 from tests.helpers.waiting import wait_until
-from tests.ltxstore.test_lease import Careless, Operation
 from tests.writer.running import memory_store, txids, until_published
 
 DEADLINE_S = 20.0
@@ -135,7 +136,7 @@ async def test_writer_that_has_lost_its_lease_puts_nothing_more_and_stops(tmp_pa
 
 @pytest.mark.usefixtures("short_term")
 async def test_writer_that_slept_does_not_reuse_a_txid_whose_file_was_compacted_meanwhile(tmp_path: Path) -> None:
-    """Another one took over, published, compacted, deleted its L0 files, and went: the name of our next file is free."""
+    """Another took over, published, compacted, deleted its L0 files, and went: the name of our next file is free."""
     storage = MemoryStorage()
     store = memory_store(storage)
     with Application(tmp_path / "app.db") as app:
@@ -230,8 +231,7 @@ async def nothing() -> None:
     """Publishes nothing, and finds nothing wrong."""
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_lease_is_renewed_during_a_put_that_takes_minutes() -> None:
+async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
     right = LeasedTenure(lease, storage, waits=False)
@@ -252,8 +252,7 @@ async def test_lease_is_renewed_during_a_put_that_takes_minutes() -> None:
     assert not storage.objects
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_put_is_given_up_when_the_lease_is_lost_meanwhile() -> None:
+async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
     right = LeasedTenure(lease, storage, waits=False)
@@ -268,8 +267,7 @@ async def test_put_is_given_up_when_the_lease_is_lost_meanwhile() -> None:
     assert lease_in(storage) == other
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_error_of_a_put_arrives_as_it_is() -> None:
+async def test_error_of_a_put_arrives_as_it_is(autojump_clock: MockClock) -> None:
     storage = LatencyStorage(MemoryStorage(), 0.1)
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
     right = LeasedTenure(lease, storage, waits=False)
@@ -302,14 +300,20 @@ class Process:
         self.log = database.with_name(f"{database.name}-{time.monotonic_ns()}.log")
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program]
-                + ["replicate", str(database), url, "--sync-interval", "10ms", *options],
+                [
+                    *("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program),
+                    *("replicate", str(database), url, "--sync-interval", "10ms", *options),
+                ],
                 stderr=log,
             )
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     def has_said(self, text: str) -> bool:
         return text in self.log.read_text()
@@ -319,7 +323,7 @@ class Process:
 
     async def ended(self) -> int:
         """Its exit code, when it ends by itself."""
-        await wait_until(lambda: self._process.poll() is not None, within_s=DEADLINE_S)
+        await wait_until(lambda: not self.runs, within_s=DEADLINE_S)
         return self._process.returncode
 
     async def stop(self) -> int:
@@ -459,7 +463,7 @@ async def test_two_processes_without_a_lease_lose_nothing_and_one_of_them_stops(
                 number += 1
                 for app in applications:
                     await app("INSERT INTO t VALUES (?)", f"{app.database} {number}")
-                stopped = [index for index, each in enumerate(started) if each._process.poll() is not None]
+                stopped = [index for index, each in enumerate(started) if not each.runs]
         (loser,) = stopped
         assert await started[loser].ended() == ExitCode.CONFLICT
         assert started[loser].has_said("another writer has published TXID")
