@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,6 +14,28 @@ from tests.helpers.seaweed import SeaweedServer
 # A busy machine stretches single examples at will; what a test may take in all is its own affair.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+SLOW = (
+    "interop/",
+    "writer/",
+    "e2e/test_bad_input.py",
+    "e2e/test_lifecycle.py",
+    "e2e/test_healing.py",
+    "cli/test_compact_command.py",
+    "cli/test_replicate_command.py",
+    "cli/test_restore_command.py",
+    "cli/test_snapshot_command.py",
+)
+"""What `scripts/test --quick` leaves out, besides single tests that are marked: whole files that start many processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is named in `SLOW`, and whatever needs the real S3 store."""
+    here = Path(__file__).parent
+    for item in items:
+        needs_store = "seaweed" in getattr(item, "fixturenames", ())
+        if needs_store or str(item.path.relative_to(here)).startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ AHEAD_FRAMES = 250
 """Fewer than that are moved under the barrier in some milliseconds."""
 REST_FRAMES = 500
 """More than that are published before the barrier is begun, in a file of their own."""
+CATCH_UP_FILES = 3
+"""An application that commits faster than we publish would go on for ever."""
 BARRIER_PUBLISH_S = 0.2
 """For publishing under the barrier: with the checkpoint itself, a commit waits less than 0.3 s on a good disk."""
 BARRIER_PUBLISH_MAX_S = 2.0
@@ -109,7 +111,9 @@ async def checkpoint(
 
     When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
     """
-    if await source.run(lambda: _rest(tail)) > REST_FRAMES:
+    for _ in range(CATCH_UP_FILES):
+        if await source.run(lambda: _rest(tail)) <= REST_FRAMES:
+            break
         await publish_rest()
     outcome = await source.run(lambda: _seize(source, tail))
     if outcome is not None:

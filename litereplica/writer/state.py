@@ -23,7 +23,7 @@ from litereplica.errors import ConflictError, EnvironmentProblem
 from litereplica.storage.base import Body
 from litereplica.types import TXID
 
-MEMORY_LIMIT = 8 << 20
+MEMORY_LIMIT = 4 << 20
 """Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
 
 _LOCK = "lock"

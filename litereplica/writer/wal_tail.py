@@ -32,7 +32,7 @@ from litereplica.format.sqlite import lock_pgno
 from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE, Checksum, WALFrames, WALHeader, scan_frames
 from litereplica.types import Pgno
 
-SCAN_BYTES = 8 << 20
+SCAN_BYTES = 2 << 20
 """Read in one step while scanning."""
 
 MTIME_GRANULARITY_NS = 50_000_000

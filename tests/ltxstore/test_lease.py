@@ -290,6 +290,30 @@ async def test_writer_that_lost_its_lease_is_told_who_has_it(stage: Stage) -> No
     assert stage.lease.held() is None
 
 
+async def test_lease_counts_as_lost_as_soon_as_a_renewal_is_refused(stage: Stage) -> None:
+    """Though its time is not over, and although nobody can be asked who has it."""
+    await stage.lease.ensure()
+    stage.clock.advance(15)
+    stage.memory.objects[LOCK_KEY] = StoredObject(Lease(2, NOW_MS + 60_000, OTHER.owner, OTHER.id).encode(), 0)
+    stage.faults.plan = FaultAt(2, Operation.GET)
+    with pytest.raises(TransientStorageError):
+        await stage.lease.ensure()
+    assert stage.lease.held() is None
+
+
+async def test_lease_that_lapsed_during_the_check_is_taken_again_before_the_put(stage: Stage) -> None:
+    async def slow() -> None:
+        stage.clock.advance(31)
+
+    async def put() -> None:
+        assert stage.lease.held() is not None
+
+    await stage.lease.ensure()
+    assert stage.lease.interrupted
+    await stage.lease.put(put, verify=slow)
+    assert stored(stage.memory).generation == 2
+
+
 async def test_own_lease_is_taken_at_once_after_a_crash(stage: Stage) -> None:
     await stage.lease_of(Identity("here:4711", ME.id)).ensure()
     await stage.lease.ensure()

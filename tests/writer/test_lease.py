@@ -152,6 +152,21 @@ async def test_writer_that_slept_does_not_reuse_a_txid_whose_file_was_compacted_
     assert "another writer has published TXID 0000000000000005" in str(errors[0])
 
 
+@pytest.mark.usefixtures("short_term")
+async def test_writer_goes_on_when_another_held_the_lease_and_published_nothing(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    store = memory_store(storage)
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as (replicator, errors):
+            await wait_until(lambda: replicator.statistics().files == 1 and replicator.statistics().lease is None)
+            storage.objects[LOCK_KEY] = foreign_lease(left_s=-1)
+            await app("INSERT INTO t VALUES (1)")
+            await until_published(store, app)
+            assert lease_in(storage).generation == 8
+    assert not errors
+
+
 async def test_store_that_ignores_conditions_is_refused_before_anything_is_published(tmp_path: Path) -> None:
     storage = MemoryStorage()
     store = memory_store(Careless(storage, Operation.PUT_IF_MATCH))
@@ -246,7 +261,8 @@ async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: 
 
     await right.begin()
     async with right.kept():
-        await right.put(slow, verify=nothing)
+        await slow()
+        await right.put(slow, verify=trio.sleep_forever)  # nobody can have published since it began
     assert generations == {1}
     await right.end()
     assert not storage.objects
