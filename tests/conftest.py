@@ -26,7 +26,7 @@ SLOW = (
     "cli/test_restore_command.py",
     "cli/test_snapshot_command.py",
 )
-"""What `scripts/test --quick` leaves out, besides single tests that are marked: whole files that start many processes."""
+"""What `scripts/test --quick` leaves out besides single tests that are marked: files that start many processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
