@@ -172,7 +172,7 @@ async def test_commits_hardly_wait_for_checkpoints(tmp_path: Path, monkeypatch: 
         async with replicating(app.database, store) as replicator:
             longest_ms = await app.commits(2.0)
             await until_published(store, app)
-            assert replicator.statistics().checkpoints >= 5
+            assert replicator.statistics().checkpoints >= 2
         assert longest_ms < 1000
     assert await txids(store) == list(range(1, len(await txids(store)) + 1))
 
