@@ -197,7 +197,7 @@ async def test_lease_of_another_keeps_a_writer_from_its_database(tmp_path: Path)
 async def test_standby_begins_when_the_lease_has_expired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     storage = MemoryStorage()
-    storage.objects[LOCK_KEY] = foreign_lease(left_s=0.5)
+    storage.objects[LOCK_KEY] = foreign_lease(left_s=3)
     store = memory_store(storage)
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
