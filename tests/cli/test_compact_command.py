@@ -13,19 +13,12 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.format.names import Layout
-from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.storage.file import FileStorage
+from litereplica.ltxstore.store import open_ltx_store
+from tests.cli.program import DEADLINE_S, program
 from tests.conftest import S3Bucket
 from tests.ltxstore.replicas import History, publish
 
-DEADLINE_S = 30.0
 FIRST, LAST = "0000000000000001", "0000000000000004"
-
-
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "litereplica.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
 @pytest.fixture
@@ -36,19 +29,6 @@ def history() -> History:
     made.commit(900, 2)
     made.commit(900, 1)
     return made
-
-
-@pytest.fixture
-def replica(tmp_path: Path, history: History) -> str:
-    root = tmp_path / "replica"
-
-    async def fill() -> None:
-        store = LTXStore(FileStorage(root), Layout.FILE)
-        for txid in range(1, history.txid + 1):
-            await publish(store, history, 0, txid, txid)
-
-    trio.run(fill)
-    return f"file://{root}"
 
 
 def test_level_gets_one_file_and_the_inputs_stay(tmp_path: Path, replica: str, history: History) -> None:

@@ -10,20 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 from litereplica.errors import ExitCode
-from litereplica.format.names import Layout
-from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.file import FileStorage
-from tests.ltxstore.replicas import History, publish
-
-DEADLINE_S = 30.0
-
-
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "litereplica.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+from tests.cli.program import DEADLINE_S, program
+from tests.ltxstore.replicas import History
 
 
 @pytest.fixture
@@ -33,19 +23,6 @@ def history() -> History:
     made.commit(30, 1, 7)
     made.commit(33, 1)
     return made
-
-
-@pytest.fixture
-def replica(tmp_path: Path, history: History) -> str:
-    root = tmp_path / "replica"
-
-    async def fill() -> None:
-        store = LTXStore(FileStorage(root), Layout.FILE)
-        for txid in range(1, history.txid + 1):
-            await publish(store, history, 0, txid, txid)
-
-    trio.run(fill)
-    return f"file://{root}"
 
 
 def test_database_is_written_and_said_so_on_stderr(tmp_path: Path, replica: str, history: History) -> None:

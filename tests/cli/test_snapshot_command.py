@@ -8,15 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 from litereplica.errors import ExitCode
 from litereplica.format.decoder import decode_file
-from litereplica.format.names import Layout
-from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.file import FileStorage
-from tests.cli.test_compact_command import DEADLINE_S, program
-from tests.ltxstore.replicas import History, publish
+from tests.cli.program import DEADLINE_S, program
+from tests.ltxstore.replicas import History
 
 FIRST, LAST = "0000000000000001", "0000000000000003"
 
@@ -28,19 +24,6 @@ def history() -> History:
     made.commit(30, 1, 7)
     made.commit(33, 1)
     return made
-
-
-@pytest.fixture
-def replica(tmp_path: Path, history: History) -> str:
-    root = tmp_path / "replica"
-
-    async def fill() -> None:
-        store = LTXStore(FileStorage(root), Layout.FILE)
-        for txid in range(1, history.txid + 1):
-            await publish(store, history, 0, txid, txid)
-
-    trio.run(fill)
-    return f"file://{root}"
 
 
 def test_snapshot_has_the_whole_database(tmp_path: Path, replica: str, history: History) -> None:
