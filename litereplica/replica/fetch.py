@@ -26,7 +26,6 @@ from litereplica.errors import (
     DamagedFile,
     FileVanished,
     LiteReplicaError,
-    NotFound,
     TransientStorageError,
 )
 from litereplica.ltxstore.store import LTXStore
@@ -37,6 +36,7 @@ from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.readahead import ReadAhead
+from litereplica.replica.source_read import read_source
 from litereplica.storage.base import Blob, ByteRange
 
 PARALLEL_FETCHES = 8
@@ -271,8 +271,6 @@ class Fetcher:
                 else:
                     async with self._limiter:
                         await self._get(flight, store)
-        except NotFound as exc:
-            flight.error = FileVanished(exc.message, key=exc.key)
         except trio.TooSlowError:
             flight.error = TransientStorageError(f"the store did not answer within {self._timeout_s:g} s")
         except LiteReplicaError as exc:
@@ -290,9 +288,7 @@ class Fetcher:
         key = store.key(file.info)
         started = trio.current_time()
         with trio.fail_after(self._timeout_s):
-            blob = await store.get(file.info, ByteRange(block.start, block.stop))
-        if not self._files.is_same_object(block.file_id, blob):
-            raise FileVanished(f"{key} has been replaced", key=key)
+            blob = await read_source(store, self._files, block.file_id, ByteRange(block.start, block.stop))
         rows, pages, damaged = await self._decode(block, blob)
         self.link.observe(block.stop - block.start, trio.current_time() - started)
         keys = flight.keys if len(rows) == len(flight.keys) else [flight.keys[row] for row in rows]

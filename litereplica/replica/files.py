@@ -78,6 +78,10 @@ class FileTable:
             return False
         return self._etags.setdefault(file_id, blob.etag) == blob.etag
 
+    def note_etag(self, file_id: int, etag: str) -> None:
+        """The file has been recognised by its content in an object with this etag."""
+        self._etags[file_id] = etag
+
     def is_replaced_by(self, opened: OpenedFile) -> bool:
         """Do we know a file of this name that has another content?"""
         known = self._by_name.get(str(opened.info))

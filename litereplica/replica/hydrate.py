@@ -23,7 +23,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError, NotFound
+from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError
 from litereplica.format.decoder import Decoder
 from litereplica.ltxstore.concurrent import in_order
 from litereplica.ltxstore.store import LTXStore
@@ -33,6 +33,7 @@ from litereplica.replica.files import FileTable, SourceFile
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.source_read import read_source
 from litereplica.replica.statistics import HydrationState, HydrationStatistics
 from litereplica.storage.base import ByteRange
 
@@ -230,7 +231,7 @@ class Hydrator:
 
     async def _fetch_block(self, block: Block) -> None:
         file = self._file(block.file_id)
-        data = await self._get(block.file_id, file, block.start, block.stop)
+        data = await self._get(block.file_id, block.start, block.stop)
         decode = partial(decode_block, block, data, self._pages.page_size)
         rows, pages, damaged = await trio.to_thread.run_sync(decode, limiter=self._decoders)
         for pgno, error in damaged[:1]:
@@ -281,7 +282,7 @@ class Hydrator:
             pages = await self._at_hand(part.pgnos, part.locations)
             if pages is not None:
                 return part, pages
-        return part, await self._get(file_id, file, part.start, part.stop)
+        return part, await self._get(file_id, part.start, part.stop)
 
     async def _keep_fed(self, file: SourceFile, part: Part, fed: dict[int, bytes]) -> None:
         pages = [fed[pgno] for pgno in part.pgnos.tolist() if pgno in fed]
@@ -301,17 +302,11 @@ class Hydrator:
         """Wait while readers wait, and longer while one goes through the file: what it fetches is what we would."""
         await self._fetcher.wait_until_quiet(STREAM_PATIENCE_S if self._fetcher.is_ahead else PATIENCE_S)
 
-    async def _get(self, file_id: int, file: SourceFile, start: int, stop: int) -> bytes:
+    async def _get(self, file_id: int, start: int, stop: int) -> bytes:
         if self._rate is not None:
             self._free_at = max(self._free_at, trio.current_time()) + (stop - start) / self._rate
             await trio.sleep_until(self._free_at)
-        try:
-            blob = await self._store.get(file.info, ByteRange(start, stop))
-        except NotFound as exc:
-            raise FileVanished(exc.message, key=exc.key) from exc
-        if not self._files.is_same_object(file_id, blob):
-            key = self._store.key(file.info)
-            raise FileVanished(f"{key} has been replaced", key=key)
+        blob = await read_source(self._store, self._files, file_id, ByteRange(start, stop))
         return blob.data
 
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:

@@ -35,6 +35,7 @@ from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.known_pages import carry_on, known_pages
 from litereplica.writer.page_sums import PageSums
 from litereplica.writer.publisher import Prepared, Publisher, WalMoved
+from litereplica.writer.settings import SYNC_INTERVAL_S
 from litereplica.writer.source import Source, open_source
 from litereplica.writer.state import CheckpointMark, StateDirectory
 from litereplica.writer.store_watch import StoreWatch
@@ -43,8 +44,6 @@ from litereplica.writer.wal_tail import MTIME_GRANULARITY_NS, News, WalTail
 
 log = logging.getLogger(__name__)
 
-SYNC_INTERVAL_S = 1.0
-"""Litestream's default: at most 86,400 files a day."""
 LOOK_INTERVAL_S = 0.01
 """Between looks at the WAL: a change is seen after 5 ms on average, for about 2 % of a CPU."""
 IDLE_LOOK_INTERVAL_S = 0.02

@@ -1,0 +1,53 @@
+"""What a writer is told to do: which databases go to which replica, and how. Values only; `config.py` reads them from
+a file, the command line makes them of its arguments, `fleet.py` acts on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from litereplica.ltxstore.levels import Levels
+from litereplica.ltxstore.retention import RetentionPolicy
+from litereplica.writer.tenure import LeaseMode
+
+SYNC_INTERVAL_S = 1.0
+"""Litestream's default: at most 86,400 files a day."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSettings:
+    """How databases are replicated. `levels` None: nothing is compacted, and no snapshots are made but the first."""
+
+    sync_interval_s: float = SYNC_INTERVAL_S
+    lease: LeaseMode = LeaseMode.HOLD
+    levels: Levels | None = field(default_factory=Levels)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseTarget:
+    """One database and the root of its replica."""
+
+    path: Path
+    url: str
+    settings: WriterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryTarget:
+    """The databases of a directory; each has the prefix of its relative path below `url`.
+
+    `pattern` is a shell pattern for their file names; `recursive` includes those of subdirectories; `watch` follows
+    those that appear and vanish.
+    """
+
+    path: Path
+    url: str
+    settings: WriterSettings
+    pattern: str = "*"
+    recursive: bool = False
+    watch: bool = True
+
+
+Target: TypeAlias = DatabaseTarget | DirectoryTarget
