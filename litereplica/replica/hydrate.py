@@ -60,6 +60,9 @@ PATIENCE_S = 0.1
 STREAM_PATIENCE_S = 1.0
 """The same while pages are fetched ahead of a reader."""
 
+START_DELAY_S = 0.25
+"""Until the first pass: whoever mounts a database often asks it something at once, and would share the CPU with us."""
+
 RETRY_S = 5.0
 """Time until the next pass after a failure."""
 
@@ -152,6 +155,7 @@ class Hydrator:
         """Hydrate what `current` tells, for ever; `rate` in bytes per second limits the requests."""
         self._push, self._rate = push, rate
         failed = False
+        await trio.sleep(START_DELAY_S)
         while True:
             self._wake = trio.Event()
             pause_s = RECHECK_S

@@ -42,6 +42,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hydrate, "SEGMENT", 256 * 1024)
         monkeypatch.setattr(hydrate, "RETRY_S", 0.01)
+        monkeypatch.setattr(hydrate, "START_DELAY_S", 0.0)
         self.history = History(page_size=PAGE_SIZE)
         self.memory = self.history.storage
         assert isinstance(self.memory, MemoryStorage)
