@@ -114,6 +114,10 @@ class ConditionsIgnored(StorageError):
     """The store does not honour conditional requests: nothing keeps two writers apart there."""
 
 
+class NotSupported(StorageError):
+    """The store does not know the operation, or the condition that it carries (501)."""
+
+
 class TransientStorageError(StorageError):
     """Timeout, reset, 429, 5xx: trying again may succeed. The effect may or may not have happened."""
 
@@ -141,6 +145,10 @@ class GapError(ReplicaError):
         self.want = want
 
 
+class PointNotFound(ReplicaError):
+    """The history cannot be restored to what was asked for: a TXID that no file ends at, or a time before the first."""
+
+
 class PageSizeChanged(ReplicaError):
     """The database goes on with another page size: it has to be opened anew."""
 
@@ -154,6 +162,10 @@ class ConflictError(LiteReplicaError):
     """Another writer publishes to the same destination."""
 
     exit_code = ExitCode.CONFLICT
+
+
+class AlreadyReplicated(ConflictError):
+    """Another process, or this one, replicates the same database or directory now."""
 
 
 class LeaseConflict(ConflictError):

@@ -24,7 +24,12 @@ SLOW = (
     "cli/test_compact_command.py",
     "cli/test_replicate_command.py",
     "cli/test_restore_command.py",
+    "cli/test_diff_command.py",
+    "cli/test_history_command.py",
+    "cli/test_verify_command.py",
     "cli/test_snapshot_command.py",
+    "cli/test_status_command.py",
+    "e2e/test_replicate_config.py",
 )
 """What `scripts/test --quick` leaves out besides single tests that are marked: files that start many processes."""
 

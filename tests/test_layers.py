@@ -15,11 +15,13 @@ ALLOWED = {
     "types": set(),
     "format": {"errors", "types"},
     "storage": {"errors", "types"},
+    "difference": {"errors", "types", "format"},
     "ltxstore": {"errors", "types", "storage", "format"},
     "replica": {"errors", "types", "storage", "format", "ltxstore"},
     "writer": {"errors", "types", "storage", "format", "ltxstore"},
+    "config": {"errors", "types", "storage", "ltxstore", "writer"},
     "fuse": {"errors", "types", "format", "replica"},
-    "cli": {"errors", "types", "storage", "format", "ltxstore", "replica", "writer", "fuse"},
+    "cli": {"errors", "types", "storage", "format", "ltxstore", "replica", "writer", "config", "fuse", "difference"},
 }
 NOT_SANS_IO = {"os", "io", "time", "logging", "trio", "boto3", "sqlite3", "apsw", "pathlib", "socket", "threading"}
 

@@ -6,6 +6,7 @@ log to `logging.getLogger(__name__)` and know nothing of this. INFO is what an o
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from logging.handlers import WatchedFileHandler
@@ -35,15 +36,30 @@ class LineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def configure_logging(path: Path | None = None) -> None:
+class JSONFormatter(LineFormatter):
+    """The same as one JSON object a line: `time`, `level`, `logger`, `msg`, and `error` with a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:
     """Send the log to the file `path` (appended to, reopened when it is rotated away), or to stderr.
 
     `litereplica --debug` lowers the level to DEBUG. Called once by a command that is going to log. Raises
     `EnvironmentProblem` when the file cannot be written.
     """
     handler = _file_handler(path) if path else logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=logging.DEBUG if _debug() else LEVEL, handlers=[handler], force=True)
+    handler.setFormatter(JSONFormatter() if as_json else LineFormatter())
+    logging.basicConfig(level=logging.DEBUG if _debug() else level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -26,10 +26,15 @@ HELP_WIDTH = 100
 """Columns of help at most: the examples hold whole URLs."""
 
 COMMANDS = {
-    "replicate": "Publish a database's transactions to a replica as they are committed.",
+    "replicate": "Publish the transactions of databases to their replicas as they are committed.",
+    "status": "Show what writers, a mount or a replica are at.",
+    "databases": "Show the databases that a configuration file names.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
     "restore": "Write a replica's latest state to a database file.",
+    "history": "List the points that a replica can be restored to.",
+    "diff": "Tell what changed between two points.",
+    "verify": "Check that all that a replica promises can be restored.",
     "ltx": "List the LTX files of a replica.",
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from litereplica.cli.params import DURATION, REPLICA_URL, SIZE
+from litereplica.cli.point import TIMESTAMP, TXID, Point
 
 if TYPE_CHECKING:
     from litereplica.replica.database import Replica
@@ -27,6 +28,14 @@ LOG_NAME = "mount.log"
 @click.option("--name", help="Name of the database file.  [default: the URL's last component]")
 @click.option(
     "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to look for new transactions."
+)
+@click.option(
+    "--poll-interval-max",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    help="The same at most while nobody has a file open; after 10 minutes of that, not before somebody opens one."
+    " No longer than --poll-interval: always as often as that.",
 )
 @click.option(
     "--cache-dir",
@@ -44,6 +53,8 @@ LOG_NAME = "mount.log"
 @click.option(
     "--max-staleness", type=DURATION, help="Fail reads when there has been no news for so long.  [default: never]"
 )
+@click.option("--timestamp", type=TIMESTAMP, help="Mount the database as it was before this time; it stays like that.")
+@click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
 @click.option(
@@ -56,11 +67,14 @@ def command(
     mountpoint: Path,
     name: str | None,
     poll_interval: float,
+    poll_interval_max: float,
     cache_dir: Path | None,
     cache_size: int,
     hydrate: bool,
     hydrate_rate: int | None,
     max_staleness: float | None,
+    timestamp: int | None,
+    txid: int | None,
     allow_other: bool,
     foreground: bool,
     log_file: Path | None,
@@ -71,10 +85,15 @@ def command(
     change it. The command returns when the database can be queried, and the mount goes on in the background until
     'litereplica umount'. What a killed mount left at MOUNTPOINT is taken away first.
 
+    Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l'
+    of that directory shows the newest. With --timestamp or --txid such a state alone is mounted, for good.
+
     \b
     Example:
       litereplica mount s3://backups/app.db /mnt/live
       sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
+      sqlite3 /mnt/live/.at/2026-03-01T09:30:00Z/app.db 'SELECT count(*) FROM orders'
+      litereplica mount s3://backups/app.db /mnt/then --timestamp '2 hours ago'
     """
     gc.disable()  # what starting allocates stays: looking through it for garbage takes a tenth of the time
     import trio
@@ -83,18 +102,22 @@ def command(
     from litereplica.cli.logging_setup import configure_logging
     from litereplica.errors import UsageError
     from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.mount import MountOptions, serve
+    from litereplica.fuse.mount import serve
     from litereplica.fuse.nodes import check_database_name
+    from litereplica.fuse.session import MountOptions
+    from litereplica.fuse.static_mount import serve_static
     from litereplica.replica.allocator import tune_allocator
     from litereplica.storage.url import basename
 
     path = mountpoints.absolute(mountpoint)
-    cache = _replica_cache(cache_dir, replica_url)
+    point = Point(txid=txid, before_ms=timestamp)
+    cache = _replica_cache(cache_dir, replica_url, live=point.is_latest)
     options = MountOptions(
         url=replica_url,
         path=path,
         name=check_database_name(name if name is not None else basename(replica_url)),
         poll_interval_s=poll_interval,
+        poll_interval_max_s=poll_interval_max,
         allow_other=allow_other,
         hydrate=hydrate,
         hydrate_rate=hydrate_rate,
@@ -114,7 +137,8 @@ def command(
             ready()
 
         tune_allocator()
-        trio.run(serve, options, _opened(replica_url, cache, cache_size), started)
+        run = serve if point.is_latest else serve_static
+        trio.run(run, options, _opened(replica_url, cache, cache_size, point), started)
 
     if foreground:
         work(lambda: None)
@@ -124,26 +148,32 @@ def command(
 
 
 @asynccontextmanager
-async def _opened(url: str, cache_dir: Path, cache_size: int) -> AsyncIterator[Replica]:
+async def _opened(url: str, cache_dir: Path, cache_size: int, point: Point) -> AsyncIterator[Replica]:
+    from litereplica.cli.point import resolve
     from litereplica.ltxstore.store import open_ltx_store
     from litereplica.replica.database import open_replica
 
     store = open_ltx_store(url)
     try:
-        async with open_replica(store, cache_dir=cache_dir, cache_size=cache_size) as replica:
+        at = await resolve(store, point)
+        async with open_replica(store, cache_dir=cache_dir, cache_size=cache_size, at=at) as replica:
             yield replica
     finally:
         await store.aclose()
 
 
-def _replica_cache(root: Path | None, url: str) -> Path:
-    """The directory of one replica below the cache's root; made here, private to the user."""
+def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
+    """The directory of one replica below the cache's root; made here, private to the user.
+
+    Only one process can use it, and those who look at a past state shall not take it from the live mount.
+    """
     from litereplica.errors import EnvironmentProblem
 
     if root is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = ROOT_CACHE if os.geteuid() == 0 else Path(home) / "litereplica"
-    directory = root.absolute() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    directory = root.absolute() / (name if live else f"{name}-past")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:

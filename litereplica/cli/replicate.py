@@ -1,38 +1,68 @@
-"""`litereplica replicate`: publish a database's transactions to a replica."""
+"""`litereplica replicate`: publish databases to their replicas."""
 
 from __future__ import annotations
 
-import signal
-from dataclasses import dataclass
+import logging
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import trio
+from click.core import ParameterSource
 
 from litereplica.cli import output
+from litereplica.cli.config_file import DEFAULT_PATH, config_option, no_expand_env_option, read_config
 from litereplica.cli.logging_setup import configure_logging
 from litereplica.cli.params import DURATION, REPLICA_URL
+from litereplica.cli.replication import Replication
+from litereplica.config import Config, ConfiguredDatabase
+from litereplica.config.config import split_command
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.store import open_ltx_store
-from litereplica.writer.service import Replicator, Statistics, open_replicator
+from litereplica.writer.fleet import DatabaseStatistics
+from litereplica.writer.settings import DatabaseTarget, WriterSettings
 from litereplica.writer.tenure import LeaseMode
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
-    """What to replicate, to where, and how."""
+class Overrides:
+    """What the command line says, whatever a file does; None and empty where it says nothing."""
 
-    database: Path
-    url: str
-    sync_interval_s: float
-    once: bool
-    lease: LeaseMode
+    command: tuple[str, ...]
+    lease: LeaseMode | None
+    sync_interval_s: float | None
+    restore_if_missing: bool
+
+    def apply(self, config: Config) -> Config:
+        """The configuration with this in it."""
+        return replace(
+            config,
+            databases=tuple(map(self._apply_to_database, config.databases)),
+            command=self.command or config.command,
+        )
+
+    def _apply_to_database(self, database: ConfiguredDatabase) -> ConfiguredDatabase:
+        settings = database.target.settings
+        if self.lease is not None:
+            settings = replace(settings, lease=self.lease)
+        if self.sync_interval_s is not None:
+            settings = replace(settings, sync_interval_s=self.sync_interval_s)
+        return replace(
+            database,
+            target=replace(database.target, settings=settings),
+            restore_if_missing=database.restore_if_missing or self.restore_if_missing,
+        )
 
 
 @click.command()
-@click.argument("database", metavar="DB", type=click.Path(path_type=Path))
-@click.argument("replica_url", type=REPLICA_URL)
+@click.argument("database", metavar="[DB", required=False, type=click.Path(path_type=Path))
+@click.argument("replica_url", metavar="REPLICA_URL]", required=False, type=REPLICA_URL)
+@config_option
+@no_expand_env_option
 @click.option(
     "--sync-interval",
     type=DURATION,
@@ -48,35 +78,57 @@ class Arguments:
 @click.option(
     "--wait-lease",
     is_flag=True,
-    help="While another writer holds the lease, stand by; then publish what DB holds.",
+    help="While another writer holds the lease, stand by; take over when it is gone. What that one has published "
+    "must be in DB by then: with --restore-if-db-not-exists it is restored in that moment.",
+)
+@click.option(
+    "--restore-if-db-not-exists",
+    is_flag=True,
+    help="Restore a database that does not exist from its replica before anything else.",
+)
+@click.option(
+    "--exec",
+    "command_line",
+    metavar="COMMAND",
+    help="Run this program once the replicas are up to date; it gets our signals, and its exit code is ours.",
 )
 @click.option("--once", is_flag=True, help="Publish what there is, then exit.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
+@click.pass_context
 def command(
-    database: Path,
-    replica_url: str,
+    ctx: click.Context,
+    database: Path | None,
+    replica_url: str | None,
+    config_path: Path | None,
+    no_expand_env: bool,
     sync_interval: float,
     no_lease: bool,
     wait_lease: bool,
+    restore_if_db_not_exists: bool,
+    command_line: str | None,
     once: bool,
     log_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Publish the transactions of the SQLite database DB to REPLICA_URL as they are committed.
+    """Publish the transactions of SQLite databases to their replicas as they are committed.
+
+    The databases are DB, or those that a configuration file names. It has the shape of Litestream's: a litestream.yml
+    works as it is, or it is said what in it does not. SIGHUP makes the process read the file again.
 
     Runs until it gets SIGTERM or SIGINT; then it publishes what is left and exits. Started again, it goes on where it
     stopped. A database in a rollback journal mode is switched to WAL; otherwise nothing in it is changed.
     One writer at a time publishes to a replica. It holds a lease, the object lock.json there, which expires half a
     minute after the writer is gone; started again, it need not wait for that.
-    With --once --json, a summary is printed: db_path, url, txid, files, pages, bytes.
+    With --once --json, a summary is printed: db_path, url, txid, files, pages, bytes; of a file a list of them.
 
     \b
     Example:
       litereplica replicate app.db file:///srv/replica
       litereplica replicate app.db 's3://bucket/app.db?region=eu-west-1' --sync-interval 200ms
       litereplica replicate app.db file:///srv/replica --once
-      litereplica replicate app.db file:///srv/replica --wait-lease
+      litereplica replicate app.db file:///srv/replica --restore-if-db-not-exists --exec 'myapp --port 80'
+      litereplica replicate --config /etc/litereplica.yml
     """
     if as_json and not once:
         raise UsageError("--json prints the outcome of --once", hint="add --once, or remove --json")
@@ -84,52 +136,86 @@ def command(
         raise UsageError("--sync-interval must be more than 0", hint="write for instance --sync-interval 100ms")
     if no_lease and wait_lease:
         raise UsageError("--no-lease and --wait-lease exclude each other", hint="choose one of them")
-    configure_logging(log_file)
-    lease = LeaseMode.OFF if no_lease else LeaseMode.WAIT if wait_lease else LeaseMode.HOLD
-    arguments = Arguments(database, replica_url, sync_interval, once, lease)
-    done = trio.run(_replicate, arguments)
-    if as_json:
-        output.print_json(
-            {
-                "db_path": str(database),
-                "url": replica_url,
-                "txid": format_txid(done.txid),
-                "files": done.files,
-                "pages": done.pages,
-                "bytes": done.bytes,
-            }
-        )
-    elif once:
-        what = "nothing new" if done.files == 0 else f"{done.pages} pages in {done.files} file(s)"
-        click.echo(f"{database} is published at TXID {format_txid(done.txid)}: {what}")
+
+    def given(name: str) -> bool:
+        return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    overrides = Overrides(
+        command=_split(command_line),
+        lease=LeaseMode.OFF if no_lease else LeaseMode.WAIT if wait_lease else None,
+        sync_interval_s=sync_interval if given("sync_interval") else None,
+        restore_if_missing=restore_if_db_not_exists,
+    )
+    if database is not None:
+        if given("config_path"):
+            raise UsageError("a database and --config exclude each other", hint="remove one of them")
+        if replica_url is None:
+            raise UsageError(f"{database} has no replica", hint=f"write replicate {database} REPLICA_URL")
+        config = overrides.apply(_configured(database, replica_url))
+        file, reread = None, None
+    else:
+        file = config_path or DEFAULT_PATH
+        reread = _reader(config_path, overrides, expand_env=not no_expand_env)
+        config = reread()
+    if once and config.command:
+        raise UsageError("--once and exec exclude each other", hint="remove one of them")
+    configure_logging(log_file, level=config.logging.level, as_json=config.logging.json)
+    if file is not None:
+        _tell_about_file(config, file)
+    replication = Replication(config, file=file, reread=reread)
+    if not once:
+        ctx.exit(trio.run(replication.run))
+    done = trio.run(replication.publish_once)
+    if done is None:
+        raise KeyboardInterrupt
+    _tell_outcome(done.databases, as_json=as_json, single=database is not None)
 
 
-async def _replicate(arguments: Arguments) -> Statistics:
-    store = open_ltx_store(arguments.url)
+def _configured(database: Path, url: str) -> Config:
+    target = DatabaseTarget(database, url, WriterSettings())
+    return Config(databases=(ConfiguredDatabase(target, restore_if_missing=False, line=0),))
+
+
+def _reader(path: Path | None, overrides: Overrides, *, expand_env: bool) -> Callable[[], Config]:
+    return lambda: overrides.apply(read_config(path, expand_env=expand_env))
+
+
+def _split(command_line: str | None) -> tuple[str, ...]:
+    if command_line is None:
+        return ()
     try:
-        async with open_replicator(
-            arguments.database, store, lease=arguments.lease, sync_interval_s=arguments.sync_interval_s
-        ) as replicator:
-            if arguments.once:
-                await replicator.publish_once()
-            else:
-                await _run_until_signalled(replicator)
-            return replicator.statistics()
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
+        return split_command(command_line)
+    except UsageError as exc:
+        raise UsageError(f"--exec: {exc.message}", hint=exc.hint) from exc
 
 
-async def _run_until_signalled(replicator: Replicator) -> None:
-    stop = trio.Event()
+def _tell_about_file(config: Config, file: Path) -> None:
+    """What an operator should know of the file before it acts."""
+    if config.notes:
+        log.warning("%s: these keys have no effect here: %s", file, "; ".join(config.notes))
+    if config.unset:
+        log.warning("%s: these variables are not set, and count as empty: %s", file, ", ".join(config.unset))
+    others = stat.S_IRGRP | stat.S_IROTH
+    if any(target.credentials for target in config.targets) and file.stat().st_mode & others:
+        log.warning("%s has credentials, and others may read it: 'chmod 600 %s', unless it names variables", file, file)
 
-    async def wait_for_signal() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                stop.set()
-                return
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait_for_signal)
-        await replicator.run(stop)
-        nursery.cancel_scope.cancel()
+def _tell_outcome(databases: tuple[DatabaseStatistics, ...], *, as_json: bool, single: bool) -> None:
+    if as_json:
+        records = [_record(each) for each in databases]
+        output.print_json(records[0] if single else records)
+        return
+    for done in databases:
+        what = "nothing new" if done.files == 0 else f"{done.pages} pages in {done.files} file(s)"
+        click.echo(f"{done.path} is published at TXID {format_txid(done.txid)}: {what}")
+
+
+def _record(done: DatabaseStatistics) -> dict[str, object]:
+    return {
+        "db_path": str(done.path),
+        "url": done.url,
+        "txid": format_txid(done.txid),
+        "files": done.files,
+        "pages": done.pages,
+        "bytes": done.bytes,
+    }

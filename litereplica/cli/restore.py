@@ -1,81 +1,329 @@
-"""`litereplica restore`: a replica's latest state as a database file."""
+"""`litereplica restore`: a replica's state, now or then, as a database file."""
 
 from __future__ import annotations
 
-import signal
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
 
 from litereplica.cli import output
-from litereplica.cli.params import REPLICA_URL, format_size
-from litereplica.format.names import format_txid
-from litereplica.ltxstore.restore import RestoreResult, restore
-from litereplica.ltxstore.store import open_ltx_store
+from litereplica.cli.config_file import config_option, no_expand_env_option
+from litereplica.cli.ltx import record
+from litereplica.cli.on_store import run_on_store
+from litereplica.cli.params import DURATION, format_size
+from litereplica.cli.point import TIMESTAMP, TXID, Point
+from litereplica.cli.replica_of import ReplicaOf, find_replica
+from litereplica.cli.restore_all import Restored, SomeFailed, restore_all
+from litereplica.errors import LiteReplicaError, NoReplica, UsageError
+from litereplica.format.names import format_name, format_txid
+from litereplica.ltxstore.follow_restore import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
+from litereplica.ltxstore.restore import IntegrityCheck, RestorePreview, RestoreResult, preview, restore
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.url import redacted
+
+PLAN_COLUMNS = ("level", "file", "size", "read", "requests")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arguments:
+    source: str
+    replica: ReplicaOf
+    path: Path
+    point: Point
+    force: bool
+    check: IntegrityCheck
+    as_json: bool
+    if_replica_exists: bool
+    follow_interval_s: float | None
 
 
 @click.command()
-@click.argument("replica_url", type=REPLICA_URL)
+@click.argument("source", metavar="DB|REPLICA_URL")
 @click.option(
     "-o",
     "--output",
     "path",
-    required=True,
     type=click.Path(path_type=Path),
-    help="The database file to write. It appears when it is whole.",
+    help="The database file to write; with --all, the directory.  [default: DB]",
 )
+@click.option(
+    "--timestamp", "before_ms", type=TIMESTAMP, help="The newest state before a time, such as '5 minutes ago'."
+)
+@click.option("--txid", type=TXID, help="The state at a TXID, as 'litereplica history' lists them.")
+@click.option("--if-db-not-exists", is_flag=True, help="Do nothing, successfully, when the database file exists.")
+@click.option("--if-replica-exists", is_flag=True, help="Do nothing, successfully, when the replica is empty.")
 @click.option("--force", is_flag=True, help="Replace an existing database and its -wal, -shm and -journal files.")
+@click.option("--dry-run", is_flag=True, help="Show what would be read; write nothing.")
+@click.option(
+    "--integrity-check",
+    type=click.Choice([check.value for check in IntegrityCheck]),
+    default=IntegrityCheck.NONE.value,
+    show_default=True,
+    help="Let SQLite check the database before it gets its name.",
+)
+@click.option("--all", "every", is_flag=True, help="Every database below REPLICA_URL, each to its file in a directory.")
+@click.option("-f", "--follow", is_flag=True, help="Keep applying what the replica gains, until interrupted.")
+@click.option(
+    "--follow-interval", type=DURATION, default=f"{POLL_INTERVAL_S:g}s", show_default=True, help="How often to look."
+)
+@config_option
+@no_expand_env_option
 @output.json_option
-def command(replica_url: str, path: Path, force: bool, as_json: bool) -> None:
-    """Write a replica's latest state to a database file.
+def command(
+    source: str,
+    path: Path | None,
+    before_ms: int | None,
+    txid: int | None,
+    if_db_not_exists: bool,
+    if_replica_exists: bool,
+    force: bool,
+    dry_run: bool,
+    integrity_check: str,
+    every: bool,
+    follow: bool,
+    follow_interval: float,
+    config_path: Path | None,
+    no_expand_env: bool,
+    as_json: bool,
+) -> None:
+    """Write a replica's state, the latest or a former one, to a database file.
 
-    Every file that is read is checked; a damaged one is avoided where others hold the same transactions.
-    With --json, a summary is printed: db_path, txid, page_size, pages, bytes, files, seconds.
+    What is read is checked; a damaged file is avoided where others hold the same transactions. The database appears
+    under its name when it is whole. DB stands for its replica, which the configuration file or its state directory
+    names.
+
+    A time means the newest state before it, a time to come the latest. Without a zone it is this machine's.
+
+    With -f the file stays at the replica's newest state: programs may read it all the time, and must not write to it.
+    It is in rollback mode, whatever the original is in. Run again, it goes on.
+
+    With --json, a summary is printed: db_path, replica, txid, page_size, pages, bytes, files, bytes_read,
+    integrity_check, duration_ms; with --all, a list of them, with error for what failed; with --dry-run, the plan.
 
     \b
     Example:
       litereplica restore file:///srv/replica -o app.db
-      litereplica restore 's3://bucket/app.db?region=eu-west-1' -o app.db --force --json
+      litereplica restore app.db --timestamp '5 minutes ago' -o before.db
+      litereplica restore 's3://bucket/app.db?region=eu-west-1' -o app.db --force --integrity-check full --json
+      litereplica restore s3://bucket/all-databases --all -o restored/
+      litereplica restore -f s3://bucket/app.db -o replica.db
     """
-    start = time.monotonic()
-    result = trio.run(_restore, replica_url, path, force)
-    seconds = time.monotonic() - start
-    if as_json:
-        output.print_json(
-            {
-                "db_path": str(path),
-                "txid": format_txid(result.txid),
-                "page_size": result.page_size,
-                "pages": result.pages,
-                "bytes": result.size,
-                "files": len(result.files),
-                "seconds": round(seconds, 3),
-            }
-        )
+    replica = find_replica(source, config_path, expand_env=not no_expand_env)
+    place = path or replica.database
+    if place is None:
+        raise UsageError("-o is missing", hint=f"write litereplica restore -o app.db {redacted(source)}")
+    point = Point(txid, before_ms)
+    _require_compatible(point, every=every, follow=follow, dry_run=dry_run, as_json=as_json)
+    if if_db_not_exists and not every and place.exists():
+        output.note(f"{place} exists: nothing to do")
+        return
+    arguments = _Arguments(
+        source=source,
+        replica=replica,
+        path=place,
+        point=point,
+        force=force,
+        check=IntegrityCheck(integrity_check),
+        as_json=as_json,
+        if_replica_exists=if_replica_exists,
+        follow_interval_s=follow_interval if follow else None,
+    )
+    try:
+        if dry_run:
+            _show_plan(arguments)
+        elif every:
+            _restore_all(arguments, if_db_not_exists=if_db_not_exists)
+        elif follow:
+            _follow(arguments)
+        else:
+            _restore_one(arguments)
+    except* NoReplica:  # alone or from a nursery
+        if not if_replica_exists:
+            raise
+        output.note(f"{redacted(replica.url)} is empty: nothing to do")
+
+
+def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool, as_json: bool) -> None:
+    if follow and (not point.is_latest or every or dry_run or as_json):
+        raise UsageError("-f goes with none of --txid, --timestamp, --all, --dry-run, --json", hint="leave it out")
+    if every and (point.txid is not None or dry_run):
+        raise UsageError("--all goes with neither --txid nor --dry-run", hint="restore a single database")
+
+
+def _restore_one(arguments: _Arguments) -> None:
+    started = time.monotonic()
+    result = run_on_store(
+        arguments.replica.url, partial(_restore, arguments, arguments.path), credentials=arguments.replica.credentials
+    )
+    seconds = time.monotonic() - started
+    if arguments.as_json:
+        output.print_json(_summary(arguments, arguments.replica.url, arguments.path, result, seconds))
     else:
-        files = "1 file" if len(result.files) == 1 else f"{len(result.files)} files"
-        made = f"{format_size(result.size)} from {files} in {seconds:.1f} s"
-        output.note(f"restored TXID {format_txid(result.txid)} to {path}: {made}")
+        output.note(_restored_line(arguments.path, result, seconds))
 
 
-async def _restore(replica_url: str, path: Path, force: bool) -> RestoreResult:
-    """SIGINT and SIGTERM cancel it, so that nothing is left behind."""
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+async def _restore(
+    arguments: _Arguments, path: Path, store: LTXStore, parallelism: int | None = None, *, bar: bool = True
+) -> RestoreResult:
+    options: dict[str, Any] = {} if parallelism is None else {"parallelism": parallelism}
+    if bar:
+        options["progress"] = partial(output.progress, "Restoring")
+    if arguments.follow_interval_s is not None:
+        options["prepare"] = partial(prepare, path)
+    return await restore(
+        store,
+        path,
+        target=arguments.point.txid,
+        before_ms=arguments.point.before_ms,
+        force=arguments.force,
+        integrity_check=arguments.check,
+        **options,
+    )
 
-            async def cancel_on_signal() -> None:
-                await anext(signals)
-                nursery.cancel_scope.cancel()
 
-            nursery.start_soon(cancel_on_signal)
-            store = open_ltx_store(replica_url)
-            try:
-                result = await restore(store, path, force=force, progress=partial(output.progress, "Restoring"))
-            finally:
-                await store.aclose()
-            nursery.cancel_scope.cancel()
-            return result
-    raise KeyboardInterrupt
+def _restored_line(path: Path, result: RestoreResult, seconds: float) -> str:
+    files = "1 file" if len(result.files) == 1 else f"{len(result.files)} files"
+    made = f"{format_size(result.size)} from {files} in {seconds:.1f} s"
+    return f"restored TXID {format_txid(result.txid)} to {path}: {made}"
+
+
+def _summary(arguments: _Arguments, url: str, path: Path, result: RestoreResult, seconds: float) -> dict[str, Any]:
+    return {
+        "db_path": str(path),
+        "replica": redacted(url),
+        "txid": format_txid(result.txid),
+        "page_size": result.page_size,
+        "pages": result.pages,
+        "bytes": result.size,
+        "files": len(result.files),
+        "bytes_read": result.bytes_read,
+        "integrity_check": arguments.check.value,
+        "duration_ms": round(seconds * 1000),
+    }
+
+
+# --- --dry-run -------------------------------------------------------------------------------
+
+
+def _show_plan(arguments: _Arguments) -> None:
+    point = arguments.point
+
+    async def look(store: LTXStore) -> RestorePreview:
+        return await preview(store, target=point.txid, before_ms=point.before_ms)
+
+    plan = run_on_store(arguments.replica.url, look, credentials=arguments.replica.credentials)
+    if arguments.as_json:
+        output.print_json(_plan_record(arguments, plan))
+        return
+    rows = [
+        (
+            read.info.level,
+            format_name(read.info.min_txid, read.info.max_txid),
+            format_size(read.info.size),
+            "all" if read.whole else format_size(read.bytes),
+            read.requests,
+        )
+        for read in plan.reads
+    ]
+    output.print_table(PLAN_COLUMNS, rows, right=("level", "size", "read", "requests"))
+    reading = f"{format_size(plan.bytes)} in {sum(read.requests for read in plan.reads)} requests"
+    output.note(f"TXID {format_txid(plan.txid)}, {format_size(plan.size)}, would be written from {reading}")
+
+
+def _plan_record(arguments: _Arguments, plan: RestorePreview) -> dict[str, Any]:
+    """The keys of `litestream restore -dry-run -json`, and what is read."""
+    return {
+        "source": redacted(arguments.source),
+        "target_path": str(arguments.path),
+        "replica": redacted(arguments.replica.url),
+        "min_txid": format_txid(min(read.info.min_txid for read in plan.reads)),
+        "max_txid": format_txid(plan.txid),
+        "bytes": plan.size,
+        "bytes_read": plan.bytes,
+        "files": [
+            record(read.info)
+            | {
+                "name": format_name(read.info.min_txid, read.info.max_txid),
+                "bytes_read": read.bytes,
+                "requests": read.requests,
+                "whole": read.whole,
+            }
+            for read in plan.reads
+        ],
+    }
+
+
+# --- --all -----------------------------------------------------------------------------------
+
+
+def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
+    started = time.monotonic()
+
+    def done(each: Restored) -> None:
+        if isinstance(each.outcome, LiteReplicaError):
+            output.note(f"{each.prefix or redacted(arguments.replica.url)}: {each.outcome}")
+        elif not arguments.as_json:
+            output.note(_restored_line(each.path, each.outcome, time.monotonic() - started))
+
+    async def one(store: LTXStore, path: Path, parallelism: int) -> RestoreResult:
+        return await _restore(arguments, path, store, parallelism, bar=False)
+
+    async def work(store: LTXStore) -> list[Restored] | None:
+        return await restore_all(store, arguments.path, one, leave=if_db_not_exists, done=done)
+
+    results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
+    if results is None:
+        raise NoReplica(f"no replica lies below {redacted(arguments.replica.url)}", hint="check the URL")
+    if arguments.as_json:
+        output.print_json([_record_of(arguments, each, time.monotonic() - started) for each in results])
+    outcomes = {each.prefix or each.path.name: each.outcome for each in results}
+    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, LiteReplicaError)}
+    if failed:
+        raise SomeFailed(failed, len(results))
+
+
+def _record_of(arguments: _Arguments, each: Restored, seconds: float) -> dict[str, Any]:
+    url = arguments.replica.url if not each.prefix else f"{redacted(arguments.replica.url)}/{each.prefix}"
+    if isinstance(each.outcome, LiteReplicaError):
+        return {"db_path": str(each.path), "replica": redacted(url), "error": str(each.outcome)}
+    return _summary(arguments, url, each.path, each.outcome, seconds)
+
+
+# --- -f --------------------------------------------------------------------------------------
+
+
+def _follow(arguments: _Arguments) -> None:
+    from litereplica.cli.logging_setup import configure_logging
+
+    configure_logging()
+    interval_s = arguments.follow_interval_s
+    assert interval_s is not None
+
+    async def work(store: LTXStore) -> None:
+        txid = await _begin(arguments, store)
+        follower = Follower(store, arguments.path, txid)
+        await follower.require_history()
+        output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
+        await follower.run(interval_s, _tell)
+
+    try:
+        run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
+    except KeyboardInterrupt:
+        output.note("stopped")  # how it is meant to end
+
+
+async def _begin(arguments: _Arguments, store: LTXStore) -> int:
+    """Restore, or go on with what is there; the TXID."""
+    if not arguments.force and await trio.to_thread.run_sync(arguments.path.exists):
+        return await trio.to_thread.run_sync(position_of, arguments.path)
+    result = await _restore(arguments, arguments.path, store)
+    return result.txid
+
+
+async def _tell(step: Applied) -> None:
+    output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")

@@ -5,17 +5,18 @@ counts. A page is dropped when it lies above the commit of its own file or of a 
 and whoever let it grow again supplied the page anew. Commit and timestamp are the last input's; the WAL fields are 0,
 since no one WAL holds the result.
 
-Works on streams: memory is one page an input, and 8 bytes a page of the result. Inputs bring their own checks
-(`Decoder`); the result goes through `Encoder`, which refuses an incomplete snapshot. Storage, names and levels are the
-caller's.
+Frames go into the result as they are: nothing is compressed again. Works on streams: memory is one batch of frames an
+input, and 8 bytes a page of the result. Inputs bring their own checks (`Decoder`); the result goes through `Encoder`,
+which refuses an incomplete snapshot. Storage, names and levels are the caller's.
 """
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 from litereplica.errors import LTXError
 from litereplica.format import ltx
@@ -29,6 +30,22 @@ class CompactionInput:
 
     header: ltx.Header
     pages: Iterable[tuple[Pgno, bytes | memoryview]]
+
+    def batches(self) -> Iterator[list[tuple[Pgno, bytes]]]:
+        """The frames of the pages, one by one."""
+        for pgno, page in self.pages:
+            yield [(pgno, ltx.encode_frame(pgno, page))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FramesInput:
+    """One file: its header, and its frames as `Decoder.feed_frames` has them, in lists of any length, taken once."""
+
+    header: ltx.Header
+    frames: Iterator[list[tuple[Pgno, bytes]]]
+
+    def batches(self) -> Iterator[list[tuple[Pgno, bytes]]]:
+        return self.frames
 
 
 def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
@@ -56,8 +73,8 @@ def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
     )
 
 
-def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
-    """The compacted file in pieces; `inputs` oldest first.
+def compact(inputs: Sequence[CompactionInput | FramesInput]) -> Iterator[bytes]:
+    """The compacted file in pieces, header, frames and end; `inputs` oldest first.
 
     The inputs' headers are checked at once, their pages as the pieces are taken. Raises `LTXError`.
     """
@@ -65,15 +82,20 @@ def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
     return _pieces(encoder, inputs)
 
 
-def _pieces(encoder: Encoder, inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
+def _pieces(encoder: Encoder, inputs: Sequence[CompactionInput | FramesInput]) -> Iterator[bytes]:
     yield encoder.start()
     limits = _limits([item.header for item in inputs])
-    streams = [_keyed(item, -order, limits[order]) for order, item in enumerate(inputs)]
-    previous = 0
-    for pgno, _, page in heapq.merge(*streams):
-        if pgno != previous:
-            yield encoder.page(pgno, page)
-            previous = pgno
+    streams = [_Stream(item.batches(), limit) for item, limit in zip(inputs, limits, strict=True)]
+    while True:
+        for stream in streams:
+            stream.fill()
+        ready = [stream.batch[-1][0] for stream in streams if stream.batch]
+        if not ready:
+            break
+        chosen: dict[Pgno, bytes] = {}
+        for stream in streams:  # of a page that several have, the last one stays
+            chosen.update(stream.take(min(ready)))
+        yield from encoder.frames([(pgno, chosen[pgno]) for pgno in sorted(chosen)])
     yield encoder.finish()
 
 
@@ -85,15 +107,34 @@ def _limits(headers: Sequence[ltx.Header]) -> list[int]:
     return limits
 
 
-def _keyed(item: CompactionInput, rank: int, limit: Pgno) -> Iterator[tuple[Pgno, int, bytes | memoryview]]:
-    """(pgno, rank, page) of the pages up to `limit`: among equal page numbers the latest input has the lowest rank.
+class _Stream:
+    """The frames of one input, up to page `limit`, a batch at a time; empty at the end, and only there.
 
-    Takes the pages to their end, so that the check at the end of the input is made.
+    The input is taken to its end, so that the check there is made.
     """
-    previous = 0
-    for pgno, page in item.pages:
-        if pgno <= previous:
-            raise LTXError(f"compaction input has page {pgno} behind page {previous}")
-        previous = pgno
-        if pgno <= limit:
-            yield pgno, rank, page
+
+    def __init__(self, batches: Iterator[list[tuple[Pgno, bytes]]], limit: Pgno) -> None:
+        self.batch: list[tuple[Pgno, bytes]] = []
+        self._batches = batches
+        self._limit = limit
+        self._previous = 0
+
+    def fill(self) -> None:
+        """Have frames, unless there are no more."""
+        while not self.batch and (batch := next(self._batches, None)) is not None:
+            if batch:
+                if batch[0][0] <= self._previous:
+                    raise LTXError(f"compaction input has page {batch[0][0]} behind page {self._previous}")
+                self._previous = batch[-1][0]
+                self.batch = batch if self._previous <= self._limit else batch[: _count(batch, self._limit)]
+
+    def take(self, last: Pgno) -> list[tuple[Pgno, bytes]]:
+        """The frames up to a page."""
+        count = _count(self.batch, last)
+        taken, self.batch = self.batch[:count], self.batch[count:]
+        return taken
+
+
+def _count(batch: Sequence[tuple[Pgno, bytes]], last: Pgno) -> int:
+    """How many of the frames are of pages up to this one."""
+    return bisect_right(batch, last, key=itemgetter(0))

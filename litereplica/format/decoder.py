@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+import lz4.block
 import numpy as np
 
 from litereplica.errors import LTXError
 from litereplica.format import checksum, ltx
-from litereplica.format.frames import HEAD, usual_page
+from litereplica.format.frames import HEAD
 from litereplica.types import Pgno
 
 
@@ -45,13 +46,23 @@ class Decoder:
 
     def feed(self, chunk: bytes | memoryview) -> list[tuple[Pgno, bytes]]:
         """Take the next bytes of the file; return the pages that they complete, ascending."""
+        return self._feed(chunk, frames=False)
+
+    def feed_frames(self, chunk: bytes | memoryview) -> list[tuple[Pgno, bytes]]:
+        """As `feed`, but return the pages as they are in the file, whole frames with a size, for `Encoder.frames`.
+
+        They are decompressed for the checks, and not kept: memory follows the bytes of the file.
+        """
+        return self._feed(chunk, frames=True)
+
+    def _feed(self, chunk: bytes | memoryview, *, frames: bool) -> list[tuple[Pgno, bytes]]:
         self._pieces.append(bytes(chunk))
         self._held += len(chunk)
         if self._held < self._needed:
             return []
         data = b"".join(self._pieces)
         pages: list[tuple[Pgno, bytes]] = []
-        used = self._take(memoryview(data), pages)
+        used = self._take(data, pages, frames)
         self._pieces = [data[used:]]
         self._held -= used
         self._taken += used
@@ -91,7 +102,7 @@ class Decoder:
             raise LTXError("LTX page index does not agree with the frames")
         return LTXFile(self.header, index, [], file_checksum)
 
-    def _take(self, data: memoryview, pages: list[tuple[Pgno, bytes]]) -> int:
+    def _take(self, data: bytes, pages: list[tuple[Pgno, bytes]], frames: bool) -> int:
         """Take the whole records at the start of `data`; returns the bytes that they have."""
         if self._in_tail:
             return 0
@@ -100,21 +111,20 @@ class Decoder:
             self.header = ltx.Header.decode(data)
             position = ltx.HEADER_SIZE
             self._crc = checksum.update(None, data[:position])
-        return self._take_frames(self.header, data, position, pages)
+        return self._take_frames(self.header, data, position, pages, frames)
 
-    def _take_frames(self, header: ltx.Header, data: memoryview, position: int, pages: list[tuple[Pgno, bytes]]) -> int:
+    def _take_frames(
+        self, header: ltx.Header, data: bytes, position: int, pages: list[tuple[Pgno, bytes]], frames: bool
+    ) -> int:
         """Take the whole frames from `position` on; returns the offset behind them."""
+        view = memoryview(data)
         while True:
-            usual = self._usual_frame(header, data, position)
-            if usual is not None:
-                position += usual[0]
-                pages.append(usual[1:])
-                continue
-            size = ltx.least_frame_size(data[position:], page_size=header.page_size)
+            position = self._take_usual_frames(header, data, position, pages, frames)
+            size = ltx.least_frame_size(view[position:], page_size=header.page_size)
             if size > len(data) - position:
                 self._needed = size
                 return position
-            frame = data[position : position + size]
+            frame = view[position : position + size]
             position += size
             pgno, flags = ltx.decode_frame_header(frame, 0)
             if pgno == 0:
@@ -125,22 +135,46 @@ class Decoder:
             self._crc = checksum.update(checksum.update(self._crc, frame[: ltx.frame_head_size(flags)]), page)
             self._pgnos.append(pgno)
             self._sizes.append(size)
-            pages.append((pgno, page))
+            pages.append((pgno, ltx.encode_frame(pgno, page) if frames else page))
 
-    def _usual_frame(self, header: ltx.Header, data: memoryview, position: int) -> tuple[int, Pgno, bytes] | None:
-        """Size, pgno and page of the next frame by the short way, if it is whole and nothing is wrong with it."""
-        if len(data) - position <= HEAD.size:
-            return None
-        pgno, _, payload = HEAD.unpack_from(data, position)
-        size = HEAD.size + payload
-        page = usual_page(data, position, size, pgno, header.page_size) if payload else None
-        if page is None:
-            return None
-        self._check_pgno(pgno, header)
-        self._crc = checksum.update(checksum.update(self._crc, data[position : position + HEAD.size]), page)
-        self._pgnos.append(pgno)
-        self._sizes.append(size)
-        return size, pgno, page
+    def _take_usual_frames(
+        self, header: ltx.Header, data: bytes, position: int, pages: list[tuple[Pgno, bytes]], frames: bool
+    ) -> int:
+        """Take the frames from `position` on that are whole, have a size, and have nothing wrong with them.
+
+        The same as is done with the others, in a loop that has as little to do for each as can be.
+        """
+        unpack, head_size, page_size = HEAD.unpack_from, HEAD.size, header.page_size
+        largest = ltx.max_frame_size(page_size) - head_size
+        commit, lock_pgno, crc = header.commit, header.lock_pgno, self._crc
+        add_pgno, add_size, add_page = self._pgnos.append, self._sizes.append, pages.append
+        previous = self._pgnos[-1] if self._pgnos else 0
+        limit = len(data) - head_size
+        while position < limit:
+            pgno, flags, payload_size = unpack(data, position)
+            start = position + head_size
+            end = start + payload_size
+            if (
+                flags != ltx.FRAME_HAS_SIZE
+                or end > len(data)
+                or payload_size > largest
+                or not previous < pgno <= commit
+                or pgno == lock_pgno
+            ):
+                break
+            try:
+                page = lz4.block.decompress(data[start:end], uncompressed_size=page_size)
+            except (lz4.block.LZ4BlockError, ValueError):
+                break
+            if len(page) != page_size:
+                break
+            crc = checksum.update(checksum.update(crc, data[position:start]), page)
+            add_pgno(pgno)
+            add_size(end - position)
+            add_page((pgno, data[position:end] if frames else page))
+            previous, position = pgno, end
+        self._crc = crc
+        return position
 
     def _check_pgno(self, pgno: Pgno, header: ltx.Header) -> None:
         previous = self._pgnos[-1] if self._pgnos else 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from litereplica.errors import LTXError
 from litereplica.format import checksum, ltx
+from litereplica.format.frames import HEAD, usual_page
 from litereplica.types import Pgno
 
 
@@ -34,12 +35,24 @@ class Encoder:
     def page(self, pgno: Pgno, page: bytes | memoryview) -> bytes:
         """The frame of one page; pages come in ascending order."""
         self._check(pgno, len(page))
-        payload = ltx.compress_page(page)
-        head = ltx.encode_frame_head(pgno, len(payload))
-        self._crc = checksum.update(checksum.update(self._crc, head), page)
+        frame = ltx.encode_frame(pgno, page)
+        self._crc = checksum.update(checksum.update(self._crc, frame[: HEAD.size]), page)
         self._pgnos.append(pgno)
-        self._sizes.append(len(head) + len(payload))
-        return head + payload
+        self._sizes.append(len(frame))
+        return frame
+
+    def frames(self, frames: Iterable[tuple[Pgno, bytes]]) -> Iterator[bytes]:
+        """The frames of further pages, ascending, as they are: each is one with a size. Their pages are looked at."""
+        page_size = self.header.page_size
+        for pgno, frame in frames:
+            page = usual_page(memoryview(frame), 0, len(frame), pgno, page_size)
+            if page is None:
+                raise LTXError(f"what is to be the frame of page {pgno} is none")
+            self._check(pgno, page_size)
+            self._crc = checksum.update(checksum.update(self._crc, frame[: HEAD.size]), page)
+            self._pgnos.append(pgno)
+            self._sizes.append(len(frame))
+            yield frame
 
     def finish(self) -> bytes:
         """End of frames, index and trailer."""

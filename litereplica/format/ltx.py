@@ -229,6 +229,12 @@ def compress_page(page: bytes | memoryview) -> bytes:
     return bytes(lz4.block.compress(page, store_size=False))
 
 
+def encode_frame(pgno: Pgno, page: bytes | memoryview) -> bytes:
+    """The whole frame of a page."""
+    payload = compress_page(page)
+    return encode_frame_head(pgno, len(payload)) + payload
+
+
 def decompress_block(payload: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
     """The page in an LZ4 block: exactly `page_size` bytes, else `LTXError`."""
     try:

@@ -1,8 +1,8 @@
 """FUSE requests, translated: which file, which bytes, which errno. No behaviour of its own.
 
-`FileSystem` is what the mounted directory holds; this module knows nothing of replicas, and `FileSystem` nothing
-of FUSE. Every handler passes through `_answered`, the one place that turns errors into an errno: pyfuse3 takes the
-whole mount down when a handler raises anything but `FUSEError`.
+`FileSystem` is what the mounted directory holds, `PastTree` what its hidden directory of past states does; this module
+knows nothing of replicas, and they know nothing of requests. Every handler passes through `_answered`, the one place
+that turns errors into an errno: pyfuse3 takes the whole mount down when a handler raises anything but `FUSEError`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -36,7 +36,7 @@ from pyfuse3 import (
 
 from litereplica.fuse import nodes
 from litereplica.fuse.errno import errno_of, is_expected
-from litereplica.fuse.nodes import Inode, Owner
+from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node, Owner
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,11 @@ _GENERATED = (Inode.POS, Inode.STATUS)
 class FileSystem(Protocol):
     """What is mounted."""
 
-    name: str
+    mtime_ns: int
+
+    @property
+    def names(self) -> Mapping[bytes, Inode]:
+        """What a listing shows."""
 
     def size(self, inode: Inode) -> int:
         """Bytes of a file of the database."""
@@ -65,11 +69,45 @@ class FileSystem(Protocol):
         """Content of a generated file, as of now."""
 
 
+class PastTree(Protocol):
+    """A directory of past states, `Inode.AT`, and what is below it.
+
+    `remember` and `forget` count what the kernel knows of each inode.
+    """
+
+    def node(self, inode: int) -> Node:
+        """What is known of an inode."""
+
+    async def lookup(self, parent: int, name: bytes) -> Node | None:
+        """An entry of a directory, or None."""
+
+    def is_absent_for_ever(self, parent: int) -> bool:
+        """Will a name that this directory does not have never be in it?"""
+
+    async def list(self, inode: int) -> Sequence[tuple[bytes, Node]]:
+        """What a listing of a directory shows."""
+
+    async def open(self, inode: int) -> None:
+        """Somebody opens a file."""
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        """Bytes of a file that is open; fewer at its end."""
+
+    def release(self, inode: int) -> None:
+        """Somebody closes a file."""
+
+    def remember(self, inode: int) -> None:
+        """The kernel has been told of it once more."""
+
+    def forget(self, inode: int, count: int) -> None:
+        """The kernel has forgotten so many times that it was told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handle:
     """An open file. `content` is that of a generated one; `own` says that the daemon itself opened it."""
 
-    inode: Inode
+    inode: int
     own: bool
     content: bytes | None
 
@@ -101,12 +139,15 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, file_system: FileSystem, owner: Owner) -> None:
+    def __init__(self, file_system: FileSystem, owner: Owner, past: PastTree | None = None) -> None:
         super().__init__()
+        self.before_open: Callable[[], Awaitable[None]] | None = None
         self._fs = file_system
         self._owner = owner
-        self._names = nodes.file_names(file_system.name)
+        self._past = past
+        self._names = file_system.names
         self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, Sequence[tuple[bytes, Node]]] = {}
         self._next_handle = 1
         self._released = trio.Event()
         self._open_to_others = trio.Event()
@@ -133,10 +174,28 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        if self._is_past(parent_inode):
+            return await self._past_lookup(parent_inode, name)
         if name in (b".", b".."):
             return self._attributes(Inode.ROOT)
+        if self._past is not None and name == nodes.AT_NAME.encode():
+            return self._attributes(Inode.AT)
         inode = Inode.STATUS if name == nodes.STATUS_NAME.encode() else self._names.get(name)
         return nodes.no_entry() if inode is None else self._attributes(inode)
+
+    async def _past_lookup(self, parent: int, name: bytes) -> EntryAttributes:
+        assert self._past is not None
+        if name == b".":
+            return self._told(self._past.node(parent))
+        if name == b"..":
+            return self._attributes(Inode.ROOT if parent == Inode.AT else Inode.AT)
+        node = await self._past.lookup(parent, name)
+        return self._told(node) if node is not None else nodes.no_entry(ever=self._past.is_absent_for_ever(parent))
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for inode, count in inode_list:
+            if self._past is not None and inode >= FIRST_PAST_INODE:
+                self._past.forget(inode, count)
 
     @_answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
@@ -150,18 +209,24 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        node = Inode(inode)
         own = _is_own_thread(ctx.pid)
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        if writes and not (own and node is Inode.SHM):
+        if writes and not (own and inode == Inode.SHM):
             _refuse()
-        if not own and node is not Inode.STATUS:
+        if not own and inode != Inode.STATUS:
             await self._open_to_others.wait()
-            self._fs.check_open(node)
-        content = self._fs.generate(node) if node in _GENERATED else None
-        handle = self._next_handle
-        self._next_handle += 1
-        self._handles[handle] = Handle(node, own, content)
+        content = None
+        if self._past is not None and self._is_past(inode):
+            await self._past.open(inode)
+        else:
+            node = Inode(inode)
+            if not own and node is not Inode.STATUS:
+                if self.before_open is not None:
+                    await self.before_open()
+                self._fs.check_open(node)
+            content = self._fs.generate(node) if node in _GENERATED else None
+        handle = self._new_handle()
+        self._handles[handle] = Handle(inode, own, content)
         return FileInfo(fh=handle, keep_cache=content is None, direct_io=content is not None)
 
     @_answered
@@ -169,22 +234,38 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         if handle.content is not None:
             return handle.content[off : off + size]
-        return await self._fs.read(handle.inode, off, size)
+        if self._past is not None and self._is_past(handle.inode):
+            return await self._past.read(handle.inode, off, size)
+        return await self._fs.read(Inode(handle.inode), off, size)
 
     @_answered
     async def release(self, fh: FileHandleT) -> None:
-        del self._handles[fh]
+        handle = self._handles.pop(fh)
+        if self._past is not None and self._is_past(handle.inode):
+            self._past.release(handle.inode)
         self._released.set()
 
     @_answered
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        return inode
+        if self._past is not None and self._is_past(inode):
+            listing = await self._past.list(inode)
+        else:
+            listing = [(name, self._node(each)) for name, each in self._names.items()]
+        handle = self._new_handle()
+        self._listings[handle] = listing
+        return handle
 
     @_answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        for name, inode in self._names.items():
-            if inode > start_id and not pyfuse3.readdir_reply(token, name, self._attributes(inode), inode):
+        for i, (name, node) in enumerate(self._listings[fh][start_id:], start_id + 1):
+            if not pyfuse3.readdir_reply(token, FileNameT(name), nodes.attributes(node, self._owner), i):
                 break
+            if self._past is not None and node.inode >= FIRST_PAST_INODE:
+                self._past.remember(node.inode)
+
+    @_answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._listings[fh]
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -264,12 +345,32 @@ class Operations(pyfuse3.Operations):
         _refuse()
 
     def _attributes(self, inode: int) -> EntryAttributes:
-        node = Inode(inode)
-        if node is Inode.ROOT or node is Inode.STATUS:
-            size = 0
-        else:
-            size = nodes.POS_SIZE if node is Inode.POS else self._fs.size(node)
-        return nodes.attributes(node, size=size, owner=self._owner)
+        if self._past is not None and self._is_past(inode):
+            return nodes.attributes(self._past.node(inode), self._owner)
+        return nodes.attributes(self._node(Inode(inode)), self._owner)
+
+    def _node(self, inode: Inode) -> Node:
+        if inode is Inode.ROOT:
+            return Node(inode=inode, is_directory=True)
+        if inode is Inode.STATUS:
+            return Node(inode=inode)
+        size = nodes.POS_SIZE if inode is Inode.POS else self._fs.size(inode)
+        return Node(inode=inode, size=size, mtime_ns=self._fs.mtime_ns)
+
+    def _told(self, node: Node) -> EntryAttributes:
+        """The answer to a lookup of a past state, which the kernel takes back by `forget`."""
+        assert self._past is not None
+        if node.inode >= FIRST_PAST_INODE:
+            self._past.remember(node.inode)
+        return nodes.attributes(node, self._owner)
+
+    def _is_past(self, inode: int) -> bool:
+        return self._past is not None and (inode == Inode.AT or inode >= FIRST_PAST_INODE)
+
+    def _new_handle(self) -> FileHandleT:
+        handle = self._next_handle
+        self._next_handle += 1
+        return FileHandleT(handle)
 
 
 def _is_own_thread(thread_id: int) -> bool:

@@ -1,14 +1,16 @@
-"""A database put together from LTX files, newest file first, so that each page is written once.
+"""A database put together from LTX files, so that each page is written once.
 
 A page's content is that of the newest file that has it. Pages above the commit of a newer file were dropped on the
-way, and are not taken. A page counts as final only when the file that it came from has been read to its end and was
-right: what a damaged or vanished file leaves behind is written over by an older file that has the page, or the
-database is not complete.
+way, and are not taken. So files *claim* their pages from the newest to the oldest, by their indexes, or, when a
+file's index is not known beforehand, all that nobody has claimed; what a file has claimed can then be read in any
+order. A page is final when what it was read from was right: for a file that is read whole, its end and checksum; for
+parts of one, each frame. What a damaged or vanished file leaves behind is written over by an older file that has the
+page, or the database is not complete.
 
-Another plan for the same TXID goes on where the last one stopped: the files read so far hold every change behind some
-TXID, and however the other plan cuts the history, what its files have to add lies before that.
+Another plan for the same TXID goes on where the last one stopped. Claims end with the plan, final pages stay: however
+the other plan cuts the history, a page at that TXID has one content.
 
-All methods block; one thread at a time calls them. Memory: a byte a page, and the pages of one piece of a file.
+All methods block; one thread at a time calls them. Memory: four bytes a page, and the pages of one piece of a file.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from litereplica.errors import FormatError
 from litereplica.format import ltx
@@ -30,35 +35,52 @@ FEED_BYTES = 64 * 1024
 MIN_BYTES_PER_PAGE = ltx.FRAME_HEADER_SIZE + 1 + 3
 """What a page takes in a file, frame and index entry: files of so many bytes hold no larger database."""
 
+_FINAL = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """The pages that a file supplies: `rows` of its index."""
+
+    number: int
+    rows: NDArray[np.intp]
+
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """The file that is being read. `runs` are the pages written from it: (first, count)."""
+    """The file that is being read whole. `runs` are the pages written from it: (first, count)."""
 
     info: FileInfo
+    claim: Claim | None
     decoder: Decoder = field(default_factory=Decoder)
-    begun: bool = False
+    number: int = 0
     runs: list[tuple[Pgno, int]] = field(default_factory=list)
 
 
 class Assembly:
-    """The database in the file `fd`.
+    """The database in the file `fd`; with None nothing is written, and nothing becomes final.
 
-    For each plan `begin`; then, newest first, for each file that is `unread`: `open_file`, `feed` all its bytes,
-    `close_file`; until `is_complete`. At last `finish`.
+    `base_bytes` are those of a database that the files are applied to, if they do not hold all of one.
+
+    For each plan `begin`; then for each file, newest first, `claim`, or `skip` if `is_done`. Then, in any order of
+    the files, `write` and `settle` what they claimed, or `open_file`, `feed` all its bytes, `close_file`; a file that
+    claimed nothing is read that way, too, but as the last one. Until `is_complete`; at last `finish`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int | None, *, base_bytes: int = 0) -> None:
         self._fd = fd
+        self._base_bytes = base_bytes
         self.page_size = 0
         self.commit = 0
         self._txid: TXID = 0
         self._most_pages = 0
-        self._read: set[FileInfo] = set()  # to their ends
+        self._done: dict[FileInfo, int] = {}  # files all of whose pages are final; their commits
         self._reading: _Reading | None = None
-        self._final = bytearray()  # by pgno
+        self._owner: NDArray[np.uint32] = np.zeros(0, np.uint32)  # by pgno: the claim, 0 for none, or `_FINAL`
         self._missing = 0  # pages that are not final
-        self._limit = 0  # the smallest commit of the files read
+        self._unclaimed = 0  # pages that are neither final nor claimed
+        self._limit = 0  # the smallest commit of the files that have claimed
+        self._claims = 0
 
     @property
     def size(self) -> int:
@@ -68,33 +90,85 @@ class Assembly:
     @property
     def is_complete(self) -> bool:
         """Is every page final?"""
-        return bool(self._read) and self._missing == 0
+        return self.commit > 0 and self._missing == 0
+
+    @property
+    def is_claimed(self) -> bool:
+        """Is every page claimed or final, so that older files have nothing to add?"""
+        return self.commit > 0 and self._unclaimed == 0
 
     def begin(self, plan: Sequence[FileInfo]) -> None:
         """Take up a plan, the first or another one."""
         if plan[-1].max_txid != self._txid:
             self._txid = plan[-1].max_txid
-            self._read.clear()
-            os.ftruncate(self._fd, 0)
-        self._most_pages = sum(info.size for info in plan) // MIN_BYTES_PER_PAGE
+            self._done.clear()
+            self.page_size = self.commit = 0
+            if self._fd is not None:
+                os.ftruncate(self._fd, 0)
+        if not (self._owner == _FINAL).any():
+            self.page_size = self.commit = 0  # known from a file that may have been damaged
+        self._owner[self._owner != _FINAL] = 0
+        self._unclaimed = self._missing
+        self._limit = self.commit
+        self._claims = 0
+        self._most_pages = (self._base_bytes + sum(info.size for info in plan)) // MIN_BYTES_PER_PAGE
 
-    def unread(self, info: FileInfo) -> bool:
-        """Has this file still to be read?"""
-        return info not in self._read
+    def is_done(self, info: FileInfo) -> bool:
+        """Is there nothing more to be read of this file?"""
+        return info in self._done
 
-    def open_file(self, info: FileInfo) -> None:
-        """The bytes of this file follow."""
-        self._reading = _Reading(info)
+    def skip(self, info: FileInfo) -> None:
+        """The turn of a file that is done."""
+        self._limit = min(self._limit, self._done[info])
+
+    def claim(self, info: FileInfo, header: ltx.Header, pgnos: NDArray[np.uint32]) -> Claim:
+        """The turn of a file with these pages (ascending). Raises `FormatError`."""
+        number = self._enter(info, header)
+        taken = pgnos[: np.searchsorted(pgnos, self._limit, side="right")]
+        rows = np.flatnonzero(self._owner[taken] == 0)
+        self._owner[taken[rows]] = number
+        self._unclaimed -= len(rows)
+        self._limit = min(self._limit, header.commit)
+        return Claim(number, rows)
+
+    def write(self, pgnos: Sequence[Pgno], pages: Sequence[bytes]) -> None:
+        """Write pages, contiguous ones at once. `OSError` when it cannot."""
+        run: list[bytes] = []
+        first = 0
+        for pgno, page in zip(pgnos, pages, strict=True):
+            if pgno != first + len(run):
+                self._write_run(first, run)
+                first, run = pgno, []
+            run.append(page)
+        self._write_run(first, run)
+
+    def settle(self, pgnos: NDArray[np.uint32]) -> None:
+        """These pages, which were claimed and written, are right."""
+        self._owner[pgnos] = _FINAL
+        self._missing -= len(pgnos)
+
+    def finish_file(self, info: FileInfo, header: ltx.Header) -> None:
+        """All that a file claimed is final."""
+        self._done[info] = header.commit
+
+    def open_file(self, info: FileInfo, claim: Claim | None = None) -> None:
+        """The bytes of this file follow; without a claim it claims all that is left."""
+        self._reading = _Reading(info, claim)
 
     def feed(self, data: bytes | memoryview) -> None:
         """The next bytes of the file, best `FEED_BYTES`. Raises `FormatError`; `OSError` when it cannot write."""
         reading = self._reading
         assert reading is not None
         pages = reading.decoder.feed(data)
-        if not reading.begun and reading.decoder.header is not None:
-            reading.begun = True
-            self._begin_file(reading.info, reading.decoder.header)
-        self._write_wanted(pages, reading.runs)
+        if not reading.number and reading.decoder.header is not None:
+            reading.number = self._begin_file(reading, reading.decoder.header)
+        wanted = [each for each in pages if each[0] <= self.commit and self._owner[each[0]] == reading.number]
+        for pgno, _ in wanted:
+            if reading.runs and sum(reading.runs[-1]) == pgno:
+                reading.runs[-1] = (reading.runs[-1][0], reading.runs[-1][1] + 1)
+            else:
+                reading.runs.append((pgno, 1))
+        self.write([pgno for pgno, _ in wanted], [page for _, page in wanted])
 
     def close_file(self) -> None:
         """The file has ended: check it; its pages are final. Raises `FormatError`."""
@@ -102,54 +176,66 @@ class Assembly:
         assert reading is not None
         header = reading.decoder.finish().header
         for first, count in reading.runs:
-            self._final[first : first + count] = b"\1" * count
-            self._missing -= count
-        self._limit = min(self._limit, header.commit)
-        self._read.add(reading.info)
+            self.settle(np.arange(first, first + count, dtype=np.uint32))
+        self.finish_file(reading.info, header)
+
+    def final_pgnos(self) -> list[Pgno]:
+        """The pages that are final, ascending."""
+        pgnos: list[Pgno] = np.flatnonzero(self._owner == _FINAL).tolist()
+        return pgnos
 
     def first_missing(self) -> Pgno | None:
         """The first page that is not final."""
         if self.is_complete:
             return None
         lock = lock_pgno(self.page_size)
-        return next(pgno for pgno in range(1, self.commit + 1) if not self._final[pgno] and pgno != lock)
+        return next(pgno for pgno in (np.flatnonzero(self._owner[1:] != _FINAL) + 1).tolist() if pgno != lock)
 
     def finish(self) -> None:
         """Cut the file to the database's size. The lock page, which no file has, reads as zeroes."""
+        assert self._fd is not None
         os.ftruncate(self._fd, self.size)
         lock = lock_pgno(self.page_size)
         if lock <= self.commit:  # a damaged file may have written there
             _write_all(self._fd, bytes(self.page_size), page_offset(lock, self.page_size))
 
-    def _begin_file(self, info: FileInfo, header: ltx.Header) -> None:
-        check_name(info, header)
+    def _begin_file(self, reading: _Reading, header: ltx.Header) -> int:
+        check_name(reading.info, header)
+        if reading.claim is not None:
+            return reading.claim.number
+        number = self._enter(reading.info, header)
+        left = self._owner[1 : self._limit + 1]
+        left[left == 0] = number
+        self._unclaimed = 0
+        self._limit = min(self._limit, header.commit)
+        return number
+
+    def _enter(self, info: FileInfo, header: ltx.Header) -> int:
+        """The number of the claims of the next file."""
         if header.commit > self._most_pages:
             raise FormatError(f"header claims a database of {header.commit} pages, more than the files can hold")
-        if not self._read:
-            self.page_size, self.commit = header.page_size, header.commit
-            self._final = bytearray(header.commit + 1)
-            self._missing = header.snapshot_page_count
-            self._limit = header.commit
+        if info.max_txid == self._txid:
+            self._begin_database(header)
         elif header.page_size != self.page_size:
             raise FormatError(f"page size is {header.page_size}, that of newer files {self.page_size}")
+        self._claims += 1
+        return self._claims
 
-    def _write_wanted(self, pages: Sequence[tuple[Pgno, bytes]], runs: list[tuple[Pgno, int]]) -> None:
-        """Write the pages that no newer file has, contiguous ones at once."""
-        run: list[bytes] = []
-        first = 0
-        for pgno, page in pages:
-            if pgno > self._limit or self._final[pgno]:
-                continue
-            if pgno != first + len(run):
-                self._write_run(first, run, runs)
-                first, run = pgno, []
-            run.append(page)
-        self._write_run(first, run, runs)
+    def _begin_database(self, header: ltx.Header) -> None:
+        if not self.commit:
+            self.page_size, self.commit = header.page_size, header.commit
+            self._owner = np.zeros(header.commit + 1, np.uint32)
+            self._missing = self._unclaimed = header.snapshot_page_count
+            self._limit = header.commit
+        elif (header.page_size, header.commit) != (self.page_size, self.commit):
+            raise FormatError(
+                f"database has {header.commit} pages of {header.page_size} bytes, in another file of this TXID "
+                f"{self.commit} of {self.page_size}"
+            )
 
-    def _write_run(self, first: Pgno, run: list[bytes], runs: list[tuple[Pgno, int]]) -> None:
-        if run:
+    def _write_run(self, first: Pgno, run: Sequence[bytes]) -> None:
+        if run and self._fd is not None:
             _write_all(self._fd, b"".join(run), page_offset(first, self.page_size))
-            runs.append((first, len(run)))
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

@@ -24,7 +24,7 @@ from litereplica.errors import ConflictError, DamagedFile, NotFound, Preconditio
 from litereplica.ltxstore.levels import Compaction, next_compaction, next_snapshot
 from litereplica.ltxstore.merge import Advance, Merge, Spool
 from litereplica.ltxstore.restore import Progress
-from litereplica.ltxstore.store import LTXStore
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.types import TXID, FileInfo
 
 MAX_PLANS = 5
@@ -61,6 +61,8 @@ async def run_compaction(
         await merge.verify(spool, header)
         info = FileInfo(compaction.level, compaction.min_txid, compaction.max_txid, spool.size, header.timestamp_ms)
         try:
+            if spool.size > WHOLE_FILE_LIMIT:
+                await store.put_sums(info, spool.sums.finish())
             await store.put(info, spool.body, timestamp_ms=header.timestamp_ms)
         except PreconditionFailed:
             return Compacted(compaction, await _adopted(store, merge, spool, info), adopted=True)

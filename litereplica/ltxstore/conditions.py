@@ -1,7 +1,7 @@
 """Does a store honour conditional requests? Some ignore or misjudge them, and say nothing.
 
 Six small requests on an object of a fresh name, which is gone afterwards: three whose condition is not met, so
-that they must be refused, and the same three with the condition met.
+that they must be refused, and the same three with the condition met. A writer without a lease needs the first two only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 
 import trio
 
-from litereplica.errors import ConditionsIgnored, PreconditionFailed, StorageError
+from litereplica.errors import ConditionsIgnored, NotSupported, PreconditionFailed, StorageError
 from litereplica.storage.base import Storage
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,15 @@ async def require_conditions(storage: Storage) -> None:
             await probe.remove()
 
 
+async def require_exclusive_create(storage: Storage) -> None:
+    """The same for the one condition that a writer without a lease relies on. The object is deleted in any case."""
+    probe = _Probe(storage, PROBE_PREFIX + secrets.token_hex(8))
+    try:
+        await probe.create()
+    finally:
+        await probe.remove()
+
+
 class _Probe:
     """The object named `key`, and what is asked of it."""
 
@@ -54,12 +63,15 @@ class _Probe:
 
     async def run(self) -> None:
         storage, key = self._storage, self._key
-        await self._must_succeed(_CREATE, storage.put_if_absent(key, b"1"))
-        await self._must_fail(_CREATE, storage.put_if_absent(key, b"2"))
+        await self.create()
         await self._must_fail(_REPLACE, storage.put_if_match(key, b"2", WRONG_ETAG))
         await self._must_fail(_DELETE, storage.delete_if_match(key, WRONG_ETAG))
         await self._must_succeed(_REPLACE, storage.put_if_match(key, b"3", self._etag))
         await self._must_succeed(_DELETE, storage.delete_if_match(key, self._etag))
+
+    async def create(self) -> None:
+        await self._must_succeed(_CREATE, self._storage.put_if_absent(self._key, b"1"))
+        await self._must_fail(_CREATE, self._storage.put_if_absent(self._key, b"2"))
 
     async def remove(self) -> None:
         """Whatever has happened."""
@@ -74,12 +86,16 @@ class _Probe:
             self._etag = await request or ""
         except PreconditionFailed as exc:
             raise self._error(f"refuses {condition} although the condition is met") from exc
+        except NotSupported as exc:
+            raise self._error(f"does not know {condition}") from exc
 
     async def _must_fail(self, condition: str, request: Awaitable[str | None]) -> None:
         try:
             await request
         except PreconditionFailed:
             return
+        except NotSupported as exc:
+            raise self._error(f"does not know {condition}") from exc
         raise self._error(f"ignores {condition}")
 
     def _error(self, reason: str) -> ConditionsIgnored:

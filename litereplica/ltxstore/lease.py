@@ -18,6 +18,9 @@ decide at the same time one is refused; a refusal is never taken for an answer, 
 lease is ours and valid nobody whose clock agrees with ours takes it. No promise rests on that: whoever publishes
 does so conditionally, because a writer may be stopped between looking at its lease and the effect of its put.
 
+One lease may cover several databases, whose replicas lie below its root. Each publishes by a `Publication` of its own:
+after an interruption each has to look at what another may have published to its replica.
+
 What decides is pure: `acquire` and `renew` are functions of what was read and of the time. `ReplicaLease` carries it
 out; it has no task and waits for nothing but the store. Whether that honours conditions is asked by `conditions`.
 """
@@ -174,10 +177,10 @@ def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
 
 
 class ReplicaLease:
-    """The lease of the replica at the root of `storage`, as `identity` sees it.
+    """The lease at the root of `storage`, as `identity` sees it.
 
-    `interrupted`: since it was held before, another may have held it. What that one published must be looked at before
-    anything is; whoever has done so sets it to False. `lock` is needed if several tasks call.
+    `interruptions` counts how often another may have held it since it was held before. `lock` is needed if several
+    tasks call.
     """
 
     def __init__(
@@ -188,7 +191,7 @@ class ReplicaLease:
         now: Callable[[], Moment],
         lock: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
-        self.interrupted = False
+        self.interruptions = 0
         self._storage = storage
         self._me = identity
         self._now = now
@@ -196,7 +199,7 @@ class ReplicaLease:
         self._held: Held | None = None
         self._generation = 0
         self._wrote = False  # `lock.json` may hold a lease of ours
-        self._unsettled = False  # a put may still take effect
+        self._unsettled: set[Publication] = set()  # of which a put may still take effect
 
     def held(self) -> Lease | None:
         """The lease, while it is ours and valid."""
@@ -219,26 +222,6 @@ class ReplicaLease:
                     return
             await self._acquire()
 
-    async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
-        """Hold the lease and publish by `put`, which is conditional itself.
-
-        `verify` raises if another has published since we did. Raises what it, `put` and `ensure` raise.
-        """
-        await self.ensure()
-        while self.interrupted:
-            await verify()
-            self.interrupted = False
-            await self.ensure()
-        self._unsettled = True
-        try:
-            await put()
-        except TransientStorageError:
-            raise
-        except StorageError:
-            self._unsettled = False
-            raise
-        self._unsettled = False
-
     async def release(self) -> None:
         """Give it back, if `lock.json` holds a lease of ours and nothing of ours can take effect any more: then the
         next writer need not wait. Raises what the store raises."""
@@ -248,6 +231,10 @@ class ReplicaLease:
                 self._wrote = False
                 log.info("released the lease of %s", self._storage.url)
 
+    def settle(self, publication: Publication, *, settled: bool) -> None:
+        """Can no put of this publication take effect any more?"""
+        (self._unsettled.discard if settled else self._unsettled.add)(publication)
+
     async def _acquire(self) -> None:
         for _ in range(MAX_ATTEMPTS):
             found = await self._read()
@@ -255,7 +242,7 @@ class ReplicaLease:
             if isinstance(step, Refuse):
                 raise self._refused(step.lease)
             if found is None or found.lease.id != self._me.id:
-                self.interrupted = True
+                self.interruptions += 1
             if await self._write(step):
                 log.info(
                     "holding the lease of %s as %s, generation %d%s",
@@ -316,6 +303,50 @@ class ReplicaLease:
             return LeaseLost(message, hint="leave one of the writers running", **facts)
         message = f"{self._storage.url} is leased to {whose}, {facts['left_s']:.0f} s from now"
         return LeaseHeld(message, hint="stop that writer, or add --wait-lease to take over when it is gone", **facts)
+
+
+class Publication:
+    """What one database publishes below the root of `lease`."""
+
+    def __init__(self, lease: ReplicaLease) -> None:
+        self._lease = lease
+        self.known_interruptions = 0  # of the lease, behind which this replica was looked at
+
+    @property
+    def interrupted(self) -> bool:
+        """May another have published to this replica since `resume`?"""
+        return self._lease.interruptions != self.known_interruptions
+
+    async def resume(self) -> bool:
+        """Hold the lease; what is published is read afterwards. Whether another may have published before.
+
+        Raises as `ReplicaLease.ensure`.
+        """
+        await self._lease.ensure()
+        interrupted = self.interrupted
+        self.known_interruptions = self._lease.interruptions
+        return interrupted
+
+    async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
+        """Hold the lease and publish by `put`, which is conditional itself.
+
+        `verify` raises if another has published since we did. Raises what it, `put` and `ReplicaLease.ensure` raise.
+        """
+        await self._lease.ensure()
+        while self.interrupted:
+            interruptions = self._lease.interruptions
+            await verify()
+            self.known_interruptions = interruptions
+            await self._lease.ensure()
+        self._lease.settle(self, settled=False)
+        try:
+            await put()
+        except TransientStorageError:
+            raise
+        except StorageError:
+            self._lease.settle(self, settled=True)
+            raise
+        self._lease.settle(self, settled=True)
 
 
 def format_time(milliseconds: int) -> str:

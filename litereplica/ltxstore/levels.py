@@ -17,7 +17,8 @@ on. A gap that nothing bridges is not skipped: what is missing may turn up, or b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from litereplica.errors import ReplicaError, UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
@@ -75,23 +76,49 @@ class Compaction:
         return sum(info.size for info in self.inputs)
 
 
-def due_compactions(levels: Levels, files: Sequence[FileInfo], now_ms: int) -> list[Compaction]:
-    """What is to be merged now, lowest level first; at most one compaction a level. `files` are those of all levels.
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A compaction, and when it is due: `due_ms` since the epoch, by the clock that the files' times are of."""
 
-    A level is due when one of its inputs is older than the last multiple of its interval; then it takes all that
-    there is, as Litestream does. So it is due once an interval, however often one asks, and an idle database never.
+    due_ms: int
+    compaction: Compaction
+
+
+def schedule(levels: Levels, files: Sequence[FileInfo]) -> list[Scheduled]:
+    """What is to be merged as soon as it is due, lowest level first; at most one compaction a level.
+
+    `files` are those of all levels. A level is due at the first multiple of its interval behind the oldest of its
+    inputs; then it takes all that there is, as Litestream does. So it is due once an interval, however often one
+    asks, and an idle database never.
     """
-    due = []
+    scheduled = []
     for level, interval_ms in enumerate(levels.intervals_ms, start=1):
         compaction = next_compaction(files, level)
-        if compaction is not None and _is_due(compaction.inputs, interval_ms, now_ms):
-            due.append(compaction)
+        if compaction is not None:
+            scheduled.append(Scheduled(_due_ms(compaction.inputs, interval_ms), compaction))
     snapshot = _next_snapshot_if_any(files)
     if snapshot is not None and levels.snapshot_interval_ms is not None:
         changes = [info for info in snapshot.inputs if info.level != SNAPSHOT_LEVEL]
-        if _is_due(changes, levels.snapshot_interval_ms, now_ms):
-            due.append(snapshot)
-    return due
+        scheduled.append(Scheduled(_due_ms(changes, levels.snapshot_interval_ms), snapshot))
+    return scheduled
+
+
+def due_compactions(levels: Levels, files: Sequence[FileInfo], now_ms: int) -> list[Compaction]:
+    """What of the schedule is to be merged now."""
+    return [each.compaction for each in schedule(levels, files) if each.due_ms <= now_ms]
+
+
+def first_step(compaction: Compaction, *, max_inputs: int, max_bytes: int) -> Compaction:
+    """The same compaction, of its first inputs: at most so many, and so many bytes unless it is one.
+
+    A level may end anywhere; what is left is merged afterwards. A snapshot is left whole: its beginning is as large
+    as the database, and would be written with each step.
+    """
+    if compaction.level == SNAPSHOT_LEVEL:
+        return compaction
+    sizes = accumulate(info.size for info in compaction.inputs[:max_inputs])
+    count = sum(1 for size in sizes if size <= max_bytes)
+    return replace(compaction, inputs=compaction.inputs[: max(1, count)])
 
 
 def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
@@ -125,9 +152,9 @@ def _next_snapshot_if_any(files: Sequence[FileInfo]) -> Compaction | None:
         return None
 
 
-def _is_due(inputs: Sequence[FileInfo], interval_ms: int, now_ms: int) -> bool:
-    last_multiple_ms = now_ms - now_ms % interval_ms
-    return any(info.modified_ms < last_multiple_ms for info in inputs)
+def _due_ms(inputs: Sequence[FileInfo], interval_ms: int) -> int:
+    oldest_ms = min(info.modified_ms for info in inputs)
+    return (oldest_ms // interval_ms + 1) * interval_ms
 
 
 def _is_snapshot(info: FileInfo) -> bool:

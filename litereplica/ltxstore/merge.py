@@ -3,11 +3,12 @@
 Every input is read whole and its CRC is checked; they must be contiguous, and the result, if it is a snapshot,
 complete. It lies in memory while it is small, else in a temporary file.
 
-Memory is bounded by `BUFFER_BYTES` and `PAGES_BYTES` for the data on its way, whatever the number of the inputs
-and however well they are compressed, and by some tens of bytes a page for the page indexes. More inputs than
+Memory is bounded by `BUFFER_BYTES` and `FEED_BYTES` an input for the data on its way, however well it is compressed,
+and by some tens of bytes a page for the page indexes. More inputs than
 `FAN_IN` are merged in several rounds.
 
-Requests run in trio, several at a time; one thread decodes, merges and encodes.
+Requests run in trio, several at a time; one thread decodes, merges and encodes. Every frame is decompressed for the
+checks, of the inputs and of the result; into the result it goes as it is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import trio
 
 from litereplica.errors import EnvironmentProblem, FileVanished, FormatError, LiteReplicaError
 from litereplica.format import ltx
-from litereplica.format.compactor import CompactionInput, compact, compacted_header
+from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
+from litereplica.format.sums import SumsEncoder
 from litereplica.ltxstore.concurrent import Job, in_order
 from litereplica.ltxstore.levels import Compaction
 from litereplica.ltxstore.store import LTXStore, check_name
@@ -42,8 +44,8 @@ FAN_IN = 64
 BUFFER_BYTES = 32 << 20
 """Pieces of inputs in memory, of all inputs together."""
 
-PAGES_BYTES = 16 << 20
-"""Decompressed pages in memory, of all inputs together, at the best compression there is."""
+FEED_BYTES = 64 * 1024
+"""Of each input, as frames one by one: they take several times as much when they are well compressed."""
 
 MAX_CHUNK_BYTES = 4 << 20
 """A request's round trip is short against its transfer."""
@@ -54,11 +56,10 @@ PARALLELISM = 8
 MIN_WIDTH = 2
 """Requests under way for each of many inputs: one is consumed while the next is fetched."""
 
-COMPRESSION_LIMIT = 255
-"""A page takes at least so much of its size in a file."""
-
 SPOOL_MEMORY_BYTES = 1 << 20
 """A result up to this size needs no file on this machine: most of level 1."""
+
+SPOOL_PREFIX, SPOOL_SUFFIX = "litereplica-", ".ltx"
 
 Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
 Advance: TypeAlias = Callable[[int], None]
@@ -129,8 +130,8 @@ class Merge:
             # an input's own fault has become its error; that they do not add up is blamed on the first
             with self._store.blame(inputs[0].info):
                 header = compacted_header(headers)
-                pages = [stream.pages() for stream in streams]
-                spool.fill(compact([CompactionInput(*each) for each in zip(headers, pages, strict=True)]))
+                frames = [stream.frames() for stream in streams]
+                spool.fill(compact([FramesInput(*each) for each in zip(headers, frames, strict=True)]))
             return header
 
         return spool, await self._in_thread(inputs, merge, advance)
@@ -141,7 +142,7 @@ class Merge:
         """Run `work` in a thread, on the pages of the inputs, which are fetched meanwhile."""
         width = max(MIN_WIDTH, PARALLELISM // len(inputs))
         chunk_bytes = min(MAX_CHUNK_BYTES, BUFFER_BYTES // (len(inputs) * (width + 1)))
-        feed_bytes = min(chunk_bytes, PAGES_BYTES // (len(inputs) * COMPRESSION_LIMIT))
+        feed_bytes = min(chunk_bytes, FEED_BYTES)
         outcome: T | LiteReplicaError
         async with trio.open_nursery() as nursery:
             streams = []
@@ -227,28 +228,35 @@ class _PageStream:
         self._info = info
         self._slices = _slices(chunks, feed_bytes)
         self._decoder = Decoder()
-        self._first: list[tuple[Pgno, bytes]] = []
+        self._first: list[tuple[Pgno, bytes]] = []  # frames
         self._checks = checks
 
     def header(self) -> ltx.Header:
         """The header, which agrees with the file's name."""
         with self._checks():
             while self._decoder.header is None and (data := next(self._slices, None)) is not None:
-                self._first += self._decoder.feed(data)
+                self._first += self._decoder.feed_frames(data)
             if self._decoder.header is None:
                 self._decoder.finish()  # says what is wrong
             assert self._decoder.header is not None
             check_name(self._info, self._decoder.header)
         return self._decoder.header
 
-    def pages(self) -> Iterator[tuple[Pgno, bytes]]:
-        """All pages, ascending. They are right when the iterator has come to its end."""
+    def frames(self) -> Iterator[list[tuple[Pgno, bytes]]]:
+        """All frames, ascending, some at a time. They are right when the iterator has come to its end."""
         first, self._first = self._first, []
         with self._checks():
-            yield from first
+            yield first
             for data in self._slices:
-                yield from self._decoder.feed(data)
+                yield self._decoder.feed_frames(data)
             self._decoder.finish()
+
+    def pages(self) -> Iterator[tuple[Pgno, bytes]]:
+        """The pages of the frames, instead of them."""
+        page_size = self.header().page_size
+        for batch in self.frames():
+            for pgno, frame in batch:
+                yield pgno, ltx.decode_frame(frame, pgno=pgno, page_size=page_size)
 
 
 class Spool:
@@ -256,6 +264,7 @@ class Spool:
 
     def __init__(self, directory: Path | None) -> None:
         self.size = 0
+        self.sums = SumsEncoder()
         self._directory = directory
         self._memory: list[bytes] = []
         self._path: Path | None = None
@@ -265,7 +274,11 @@ class Spool:
         return b"".join(self._memory) if self._path is None else self._path
 
     def fill(self, pieces: Iterator[bytes]) -> None:
-        """Take the whole file. Raises `EnvironmentProblem`, and whatever making the pieces raises."""
+        """Take the whole file: header, frames and end, a piece each.
+
+        Raises `EnvironmentProblem`, and whatever making the pieces raises.
+        """
+        pieces = self._summed(pieces)
         for piece in pieces:
             self.size += len(piece)
             self._memory.append(piece)
@@ -292,18 +305,29 @@ class Spool:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
+    def _summed(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.sums.feed(piece)
+            yield piece
+
     def _create(self) -> BinaryIO:
-        fd, name = tempfile.mkstemp(prefix="litereplica-", suffix=".ltx", dir=self._directory)
+        fd, name = tempfile.mkstemp(prefix=SPOOL_PREFIX, suffix=SPOOL_SUFFIX, dir=self._directory)
         self._path = Path(name)
         return os.fdopen(fd, "wb", SPOOL_MEMORY_BYTES)
+
+
+def remove_left_over(directory: Path) -> None:
+    """Remove what a killed process left in a directory that no other process uses."""
+    for path in directory.glob(f"{SPOOL_PREFIX}*{SPOOL_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _verify(spool: Spool, expected: ltx.Header) -> None:
     """The result is a valid file with this header. Runs in a thread."""
     with _own():
         decoder = Decoder()
-        for data in _slices(spool.chunks(MAX_CHUNK_BYTES), PAGES_BYTES // COMPRESSION_LIMIT):
-            decoder.feed(data)
+        for data in _slices(spool.chunks(MAX_CHUNK_BYTES), FEED_BYTES):
+            decoder.feed_frames(data)
         header = decoder.finish().header
         if header != expected:
             raise FormatError(f"header is {header}, expected {expected}")

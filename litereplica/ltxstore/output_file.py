@@ -33,13 +33,14 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 class OutputFile:
     """The file `path` in the making: `check`, `open`, then `publish` or `discard`.
 
-    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use.
+    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use. `temporary` is the
+    name that it has until then.
     """
 
     def __init__(self, path: Path, *, force: bool) -> None:
         self.path = Path(os.path.realpath(path))
         self._force = force
-        self._temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
+        self.temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
         self._fd = -1
 
     def check(self) -> None:
@@ -60,7 +61,7 @@ class OutputFile:
     def open(self) -> int:
         """Create the temporary file; returns its descriptor, which stays this object's. Raises as `reporting`."""
         with self.reporting():
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         return self._fd
 
     def publish(self) -> None:
@@ -73,7 +74,7 @@ class OutputFile:
             if sidecars:
                 self._remove([self.path])
                 self._remove(sidecars)
-            self._temporary.rename(self.path)
+            self.temporary.rename(self.path)
             _fsync_directory(self.path.parent)
         self._close()
 
@@ -81,7 +82,7 @@ class OutputFile:
         """Remove the temporary file; no error if there is none."""
         if self._fd >= 0:
             self._close()
-            self._temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

@@ -1,40 +1,36 @@
 """Writing a replica's database to a local file.
 
-Files are read whole and in order, newest first, in pieces of which several are under way at a time; every file's CRC is
-checked before the result gets its name. `assembly.py` decides which pages are taken, `output_file.py` what happens to
-the file system, `plan.py` which files are read.
+`plan.py` decides which files are needed, `sources.py` which parts of them are read, `assembly.py` which pages are
+taken, `output_file.py` what happens to the file system. Here they come together, with what happens when the store
+changes meanwhile.
 
 A plan and the reading of it are not atomic. When a file vanishes or turns out damaged, another plan is made from a new
-listing, for the same TXID if there is one, without the files that failed.
+listing, for the same TXID if there is one, without the files that failed; pages that are known to be right are not
+read again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import trio
 
-from litereplica.errors import DamagedFile, FileVanished, GapError, NotFound, ReplicaError
-from litereplica.ltxstore.assembly import FEED_BYTES, Assembly
-from litereplica.ltxstore.concurrent import Job, in_order
+from litereplica.errors import DamagedFile, GapError, NotFound, PointNotFound, ReplicaError
+from litereplica.ltxstore.assembly import Assembly
+from litereplica.ltxstore.integrity import IntegrityCheck, require_integrity
 from litereplica.ltxstore.output_file import OutputFile
 from litereplica.ltxstore.plan import plan_restore
+from litereplica.ltxstore.sources import PARALLELISM, FileRead, Progress, SourceReader
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.base import Blob, ByteRange
+from litereplica.ltxstore.timeline import find_txid, require_point
 from litereplica.types import TXID, FileInfo
 
-CHUNK_BYTES = 4 << 20
-"""A request's round trip is short against its transfer; small enough to have several in memory."""
-
-PARALLELISM = 8
-"""Requests under way or waiting to be written, of `CHUNK_BYTES` each: Litestream's default."""
+__all__ = ["IntegrityCheck", "Progress", "RestorePreview", "RestoreResult", "preview", "restore"]
 
 MAX_PLANS = 8
 """After so many, a replica that still loses files as we read is not one to restore from now."""
@@ -42,19 +38,35 @@ MAX_PLANS = 8
 REPLAN_DELAY_S = 0.25
 """Before another plan: time for a listing to show what has changed."""
 
-Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Given the bytes to be read, a context whose value is told of each further number of bytes read."""
-
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What was restored: the TXID, the database's size in pages and bytes, and the files of the plan."""
+    """What was restored: the TXID, the database's size in pages and bytes, and the files of the plan.
+
+    `bytes_read` is what came from the store for it, listings and indexes of large files apart.
+    """
 
     txid: TXID
     page_size: int
     pages: int
     size: int
     files: tuple[FileInfo, ...]
+    bytes_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePreview:
+    """What a restore would make, and what it would read for that, oldest file first; without those it does not need."""
+
+    txid: TXID
+    page_size: int
+    pages: int
+    size: int
+    reads: tuple[FileRead, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(read.bytes for read in self.reads)
 
 
 async def restore(
@@ -62,57 +74,101 @@ async def restore(
     output: Path,
     *,
     target: TXID | None = None,
+    before_ms: int | None = None,
     force: bool = False,
+    integrity_check: IntegrityCheck = IntegrityCheck.NONE,
     progress: Progress | None = None,
+    prepare: Callable[[Path, TXID], None] | None = None,
     parallelism: int = PARALLELISM,
 ) -> RestoreResult:
-    """Write the database at `target`, or at the newest TXID, to the file `output`.
+    """Write a database to the file `output`: that at `target`, or at the newest point before a time, or the newest.
 
-    An existing database, or a sidecar file of one, is replaced only with `force`. On any error, and when
+    An existing database, or a sidecar file of one, is replaced only with `force`. `prepare` is called in a thread with
+    the whole file under its temporary name, and with its TXID, before it gets its own. On any error, and when
     cancelled, everything is as it was before. Raises `UsageError` for a place that cannot be written to,
-    `EnvironmentProblem` for a file system that does not take the file, `NoReplica`, `GapError`, `DamagedFile`, and the
-    errors of storage.
+    `EnvironmentProblem` for a file system that does not take the file, `NoReplica`, `PointNotFound`, `GapError`,
+    `DamagedFile` (also for a database that fails the integrity check), and the errors of storage.
     """
     file = OutputFile(output, force=force)
     await trio.to_thread.run_sync(file.check)
-    planner = _Planner(store, target)
+    planner = _Planner(store, target, before_ms)
     plan = await planner.first()
     try:
-        reader = _Reader(store, file, progress or _untold, parallelism)
+        assembly = Assembly(file.open())
+        reader = SourceReader(store, assembly, file, progress or _untold)
         for attempt in itertools.count(1):
             try:
-                await reader.read(plan)
+                await reader.read(plan, parallelism=parallelism)
+                _require_complete(store, assembly, plan)
                 break
             except (NotFound, DamagedFile) as exc:
                 if attempt == MAX_PLANS:
                     raise
                 plan = await planner.another(plan, exc)
-        await trio.to_thread.run_sync(reader.publish)
+        await trio.to_thread.run_sync(_finish, assembly, file)
+        if integrity_check is not IntegrityCheck.NONE:
+            await trio.to_thread.run_sync(require_integrity, file.temporary, integrity_check, store.url)
+        if prepare is not None:
+            await trio.to_thread.run_sync(prepare, file.temporary, plan[-1].max_txid)
+        await trio.to_thread.run_sync(file.publish)
     finally:
         file.discard()
-    made = reader.assembly
-    return RestoreResult(plan[-1].max_txid, made.page_size, made.commit, made.size, tuple(plan))
+    return RestoreResult(
+        plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(plan), reader.bytes_read
+    )
+
+
+async def preview(store: LTXStore, *, target: TXID | None = None, before_ms: int | None = None) -> RestorePreview:
+    """What `restore` would do now. Reads small files and the indexes of large ones. Raises as `restore`."""
+    plan = await _Planner(store, target, before_ms).first()
+    assembly = Assembly(None)
+    reader = SourceReader(store, assembly, None, _untold)
+    await reader.read(plan, parallelism=PARALLELISM)
+    by_end = sorted(reader.reads, key=lambda read: read.info.max_txid)
+    return RestorePreview(plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(by_end))
+
+
+def _require_complete(store: LTXStore, assembly: Assembly, plan: Sequence[FileInfo]) -> None:
+    missing = assembly.first_missing()
+    if missing is not None:
+        raise DamagedFile(store.key(plan[0]), f"neither it nor a later file has page {missing}")
+
+
+def _finish(assembly: Assembly, file: OutputFile) -> None:
+    with file.reporting():
+        assembly.finish()
 
 
 class _Planner:
     """Plans for one restore, and the files that are no good for it."""
 
-    def __init__(self, store: LTXStore, target: TXID | None) -> None:
+    def __init__(self, store: LTXStore, target: TXID | None, before_ms: int | None) -> None:
         self._store = store
         self._target = target
+        self._before_ms = before_ms
         self._damaged: dict[str, DamagedFile] = {}
         self._vanished: set[str] = set()
 
     async def first(self) -> list[FileInfo]:
         """The plan, by one listing of all levels; by another one when the first shows a gap."""
         try:
-            return plan_restore(await self._store.list_levels(), target=self._target)
-        except GapError:
+            return await self._plan(await self._store.list_levels())
+        except (GapError, PointNotFound):
             await trio.sleep(REPLAN_DELAY_S)
-            return plan_restore(await self._store.list_levels(), target=self._target)
+        files = await self._store.list_levels()
+        if self._target is not None:
+            require_point(files, self._target)
+        return await self._plan(files)
+
+    async def _plan(self, files: Sequence[FileInfo]) -> list[FileInfo]:
+        if self._before_ms is None:
+            return plan_restore(files, target=self._target)
+        return plan_restore(files, target=await find_txid(self._store, files, before_ms=self._before_ms))
 
     async def another(self, plan: Sequence[FileInfo], reason: NotFound | DamagedFile) -> list[FileInfo]:
-        """A plan after `reason` ended the last one: for the same TXID, else for the newest. Raises `reason` if none.
+        """A plan after `reason` ended the last one: for the same TXID, else, if none was named, for what is meant now.
+
+        Raises `reason` when there is none.
 
         A newest TXID that only a damaged file has is still the newest: no older database is passed off as the latest.
         """
@@ -120,92 +176,26 @@ class _Planner:
             self._damaged[reason.key] = reason
         else:
             self._vanished.add(reason.key)
-        await trio.sleep(REPLAN_DELAY_S)
+        for _ in range(2):  # one listing may be of a moment in between
+            await trio.sleep(REPLAN_DELAY_S)
+            replacement = await self._without_failed(plan[-1].max_txid)
+            if replacement is not None:
+                return replacement
+        raise next(iter(self._damaged.values()), reason)
+
+    async def _without_failed(self, txid: TXID) -> list[FileInfo] | None:
         files = await self._store.list_levels()
-        targets = [plan[-1].max_txid]
-        if self._target is None:
+        targets = [txid]
+        if self._before_ms is not None:
+            with contextlib.suppress(ReplicaError):
+                targets.append(await find_txid(self._store, files, before_ms=self._before_ms))
+        elif self._target is None:
             targets += [max(info.max_txid for info in files)] if files else []
         avoided = [self._damaged.keys() | self._vanished, self._damaged.keys()]
         for target, keys in itertools.product(targets, avoided):
             with contextlib.suppress(ReplicaError):
                 return plan_restore([info for info in files if self._store.key(info) not in keys], target=target)
-        raise next(iter(self._damaged.values()), reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Bytes of a file, from `start` on."""
-
-    info: FileInfo
-    start: int
-    blob: Blob
-
-    @property
-    def is_last(self) -> bool:
-        return self.start + CHUNK_BYTES >= self.info.size
-
-
-class _Reader:
-    """Reads plans into the output file."""
-
-    def __init__(self, store: LTXStore, file: OutputFile, progress: Progress, parallelism: int) -> None:
-        self.assembly = Assembly(file.open())
-        self._store = store
-        self._file = file
-        self._progress = progress
-        self._parallelism = parallelism
-        self._first: Blob | None = None  # piece of the file that is being read
-
-    async def read(self, plan: Sequence[FileInfo]) -> None:
-        """Read what is still to be read of a plan, newest file first, until every page is final."""
-        self.assembly.begin(plan)
-        unread = [info for info in reversed(plan) if self.assembly.unread(info)]
-        with self._progress(sum(info.size for info in unread)) as advance:
-
-            async def consume(piece: _Piece) -> bool:
-                advance(len(piece.blob.data))
-                return await trio.to_thread.run_sync(self._take, piece)
-
-            await in_order(self._jobs(unread), consume, width=self._parallelism)
-        missing = self.assembly.first_missing()
-        if missing is not None:
-            raise DamagedFile(self._store.key(plan[0]), f"neither it nor a later file has page {missing}")
-
-    def publish(self) -> None:
-        """The database is complete: cut it to its size and give it its name."""
-        with self._file.reporting():
-            self.assembly.finish()
-        self._file.publish()
-
-    def _jobs(self, files: Sequence[FileInfo]) -> Iterator[Job[_Piece]]:
-        for info in files:
-            for start in range(0, max(info.size, 1), CHUNK_BYTES):
-                yield partial(self._fetch, info, start)
-
-    async def _fetch(self, info: FileInfo, start: int) -> _Piece:
-        return _Piece(info, start, await self._store.get(info, ByteRange(start, start + CHUNK_BYTES)))
-
-    def _take(self, piece: _Piece) -> bool:
-        """Put a piece into the database; is there more to be read? Runs in a thread."""
-        self._require_whole(piece)
-        with self._store.blame(piece.info), self._file.reporting(), memoryview(piece.blob.data) as data:
-            if piece.start == 0:
-                self.assembly.open_file(piece.info)
-            for start in range(0, len(data), FEED_BYTES):
-                trio.from_thread.check_cancelled()
-                self.assembly.feed(data[start : start + FEED_BYTES])
-            if piece.is_last:
-                self.assembly.close_file()
-        return not self.assembly.is_complete
-
-    def _require_whole(self, piece: _Piece) -> None:
-        """The pieces of a file are of one object, and that is the one that was listed."""
-        if piece.start == 0 or self._first is None:
-            self._first = piece.blob
-        self._store.require_same(piece.info, self._first, piece.blob)
-        if piece.blob.size != piece.info.size:
-            key = self._store.key(piece.info)
-            raise FileVanished(f"{key} has {piece.blob.size} bytes, but was listed with {piece.info.size}", key=key)
+        return None
 
 
 def _untold(total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -26,12 +26,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
 from operator import attrgetter
+from typing import TypeAlias, TypeVar
+
+import trio
 
 from litereplica.errors import UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.levels import DAY_MS, MINUTE_MS
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
+from litereplica.ltxstore.sums import parse_sums_key
 from litereplica.types import TXID, FileInfo
 
 L0_RETENTION_MS = 5 * MINUTE_MS
@@ -39,6 +43,11 @@ L0_RETENTION_MS = 5 * MINUTE_MS
 
 SNAPSHOT_RETENTION_MS = DAY_MS
 """Litestream's default."""
+
+FILES_AT_ONCE = 256
+"""To decide upon so many takes a millisecond or two."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,21 @@ def due_deletions(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: in
     return [Deletion(info, covers.containing(info.max_txid)) for info in doomed]
 
 
+def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: int) -> int | None:
+    """The first moment after `now_ms` at which `due_deletions` may find more than now, or None. Pure."""
+    history = _History(files)
+    born = _birth_times(files, now_ms)
+    moments: list[int] = []
+    if policy.l0_ms is not None:
+        moments += [born[info] + policy.l0_ms for info in history.by_end if info.level == 0]
+    if policy.snapshot_ms is not None:
+        first_end = min((info.max_txid for info in files), default=0)
+        moments += [born[info] + policy.snapshot_ms for info in history.snapshots if info.max_txid > first_end]
+    for tier in policy.tiers:
+        moments += [born[info] + tier.keep_ms for info in history.by_end]
+    return min((moment for moment in moments if moment > now_ms), default=None)
+
+
 def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
     """Every TXID that can be restored, ascending: those for which `plan_restore` finds a plan."""
     reached = [0]
@@ -130,30 +154,54 @@ class SteadyClock:
         return min(self.steady_ms(), self._wall_ms())
 
 
+_Name: TypeAlias = tuple[int, TXID, TXID]
+
+
 class Retention:
-    """Deletes what is due, whenever `enforce` is called; it remembers which files it has seen appear."""
+    """Deletes what is due, and remembers which files it has seen appear: one for the life of a process."""
 
     def __init__(self, store: LTXStore, policy: RetentionPolicy, clock: SteadyClock) -> None:
         self._store = store
         self._policy = policy
         self._clock = clock
-        self._seen_ms: dict[tuple[int, TXID, TXID], int] | None = None
-        self._readable: set[tuple[int, TXID, TXID]] = set()
+        self._seen_ms: dict[_Name, int] | None = None
+        self._readable: set[_Name] = set()  # were read once
+        self._sweep_ms = clock.steady_ms()  # when sums without a file are looked for
 
     async def enforce(self) -> list[Deletion]:
-        """List, delete what is due, and tell what it was.
+        """List, delete what is due, and tell what it was. Raises as `delete`."""
+        due = await self.due(await self._store.list_levels())
+        await self.delete(due)
+        return due
+
+    def appeared(self, info: FileInfo) -> None:
+        """A file is in the store since a moment ago. (Without being told, one learns it from the next listing.)"""
+        if self._seen_ms is not None:
+            self._seen_ms.setdefault(_name(info), self._clock.steady_ms())
+
+    async def due(self, files: Sequence[FileInfo]) -> list[Deletion]:
+        """What is to be deleted now, in this order. `files` are those of all levels, as far as they are known."""
+        return await _in_thread(due_deletions, self._aged(files), self._policy, self._clock.now_ms())
+
+    async def next_due_ms(self, files: Sequence[FileInfo]) -> int | None:
+        """From when on something else may be due than now, by the clock; None: never, with these files."""
+        return await _in_thread(next_deletion_ms, self._aged(files), self._policy, self._clock.now_ms())
+
+    async def delete(self, due: Sequence[Deletion], *, deleted: Callable[[FileInfo], None] = lambda info: None) -> None:
+        """Delete these files one by one; `deleted` is told of each.
 
         Nothing is deleted unless every file that takes the place of another can be read, header and page index:
         raises `DamagedFile` or `NotFound` otherwise, and the errors of storage. An interrupted run leaves
         nothing half done.
         """
-        files = self._aged(await self._store.list_levels())
-        due = due_deletions(files, self._policy, self._clock.now_ms())
         for info in {deletion.covered_by for deletion in due}:
             await self._require_readable(info)
         for deletion in due:
             await self._store.delete([deletion.info])
-        return due
+            deleted(deletion.info)
+        if due and self._clock.steady_ms() >= self._sweep_ms:
+            self._sweep_ms = self._clock.steady_ms() + DAY_MS
+            await sweep_sums(self._store, self._clock.now_ms())
 
     def _aged(self, files: Sequence[FileInfo]) -> list[FileInfo]:
         """The files, those that appeared since the first listing no older than their appearance."""
@@ -166,9 +214,41 @@ class Retention:
         return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[_name(info)])) for info in files]
 
     async def _require_readable(self, info: FileInfo) -> None:
-        if _name(info) not in self._readable:
+        """It is read once; afterwards a request without a body tells whether it is still there."""
+        name = _name(info)
+        if name in self._readable:
+            await self._store.storage.head(self._store.key(info))
+        else:
             await self._store.open(info)
-            self._readable.add(_name(info))
+            self._readable.add(name)
+
+
+async def sweep_sums(store: LTXStore, now_ms: int) -> list[str]:
+    """Delete the sums of files that are not there, and tell their keys: one LIST, and those of the files if need be.
+
+    Sums are put before their file, which may take hours to upload: those of less than a day are left alone.
+    """
+    old = [item.key for item in await store.list_sums() if now_ms - item.modified_ms > DAY_MS]
+    names = {key: name for key in old if (name := parse_sums_key(key)) is not None}
+    if not names:
+        return []
+    files = {_name(info) for info in await store.list_levels()}
+    orphans = [key for key, name in names.items() if name not in files]
+    if orphans:
+        await store.storage.delete(orphans)
+    return orphans
+
+
+async def _in_thread(
+    decide: Callable[[Sequence[FileInfo], RetentionPolicy, int], T],
+    files: Sequence[FileInfo],
+    policy: RetentionPolicy,
+    now_ms: int,
+) -> T:
+    """With thousands of files it takes too long for the thread that others wait for."""
+    if len(files) <= FILES_AT_ONCE:
+        return decide(files, policy, now_ms)
+    return await trio.to_thread.run_sync(decide, files, policy, now_ms)
 
 
 class _History:
@@ -293,5 +373,5 @@ def _by(files: Iterable[FileInfo], key: Callable[[FileInfo], int]) -> list[tuple
     return [(value, list(group)) for value, group in groupby(sorted(files, key=key), key=key)]
 
 
-def _name(info: FileInfo) -> tuple[int, TXID, TXID]:
+def _name(info: FileInfo) -> _Name:
     return info.level, info.min_txid, info.max_txid

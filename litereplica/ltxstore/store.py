@@ -13,11 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
+import trio
+
+from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound
 from litereplica.format import decoder, ltx, names
 from litereplica.format.names import Layout
+from litereplica.format.sums import HEAD_SIZE, SumsHead
 from litereplica.ltxstore.concurrent import gather
-from litereplica.storage.base import Blob, Body, ByteRange, Range, Storage, Suffix
+from litereplica.ltxstore.sums import SUMS_PREFIX, FileSums, sums_key
+from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
+from litereplica.storage.credentials import Credentials
 from litereplica.storage.url import open_storage, parse_url
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.types import TXID, FileInfo
@@ -29,17 +34,24 @@ TAIL_READ = 64 * 1024
 """First read of the end of a large file: the index of about 10,000 pages fits, larger ones take another request."""
 
 
+DECODE_HERE = 64 * 1024
+"""Bytes of an index that is decoded on the trio thread, in some milliseconds; a large one takes up to a second."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedFile:
     """A file whose header and index are known. `pages`, in the index's order, when it was read whole and its CRC was
     right; None when only the index was read. `file_checksum` is that of the trailer: it tells this file from any
-    other that has or had its name."""
+    other that has or had its name. `etag` is that of the object that was read. `sums` are those of a large file that
+    has them: its header and index have been checked by them."""
 
     info: FileInfo
     header: ltx.Header
     index: ltx.PageIndex
     file_checksum: int
     pages: list[bytes] | None
+    etag: str = ""
+    sums: FileSums | None = None
 
 
 class LTXStore:
@@ -88,8 +100,8 @@ class LTXStore:
     async def open(self, info: FileInfo) -> OpenedFile:
         """Header and index, with the pages of a small file.
 
-        A small file takes one request; a large one two at once, and one more when its index is large. What `info` says
-        of the size need not be true. Raises `FileVanished` when the file is replaced between two requests.
+        A small file takes one request; a large one three at once, and one more when its index is large. What `info`
+        says of the size need not be true. Raises `FileVanished` when the file is replaced between two requests.
         """
         if info.size <= WHOLE_FILE_LIMIT:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
@@ -126,18 +138,30 @@ class LTXStore:
         """
         await self.storage.put_if_absent(self.key(info), body, modified_ms=timestamp_ms)
 
+    async def put_sums(self, info: FileInfo, body: bytes) -> None:
+        """Publish the sums of a large file, before the file itself; they replace those of a file that had its name."""
+        await self.storage.put(sums_key(info), body)
+
+    async def list_sums(self) -> list[ObjectInfo]:
+        """The sums of all levels. One listing."""
+        return await self.storage.list(SUMS_PREFIX)
+
     async def delete(self, infos: Sequence[FileInfo]) -> None:
-        """Delete files; those already gone are not an error."""
+        """Delete files, and then their sums; what is already gone is not an error."""
         await self.storage.delete([self.key(info) for info in infos])
+        large = [sums_key(info) for info in infos if info.size > WHOLE_FILE_LIMIT]
+        if large:
+            await self.storage.delete(large)
 
     async def aclose(self) -> None:
         await self.storage.aclose()
 
     async def _open_large(self, info: FileInfo) -> OpenedFile:
-        start, tail = await gather(
+        start, tail, beside = await gather(
             [
                 partial(self.get, info, ByteRange(0, ltx.HEADER_SIZE)),
                 partial(self.get, info, Suffix(TAIL_READ)),
+                partial(self._get_sums, info),
             ]
         )
         self.require_same(info, start, tail)
@@ -155,8 +179,18 @@ class LTXStore:
             self.require_same(info, start, middle)
             varints = middle.data
         with self.blame(info):
-            index = ltx.decode_page_index(varints, header=header, file_size=tail.size)
-        return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None)
+            head = _matching(beside.data, file_checksum, start.data, varints)
+            decode = partial(ltx.decode_page_index, varints, header=header, file_size=tail.size)
+            index = decode() if index_size <= DECODE_HERE else await trio.to_thread.run_sync(decode)
+            sums = FileSums.of(info, head, header, index) if head is not None else None
+        return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None, start.etag, sums)
+
+    async def _get_sums(self, info: FileInfo) -> Blob:
+        """What the sums of a file begin with; nothing when there are none, or none for us."""
+        try:
+            return await self.storage.get(sums_key(info), ByteRange(0, HEAD_SIZE))
+        except (NotFound, AccessDenied):
+            return Blob(b"", 0, "")
 
     def require_same(self, info: FileInfo, first: Blob, other: Blob) -> None:
         """Two parts of a file are of the same object, else `FileVanished`."""
@@ -167,7 +201,8 @@ class LTXStore:
         with self.blame(info):
             file = decoder.decode_file(blob.data)
             check_name(info, file.header)
-        return OpenedFile(replace(info, size=blob.size), file.header, file.index, file.file_checksum, file.pages)
+        sized = replace(info, size=blob.size)
+        return OpenedFile(sized, file.header, file.index, file.file_checksum, file.pages, blob.etag)
 
     @contextmanager
     def blame(self, info: FileInfo) -> Iterator[None]:
@@ -186,7 +221,20 @@ def check_name(info: FileInfo, header: ltx.Header) -> None:
         raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, unlike its name")
 
 
-def open_ltx_store(url: str) -> LTXStore:
-    """The replica at a URL. Makes no request."""
+def _matching(beside: bytes, file_checksum: int, header: bytes, index: bytes) -> SumsHead | None:
+    """The head of the sums beside a file, if they are its own. Raises `FormatError` when they tell of damage."""
+    try:
+        head = SumsHead.decode(beside)
+    except FormatError:
+        return None
+    if head.file_checksum != file_checksum:
+        return None
+    if not head.describes(header, index):
+        raise FormatError("header or page index is not as the sums beside the file say")
+    return head
+
+
+def open_ltx_store(url: str, *, credentials: Credentials | None = None) -> LTXStore:
+    """The replica at a URL. Makes no request. Without `credentials` they come from the environment."""
     layout = Layout.FILE if parse_url(url).scheme == "file" else Layout.S3
-    return LTXStore(MeteredStorage(open_storage(url)), layout)
+    return LTXStore(MeteredStorage(open_storage(url, credentials=credentials)), layout)

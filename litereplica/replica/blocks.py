@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from litereplica.errors import LTXError
 from litereplica.format.frames import decode_frames
+from litereplica.format.sums import wrong_frames
 from litereplica.replica.page_map import PageMap
 from litereplica.types import Pgno
 
@@ -81,14 +83,18 @@ Decoded: TypeAlias = tuple[list[int], list[bytes], list[tuple[Pgno, LTXError]]]
 """The rows of a block that are sound, their pages, and what is wrong with the others."""
 
 
-def decode_block(block: Block, data: bytes, page_size: int) -> Decoded:
-    """The pages of a block."""
+def decode_block(block: Block, data: bytes, page_size: int, sums: Sequence[int | None] | None = None) -> Decoded:
+    """The pages of a block, none of which differs from its frame's sum, where that is known."""
     offsets = (block.locations["offset"] - np.uint64(block.start)).tolist()
+    sizes = block.locations["size"].tolist()
     pgnos = block.pgnos.tolist()
+    wrong = wrong_frames(data, offsets, sizes, sums) if sums is not None else []
     rows: list[int] = []
     pages: list[bytes] = []
     damaged: list[tuple[Pgno, LTXError]] = []
-    decoded = decode_frames(data, offsets, block.locations["size"].tolist(), pgnos, page_size=page_size)
+    decoded = decode_frames(data, offsets, sizes, pgnos, page_size=page_size)
+    for row in wrong:
+        decoded[row] = LTXError("frame is not as the sums beside the file say")
     for row, page in enumerate(decoded):
         if isinstance(page, bytes):
             rows.append(row)

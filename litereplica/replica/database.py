@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -41,7 +41,7 @@ from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.progress import Progress
-from litereplica.replica.readahead import MIN_WINDOW
+from litereplica.replica.readahead import MIN_WINDOW, ReadAhead
 from litereplica.replica.snapshot import (
     Snapshot,
     Update,
@@ -53,6 +53,7 @@ from litereplica.replica.snapshot import (
     renaming,
 )
 from litereplica.replica.statistics import ReplicaStatistics
+from litereplica.replica.travel import TimeTravel
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.types import TXID, FileInfo, Pgno
 
@@ -61,14 +62,19 @@ log = logging.getLogger(__name__)
 MEMORY_SIZE = 32 * 1024 * 1024
 """Bytes of pages in memory: what is being read now. The kernel's page cache and the disk hold the rest."""
 
-READ_TIMEOUT_S = 30.0
-"""An uncached read fails after this time; SQLite's callers wait no longer than that for an answer."""
+READ_TIMEOUT_S = 15.0
+"""An uncached read fails after this time. When what the kernel reads ahead fails, it asks once more for the page that is
+wanted: a client waits for twice that."""
 
 FORGET_EVERY = 1024
 """Files that the table may gain before it is cleaned: some 300 bytes each, against a look at the whole map."""
 
 FileHolder: TypeAlias = Callable[[], NDArray[np.uint32]]
 """Ids of files in locations that are kept outside of any `PageMap`."""
+
+RelocationListener: TypeAlias = Callable[[PageMap, PageMap, NDArray[np.uint32]], Awaitable[None]]
+"""Is told of the map before, of the one after, and of the pages whose content may differ, with their cached pages
+renamed already."""
 
 CACHE_SIZE = 1024 * 1024 * 1024
 """Bytes of pages on the local disk."""
@@ -100,6 +106,7 @@ class Replica:
     ) -> None:
         self.snapshot = snapshot
         self.held_files: FileHolder | None = None
+        self.on_relocation: RelocationListener | None = None
         self._store = store
         self._files = files
         self._pages = pages
@@ -181,24 +188,46 @@ class Replica:
                 hint="see 'last_error' in the mount's status",
             )
 
-    async def hydrate(self, *, push: Push | None = None, rate: float | None = None) -> None:
+    async def hydrate(
+        self, current: Callable[[], PageMap] | None = None, *, push: Push | None = None, rate: float | None = None
+    ) -> None:
         """Fetch the whole database in the background, and go on with what changes, for ever.
 
-        Pages that arrive are offered to `push`; `rate` in bytes per second limits the requests.
+        `current` tells what to fetch, if not the current snapshot. Pages that arrive are offered to `push`; `rate` in
+        bytes per second limits the requests.
         """
-        await self._hydrator.run(lambda: self.snapshot.pages, push=push, rate=rate)
+        await self._hydrator.run(current or (lambda: self.snapshot.pages), push=push, rate=rate)
+
+    def travel(self) -> TimeTravel:
+        """The way to past states, which are read through the same files and pages. To be called once."""
+        past = TimeTravel(
+            self,
+            self._ledger.store(Purpose.PAST),
+            self._follower.catalog,
+            files=self._files,
+            pages=self._pages,
+            maps=self._maps,
+        )
+        self.on_relocation = past.follow
+        return past
 
     async def read(
-        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
+        self,
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        *,
+        around: PageMap | None = None,
+        policy: ReadAhead | None = None,
     ) -> list[bytes]:
         """Pages in the order asked: from memory (without a checkpoint), from the disk, from the store.
 
-        `around` lets a page that is fetched bring its neighbours in that map. The lock page is zeroes. Raises
+        `around` lets a page that is fetched bring its neighbours in that map; `policy` is for readers of another map
+        than the current one. The lock page is zeroes. Raises
         `FileVanished` or `DamagedFile` (heal, take the new locations, ask once more), `ReplicaError` for a page that
         is in no file, `TransientStorageError` after the time limit, or what the store raises.
         """
         keys = self._keys(pgnos, locations)
-        window = MIN_WINDOW if around is None or not keys else self._fetcher.note_read(pgnos, around)
+        window = MIN_WINDOW if around is None or not keys else self._fetcher.note_read(pgnos, around, policy)
         found: dict[PageKey, bytes] = {_LOCK_PAGE: bytes(self.snapshot.page_size)}
         missing: dict[PageKey, int] = {}
         for i, key in enumerate(keys):
@@ -322,6 +351,8 @@ class Replica:
         if self._files.condemned:
             changed = np.union1d(changed, self._condemned_pages(before.pages, after.commit)).astype(np.uint32)
         await self._pages.rename(renaming(before.pages, after.pages, changed, self._files))
+        if self.on_relocation is not None:
+            await self.on_relocation(before.pages, after.pages, changed)
         self._swap(after, found.files)
         return Update(after, changed, relocated=True)
 
@@ -357,8 +388,9 @@ async def open_replica(
     read_timeout_s: float = READ_TIMEOUT_S,
     list_interval_s: float = LIST_INTERVAL_S,
     clock: Callable[[], float] = trio.current_time,
+    at: TXID | None = None,
 ) -> AsyncIterator[Replica]:
-    """The newest database that the store's files make.
+    """The newest database that the store's files make, or that of the TXID `at`.
 
     Sizes in bytes. Pages are kept in `cache_dir`, which belongs to this one database, or only in memory when it is
     None. Raises `NoReplica`, `GapError`, `ReplicaError` when a page is in no file, `DamagedFile`,
@@ -367,7 +399,7 @@ async def open_replica(
     ledger = Ledger(store)
     catalog = Catalog(ledger.store(Purpose.OPEN))
     follower = Follower(ledger, catalog, clock=clock, list_interval_s=list_interval_s)
-    opened = await follower.first_files()
+    opened = await follower.first_files(at)
     files = FileTable()
     snapshot = first_snapshot(opened, files)
     async with AsyncExitStack() as stack:
@@ -395,7 +427,7 @@ async def open_replica(
         keep_pages(pages, snapshot.pages, opened, files)
         del opened  # its indexes are as large as the map
         hydrator = Hydrator(ledger.store(Purpose.HYDRATE), files, pages, fetcher, on_damage=on_damage)
-        yield Replica(
+        replica = Replica(
             store,
             snapshot,
             files=files,
@@ -407,6 +439,8 @@ async def open_replica(
             read_timeout_s=read_timeout_s,
             clock=clock,
         )
+        del snapshot  # the replica goes on to others
+        yield replica
         nursery.cancel_scope.cancel()
 
 

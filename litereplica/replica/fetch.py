@@ -7,7 +7,7 @@ is fetched ahead of readers that go through the file, is `readahead.py`'s to say
 A fetch is a task of the replica's own: a reader that is cancelled stops waiting, and the others get their pages. What
 nobody has asked for yet waits in a queue with slots of its own, so it is never in the way of what somebody waits
 for; a page that is asked for while it is in the queue leaves it at once. Every frame is checked before it is
-handed out. Large blocks are decoded in a thread.
+handed out (`source_read.py`). Large blocks are decoded in a thread.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica.blocks import Block, Decoded, decode_block, neighbourhood, plan_blocks
+from litereplica.replica.blocks import Block, Decoded, neighbourhood, plan_blocks
 from litereplica.replica.files import FileTable, SourceFile
 from litereplica.replica.link import Link
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.readahead import ReadAhead
-from litereplica.replica.source_read import read_source
-from litereplica.storage.base import Blob, ByteRange
+from litereplica.replica.source_read import read_block
 
 PARALLEL_FETCHES = 8
 """Requests at the same time that readers wait for. With those below it stays within a usual pool of 16 connections."""
@@ -185,13 +184,14 @@ class Fetcher:
 
     # --- what will probably be wanted ----------------------------------------------------------
 
-    def note_read(self, pgnos: NDArray[np.uint32], around: PageMap) -> int:
+    def note_read(self, pgnos: NDArray[np.uint32], around: PageMap, policy: ReadAhead | None = None) -> int:
         """Readers read these pages (ascending) of a map, wherever they are. Returns the window for those that miss.
 
-        Fetches ahead what the policy says, without waiting.
+        Fetches ahead what the policy says, without waiting. `policy` is that of readers of a map of its own.
         """
         first, last = int(pgnos[0]), int(pgnos[-1])
-        advice = self._policy.read(first, last, commit=around.commit, now=trio.current_time(), link=self.link)
+        now = trio.current_time()
+        advice = (policy or self._policy).read(first, last, commit=around.commit, now=now, link=self.link)
         for stream in advice.over:
             self._abandon(stream)
         if advice.ahead:
@@ -288,8 +288,9 @@ class Fetcher:
         key = store.key(file.info)
         started = trio.current_time()
         with trio.fail_after(self._timeout_s):
-            blob = await read_source(store, self._files, block.file_id, ByteRange(block.start, block.stop))
-        rows, pages, damaged = await self._decode(block, blob)
+            rows, pages, damaged = await read_block(
+                store, self._files, block, page_size=self._page_size, run=partial(self._decode, block)
+            )
         self.link.observe(block.stop - block.start, trio.current_time() - started)
         keys = flight.keys if len(rows) == len(flight.keys) else [flight.keys[row] for row in rows]
         flight.pages = dict(zip(keys, pages, strict=True))
@@ -301,8 +302,7 @@ class Fetcher:
             self._on_damage(file, damage)
         self._announce(flight, rows, pages)
 
-    async def _decode(self, block: Block, blob: Blob) -> Decoded:
-        decode = partial(decode_block, block, blob.data, self._page_size)
+    async def _decode(self, block: Block, decode: Callable[[], Decoded]) -> Decoded:
         if block.stop - block.start <= DECODE_HERE:
             return decode()
         return await trio.to_thread.run_sync(decode, limiter=self._decoders)

@@ -14,22 +14,26 @@ from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile
 from litereplica.ltxstore.store import OpenedFile
+from litereplica.ltxstore.sums import FileSums, FrameSums
 from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the store. `checksum` is that of its trailer: the identity of its content."""
+    """A file of the store. `checksum` is that of its trailer: the identity of its content. `sums` are those of its
+    frames, if it has any beside it."""
 
     info: FileInfo
     checksum: int
+    sums: FileSums | None = None
 
 
 class FileTable:
-    """id ↔ file, ids from 1 up."""
+    """id ↔ file, ids from 1 up. `frame_sums` are those of all files' frames."""
 
     def __init__(self) -> None:
+        self.frame_sums = FrameSums()
         self._files: dict[int, SourceFile] = {}
         self._ids: dict[tuple[str, int], int] = {}
         self._by_name: dict[str, int] = {}
@@ -47,7 +51,9 @@ class FileTable:
         if key not in self._ids:
             self._ids[key] = self._next_id
             self._by_name[name] = self._next_id
-            self._files[self._next_id] = SourceFile(opened.info, opened.file_checksum)
+            self._files[self._next_id] = SourceFile(opened.info, opened.file_checksum, opened.sums)
+            if opened.etag:
+                self._etags[self._next_id] = opened.etag
             self._next_id += 1
         return self._ids[key]
 
@@ -71,8 +77,17 @@ class FileTable:
         checksums: NDArray[np.uint64] = np.array(found, np.uint64)[places]
         return checksums
 
+    def last_txids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """Ids, ascending, of all files that may be used, and the max TXID of each."""
+        usable = sorted((file_id, file) for file_id, file in self._files.items() if file_id not in self._condemned)
+        ids = np.array([file_id for file_id, _ in usable], np.uint32)
+        return ids, np.array([file.info.max_txid for _, file in usable], np.uint64)
+
     def is_same_object(self, file_id: int, blob: Blob) -> bool:
-        """Can `blob` be a part of the file that this id stands for? The first blob decides the etag."""
+        """Is `blob` a part of the object that was opened as the file that this id stands for?
+
+        A file without an etag takes that of the first blob.
+        """
         file = self._files.get(file_id)
         if file is None or blob.size != file.info.size:
             return False

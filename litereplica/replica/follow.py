@@ -74,7 +74,7 @@ class Follower:
         self.newest_txid: TXID = 0
         self._store = ledger.store(Purpose.POLL)
         self._lists = ledger.store(Purpose.LIST)
-        self._catalog = catalog
+        self.catalog = catalog
         self._clock = clock
         self._list_interval_s = list_interval_s
         self._listed_at = self._fully_listed_at = clock()
@@ -84,17 +84,20 @@ class Follower:
         self._here: _Here | None = None  # the L0 file of the position, if we have seen it
         self._diverged = False
 
-    async def first_files(self) -> list[OpenedFile]:
-        """The files that make the newest database that can be reached. Raises `NoReplica`, `GapError`."""
+    async def first_files(self, at: TXID | None = None) -> list[OpenedFile]:
+        """The files that make the newest database that can be reached, or that of a TXID.
+
+        Raises `NoReplica`, `GapError`.
+        """
 
         def choose(files: Sequence[FileInfo]) -> list[FileInfo]:
             self._note(files)
-            plan = plan_newest(files)
+            plan = plan_newest(files) if at is None else plan_restore(files, target=at)
             self._check_tip(files, plan[-1].max_txid)
             return plan
 
-        files = await self._catalog.open(choose)
-        self._catalog.store = self._lists
+        files = await self.catalog.open(choose)
+        self.catalog.store = self._lists
         self._remember(files[-1])
         return files
 
@@ -109,7 +112,7 @@ class Follower:
             if files:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
                 damage, self._listed_at = None, -self._list_interval_s
-        news = damage is not None and self._catalog.avoid(_l0(position + 1), damage)
+        news = damage is not None and self.catalog.avoid(_l0(position + 1), damage)
         found = None
         if news or self._clock() - self._listed_at >= self._list_interval_s:
             found = await self._listed(position)
@@ -130,7 +133,7 @@ class Follower:
             except GapError:
                 return self._reaching(position, plan_newest(files))
 
-        files = await self._catalog.open(self._newest_plan(position) if self._diverged else choose)
+        files = await self.catalog.open(self._newest_plan(position) if self._diverged else choose)
         self._listed_at = -self._list_interval_s  # there may be a gap before the next L0, too
         return self._found_whole(files) if self._diverged else Found(files)
 
@@ -205,11 +208,11 @@ class Follower:
             return None
         self._fully_listed_at = self._clock()
         if not self._diverged:
-            files = await self._catalog.open(partial(self._steps, position), after=position - 1)
+            files = await self.catalog.open(partial(self._steps, position), after=position - 1)
             if files or not self._diverged:
                 return Found(files) if files else None
         try:
-            return self._found_whole(await self._catalog.open(self._newest_plan(position)))
+            return self._found_whole(await self.catalog.open(self._newest_plan(position)))
         except ReplicaError:
             return None
 

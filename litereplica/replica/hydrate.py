@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError
 from litereplica.format.decoder import Decoder
+from litereplica.format.sums import wrong_frames
 from litereplica.ltxstore.concurrent import in_order
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica.blocks import Block, decode_block, plan_blocks
+from litereplica.replica.blocks import Block, Decoded, plan_blocks
 from litereplica.replica.fetch import Fetcher
 from litereplica.replica.files import FileTable, SourceFile
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
-from litereplica.replica.source_read import read_source
+from litereplica.replica.source_read import read_block, read_with_sums
 from litereplica.replica.statistics import HydrationState, HydrationStatistics
 from litereplica.storage.base import ByteRange
 
@@ -133,6 +134,7 @@ class Hydrator:
         self._done: PageMap | None = None  # all of its pages have been at hand
         self._total = self._missing = self._fetched = 0
         self._verified: set[int] = set()  # files that were read whole
+        self._unsound: set[int] = set()  # files of which some pages are damaged: the others are taken one by one
         self._pushed = 0
         self._push: Push | None = None
         self._rate: float | None = None
@@ -184,7 +186,7 @@ class Hydrator:
             self._state = HydrationState.RUNNING
         streamed = {
             file_id
-            for file_id in incomplete - self._verified
+            for file_id in incomplete - self._verified - self._unsound
             if used[file_id] >= STREAMED_SHARE * self._file(file_id).info.size
         }
         for file_id in streamed:
@@ -235,9 +237,10 @@ class Hydrator:
 
     async def _fetch_block(self, block: Block) -> None:
         file = self._file(block.file_id)
-        data = await self._get(block.file_id, block.start, block.stop)
-        decode = partial(decode_block, block, data, self._pages.page_size)
-        rows, pages, damaged = await trio.to_thread.run_sync(decode, limiter=self._decoders)
+        await self._keep_rate(block.stop - block.start)
+        rows, pages, damaged = await read_block(
+            self._store, self._files, block, page_size=self._pages.page_size, run=self._decode
+        )
         for pgno, error in damaged[:1]:
             self._on_damage(file, DamagedFile(self._store.key(file.info), f"page {pgno}: {error.message}"))
         await self._keep(file, block.pgnos[rows], block.locations[rows], pages)
@@ -286,7 +289,18 @@ class Hydrator:
             pages = await self._at_hand(part.pgnos, part.locations)
             if pages is not None:
                 return part, pages
-        return part, await self._get(file_id, part.start, part.stop)
+        for _ in range(2):  # what is wrong once may have become so on the way
+            await self._keep_rate(part.stop - part.start)
+            span = ByteRange(part.start, part.stop)
+            data, sums = await read_with_sums(self._store, self._files, file_id, span, part.pgnos)
+            wrong = await trio.to_thread.run_sync(_wrong_frames, part, data, sums, limiter=self._decoders)
+            if not wrong:
+                return part, data
+        self._unsound.add(file_id)
+        reason = f"page {part.pgnos[wrong[0]]}: frame is not as the sums beside the file say"
+        damage = DamagedFile(self._store.key(file.info), reason)
+        self._on_damage(file, damage)
+        raise damage
 
     async def _keep_fed(self, file: SourceFile, part: Part, fed: dict[int, bytes]) -> None:
         pages = [fed[pgno] for pgno in part.pgnos.tolist() if pgno in fed]
@@ -306,12 +320,14 @@ class Hydrator:
         """Wait while readers wait, and longer while one goes through the file: what it fetches is what we would."""
         await self._fetcher.wait_until_quiet(STREAM_PATIENCE_S if self._fetcher.is_ahead else PATIENCE_S)
 
-    async def _get(self, file_id: int, start: int, stop: int) -> bytes:
+    async def _keep_rate(self, size: int) -> None:
+        """Wait until so many bytes may be asked for."""
         if self._rate is not None:
-            self._free_at = max(self._free_at, trio.current_time()) + (stop - start) / self._rate
+            self._free_at = max(self._free_at, trio.current_time()) + size / self._rate
             await trio.sleep_until(self._free_at)
-        blob = await read_source(self._store, self._files, file_id, ByteRange(start, stop))
-        return blob.data
+
+    async def _decode(self, decode: Callable[[], Decoded]) -> Decoded:
+        return await trio.to_thread.run_sync(decode, limiter=self._decoders)
 
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
         checksums = self._files.checksums(locations["file"]).tolist()
@@ -344,6 +360,14 @@ class Hydrator:
         if self._push is not None and pages and self._pushed + size <= KERNEL_BUDGET:
             self._pushed += size
             await self._push(pgnos, locations, pages)
+
+
+def _wrong_frames(part: Part, data: bytes, sums: list[int | None] | None) -> list[int]:
+    """Rows of the frames of a part that are not as their sums, where these are known."""
+    if sums is None:
+        return []
+    offsets = (part.locations["offset"] - np.uint64(part.start)).tolist()
+    return wrong_frames(data, offsets, part.locations["size"].tolist(), sums)
 
 
 def _take_pages(decoder: Decoder, part: Part, pages: list[bytes]) -> None:

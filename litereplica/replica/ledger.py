@@ -40,6 +40,7 @@ class Purpose(StrEnum):
     PAGE = "page"  # what a reader waits for, and its neighbourhood
     AHEAD = "ahead"  # what a reader will probably want
     HYDRATE = "hydrate"  # the whole database, in the background
+    PAST = "past"  # listings, headers and indexes of past states; their pages are read as any others
 
 
 @dataclass(frozen=True, slots=True)

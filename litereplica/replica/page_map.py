@@ -12,8 +12,9 @@ The applying of files is `snapshot.py`'s, the meaning of the file ids `files.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from litereplica.format.sqlite import lock_pgno
 
 LOCATION: np.dtype[np.void] = np.dtype([("file", np.uint32), ("size", np.uint32), ("offset", np.uint64)])
 """Place of a page: id of the file in a `FileTable` (0 = no page there), size and offset of its frame in bytes."""
+
+ChunkRule: TypeAlias = Callable[..., NDArray[np.void]]
 
 _SHIFT = 10
 CHUNK = 1 << _SHIFT
@@ -90,6 +93,17 @@ class PageMap:
             first = chunk_id << _SHIFT
             count = min(CHUNK, self.commit - first)
             yield np.arange(first + 1, first + count + 1, dtype=np.uint32), chunk[:count]
+
+    def combined(self, rule: ChunkRule, *others: PageMap) -> PageMap:
+        """The map of the same pages whose chunks `rule` makes of those of this one and of the others in the same place.
+
+        It gets the first pgno and the chunks, `self`'s first, and returns one of them or a new one. Chunks that one of
+        the others does not have stay as they are.
+        """
+        chunks = list(self._chunks)
+        for chunk_id, parts in enumerate(zip(self._chunks, *(each._chunks for each in others), strict=False)):
+            chunks[chunk_id] = _frozen(rule((chunk_id << _SHIFT) + 1, *parts))
+        return PageMap(self.page_size, self.commit, chunks)
 
     def files(self) -> NDArray[np.uint32]:
         """Ids of the files that hold at least one page, ascending. Looks at every page."""

@@ -1,8 +1,8 @@
 """The loop that keeps a replica up to date. It is owned by whoever starts it in a nursery.
 
-One pass polls, hands on what it brought and waits until that has been applied, then sleeps. A store that fails is asked
-again, less and less often, for ever; what is there stays served meanwhile. The log has one line when a run of failures
-begins and one when it ends.
+One pass polls, hands on what it brought and waits until that has been applied, then sleeps for as long as its `Pace`
+says. A store that fails is asked again, less and less often, for ever; what is there stays served meanwhile. The log
+has one line when a run of failures begins and one when it ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import trio
 
 from litereplica.errors import LiteReplicaError, PageSizeChanged
 from litereplica.replica.database import Replica
+from litereplica.replica.pace import Pace
 from litereplica.replica.snapshot import Update
 
 log = logging.getLogger(__name__)
@@ -29,24 +30,24 @@ async def run_poller(
     replica: Replica,
     apply: Callable[[Update | None], Awaitable[None]],
     *,
-    interval_s: float,
+    pace: Pace,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Poll every `interval_s` seconds and await `apply` with what each poll brought, for ever.
+    """Poll whenever `pace` says so, and await `apply` with what each poll brought, for ever.
 
     That is None when there was nothing: whoever applies may have something left from before, or due by the clock.
 
     Ready after the first poll; its failure is raised. Later an error of ours, from the poll or from `apply`, only
     lengthens the pause; `PageSizeChanged`, and any other exception, ends the loop.
     """
-    await _poll_once(replica, apply)
+    await _poll_once(replica, apply, pace)
     task_status.started()
     failures = 0
     stalled = False
     while True:
-        await trio.sleep(_pause_s(interval_s, failures))
+        await pace.wait(_back_off_s(pace.interval_s, failures))
         try:
-            await _poll_once(replica, apply)
+            await _poll_once(replica, apply, pace)
         except PageSizeChanged:
             raise
         except LiteReplicaError as exc:
@@ -60,11 +61,14 @@ async def run_poller(
         stalled = _log_stall(replica, stalled)
 
 
-async def _poll_once(replica: Replica, apply: Callable[[Update | None], Awaitable[None]]) -> None:
-    await apply(await replica.poll())
+async def _poll_once(replica: Replica, apply: Callable[[Update | None], Awaitable[None]], pace: Pace) -> None:
+    try:
+        await apply(await replica.poll())
+    finally:
+        pace.polled()
 
 
-def _pause_s(interval_s: float, failures: int) -> float:
+def _back_off_s(interval_s: float, failures: int) -> float:
     """The interval, doubled with each failure after the first, up to a limit."""
     if failures <= 1:
         return interval_s

@@ -73,12 +73,12 @@ class _Stream:
 
 
 class ReadAhead:
-    """The streams of one database with pages of `page_size` bytes."""
+    """The streams of one database with pages of `page_size` bytes, numbered from `first_stream` up."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, *, first_stream: int = 1) -> None:
         self._page_size = page_size
         self._streams: list[_Stream] = []  # the one read last comes last
-        self._next_number = 1
+        self._next_number = first_stream
 
     def read(self, first: Pgno, last: Pgno, *, commit: int, now: float, link: Link) -> Advice:
         """The pages first..last of `commit` are being read, at time `now` (seconds)."""

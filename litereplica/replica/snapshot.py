@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import PageSizeChanged, ReplicaError
-from litereplica.format.sqlite import lock_pgno
+from litereplica.format.sqlite import MIN_PAGE_SIZE, lock_pgno
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.files import FileTable
 from litereplica.replica.page_key import Translation
 from litereplica.replica.page_map import LOCATION, PageMap
-from litereplica.types import Pos
+from litereplica.types import TXID, Pos
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +59,19 @@ def first_snapshot(files: Sequence[OpenedFile], table: FileTable) -> Snapshot:
 
     After a change of the page size only the files from there on count; the first of them has every page.
     """
+    return assemble(files, [table.add(file) for file in files])
+
+
+def assemble(files: Sequence[OpenedFile], file_ids: Sequence[int], *, base: Snapshot | None = None) -> Snapshot:
+    """As `first_snapshot`, for files whose ids are known, upon the database that the files before them make."""
+    if base is not None and not files:
+        return base
     page_size = files[-1].header.page_size
     start = max((i + 1 for i, file in enumerate(files) if file.header.page_size != page_size), default=0)
-    snapshot = _apply(PageMap.empty(page_size), files[start:], table)
+    pages = PageMap.empty(page_size)
+    if base is not None and start == 0 and base.page_size == page_size:
+        pages = base.pages
+    snapshot = _apply(pages, files[start:], file_ids[start:])
     missing = snapshot.pages.missing()
     if len(missing):
         raise ReplicaError(
@@ -76,7 +86,8 @@ def advance(before: Snapshot, files: Sequence[OpenedFile], table: FileTable) -> 
     for file in files:
         if file.header.page_size != before.page_size:
             raise page_size_changed(before.page_size, file)
-    return Update(_apply(before.pages, files, table), changed_pages(before.commit, files), relocated=False)
+    after = _apply(before.pages, files, [table.add(file) for file in files])
+    return Update(after, changed_pages(before.commit, files), relocated=False)
 
 
 def changed_pages(commit: int, files: Sequence[OpenedFile]) -> NDArray[np.uint32]:
@@ -133,8 +144,60 @@ def all_pages(snapshot: Snapshot) -> NDArray[np.uint32]:
     return changed
 
 
-def _apply(pages: PageMap, files: Sequence[OpenedFile], table: FileTable) -> Snapshot:
-    for file in files:
-        pages = pages.applied(file.index.pgno, locations_of(file, table.add(file)), commit=file.header.commit)
+def placeholder(file_ids: Sequence[int]) -> PageMap:
+    """A map of nothing but these files: who holds it keeps them from being forgotten."""
+    rows = np.zeros(len(file_ids), LOCATION)
+    rows["file"] = file_ids
+    return PageMap.empty(MIN_PAGE_SIZE).applied(np.arange(1, len(rows) + 1, dtype=np.uint32), rows, commit=len(rows))
+
+
+def sharing(
+    pages: PageMap, other: PageMap, last_txids: tuple[NDArray[np.uint32], NDArray[np.uint64]], common: TXID
+) -> PageMap:
+    """`pages`, with the locations of `other` for pages of which both are known to have the same version.
+
+    Both have all that happened up to `common` in the same way, and reach that far. A page that neither has from a file
+    that ends later has not changed since in either. `last_txids` are the ids of files, ascending, and their max TXIDs.
+    """
+    early = last_txids[0][last_txids[1] <= common]
+
+    def share(_: int, own: NDArray[np.void], theirs: NDArray[np.void]) -> NDArray[np.void]:
+        if own is theirs:
+            return own
+        same = np.isin(own["file"], early) & np.isin(theirs["file"], early)
+        if bool((same | (own == theirs)).all()):
+            return theirs
+        return _exchanged(own, theirs, same & (own["file"] != theirs["file"]))
+
+    return pages.combined(share, other)
+
+
+def following(pages: PageMap, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> PageMap:
+    """`pages`, with the locations of `after` for those that it has where `before` had them, but for those `changed`."""
+
+    def follow(first: int, own: NDArray[np.void], old: NDArray[np.void], new: NDArray[np.void]) -> NDArray[np.void]:
+        if old is new:
+            return own
+        span = changed[np.searchsorted(changed, first) : np.searchsorted(changed, first + len(own))]
+        kept = np.ones(len(own), np.bool_)
+        kept[span.astype(np.int64) - first] = False
+        moved = kept & (own["file"] != 0) & (own == old) & (new["file"] != 0)
+        return new if bool((moved | (own == new)).all()) else _exchanged(own, new, moved)
+
+    return pages.combined(follow, before, after)
+
+
+def _exchanged(own: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np.bool_]) -> NDArray[np.void]:
+    """`own` itself when no row is exchanged."""
+    if not rows.any():
+        return own
+    exchanged = own.copy()
+    exchanged[rows] = others[rows]
+    return exchanged
+
+
+def _apply(pages: PageMap, files: Sequence[OpenedFile], file_ids: Sequence[int]) -> Snapshot:
+    for file, file_id in zip(files, file_ids, strict=True):
+        pages = pages.applied(file.index.pgno, locations_of(file, file_id), commit=file.header.commit)
     last = files[-1].header
     return Snapshot(Pos(last.max_txid), last.timestamp_ms, last.page_size, last.commit, pages)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
 
+    from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
 
 T = TypeVar("T")
@@ -50,8 +51,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class S3Storage(Storage):
     """Objects of a bucket below the URL's path. Nothing is imported or connected before the first request."""
 
-    def __init__(self, url: ReplicaURL) -> None:
+    def __init__(self, url: ReplicaURL, credentials: Credentials | None = None) -> None:
         self._url = url
+        self._credentials = credentials
         self._base = url.path + "/" if url.path else ""
         self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
         self._connecting = threading.Lock()
@@ -207,7 +209,7 @@ class S3Storage(Storage):
     def _connected(self) -> S3Client:
         with self._connecting:
             if self._client is None:
-                self._client = connect(self._url)
+                self._client = connect(self._url, self._credentials)
             return self._client
 
 

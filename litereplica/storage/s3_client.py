@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+    from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
 
 MAX_CONNECTIONS = 32
@@ -31,8 +32,8 @@ CREDENTIAL_SERVICES = ("sts", "sso", "sso-oidc", "signin")
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
-def connect(url: ReplicaURL) -> S3Client:
-    """Make a client. Blocks for the import of boto3, and while credentials are looked for."""
+def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client:
+    """Make a client. Blocks for the import of boto3, and while credentials are looked for unless they are given."""
     import boto3.session
     import botocore.loaders
     import botocore.session
@@ -61,7 +62,7 @@ def connect(url: ReplicaURL) -> S3Client:
             tcp_keepalive=True,
             s3={"addressing_style": "path" if url.force_path_style else "auto"},
         ),
-        **_litestream_credentials(),
+        **(_litestream_credentials() if credentials is None else _options(credentials)),
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _use_content_md5)
     return client
@@ -70,6 +71,13 @@ def connect(url: ReplicaURL) -> S3Client:
 def _region(url: ReplicaURL, configured: str | None) -> str:
     named = next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
     return url.region or named or configured or DEFAULT_REGION
+
+
+def _options(credentials: Credentials) -> dict[str, Any]:
+    return {
+        "aws_access_key_id": credentials.access_key_id,
+        "aws_secret_access_key": credentials.secret_access_key,
+    }
 
 
 def _litestream_credentials() -> dict[str, Any]:

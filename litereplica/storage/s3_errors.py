@@ -8,6 +8,7 @@ from litereplica.errors import (
     AccessDenied,
     BucketNotFound,
     NotFound,
+    NotSupported,
     PreconditionFailed,
     StorageError,
     TransientStorageError,
@@ -55,6 +56,10 @@ HINT_BUCKET = "create the bucket, or correct its name, the endpoint or the regio
 HINT_ENDPOINT = "check that the endpoint in the URL is right and that its server is running"
 HINT_REGION = "name the bucket's region in the URL: region=…"
 HINT_LATER = "try again later"
+HINT_CONDITIONS = (
+    "use a store that knows conditional requests, or make sure that no other writer ever publishes there and add "
+    "--no-lease"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def of_code(code: str, status: int, message: str, failure: Failure) -> StorageEr
     if code in _WRONG_CREDENTIALS:
         return failure.error(AccessDenied, reason, HINT_CREDENTIALS)
     if code == "NotImplemented" or status == 501:
-        return failure.error(StorageError, reason, "use a store that supports conditional requests")
+        return failure.error(NotSupported, reason, HINT_CONDITIONS)
     if code in _TRANSIENT or status in _TRANSIENT_STATUS or status >= 500:
         return failure.error(TransientStorageError, reason, HINT_LATER)
     if code == "NoSuchKey" or status == 404:

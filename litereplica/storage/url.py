@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litereplica.errors import UsageError
 from litereplica.storage.base import Storage
+from litereplica.storage.credentials import Credentials
 from litereplica.storage.keys import is_key
 from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
 
@@ -70,13 +71,15 @@ class ReplicaURL:
         return posixpath.basename(self.path) or self.bucket
 
 
-def open_storage(url: str, *, policy: RetryPolicy = DEFAULT_POLICY) -> Storage:
+def open_storage(url: str, *, policy: RetryPolicy = DEFAULT_POLICY, credentials: Credentials | None = None) -> Storage:
     """The storage that `url` names, with transient errors tried again as `policy` says.
+
+    Without `credentials` they come from the environment; a `file` URL needs none.
 
     Nothing is connected or imported that the URL does not need, and for S3 not before the first request.
     Raises `UsageError`.
     """
-    return RetryStorage(_open_backend(parse_url(url)), policy)
+    return RetryStorage(_open_backend(parse_url(url), credentials), policy)
 
 
 def parse_url(url: str) -> ReplicaURL:
@@ -107,14 +110,14 @@ def redacted(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _open_backend(url: ReplicaURL) -> Storage:
+def _open_backend(url: ReplicaURL, credentials: Credentials | None) -> Storage:
     if url.scheme == "file":
         from litereplica.storage.file import FileStorage
 
         return FileStorage(Path(url.path))
     from litereplica.storage.s3 import S3Storage
 
-    return S3Storage(url)
+    return S3Storage(url, credentials)
 
 
 def _parse_file(url: str) -> ReplicaURL:

@@ -12,5 +12,8 @@ source      the database: connections, the held read, the barrier
 state       the directory beside the database: lock, spooled files, sums, the mark of the last checkpoint
 store_watch tells when the store does not answer
 coexist     refuses a database that Litestream is replicating
+prepare     before replication: what is missing is restored
+control     the socket on which a writer tells what it is and does
+behind      how the log tells that the store is behind
 crash       named places at which tests kill the process
 """

@@ -8,20 +8,28 @@ the WAL is scanned. What follows from that and from the replica's newest file is
     the database file is as at our last checkpoint,             all that the WAL has is new
       and the newest file is still that of then
     anything else                                               the pages that differ are the next TXID
+
+Whoever takes over from another writer is held to more: what its database holds must *continue* the newest file
+(`require_continuation`). A copy that was left behind would otherwise be published over what is newer than it.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from enum import Enum
 
-from litereplica.errors import EnvironmentProblem
+from litereplica.errors import ConflictError, EnvironmentProblem
+from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.writer.crash import CrashPoint, crash_point
-from litereplica.writer.publisher import Published
+from litereplica.writer.known_pages import keep_sums, known_pages
+from litereplica.writer.page_sums import PageSums, Version
+from litereplica.writer.publisher import Published, Publisher
 from litereplica.writer.resume import check_page_size, frames_covered, newest_file, same_generation
 from litereplica.writer.source import Source, WalState
 from litereplica.writer.state import CheckpointMark, FileIdentity
+from litereplica.writer.store_watch import StoreWatch
 from litereplica.writer.wal_tail import WalTail
 
 SCAN_UNDER_BARRIER_BYTES = 64 << 20
@@ -123,3 +131,39 @@ async def decide(
     if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, tail):
         return Start.CHECKPOINT, published
     return Start.DIFFERENCE, published
+
+
+async def require_continuation(
+    store: LTXStore, source: Source, publisher: Publisher, *, hold: Hold, sums: PageSums, watch: StoreWatch
+) -> None:
+    """After `Start.DIFFERENCE`: raise `ConflictError` unless the database continues the replica's newest version.
+
+    It does when we published that version, from this very file, as the sums of its pages tell; when it is that version
+    byte for byte; and when the file alone is, and the WAL has all that was committed since. Nothing is kept of
+    what is read for a database that does not: a later start must not find sums that we never published.
+    """
+    last = publisher.last.version
+    if _published_it(sums, last):
+        return
+    known = await known_pages(store, source, sums, last=last, watch=watch, keep=False)
+    if known is not None:
+        commits = [hold.page_count if hold.sealed else None]
+        if not hold.sealed and hold.identity.size == len(known) * source.page_size:
+            commits.append(len(known))
+        for commit in commits:
+            if not await publisher.differs(known, commit=commit):
+                await keep_sums(source, sums, last, known)
+                return
+    restore = shlex.join(["litereplica", "restore", store.url, "-o", str(source.path), "--force"])
+    raise ConflictError(
+        f"{source.path} does not continue {store.url}, where TXID {format_txid(last.txid)} is newer than what it has",
+        hint=f"restore it first ({restore}), or start without --wait-lease to publish this database as the newest",
+    )
+
+
+def _published_it(sums: PageSums, last: Version) -> bool:
+    """The checksum of a version is not known any more when its L0 file has been compacted."""
+    own = sums.version
+    if own is None or sums.tells_of_another_file:
+        return False
+    return own == last or (own.txid == last.txid and last.checksum == 0)

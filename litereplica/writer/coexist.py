@@ -2,7 +2,8 @@
 
 Both programs hold a read transaction to keep the WAL. Each would block the other's checkpoints, and the WAL would
 grow without bound. Litestream's state directory stays behind when it stops, so the directory alone proves
-nothing; a running Litestream shows by its open files (Linux: `/proc`).
+nothing; a running Litestream shows by its open files (Linux: `/proc`), and by what it writes to that directory. It asks
+nobody when it starts, and puts its files in the place of ours: so it is watched for as long as we replicate.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from litereplica.errors import UsageError
+from litereplica.errors import ConflictError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,39 @@ def refuse_if_litestream_runs(database: Path, *, proc: Path = Path("/proc")) -> 
         )
     if not complete:
         log.warning("%s exists: make sure that Litestream is stopped", state_directory(database))
+
+
+class LitestreamWatch:
+    """Notices a Litestream that is started while we replicate `database`."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._directories = [state_directory(database) / part for part in (".", "ltx", "ltx/0")]
+        self._seen = self._times()
+
+    def check(self) -> None:
+        """Raise `ConflictError` when a Litestream has the database open. One stat, or three, while it does nothing."""
+        times = self._times()
+        if times == self._seen:
+            return
+        pid, complete = _find_litestream(self._database, Path("/proc"))
+        if pid is None and complete:  # somebody tidies up
+            self._seen = times
+            return
+        process = f" (process {pid})" if pid is not None else ""
+        raise ConflictError(
+            f"{self._database} is being replicated by Litestream{process} as well", hint="stop one of the two"
+        )
+
+    def _times(self) -> list[int]:
+        """When each directory has last gained or lost an entry."""
+        times = []
+        for directory in self._directories:
+            try:
+                times.append(directory.stat().st_mtime_ns)
+            except OSError:
+                break
+        return times
 
 
 def _find_litestream(database: Path, proc: Path) -> tuple[int | None, bool]:

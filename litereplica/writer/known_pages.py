@@ -45,14 +45,14 @@ REPLAN_DELAY_S = 0.25
 
 
 async def known_pages(
-    store: LTXStore, source: Source, sums: PageSums, *, last: Version, watch: StoreWatch
+    store: LTXStore, source: Source, sums: PageSums, *, last: Version, watch: StoreWatch, keep: bool = True
 ) -> NDArray[np.uint64] | None:
     """The sums of pages 1, 2, … at `last`, the replica's newest version; None when they cannot be established.
 
-    `sums` holds for `last` afterwards. Raises `UsageError` when the replica's pages have another size, and
-    `StorageError` when the store does not answer or refuses.
+    `sums` holds for `last` afterwards; with `keep` false it stays as it is. Raises `UsageError` when the replica's
+    pages have another size, and `StorageError` when the store does not answer or refuses.
     """
-    reader = _Reader(store, source, sums, watch)
+    reader = _Reader(store, source, sums, watch, keep=keep)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await reader.establish(last)
@@ -72,12 +72,18 @@ async def carry_on(
     """Bring sums that are one file behind, since we were killed before they were written, to `last`."""
     if sums.version is None or sums.version.txid != newest.min_txid - 1:
         return
-    reader = _Reader(store, source, sums, watch)
+    reader = _Reader(store, source, sums, watch, keep=True)
     try:
         if await reader.still_has(sums.version):
             await reader.read([newest], last, onto=await source.run(sums.load))
     except (NotFound, DamagedFile, OSError) as exc:
         log.debug("the sums of %s stay behind: %s", sums.version, exc)
+
+
+async def keep_sums(source: Source, sums: PageSums, version: Version, known: NDArray[np.uint64]) -> None:
+    """`sums` is `known` from now on, those of pages 1, 2, … at `version`."""
+    pgno = np.arange(1, len(known) + 1, dtype=np.uint32)
+    await source.run(lambda: sums.replace(version, PageChanges(len(known), pgno, known)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +112,12 @@ class _Reading:
 class _Reader:
     """Reads sums from the files of a replica."""
 
-    def __init__(self, store: LTXStore, source: Source, sums: PageSums, watch: StoreWatch) -> None:
+    def __init__(self, store: LTXStore, source: Source, sums: PageSums, watch: StoreWatch, *, keep: bool) -> None:
         self._store = store
         self._source = source
         self._sums = sums
         self._watch = watch
+        self._keep = keep
         self._known = np.empty(0, np.uint64)
         self._most_pages = 0
         self._reading: _Reading | None = None
@@ -146,10 +153,9 @@ class _Reader:
             return True
 
         await in_order(self._jobs(files), consume, width=PARALLELISM)
-        known = self._known
-        pgno = np.arange(1, len(known) + 1, dtype=np.uint32)
-        await self._source.run(lambda: self._sums.replace(last, PageChanges(len(known), pgno, known)))
-        return known
+        if self._keep:
+            await keep_sums(self._source, self._sums, last, self._known)
+        return self._known
 
     async def _list(self, *, after: TXID, until: TXID) -> list[FileInfo]:
         with self._watch.waiting():

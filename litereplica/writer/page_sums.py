@@ -149,6 +149,7 @@ class PageSums:
             fd = self._open_file()
             try:
                 os.fsync(fd)
+                crash_point(CrashPoint.SUMS_ON_DISK)
                 self._write_header(fd, on_disk=True)
                 os.fsync(fd)
             finally:
@@ -165,6 +166,7 @@ class PageSums:
                 if not keep:
                     os.ftruncate(fd, _HEADER_SIZE)
                 _write_sums(fd, changes)
+                crash_point(CrashPoint.SUMS_CHANGED)
                 os.ftruncate(fd, _HEADER_SIZE + changes.commit * _SUM_SIZE)
                 self.version, self._commit = version, changes.commit
                 self._write_header(fd, on_disk=False)

@@ -18,11 +18,12 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import ConflictError, PreconditionFailed
+from litereplica.errors import ConflictError, NotFound, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
+from litereplica.format.sums import SumsEncoder
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
-from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.crash import CrashPoint, crash_point
@@ -71,7 +72,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A file ready to be put; with it the frames before `end` are published. `file_checksum` as in `OpenedFile`."""
+    """A file ready to be put; with it the frames before `end` are published. `file_checksum` as in `OpenedFile`.
+
+    `frame_sums` are put before it when it is large, and empty when it is not.
+    """
 
     info: FileInfo
     header: ltx.Header
@@ -80,6 +84,7 @@ class Prepared:
     changes: PageChanges
     file_checksum: int
     whole: bool
+    frame_sums: bytes
 
     @property
     def pages(self) -> int:
@@ -139,6 +144,21 @@ class Publisher:
             self._prepared = await self._source.run(lambda: self._prepare_difference(known, commit))
         return await self._put(self._prepared) if self._prepared is not None else None
 
+    async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
+        """Has the database other pages than `known`? Publishes nothing; arguments as in `publish_difference`.
+
+        Raises `WalMoved`.
+        """
+
+        def compare() -> bool:
+            batch = self._all(commit)
+            differ = batch.commit != len(known) or len(self._differing(batch, known)) > 0
+            if commit is None and not self._tail.is_intact():
+                raise WalMoved
+            return differ
+
+        return await self._source.run(compare)
+
     async def publish_next(self) -> Prepared | None:
         """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
 
@@ -169,6 +189,7 @@ class Publisher:
             self._tail.advance(batch.end)
             self.last = replace(self.last, commit=batch.commit)
             return None
+        crash_point(CrashPoint.DIFFERENCE_FOUND)
         if batch.end:  # by this page a later start finds out where in the WAL the file ends
             last = np.flatnonzero(batch.pgno == self._tail.pgno_at(batch.end - 1))
             rows = np.union1d(rows, last)
@@ -197,13 +218,19 @@ class Publisher:
         encoder = Encoder(header)
         spool = self._state.spool()
         sums = array("Q")
+        frame_sums = SumsEncoder()
         try:
-            spool.write(encoder.start())
+            start = encoder.start()
+            frame_sums.feed(start)
+            spool.write(start)
             for pgno, page in self._pages(batch):
                 sums.append(page_sum(page))
-                if spool.write(encoder.page(pgno, page)):
+                frame = encoder.page(pgno, page)
+                frame_sums.feed(frame)
+                if spool.write(frame):
                     crash_point(CrashPoint.SPOOLED_PART)
             tail = encoder.finish()
+            frame_sums.feed(tail)
             spool.write(tail)
             body = spool.finish()
         except BaseException:
@@ -217,7 +244,8 @@ class Publisher:
         changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
         checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
         whole = len(batch.pgno) == header.snapshot_page_count
-        return Prepared(info, header, body, batch.end, changes, checksum, whole)
+        beside = frame_sums.finish() if spool.size > WHOLE_FILE_LIMIT else b""
+        return Prepared(info, header, body, batch.end, changes, checksum, whole, beside)
 
     def _header(self, batch: Batch) -> ltx.Header:
         wal = self._tail.header
@@ -237,6 +265,7 @@ class Publisher:
 
     async def _put(self, prepared: Prepared) -> Prepared:
         adopted: Adopted | None = None
+        crash_point(CrashPoint.SENDING)
         try:
             with self._watch.waiting():
                 await self._tenure.put(lambda: self._send(prepared), verify=self._require_newest)
@@ -260,7 +289,23 @@ class Publisher:
             self._sums.record(previous.version, self.last.version, prepared.changes)
 
     async def _send(self, prepared: Prepared) -> None:
-        await self._store.put(prepared.info, prepared.body, timestamp_ms=prepared.header.timestamp_ms)
+        if prepared.frame_sums:
+            await self._store.put_sums(prepared.info, prepared.frame_sums)
+        timestamp_ms = prepared.header.timestamp_ms
+        if self._tenure.creates_exclusively():
+            await self._store.put(prepared.info, prepared.body, timestamp_ms=timestamp_ms)
+            return
+        key = self._store.key(prepared.info)
+        if await self._is_taken(prepared.info):
+            raise PreconditionFailed(f"{key} exists already", key=key)
+        await self._store.storage.put(key, prepared.body, modified_ms=timestamp_ms)
+
+    async def _is_taken(self, info: FileInfo) -> bool:
+        try:
+            await self._store.get(info, Suffix(0))
+        except NotFound:
+            return False
+        return True
 
     async def _require_newest(self) -> None:
         """Nobody has published behind `last`; the next TXID alone may be ours, and shows when it is put."""

@@ -17,61 +17,48 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
 import trio
 
 from litereplica.errors import EnvironmentProblem, NotFound, StorageError, TransientStorageError, UsageError
-from litereplica.ltxstore.lease import Lease
 from litereplica.ltxstore.store import LTXStore
-from litereplica.types import TXID
+from litereplica.types import FileInfo
 from litereplica.writer import attach
 from litereplica.writer.attach import Start
-from litereplica.writer.checkpoint import LARGE_WAL_FRAMES, Outcome, Schedule, checkpoint, move_ahead
-from litereplica.writer.coexist import refuse_if_litestream_runs
+from litereplica.writer.begin import Beginning
+from litereplica.writer.checkpoint import Outcome, Schedule, checkpoint, move_ahead
+from litereplica.writer.coexist import LitestreamWatch, refuse_if_litestream_runs
 from litereplica.writer.crash import CrashPoint, crash_point
-from litereplica.writer.known_pages import carry_on, known_pages
+from litereplica.writer.dormant import Rest, certain_now, mark_of, quiet_for_s
+from litereplica.writer.marks import Marks
+from litereplica.writer.pace import Pace, retry_delay_s
 from litereplica.writer.page_sums import PageSums
+from litereplica.writer.progress import Progress, Statistics
 from litereplica.writer.publisher import Prepared, Publisher, WalMoved
 from litereplica.writer.settings import SYNC_INTERVAL_S
 from litereplica.writer.source import Source, open_source
-from litereplica.writer.state import CheckpointMark, StateDirectory
+from litereplica.writer.state import StateDirectory
 from litereplica.writer.store_watch import StoreWatch
 from litereplica.writer.tenure import LeaseMode, Tenure, open_tenure
 from litereplica.writer.wal_tail import MTIME_GRANULARITY_NS, News, WalTail
 
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 0.01
-"""Between looks at the WAL: a change is seen after 5 ms on average, for about 2 % of a CPU."""
-IDLE_LOOK_INTERVAL_S = 0.02
-"""The same when nothing has happened for `IDLE_AFTER_S`."""
-IDLE_AFTER_S = 10.0
 IN_PLACE_INTERVAL_S = 1.0
 """Between checks that the files are still those that we opened."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After which a file that is not written to can be told from one that is."""
 STOP_LIMIT_S = 5.0
 """For publishing what is left, or what is under way, when asked to stop: service managers wait for 10 s and more."""
-RETRY_S = 0.5
-RETRY_MAX_S = 30.0
-"""Limits of the delay after failures, which doubles from one to the other."""
 
+REST_RETRY_S = 5.0
+"""When a database that is to be put to rest is in use after all."""
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What has been done since the start. `txid` is the newest one published, `wal_frames` those of the WAL that are
-    not in the database file, `lease` the lease while it is held."""
-
-    txid: TXID
-    files: int
-    pages: int
-    bytes: int
-    checkpoints: int
-    wal_frames: int
-    lease: Lease | None = None
+MayRest = Callable[[float, int], bool]
+"""Whether a database is to be let go: to which nothing has happened for so many seconds, and whose file has so many
+bytes."""
 
 
 class Replicator:
@@ -88,61 +75,85 @@ class Replicator:
         sync_interval_s: float,
         now_ms: Callable[[], int],
         rng: random.Random,
+        pace: Pace,
+        left: Rest | None,
+        token: bytes,
+        quiet_s: float,
+        on_published: Callable[[FileInfo], None] | None,
     ) -> None:
         self._source = source
         self._store = store
-        self._state = state
         self._sums = sums
         self._tenure = tenure
         self._sync_interval_s = sync_interval_s
         self._rng = rng
+        self._pace = pace
+        self._returned = left is not None
+        self._token = token
+        self._on_published = on_published
         self._tail = WalTail(source.wal_path)
+        self._litestream = LitestreamWatch(source.path)
         self._watch = StoreWatch(store.url)
         self._publisher = Publisher(
             store, source, self._tail, state=state, sums=sums, tenure=tenure, watch=self._watch, now_ms=now_ms
         )
+        self._beginning = Beginning(
+            store, source, self._tail, self._publisher,
+            state=state, sums=sums, tenure=tenure, watch=self._watch, left=left,
+        )  # fmt: skip
         self._schedule = Schedule(last_s=0.0)
         self._started = False  # the replica's newest file is known
         self._attached = False  # the read is held, and `_tail` follows the WAL
         self._content: attach.Hold | None = None  # what is in the database, as it was found, is to be published
         self._publish_at_s = 0.0
         self._check_place_at_s = 0.0
-        self._active_s = 0.0
-        self._unmarked: TXID | None = None  # all of this TXID is in the database file, and not marked so
-        self._warned_frames = LARGE_WAL_FRAMES // 2
-        self._files = self._pages = self._bytes = self._checkpoints = 0
+        self._active_s = trio.current_time() - quiet_s
+        self._resting = False
+        self._rest_at_s = 0.0
+        self._progress = Progress(source.path)
+        self._marks = Marks(state, source, store.url)
 
     def statistics(self) -> Statistics:
         """A record of now."""
+        progress = self._progress
         return Statistics(
             self._publisher.last.txid,
-            self._files,
-            self._pages,
-            self._bytes,
-            self._checkpoints,
+            progress.files,
+            progress.pages,
+            progress.bytes,
+            progress.checkpoints,
             self._wal_frames(),
             self._tenure.lease(),
+            (self._tail.committed - self._tail.position) * self._tail.frame_size,
+            progress.behind_s,
+            progress.waits,
+            progress.error,
         )
 
     async def run(
-        self, stop: trio.Event, *, task_status: trio.TaskStatus[Statistics] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+        self,
+        stop: trio.Event,
+        *,
+        may_rest: MayRest | None = None,
+        task_status: trio.TaskStatus[Statistics] = trio.TASK_STATUS_IGNORED,
+    ) -> Rest | None:
         """Replicate until `stop` is set, then publish what is left in `STOP_LIMIT_S`. Started once everything is
-        published.
+        published. Returns the state of the database if it is one in which it can be let go, because `may_rest` said so.
 
         Raises `ConflictError` and `UsageError` when it must not go on, and before the first publishing is done also
         `StorageError` and `EnvironmentProblem`.
         """
         error: Exception | None = None
+        rest: Rest | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch.run)
             try:
                 with trio.CancelScope() as scope:
                     nursery.start_soon(_limit_stop, stop, scope)
-                    await self._tenure.stand_by(stop)
+                    await self._stand_by(stop)
                     await self._first_round(stop)
                     task_status.started(self.statistics())
-                    await self._follow(stop)
+                    rest = await self._follow(stop, may_rest)
                 if scope.cancelled_caught:
                     log.warning("stopped before all was published: it took too long; the next start goes on from there")
             except Exception as exc:
@@ -150,6 +161,8 @@ class Replicator:
             nursery.cancel_scope.cancel()
         if error is not None:
             raise error
+        self._resting = rest is not None
+        return rest
 
     async def publish_once(self) -> None:
         """Publish what there is. Raises whatever is in the way."""
@@ -164,15 +177,21 @@ class Replicator:
                 self._detach()
 
     async def aclose(self) -> None:
-        """Let go of the WAL, and of the lease."""
+        """Let go of the WAL, and of the lease, unless the database was left at rest: then that lapses."""
         with trio.CancelScope(shield=True):
-            await self._tenure.end()
+            if not self._resting:
+                await self._tenure.end()
             await self._source.run(self._source.release_read)
             await self._source.run(self._sums.close)
         self._publisher.discard()
         self._tail.close()
 
     # --- rounds
+
+    async def _stand_by(self, stop: trio.Event) -> None:
+        self._progress.waits = True
+        await self._tenure.stand_by(stop)
+        self._progress.waits = False
 
     async def _first_round(self, stop: trio.Event) -> None:
         """Until everything is published once."""
@@ -188,12 +207,18 @@ class Replicator:
                 failures += 1
                 await self._pause(exc, failures, stop)
 
-    async def _follow(self, stop: trio.Event) -> None:
+    async def _follow(self, stop: trio.Event, may_rest: MayRest | None) -> Rest | None:
         failures = 0
         while not stop.is_set():
             try:
                 wait_s = await self._round()
-                failures = 0
+                failures, self._progress.error = 0, None
+                if may_rest is not None and may_rest(
+                    trio.current_time() - self._active_s, self._source.identity().size
+                ):
+                    rest = await self._rest()
+                    if rest is not None:
+                        return rest
             except WalMoved:
                 self._detach()
                 continue
@@ -204,6 +229,7 @@ class Replicator:
             with trio.move_on_after(wait_s):
                 await stop.wait()
         await self._finish()
+        return None
 
     async def _round(self) -> float:
         """Do what is due; returns the seconds until something else may be."""
@@ -215,7 +241,7 @@ class Replicator:
             await self._begin()
         await self._renew_read()
         if now_s < self._publish_at_s:
-            longest_s = LOOK_INTERVAL_S if self._source.may_restart else IN_PLACE_INTERVAL_S
+            longest_s = self._pace.look_interval_s() if self._source.may_restart else IN_PLACE_INTERVAL_S
             return min(self._publish_at_s - now_s, longest_s)
         if self._look() is News.FRAMES:
             await self._source.run(lambda: move_ahead(self._source, self._tail))
@@ -224,9 +250,9 @@ class Replicator:
             self._publish_at_s = now_s + self._sync_interval_s
         if self._schedule.due(trio.current_time(), frames=self._wal_frames()):
             await self._checkpoint(self._schedule.publish_limit_s)
-        self._mark()
-        idle = now_s - self._active_s > IDLE_AFTER_S
-        return IDLE_LOOK_INTERVAL_S if idle else LOOK_INTERVAL_S
+        if self._marks.is_due:
+            await self._source.run(self._marks.write_if_certain)
+        return self._pace.look_interval_s(now_s - self._active_s)
 
     async def _finish(self) -> None:
         """Publish what is left."""
@@ -246,9 +272,38 @@ class Replicator:
         even if the WAL is gone by then."""
         if self._wal_frames():
             await self._checkpoint(self._schedule.publish_limit_s)
-        if not self._mark():
+        if await self._source.run(self._leave) is None:
             await trio.sleep(MARK_DELAY_S)
-            self._mark()
+            if await self._source.run(self._leave) is None:
+                await self._source.run(self._marks.write_if_certain)
+
+    async def _rest(self) -> Rest | None:
+        """Leave the database as `dormant` wants it; None when that has to wait. A reader that keeps the WAL from being
+        moved as a whole does not matter."""
+        now_s = trio.current_time()
+        if not self._attached or self._content is not None or now_s < max(self._rest_at_s, self._schedule.not_before_s):
+            return None
+        if self._wal_frames():
+            outcome = await self._checkpoint(self._schedule.publish_limit_s)
+            if outcome not in (Outcome.DONE, Outcome.PARTIAL):
+                self._rest_at_s = now_s + REST_RETRY_S
+                return None
+        return await self._source.run(self._leave)
+
+    def _leave(self) -> Rest | None:
+        """What the files are, with all that they hold published; marked, if the database file alone has it. None when
+        a later change might not show in them. Blocks."""
+        files = certain_now(self._source.path)
+        if files is None or not self._attached:
+            return None
+        if files.database != self._source.identity() or not self._tail.is_in_place():
+            return None
+        if self._look() is not News.NONE or self._tail.committed > self._tail.position:
+            return None
+        last, complete = self._publisher.last, self._tail.is_sealed
+        if complete:
+            self._marks.write(mark_of(self._store.url, last.txid, files))
+        return Rest(last.txid, files, complete, last, self._token, self._tenure.known_interruptions())
 
     async def _renew_read(self) -> None:
         """Hold a WAL that has been restarted by its first frames, which is easier on the application."""
@@ -263,20 +318,12 @@ class Replicator:
             await self._attach()
         if self._content is not None:
             async with self._tenure.kept():
-                published = await self._publish_content(self._content.page_count if self._content.sealed else None)
+                commit = self._content.page_count if self._content.sealed else None
+                published = await self._beginning.publish_content(commit)
             if published is not None:
                 self._count(published)
             self._content = None
             self._note_if_complete()
-
-    async def _publish_content(self, commit: int | None) -> Prepared | None:
-        if self._publisher.last.txid == 0:
-            return await self._publisher.publish_whole(commit=commit)
-        last = self._publisher.last.version
-        known = await known_pages(self._store, self._source, self._sums, last=last, watch=self._watch)
-        if known is None:
-            return await self._publisher.publish_whole(commit=commit)
-        return await self._publisher.publish_difference(known, commit=commit)
 
     async def _attach(self) -> None:
         finished = await self._publisher.finish()
@@ -286,47 +333,31 @@ class Replicator:
             hold = await self._source.run(lambda: attach.take_hold(self._source, self._tail))
             start = Start.DIFFERENCE
         else:
-            start, hold = await self._start()
+            start, hold = await self._beginning.start()
+            self._started = True
         self._content = hold if start in (Start.FIRST, Start.DIFFERENCE) else None
         self._attached = True
         self._schedule = Schedule(last_s=trio.current_time())
         self._note_if_complete()
-        log.info(
+        log.log(
+            logging.DEBUG if self._returned else logging.INFO,
             "replicating %s to %s: %s, at TXID %016x",
             self._source.path, self._store.url, start.value, self._publisher.last.txid,
         )  # fmt: skip
         crash_point(CrashPoint.ATTACHED)
 
-    async def _start(self) -> tuple[Start, attach.Hold]:
-        """For the first time: find out what is published, once nobody else may publish."""
-        with self._watch.waiting():
-            await self._tenure.begin()
-            remote = await attach.read_remote(self._store)
-        hold = await self._source.run(lambda: attach.take_hold(self._source, self._tail))
-        mark = self._state.read_mark()
-        with self._watch.waiting():
-            start, self._publisher.last = await attach.decide(
-                self._store, self._source, self._tail, hold=hold, remote=remote, mark=mark,
-                same_file=not self._sums.tells_of_another_file,
-            )  # fmt: skip
-            if remote.file is not None:
-                await carry_on(
-                    self._store, self._source, self._sums,
-                    newest=remote.file.info, last=self._publisher.last.version, watch=self._watch,
-                )  # fmt: skip
-        self._started = True
-        return start, hold
-
     def _note_if_complete(self) -> None:
         """If the database file is all of the newest TXID, that is to be marked."""
         if self._content is None and self._tail.is_sealed:
-            self._unmarked = self._publisher.last.txid
+            self._marks.note(self._publisher.last.txid)
 
     # --- publishing
 
     async def _publish(self) -> int:
         """Publish all that is committed now, not what is committed meanwhile; returns the number of files."""
         news = self._look()
+        if news is not News.NONE:
+            self._progress.note_behind()
         if news is News.LOST:
             raise WalMoved
         files = 0
@@ -335,6 +366,7 @@ class Replicator:
             self._count(published)
             files += 1
             due = self._tail.committed > self._tail.position
+        self._progress.note_current()
         return files
 
     def _look(self) -> News:
@@ -345,46 +377,26 @@ class Replicator:
         return news
 
     def _count(self, published: Prepared) -> None:
-        self._files += 1
-        self._pages += published.pages
-        self._bytes += published.info.size
-        log.log(
-            logging.INFO if published.whole else logging.DEBUG,
-            "published %s: %d pages%s, %d bytes",
-            published.info, published.pages, " (all)" if published.whole else "", published.info.size,
-        )  # fmt: skip
-        if self._wal_frames() >= 2 * self._warned_frames:
-            self._warned_frames = self._wal_frames()
-            log.warning("the WAL of %s has grown to %d frames", self._source.path, self._warned_frames)
+        self._progress.count(published, wal_frames=self._wal_frames())
+        if self._on_published is not None:
+            self._on_published(published.info)
 
     def _wal_frames(self) -> int:
         return 0 if self._tail.is_sealed else self._tail.committed
 
     # --- checkpoints
 
-    async def _checkpoint(self, limit_s: float) -> None:
-        self._unmarked = None
+    async def _checkpoint(self, limit_s: float) -> Outcome:
+        self._marks.forget()
         outcome = await checkpoint(self._source, self._tail, self._publish, publish_limit_s=limit_s)
         self._schedule.record(trio.current_time(), outcome)
         log.debug("checkpoint: %s, %d frames", outcome.value, self._tail.position)
         if outcome is Outcome.DONE:
-            self._checkpoints += 1
-            self._warned_frames = LARGE_WAL_FRAMES // 2
+            self._progress.count_checkpoint()
             self._note_if_complete()
         elif outcome is Outcome.LOST:
             self._detach()
-
-    def _mark(self) -> bool:
-        """Write down that the database file is complete, once its ctime can no longer be that of a later write."""
-        if self._unmarked is None:
-            return True
-        identity = self._source.identity()
-        if abs(time.time_ns() - identity.ctime_ns) < MTIME_GRANULARITY_NS:
-            return False
-        self._state.write_mark(CheckpointMark(self._store.url, self._unmarked, identity))
-        self._unmarked = None
-        crash_point(CrashPoint.MARK_WRITTEN)
-        return True
+        return outcome
 
     # --- trouble
 
@@ -392,9 +404,11 @@ class Replicator:
         """What we know of the WAL no longer holds."""
         log.warning("the WAL of %s has changed without us: what differs is published", self._source.path)
         self._attached = False
-        self._unmarked = None
+        self._marks.forget()
+        self._progress.note_behind()
 
     def _check_place(self) -> None:
+        self._litestream.check()
         if self._attached and not (self._source.is_in_place() and self._tail.is_in_place()):
             raise UsageError(
                 f"{self._source.path} or its WAL was deleted or replaced while it was replicated",
@@ -402,9 +416,13 @@ class Replicator:
             )
 
     async def _pause(self, error: Exception, failures: int, stop: trio.Event) -> None:
-        limit_s = min(RETRY_MAX_S, RETRY_S * 2.0 ** (failures - 1))
-        delay_s = limit_s * self._rng.uniform(0.5, 1.0)
-        log.warning("cannot publish: %s; trying again in %.1f s", error, delay_s)
+        self._progress.note_behind()
+        delay_s = retry_delay_s(failures, self._rng)
+        told, self._progress.error = self._progress.error, str(error)
+        level = logging.DEBUG if told == self._progress.error else logging.WARNING
+        log.log(level, "cannot publish %s: %s; trying again in %.1f s", self._source.path, error, delay_s)
+        if self._attached and not isinstance(error, apsw.Error | OSError) and self._look() is News.FRAMES:
+            await self._source.run(self._tail.scan)  # to know how far behind the store is
         with trio.move_on_after(delay_s):
             await stop.wait()
 
@@ -429,8 +447,15 @@ async def open_replicator(
     sync_interval_s: float = SYNC_INTERVAL_S,
     now_ms: Callable[[], int] = wall_clock_ms,
     rng: random.Random | None = None,
+    tenure: Callable[[StateDirectory], Tenure] | None = None,
+    pace: Pace | None = None,
+    left: Rest | None = None,
+    on_published: Callable[[FileInfo], None] | None = None,
 ) -> AsyncIterator[Replicator]:
     """Take a database for replication to `store`, which stays the caller's. Nothing is published yet.
+
+    `tenure` gives the right to publish, in place of one by `lease`; `left` is what the last run of this process
+    returned. `on_published` is told of every file.
 
     Raises `UsageError` when it is no database that can be replicated, `ConflictError` when another process of ours
     replicates it, `EnvironmentProblem` when it cannot be accessed.
@@ -438,6 +463,8 @@ async def open_replicator(
     async with open_source(database) as source:
         refuse_if_litestream_runs(source.path)
         with StateDirectory(source.path) as state:
+            undisturbed = left is not None and left.token == state.tenancy()
+            quiet_s = await source.run(lambda: quiet_for_s(source.path))
             await source.run(source.connect)
             crash_point(CrashPoint.SOURCE_OPENED)
             sums = PageSums(state.page_sums)
@@ -447,10 +474,15 @@ async def open_replicator(
                 store,
                 state,
                 sums,
-                open_tenure(store.storage, lease, writer_id=state.writer_id),
+                tenure(state) if tenure is not None else open_tenure(store.storage, lease, writer_id=state.writer_id),
                 sync_interval_s=sync_interval_s,
                 now_ms=now_ms,
                 rng=rng or random.Random(),
+                pace=pace or Pace(),
+                left=left if undisturbed else None,
+                token=state.begin_tenancy(),
+                quiet_s=quiet_s,
+                on_published=on_published,
             )
             try:
                 yield replicator

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from litereplica.ltxstore.levels import Levels
 from litereplica.ltxstore.retention import RetentionPolicy
+from litereplica.storage.credentials import Credentials
 from litereplica.writer.tenure import LeaseMode
 
 SYNC_INTERVAL_S = 1.0
@@ -27,11 +28,12 @@ class WriterSettings:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseTarget:
-    """One database and the root of its replica."""
+    """One database and the root of its replica, which `open_ltx_store(url, credentials=credentials)` opens."""
 
     path: Path
     url: str
     settings: WriterSettings
+    credentials: Credentials | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class DirectoryTarget:
     pattern: str = "*"
     recursive: bool = False
     watch: bool = True
+    credentials: Credentials | None = None
 
 
 Target: TypeAlias = DatabaseTarget | DirectoryTarget

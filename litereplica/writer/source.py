@@ -18,7 +18,8 @@ is renewed to one of the second kind (`renew_read`), without a moment in which n
 
 POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
 read through one descriptor that is opened before the connections and closed after them, and no other code of this
-process may open the file meanwhile, be it for a moment. The `-wal` file carries no locks.
+process may open the file meanwhile, be it for a moment: who wants to know whether a file is a database asks
+`looks_like_database`, which keeps its hands off those that are open. The `-wal` file carries no locks.
 
 Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but the one asked for, and
 none when the connections close. All methods block; `run` calls them in a thread, one at a time.
@@ -30,6 +31,7 @@ import contextlib
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -40,8 +42,8 @@ from typing import TypeVar
 import apsw
 import trio
 
-from litereplica.errors import ConflictError, DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
-from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset
+from litereplica.errors import AlreadyReplicated, DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
+from litereplica.format.sqlite import HEADER_SIZE, MAGIC, DatabaseHeader, page_offset
 from litereplica.types import Pgno
 from litereplica.writer.state import FileIdentity
 
@@ -58,6 +60,9 @@ BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
 """For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
 coarse to find the gaps that a busy writer leaves."""
+
+STATE_ATTEMPTS = 100
+"""Of `BARRIER_PAUSE_S` each, for a moment that takes microseconds, and longer only if the writer is suspended in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class Source:
         self.may_restart = False
         self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of the first kind
         self._fd = -1
+        self._claimed = (0, 0)
         self._limiter = trio.CapacityLimiter(1)
         self._connections = contextlib.ExitStack()
         self._reader: apsw.Connection
@@ -101,7 +107,7 @@ class Source:
     def open_file(self) -> None:
         """Raises `UsageError` when it is no database, `EnvironmentProblem` when it cannot be read, `ConflictError`
         when this process has it open already."""
-        self._fd = _open_file(self.path)
+        self._fd, self._claimed = _open_file(self.path)
 
     def connect(self) -> None:
         """Raises `UsageError` when it cannot be replicated, `EnvironmentProblem` when it is in use or cannot be
@@ -117,7 +123,8 @@ class Source:
         """Let go of the database; the WAL stays as it is."""
         self._connections.close()
         if self._fd >= 0:
-            _close_file(self._fd)
+            os.close(self._fd)
+            _files.release(self._claimed)
             self._fd = -1
 
     def take_read(self) -> WalState:
@@ -179,8 +186,15 @@ class Source:
         return True
 
     def wal_state(self) -> WalState:
-        """The state of the WAL; exact under the barrier with the read held. Not within a transaction of ours on it."""
-        self._read_schema(self._checkpointer)
+        """The state of the WAL; exact under the barrier with the read held. Not within a transaction of ours on it.
+
+        SQLite refuses to tell in the moment in which a commit changes the WAL's index.
+        """
+        for _ in range(STATE_ATTEMPTS):
+            self._read_schema(self._checkpointer)
+            with contextlib.suppress(apsw.BusyError):
+                return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
+            time.sleep(BARRIER_PAUSE_S)
         return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
 
     def page_count(self) -> int:
@@ -193,8 +207,7 @@ class Source:
 
     def identity(self) -> FileIdentity:
         """Of the database file."""
-        status = os.fstat(self._fd)
-        return FileIdentity(status.st_ino, status.st_size, status.st_ctime_ns)
+        return FileIdentity.of(os.fstat(self._fd))
 
     def is_in_place(self) -> bool:
         """Is the file that we hold still the one under its name?"""
@@ -233,7 +246,7 @@ async def open_source(path: Path) -> AsyncIterator[Source]:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
         )
-    source = Source(await trio.to_thread.run_sync(path.resolve))
+    source = Source(await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1)))
     try:
         await source.run(source.open_file)
         yield source
@@ -247,37 +260,94 @@ def _wait_for_write_lock(attempts: int) -> bool:
     return attempts < BARRIER_ATTEMPTS
 
 
-_open_files: set[tuple[int, int]] = set()
-"""(device, inode) of each database that this process has open. Opening one again, only to find that out and to close
-it, would drop the locks."""
+def looks_like_database(path: Path) -> bool:
+    """Does a file begin as a SQLite database does, or is it one that this process has open? Blocks.
+
+    Raises `OSError`: then it cannot be told.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_SIZE:
+        return False
+    key = (status.st_dev, status.st_ino)
+    if not _files.claim(key):
+        return True
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(fd, len(MAGIC), 0) == MAGIC
+        finally:
+            _close(fd, key)
+    finally:
+        _files.release(key)
 
 
-def _open_file(path: Path) -> int:
-    """A descriptor of what may be a database. Closed again before an error is raised."""
+class _Files:
+    """Each database file, as (device, inode), is open once in this process. Opening one again, only to find that out
+    and to close it, would drop the locks; hence the claim comes first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._claimed: set[tuple[int, int]] = set()
+
+    def claim(self, key: tuple[int, int]) -> bool:
+        """False when another has it."""
+        with self._lock:
+            if key in self._claimed:
+                return False
+            self._claimed.add(key)
+            return True
+
+    def release(self, key: tuple[int, int]) -> None:
+        """The file is closed."""
+        with self._lock:
+            self._claimed.discard(key)
+
+
+_files = _Files()
+
+
+def _open_file(path: Path) -> tuple[int, tuple[int, int]]:
+    """A descriptor of what may be a database, and what it has claimed. Closed again before an error is raised."""
     try:
         status = path.stat()
-        if (status.st_dev, status.st_ino) in _open_files:
-            raise ConflictError(f"{path} is being replicated by this process", hint="replicate it once")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        claimed = (status.st_dev, status.st_ino)
+        if not _files.claim(claimed):
+            raise AlreadyReplicated(f"{path} is being replicated by this process", hint="replicate it once")
+        try:
+            return _open_claimed(path, claimed), claimed
+        except BaseException:
+            _files.release(claimed)
+            raise
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", hint="name an existing SQLite database") from None
     except OSError as exc:
         raise EnvironmentProblem(f"cannot open {path}: {exc.strerror}", hint="check its permissions") from exc
+
+
+def _open_claimed(path: Path, claimed: tuple[int, int]) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if _key(fd) != claimed:
+            raise EnvironmentProblem(f"{path} was replaced while it was opened", hint="try again")
         _check_file(path, fd)
     except BaseException:
-        os.close(fd)
+        _close(fd, claimed)
         raise
-    _open_files.add(_file_key(fd))
     return fd
 
 
-def _close_file(fd: int) -> None:
-    _open_files.discard(_file_key(fd))
-    os.close(fd)
+def _close(fd: int, claimed: tuple[int, int]) -> None:
+    """Close a descriptor that was to be of the claimed file. Of another one that is open it stays: better one
+    descriptor too many than locks that are dropped."""
+    key = _key(fd)
+    if key == claimed:
+        os.close(fd)
+    elif _files.claim(key):
+        os.close(fd)
+        _files.release(key)
 
 
-def _file_key(fd: int) -> tuple[int, int]:
+def _key(fd: int) -> tuple[int, int]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 

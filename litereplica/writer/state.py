@@ -4,6 +4,9 @@ Holds a lock, so that one process of ours replicates a database; the LTX files t
 they are in the store; the mark of the last checkpoint; the sums of the replica's pages (`page_sums`); and who we are
 for the lease. None of it is needed: the position is read from the store, and so is, when it comes to that, what the
 replica has; a writer that does not know its own lease waits until it has expired.
+
+A directory whose databases are replicated has one as well, `.litereplica/`, with a lock and an identity only. It
+is locked for as long as any of them is, and longer: also while none is open.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ import json
 import os
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
-from litereplica.errors import ConflictError, EnvironmentProblem
+from litereplica.errors import AlreadyReplicated, EnvironmentProblem
 from litereplica.storage.base import Body
 from litereplica.types import TXID
+from litereplica.writer.crash import CrashPoint, crash_point
 
 MEMORY_LIMIT = 4 << 20
 """Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
@@ -31,16 +35,21 @@ _MARK = "checkpoint.json"
 _WRITER = "writer.json"
 _PAGE_SUMS = "pages.sums"
 _SPOOL_PREFIX = "spool-"
+_TOKEN_SIZE = 16
 _WRITER_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells that a database file has not been written to. `ctime_ns` since the epoch: it cannot be set."""
+    """What tells that a file has not been written to. `ctime_ns` since the epoch: it cannot be set."""
 
     inode: int
     size: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        return cls(status.st_ino, status.st_size, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +57,62 @@ class CheckpointMark:
     """The database file was this when all that it held, and nothing else, was this TXID of this replica.
 
     While it is still this file, no checkpoint has moved anything since: what was committed since is in the WAL.
+    `wal` is the WAL at a time when nothing was committed since, if there was one: while it is still that, too, or has
+    gone, nothing is.
     """
 
     url: str
     txid: TXID
     database: FileIdentity
+    wal: FileIdentity | None = field(default=None, compare=False)
 
 
-class StateDirectory:
-    """The directory of one database, locked while it is open. Use as a context manager."""
+def state_path(database: Path) -> Path:
+    """The state directory of a database."""
+    return database.with_name(f".{database.name}-litereplica")
 
-    def __init__(self, database: Path) -> None:
-        self.path = database.with_name(f".{database.name}-litereplica")
-        self._database = database
+
+def read_mark(database: Path) -> CheckpointMark | None:
+    """The mark of the last checkpoint, if there is a readable one. The directory need not be locked.
+
+    It need not be removed: it speaks of one TXID and one state of the file, and says nothing about any other.
+    """
+    try:
+        fields = json.loads((state_path(database) / _MARK).read_bytes())
+        wal = fields.get("wal")
+        return CheckpointMark(
+            str(fields["url"]),
+            int(fields["txid"]),
+            FileIdentity(**fields["database"]),
+            FileIdentity(**wal) if wal is not None else None,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+class LockedDirectory:
+    """A directory of ours, locked while it is open; `subject` is what is replicated. Use as a context manager."""
+
+    def __init__(self, path: Path, subject: Path) -> None:
+        self.path = path
+        self._subject = subject
         self._lock_fd = -1
 
-    def __enter__(self) -> StateDirectory:
+    def __enter__(self) -> Self:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
             self._lock_fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
             raise EnvironmentProblem(
-                f"cannot write to {self.path}: {exc.strerror}", hint="run as the user that owns the database"
+                f"cannot write to {self.path}: {exc.strerror}",
+                hint=f"run as the user that owns the {'directory' if self._subject.is_dir() else 'database'}",
             ) from exc
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock_fd)
-            raise ConflictError(
-                f"another process replicates {self._database}", hint="stop it first, or leave it to it"
+            raise AlreadyReplicated(
+                f"another process replicates {self._subject}", hint="stop it first, or leave it to it"
             ) from None
         for left_over in self.path.glob(f"{_SPOOL_PREFIX}*"):
             left_over.unlink(missing_ok=True)
@@ -86,15 +122,6 @@ class StateDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.close(self._lock_fd)
-
-    @property
-    def page_sums(self) -> Path:
-        """The file of `PageSums`."""
-        return self.path / _PAGE_SUMS
-
-    def spool(self) -> Spool:
-        """A place for the pieces of one LTX file."""
-        return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
 
     def writer_id(self) -> str:
         """What tells the writer of this directory from all others, now and after a restart.
@@ -110,20 +137,15 @@ class StateDirectory:
         self._replace(_WRITER, {"id": writer_id, "inode": inode})
         return writer_id
 
-    def write_mark(self, mark: CheckpointMark) -> None:
-        """Replace the mark, durably."""
-        self._replace(_MARK, asdict(mark))
+    def begin_tenancy(self) -> bytes:
+        """Leave a mark that whoever locks the directory next does not know. While it is there, nobody has."""
+        token = secrets.token_bytes(_TOKEN_SIZE)
+        os.pwrite(self._lock_fd, token, 0)
+        return token
 
-    def read_mark(self) -> CheckpointMark | None:
-        """The mark of the last checkpoint, if there is a readable one.
-
-        It need not be removed: it speaks of one TXID and one state of the file, and says nothing about any other.
-        """
-        try:
-            fields = json.loads((self.path / _MARK).read_bytes())
-            return CheckpointMark(str(fields["url"]), int(fields["txid"]), FileIdentity(**fields["database"]))
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+    def tenancy(self) -> bytes:
+        """The mark of whoever had it locked before, or has."""
+        return os.pread(self._lock_fd, _TOKEN_SIZE, 0)
 
     def _replace(self, name: str, fields: dict[str, Any]) -> None:
         temporary = self.path / f"{_SPOOL_PREFIX}{name}"
@@ -131,7 +153,32 @@ class StateDirectory:
             file.write(json.dumps(fields).encode())
             file.flush()
             os.fsync(file.fileno())
+        crash_point(CrashPoint.STATE_FILE_WRITTEN)
         temporary.replace(self.path / name)
+
+
+class StateDirectory(LockedDirectory):
+    """The directory of one database."""
+
+    def __init__(self, database: Path) -> None:
+        super().__init__(state_path(database), database)
+
+    @property
+    def page_sums(self) -> Path:
+        """The file of `PageSums`."""
+        return self.path / _PAGE_SUMS
+
+    def spool(self) -> Spool:
+        """A place for the pieces of one LTX file."""
+        return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
+
+    def write_mark(self, mark: CheckpointMark) -> None:
+        """Replace the mark, durably."""
+        self._replace(_MARK, asdict(mark))
+
+    def read_mark(self) -> CheckpointMark | None:
+        """The mark of the last checkpoint, if there is a readable one."""
+        return read_mark(self._subject)
 
 
 class Spool:
@@ -166,8 +213,9 @@ class Spool:
         """Give up what was written."""
         self._pieces = []
         if self._file is not None:
-            self._file.close()
             self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a full disk, for what is still to be written
+                self._file.close()
 
     def _spill(self) -> None:
         if self._file is None:

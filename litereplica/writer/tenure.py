@@ -2,8 +2,9 @@
 
 With a lease, nothing is published unless it is held, and it is renewed in time while a file is being made or sent.
 Nothing else renews it: that of an idle writer lapses, and is taken again with the next change, without a request in
-between. Without one, everything may be published at any time; what keeps two writers apart then is only that no file is
-ever put in another's place.
+between. All databases below one root share a lease (`SharedLease`), and each has a tenure of its own. Without a lease,
+everything may be published at any time; what keeps two writers apart then is only that no file is ever put in another's
+place.
 """
 
 from __future__ import annotations
@@ -18,10 +19,18 @@ from enum import Enum
 
 import trio
 
-from litereplica.errors import ConflictError, DamagedFile, LeaseHeld, StorageError, TransientStorageError
-from litereplica.ltxstore.conditions import require_conditions
-from litereplica.ltxstore.lease import Identity, Lease, Moment, ReplicaLease
+from litereplica.errors import (
+    ConditionsIgnored,
+    ConflictError,
+    DamagedFile,
+    LeaseHeld,
+    StorageError,
+    TransientStorageError,
+)
+from litereplica.ltxstore.conditions import require_conditions, require_exclusive_create
+from litereplica.ltxstore.lease import Identity, Lease, Moment, Publication, ReplicaLease
 from litereplica.storage.base import Storage
+from litereplica.writer.crash import CrashPoint, crash_point
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +71,22 @@ class Tenure:
         """Publish by `put`. When another may have published meanwhile, `verify` is called first: it raises if so."""
         await put()
 
+    def has_taken_over(self) -> bool:
+        """Is this a standby before whose turn another may have published, so that it must continue that one's work?"""
+        return False
+
+    def interruptions(self) -> int:
+        """How often another may have had the right since we had it before: what it did is not known here."""
+        return 0
+
+    def known_interruptions(self) -> int:
+        """The interruptions behind which this database's replica was looked at."""
+        return 0
+
+    def creates_exclusively(self) -> bool:
+        """Does the store refuse to put a file in another's place? If not, its name is to be looked at before."""
+        return True
+
     async def end(self) -> None:
         """Give the right back."""
 
@@ -70,39 +95,111 @@ class Tenure:
         return None
 
 
-class LeasedTenure(Tenure):
-    """The right to publish, of a writer that holds the lease. `waits`: it stands by while another has it."""
+class OpenTenure(Tenure):
+    """The right to publish, of a writer without a lease. Once, it says what that means at a store that ignores
+    conditions, or does not know them."""
 
-    def __init__(self, lease: ReplicaLease, storage: Storage, *, waits: bool) -> None:
-        self._lease = lease
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._waits = waits
-        self._conditions_hold = False
-
-    async def stand_by(self, stop: trio.Event) -> None:
-        told = ""
-        while self._waits and not stop.is_set():
-            wait_s = STAND_BY_INTERVAL_S
-            try:
-                await self.begin()
-                return
-            except LeaseHeld as held:
-                wait_s = min(wait_s, max(held.left_s, 0.0))
-                reason, news = held.owner, held.message
-            except TransientStorageError as exc:
-                reason = news = exc.message
-            if reason != told:
-                log.info("standing by: %s", news)
-                told = reason
-            with trio.move_on_after(wait_s):
-                await stop.wait()
+        self._asked = False
+        self._exclusive = True
 
     async def begin(self) -> None:
-        if not self._conditions_hold:
-            await require_conditions(self._storage)
-            self._conditions_hold = True
-        await self._lease.ensure()
-        self._lease.interrupted = False
+        if self._asked:
+            return
+        try:
+            await require_exclusive_create(self._storage)
+        except ConditionsIgnored as exc:
+            self._exclusive = False
+            log.warning("%s; a second writer would overwrite what this one publishes: let none run", exc.message)
+        self._asked = True
+
+    def creates_exclusively(self) -> bool:
+        return self._exclusive
+
+
+class SharedLease:
+    """The lease of a root, for all databases below it. `waits`: a standby while another has it."""
+
+    def __init__(self, lease: ReplicaLease, storage: Storage, *, waits: bool) -> None:
+        self.lease = lease
+        self.waits = waits
+        self._storage = storage
+        self._conditions_hold = False
+        self._probing = trio.Lock()
+        self._standing_by = trio.Lock()
+        self._told = ""
+
+    async def require_conditions(self) -> None:
+        """The store is asked once. Raises `ConditionsIgnored`."""
+        async with self._probing:
+            if not self._conditions_hold:
+                await require_conditions(self._storage)
+                self._conditions_hold = True
+
+    async def stand_by(self, stop: trio.Event) -> None:
+        """As `Tenure.stand_by`; however many wait, one asks the store."""
+        while self.waits and not stop.is_set():
+            async with self._standing_by:
+                wait_s = await self._try_to_take()
+                if wait_s is None:
+                    return
+                with trio.move_on_after(wait_s):
+                    await stop.wait()
+
+    async def end(self) -> None:
+        """Give the lease back."""
+        with trio.move_on_after(END_LIMIT_S):
+            try:
+                await self.lease.release()
+            except (StorageError, DamagedFile) as exc:
+                log.warning("the lease was not given back, and expires: %s", exc)
+
+    async def _try_to_take(self) -> float | None:
+        """None when it is ours, else the seconds until the next attempt."""
+        wait_s = STAND_BY_INTERVAL_S
+        try:
+            await self.require_conditions()
+            await self.lease.ensure()
+            return None
+        except LeaseHeld as held:
+            wait_s = min(wait_s, max(held.left_s, 0.0))
+            reason, news = held.owner, held.message
+        except TransientStorageError as exc:
+            reason = news = exc.message
+        if reason != self._told:
+            log.info("standing by: %s", news)
+            self._told = reason
+        return wait_s
+
+
+class LeasedTenure(Tenure):
+    """The right to publish, of a database below a root whose lease is held. `owns` the lease: gives it back, too."""
+
+    def __init__(self, shared: SharedLease, *, owns: bool = True) -> None:
+        self._shared = shared
+        self._owns = owns
+        self._lease = shared.lease
+        self._publication = Publication(shared.lease)
+        self._from_another = False  # the lease was not ours before we took it
+
+    async def stand_by(self, stop: trio.Event) -> None:
+        await self._shared.stand_by(stop)
+
+    async def begin(self) -> None:
+        await self._shared.require_conditions()
+        interrupted = await self._publication.resume()
+        crash_point(CrashPoint.LEASE_TAKEN)
+        self._from_another |= interrupted
+
+    def has_taken_over(self) -> bool:
+        return self._shared.waits and self._from_another
+
+    def interruptions(self) -> int:
+        return self._lease.interruptions
+
+    def known_interruptions(self) -> int:
+        return self._publication.known_interruptions
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -115,12 +212,13 @@ class LeasedTenure(Tenure):
             async with self._renewed():
                 await put()
 
-        await self._lease.put(put_renewed, verify=verify)
+        await self._publication.put(put_renewed, verify=verify)
 
     async def end(self) -> None:
         with trio.move_on_after(END_LIMIT_S):
             try:
                 await self._lease.release()
+                crash_point(CrashPoint.LEASE_RELEASED)
             except (StorageError, DamagedFile) as exc:
                 log.warning("the lease was not given back, and expires: %s", exc)
 
@@ -157,16 +255,20 @@ class LeasedTenure(Tenure):
                 block.cancel()
 
 
-def open_tenure(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> Tenure:
-    """The right to publish to the replica at the root of `storage`. Makes no request.
+def open_lease(storage: Storage, *, writer_id: str, waits: bool) -> SharedLease:
+    """The lease at the root of `storage`. Makes no request.
 
-    `writer_id` gives what tells this writer from others, the same after a restart.
+    `writer_id` is what tells this writer from others, the same after a restart.
     """
+    identity = Identity(f"{socket.gethostname()}:{os.getpid()}", writer_id)
+    return SharedLease(ReplicaLease(storage, identity, now=now, lock=trio.Lock()), storage, waits=waits)
+
+
+def open_tenure(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> Tenure:
+    """The right to publish to the replica at the root of `storage`, with a lease of its own if it is to have one."""
     if mode is LeaseMode.OFF:
-        return Tenure()
-    identity = Identity(f"{socket.gethostname()}:{os.getpid()}", writer_id())
-    lease = ReplicaLease(storage, identity, now=now, lock=trio.Lock())
-    return LeasedTenure(lease, storage, waits=mode is LeaseMode.WAIT)
+        return OpenTenure(storage)
+    return LeasedTenure(open_lease(storage, writer_id=writer_id(), waits=mode is LeaseMode.WAIT))
 
 
 def now() -> Moment:

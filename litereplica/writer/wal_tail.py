@@ -230,6 +230,11 @@ class WalTail:
         os.fdatasync(self._fd)
 
     @property
+    def frame_size(self) -> int:
+        """Of the generation's frames, in bytes; 0 when there is none."""
+        return self.header.frame_size if self.header is not None else 0
+
+    @property
     def file_size(self) -> int:
         """Of the `-wal` file, in bytes."""
         return os.fstat(self._fd).st_size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import cold, cost, hydration, lag, report, warm, writer
+from benchmarks import cold, compact, cost, hydration, lag, report, restore, warm, writer, writer_idle
 from benchmarks.results import Result
 from benchmarks.setting import FULL, QUICK, Setting, open_setting
 
@@ -28,6 +28,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "load": cost.under_load,
     "memory": warm.memory,
     "writer": writer.writer,
+    "writer-idle": writer_idle.writer_idle,
+    "restore": restore.restore,
+    "compact": compact.compact,
 }
 DOCS = Path(__file__).parents[2] / "docs"
 ROUND_TRIP_MS = 10.0

@@ -39,6 +39,8 @@ class Scale:
     lag_intervals_s: tuple[float, ...]
     writer_commits: int
     writer_repeats: int
+    idle_databases: int
+    restored_deltas: int
     window_s: float
     """Requests are counted in this long a stretch, `windows` times."""
     windows: int
@@ -57,6 +59,8 @@ FULL = Scale(
     lag_intervals_s=(1.0, 0.1),
     writer_commits=60_000,
     writer_repeats=3,
+    idle_databases=1000,
+    restored_deltas=500,
     window_s=60,
     windows=3,
 )
@@ -73,6 +77,8 @@ QUICK = Scale(
     lag_intervals_s=(1.0,),
     writer_commits=3_000,
     writer_repeats=1,
+    idle_databases=100,
+    restored_deltas=50,
     window_s=3,
     windows=2,
 )
@@ -125,11 +131,12 @@ class Setting:
     @contextmanager
     def distant(self, direct_url: str) -> Iterator[tuple[str, LatencyProxy]]:
         """`direct_url` through a proxy of its own, which adds the latency and counts."""
-        with latency_proxy(self._port, round_trip_ms=self.round_trip_ms) as proxy:
+        with latency_proxy(self.port, round_trip_ms=self.round_trip_ms) as proxy:
             yield direct_url.replace(self.server.endpoint, proxy.endpoint), proxy
 
     @property
-    def _port(self) -> int:
+    def port(self) -> int:
+        """SeaweedFS's, without added latency."""
         return int(self.server.endpoint.rpartition(":")[2])
 
     def _published(self, url: str) -> str:

@@ -6,7 +6,6 @@ The commits per second of an application depend on what else the machine does, s
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.application import ROW_BYTES, ROWS, Committed, create, run_application
-from benchmarks.processes import replicating
+from benchmarks.processes import cpu_s, peak_memory, replicating
 from benchmarks.results import Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from tests.helpers.litestream import LitestreamProcess
@@ -27,7 +26,6 @@ SYNC_INTERVAL = "1s"
 LONGEST_PAUSE_MS = 300
 SETTLED_S = 2.5
 """Twice the interval, and a little: nothing more is published then."""
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 Start = Callable[[Path, str], AbstractContextManager[int]]
 """Replicates a database to a URL while it is entered; its value is the process ID."""
@@ -67,11 +65,11 @@ def _beside(setting: Setting, commits: int, start: Start) -> Cost:
     create(database)
     level0 = Path(url.removeprefix("file://")) / "ltx" / "0"
     with start(database, url) as pid:
-        before_s, first = _cpu_s(pid), set(level0.iterdir())
+        before_s, first = cpu_s(pid), set(level0.iterdir())
         application = run_application(database, commits)
         _wait_until_settled(level0)
         sizes = [path.stat().st_size for path in level0.iterdir() if path not in first]
-        return Cost(application, _cpu_s(pid) - before_s, _peak_memory(pid), len(sizes), sum(sizes))
+        return Cost(application, cpu_s(pid) - before_s, peak_memory(pid), len(sizes), sum(sizes))
 
 
 @contextmanager
@@ -93,16 +91,6 @@ def _wait_until_settled(level0: Path) -> None:
         if count != seen:
             seen, since = count, time.monotonic()
         time.sleep(0.1)
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-
-def _peak_memory(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _results(costs: dict[str, list[Cost]], commits: int) -> Iterator[Result]:

@@ -47,7 +47,7 @@ def test_once_publishes_what_there_is_and_says_so(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_publishes_what_is_left_and_ends_it_with_success(tmp_path: Path, number: signal.Signals) -> None:
     app = database(tmp_path / "app.db")
     first = tmp_path / "replica/ltx/0/0000000000000001-0000000000000001.ltx"
@@ -83,6 +83,11 @@ def test_signal_publishes_what_is_left_and_ends_it_with_success(tmp_path: Path, 
         (["app.db", "URL", "--sync-interval", "0s"], ExitCode.USAGE, "--sync-interval"),
         (["app.db", "URL", "--no-lease", "--wait-lease"], ExitCode.USAGE, "exclude each other: choose one of them"),
         (["app.db", "nowhere"], ExitCode.USAGE, "is not a URL"),
+        (["app.db"], ExitCode.USAGE, "app.db has no replica: write replicate app.db REPLICA_URL"),
+        (["app.db", "URL", "-c", "x.yml"], ExitCode.USAGE, "a database and --config exclude each other"),
+        (["app.db", "URL", "--once", "--exec", "true"], ExitCode.USAGE, "--once and exec exclude each other"),
+        (["app.db", "URL", "--exec", "'true"], ExitCode.USAGE, "--exec: the command has a quote that is not closed"),
+        (["-c", "missing.yml"], ExitCode.USAGE, "there is no configuration file missing.yml: name an existing file"),
     ],
 )
 def test_what_cannot_be_replicated_is_one_line_and_an_exit_code(
@@ -107,6 +112,37 @@ def test_database_locked_in_rollback_mode_is_an_error_of_one_line(tmp_path: Path
     holder.close()
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "is locked by another program: try again" in done.stderr.splitlines()[-1]
+
+
+def test_options_say_more_than_the_file_and_the_log_is_as_it_asks(tmp_path: Path) -> None:
+    app = database(tmp_path / "app.db")
+    file = tmp_path / "litereplica.yml"
+    file.write_text(
+        f"logging: {{type: json, level: warn}}\naccess-key-id: $UNSET_KEY\naddr: x\n"
+        f"dbs: [{{path: {app}, lease: wait, replica: {{path: {tmp_path}/replica}}}}]\n"
+    )
+    done = replicate("-c", file, "--no-lease", "--once", "--json")
+    assert [each["db_path"] for each in json.loads(done.stdout)] == [str(app)]
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["level"] for line in lines] == ["WARNING", "WARNING"]
+    assert "addr (line 3)" in lines[0]["msg"]
+    assert lines[1]["msg"] == f"{file}: these variables are not set, and count as empty: UNSET_KEY"
+    assert not (tmp_path / "replica/lock.json").exists()
+
+
+def test_credentials_in_a_file_that_others_may_read_are_warned_of(tmp_path: Path) -> None:
+    app = database(tmp_path / "app.db")
+    file = tmp_path / "litereplica.yml"
+    url = "s3://bucket/x?endpoint=ftp.invalid"
+    file.write_text(
+        f"access-key-id: a\nsecret-access-key: hidden\ndbs: [{{path: {app}.missing, replica: {{url: '{url}'}}}}]\n"
+    )
+    for mode, warned in ((0o644, True), (0o600, False)):
+        file.chmod(mode)
+        done = replicate("-c", file, "--once")
+        assert done.returncode != ExitCode.OK
+        assert ("has credentials, and others may read it: 'chmod 600" in done.stderr) is warned
+        assert "hidden" not in done.stderr
 
 
 def test_help_has_an_example() -> None:

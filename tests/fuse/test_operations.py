@@ -19,7 +19,7 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.fuse.nodes import Inode, Owner
+from litereplica.fuse.nodes import Inode, Owner, file_names
 from litereplica.fuse.operations import Operations
 
 READ_ONLY = pyfuse3.FlagT(os.O_RDONLY)
@@ -28,7 +28,8 @@ READ_ONLY = pyfuse3.FlagT(os.O_RDONLY)
 class Files:
     """A file system whose reads fail with `error`."""
 
-    name = "app.db"
+    names = file_names("app.db")
+    mtime_ns = 0
     error: Exception = OSError(errno.ENOSPC, "no space")
 
     def size(self, inode: Inode) -> int:

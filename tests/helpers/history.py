@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from litereplica.format.decoder import decode_file
 from litereplica.format.encoder import encode_file
-from litereplica.format.ltx import Header
+from litereplica.format.ltx import HEADER_SIZE, Header
 from litereplica.format.names import SNAPSHOT_LEVEL, Layout
 from litereplica.format.sqlite import lock_pgno
+from litereplica.format.sums import SumsEncoder
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.storage.memory import MemoryStorage
@@ -32,7 +34,10 @@ WAL_STEP = 1000
 
 @dataclass(slots=True)
 class History:
-    """The writer's side. `databases[txid]` is pgno → page, without the lock page; `commits[txid]` the page count."""
+    """The writer's side. `databases[txid]` is pgno → page, without the lock page; `commits[txid]` the page count.
+
+    `with_sums`: beside each file lie its sums.
+    """
 
     storage: Storage = field(default_factory=MemoryStorage)
     page_size: int = PAGE_SIZE
@@ -41,6 +46,7 @@ class History:
     supplied: dict[TXID, set[Pgno]] = field(default_factory=dict)
     txid: TXID = 0
     wal_salts: tuple[int, int] = (1, 1)
+    with_sums: bool = False
 
     @property
     def store(self) -> LTXStore:
@@ -93,6 +99,8 @@ class History:
         pages = [(pgno, self.databases[last][pgno]) for pgno in sorted(pgnos) if pgno <= self.commits[last]]
         body = encode_file(header, pages)
         info = FileInfo(level, first, last, len(body))
+        if self.with_sums:
+            await self.store.put_sums(info, sums_of_file(body))
         await self.storage.put(self.store.key(info), body)
         return info
 
@@ -109,3 +117,14 @@ class History:
 
     def _page(self, content: bytes) -> bytes:
         return content.ljust(self.page_size, b"\0")
+
+
+def sums_of_file(body: bytes) -> bytes:
+    """The sums that belong beside a whole file."""
+    index = decode_file(body).index
+    encoder = SumsEncoder()
+    encoder.feed(body[:HEADER_SIZE])
+    for offset, size in zip(index.offset.tolist(), index.size.tolist(), strict=True):
+        encoder.feed(body[offset : offset + size])
+    encoder.feed(body[index.frames_end :])
+    return encoder.finish()

@@ -2,6 +2,9 @@
 
 A nursery process has imported everything; for each writer it forks. The test talks to it line by line, one JSON
 request, one JSON answer. Every writer has low limits, so that short runs come to all steps.
+
+Besides the named points of `litereplica.writer.crash` there are those at the store, `STORE_POINTS`: before a
+request is made, or when it has taken effect and the writer does not know yet.
 """
 
 from __future__ import annotations
@@ -13,16 +16,26 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from litereplica.errors import LiteReplicaError
-from litereplica.ltxstore.store import open_ltx_store
-from litereplica.writer import attach, checkpoint, crash, page_sums, publisher, service, state
+from litereplica.ltxstore import lease
+from litereplica.ltxstore.conditions import PROBE_PREFIX
+from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage import Storage
+from litereplica.storage.wrappers import Call, Operation, When, WrapperStorage
+from litereplica.writer import attach, checkpoint, crash, marks, page_sums, publisher, service, state, tenure
 from litereplica.writer.service import open_replicator
+from litereplica.writer.tenure import LeaseMode
+
+T = TypeVar("T")
 
 SYNC_INTERVAL_S = 0.01
 CHECKPOINT_FRAMES = 15
@@ -30,6 +43,50 @@ CHECKPOINT_INTERVAL_S = 0.3
 AHEAD_FRAMES = 3
 REST_FRAMES = 10
 MEMORY_LIMIT = 4096
+LEASE_TERM_MS = 300
+"""Renewed when a third has passed, so that a short run comes to that."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorePoint:
+    """A request of the writer: its operation, and with what its key begins."""
+
+    operation: Operation
+    prefix: str
+    when: When
+
+
+STORE_POINTS = {
+    "replica-listed": StorePoint(Operation.LIST, "", When.AFTER_EFFECT),
+    "conditions-probed": StorePoint(Operation.DELETE_IF_MATCH, PROBE_PREFIX, When.BEFORE_EFFECT),
+    "lease-created": StorePoint(Operation.PUT_IF_ABSENT, LOCK_KEY, When.AFTER_EFFECT),
+    "lease-renewal-begun": StorePoint(Operation.PUT_IF_MATCH, LOCK_KEY, When.BEFORE_EFFECT),
+    "lease-renewed": StorePoint(Operation.PUT_IF_MATCH, LOCK_KEY, When.AFTER_EFFECT),
+    "file-stored": StorePoint(Operation.PUT_IF_ABSENT, "ltx/", When.AFTER_EFFECT),
+    "lease-release-begun": StorePoint(Operation.DELETE_IF_MATCH, LOCK_KEY, When.BEFORE_EFFECT),
+    "lease-deleted": StorePoint(Operation.DELETE_IF_MATCH, LOCK_KEY, When.AFTER_EFFECT),
+}
+
+
+class CrashStorage(WrapperStorage):
+    """Has the process killed at the n-th pass of a point."""
+
+    def __init__(self, inner: Storage, point: StorePoint, passes: int) -> None:
+        super().__init__(inner)
+        self._point = point
+        self._passes_left = passes
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        point = self._point
+        matches = call.operation is point.operation and call.key.startswith(point.prefix)
+        self._passes_left -= matches
+        due = matches and self._passes_left == 0
+        if due and point.when is When.BEFORE_EFFECT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = await perform()
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
 
 class WriterNursery:
@@ -79,17 +136,29 @@ class WriterProcess:
         """Is a writer meant to be running?"""
         return self._pid != 0
 
-    def start(self, crash_at: str = "") -> str:
+    def start(self, crash_at: str = "", *, lease: LeaseMode = LeaseMode.OFF, rest_frames: int = REST_FRAMES) -> str:
         """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
 
-        `crash_at` is a crash point and the number of the pass, as in `LITEREPLICA_CRASH_AT`; it may then be dead.
+        `crash_at` is a crash point and the number of the pass, as in `LITEREPLICA_CRASH_AT`, or the same with
+        one of `STORE_POINTS`; it may then be dead. `rest_frames`: `checkpoint.REST_FRAMES`.
         """
-        answer = self._nursery.ask(database=str(self._database), url=self._url, crash_at=crash_at)
+        answer = self._nursery.ask(
+            database=str(self._database),
+            url=self._url,
+            crash_at=crash_at,
+            lease=lease.value,
+            rest_frames=rest_frames,
+        )
         self._pid = answer["pid"]
         error: str = answer.get("error", "")
         if error:
             self._wait()
         return error
+
+    @property
+    def has_ended(self) -> bool:
+        """Has the one that was started ended by itself?"""
+        return bool(self._nursery.ask(look=self._pid)["ended"])
 
     def stop(self) -> int:
         """SIGTERM, unless it has ended already: its exit code, negative for a signal."""
@@ -113,6 +182,9 @@ def _serve() -> None:
         request = json.loads(line)
         if "wait" in request:
             answer = {"code": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
+        elif "look" in request:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            answer = {"ended": os.waitid(os.P_PID, request["look"], options) is not None}
         else:
             answer = _fork(request)
         print(json.dumps(answer), flush=True)
@@ -136,16 +208,21 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     checkpoint.CHECKPOINT_FRAMES = CHECKPOINT_FRAMES
     checkpoint.CHECKPOINT_INTERVAL_S = CHECKPOINT_INTERVAL_S
     checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
-    checkpoint.REST_FRAMES = REST_FRAMES
+    checkpoint.REST_FRAMES = request["rest_frames"]
     checkpoint.PARTIAL_RETRY_S = 0.1
     state.MEMORY_LIMIT = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000
-    if request["crash_at"]:
+    lease.TERM_MS, lease.RENEW_BEFORE_MS = LEASE_TERM_MS, 2 * LEASE_TERM_MS // 3
+    store = open_ltx_store(request["url"])
+    name, _, passes = request["crash_at"].partition(":")
+    if name in STORE_POINTS:
+        store = LTXStore(CrashStorage(store.storage, STORE_POINTS[name], int(passes)), store.layout)
+    elif name:
         os.environ[crash.VARIABLE] = request["crash_at"]
-        for module in (attach, checkpoint, page_sums, publisher, service):
+        for module in (attach, checkpoint, marks, page_sums, publisher, service, state, tenure):
             module.crash_point = crash._from_environment()  # type: ignore[attr-defined]  # as at an import
     try:
-        trio.run(_replicate, Path(request["database"]), request["url"], out)
+        trio.run(_replicate, Path(request["database"]), store, LeaseMode(request["lease"]), out)
     except LiteReplicaError as exc:
         os.write(out, f"error {exc}\n".encode())
         return int(exc.exit_code)
@@ -165,7 +242,7 @@ class _Told:
         os.write(self._out, b"started\n")
 
 
-async def _replicate(database: Path, url: str, out: int) -> None:
+async def _replicate(database: Path, store: LTXStore, mode: LeaseMode, out: int) -> None:
     stop = trio.Event()
 
     async def wait_for_signal() -> None:
@@ -174,9 +251,8 @@ async def _replicate(database: Path, url: str, out: int) -> None:
                 stop.set()
 
     error: LiteReplicaError | None = None
-    store = open_ltx_store(url)
     async with (
-        open_replicator(database, store, sync_interval_s=SYNC_INTERVAL_S) as replicator,
+        open_replicator(database, store, lease=mode, sync_interval_s=SYNC_INTERVAL_S) as replicator,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(wait_for_signal)

@@ -6,6 +6,7 @@ import random
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import trio
 
 from litereplica.errors import ReplicaError
-from litereplica.ltxstore import restore as restore_module
+from litereplica.ltxstore import sources
+from litereplica.ltxstore.follow_restore import Follower, position_of
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import open_ltx_store
@@ -22,9 +24,11 @@ from tests.helpers.litestream import (
     NEVER,
     LitestreamError,
     LitestreamProcess,
+    litestream_binary,
     litestream_plan,
     litestream_restore,
 )
+from tests.helpers.waiting import wait_until
 
 COMPACTING = {
     "levels": [{"interval": "200ms"}, {"interval": "500ms"}],
@@ -95,7 +99,7 @@ async def test_restore_of_each_state_equals_litestreams(tmp_path: Path, page_siz
 async def test_restore_from_s3_equals_litestreams(
     tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore_module, "CHUNK_BYTES", 10_000)  # several requests a file
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 10_000)  # several requests a file
     db = tmp_path / "app.db"
     make_database(db, page_size=4096, auto_vacuum=2)
     with LitestreamProcess(db, s3_bucket.url, sync_interval=NEVER) as litestream:
@@ -166,3 +170,45 @@ async def test_plan_is_the_one_that_litestream_makes(tmp_path: Path) -> None:
 
 def described(files: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
     return [(file["level"], int(file["min_txid"], 16), int(file["max_txid"], 16)) for file in files]
+
+
+@pytest.mark.slow
+async def test_file_that_litestream_restored_and_followed_is_followed_on_by_us(tmp_path: Path) -> None:
+    db, url, out = tmp_path / "app.db", f"file://{tmp_path}/replica", tmp_path / "out.db"
+    make_database(db, page_size=4096, auto_vacuum=0)
+    store = open_ltx_store(url)
+    with LitestreamProcess(db, url, sync_interval=NEVER) as litestream:
+        with following(url, out):
+            for number in range(3):
+                sql(db, f"INSERT INTO t (word) VALUES ('theirs {number}')")
+                txid = litestream.sync()
+                await wait_until(lambda txid=txid: position(out) == txid)  # type: ignore[misc] # a default
+        follower = Follower(store, out, position_of(out))
+        assert follower.txid == txid
+        for statements in workload(4096):
+            sql(db, statements)
+            litestream.sync()
+            await follower.advance()
+            assert sql(out, ".dump") == sql(db, ".dump")
+    assert sql(out, "PRAGMA integrity_check").strip() == "ok"
+    await store.aclose()
+
+
+def position(out: Path) -> int:
+    """What Litestream has written beside the file; 0 before that."""
+    try:
+        return int(Path(f"{out}-txid").read_text(), 16)
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def following(url: str, out: Path) -> Iterator[None]:
+    """`litestream restore -f`, until the block is left."""
+    command = [litestream_binary(), "restore", "-f", "-follow-interval", "50ms", "-o", str(out), url]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)

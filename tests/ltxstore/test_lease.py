@@ -29,6 +29,7 @@ from litereplica.ltxstore.lease import (
     Identity,
     Lease,
     Moment,
+    Publication,
     Refuse,
     ReplicaLease,
     Write,
@@ -213,6 +214,7 @@ class Stage:
         self.faults = FaultStorage(self.memory, lambda request: None)
         self.storage = MeteredStorage(self.faults)
         self.lease = self.lease_of(ME)
+        self.publication = Publication(self.lease)
 
     def lease_of(self, identity: Identity) -> ReplicaLease:
         return ReplicaLease(self.storage, identity, now=self.clock)
@@ -253,13 +255,13 @@ async def test_lease_is_renewed_with_one_request_in_the_same_generation(stage: S
 
 async def test_lapsed_lease_that_nobody_took_is_taken_again_with_one_request(stage: Stage) -> None:
     await stage.lease.ensure()
-    stage.lease.interrupted = False
+    await stage.publication.resume()
     stage.clock.advance(3600)
     assert stage.lease.held() is None
     await stage.lease.ensure()
     assert stage.requests == 3
     assert stored(stage.memory).generation == 2
-    assert not stage.lease.interrupted
+    assert not stage.publication.interrupted
 
 
 async def test_lease_of_another_is_refused_with_its_holder_and_its_time(stage: Stage) -> None:
@@ -309,8 +311,8 @@ async def test_lease_that_lapsed_during_the_check_is_taken_again_before_the_put(
         assert stage.lease.held() is not None
 
     await stage.lease.ensure()
-    assert stage.lease.interrupted
-    await stage.lease.put(put, verify=slow)
+    assert stage.publication.interrupted
+    await stage.publication.put(put, verify=slow)
     assert stored(stage.memory).generation == 2
 
 
@@ -384,7 +386,7 @@ async def test_lease_is_not_released_while_a_put_may_still_take_effect(stage: St
         raise TransientStorageError("timeout")
 
     with pytest.raises(TransientStorageError):
-        await stage.lease.put(lost, verify=nothing)
+        await stage.publication.put(lost, verify=nothing)
     await stage.lease.release()
     assert stored(stage.memory).owner == ME.owner
 
@@ -394,7 +396,7 @@ async def test_lease_is_released_after_a_put_that_was_refused(stage: Stage) -> N
         raise PreconditionFailed("it exists")
 
     with pytest.raises(PreconditionFailed):
-        await stage.lease.put(refused, verify=nothing)
+        await stage.publication.put(refused, verify=nothing)
     await stage.lease.release()
     assert not stage.memory.objects
 
@@ -412,10 +414,10 @@ async def test_what_another_published_meanwhile_is_looked_at_before_the_next_put
             raise ConflictError("another has published")
 
     await stage.lease.ensure()
-    stage.lease.interrupted = False
-    await stage.lease.put(put, verify=verify)
+    await stage.publication.resume()
+    await stage.publication.put(put, verify=verify)
     stage.clock.advance(31)
-    await stage.lease.put(put, verify=verify)
+    await stage.publication.put(put, verify=verify)
     assert calls == ["put", "put"]
     stage.clock.advance(31)
     other = stage.lease_of(OTHER)
@@ -423,11 +425,52 @@ async def test_what_another_published_meanwhile_is_looked_at_before_the_next_put
     await other.release()
     for _ in range(2):  # a check that failed is made again
         with pytest.raises(ConflictError):
-            await stage.lease.put(put, verify=verify)
+            await stage.publication.put(put, verify=verify)
         del calls[3:]
         calls[2:] = []
-    await stage.lease.put(put, verify=nothing)
+    await stage.publication.put(put, verify=nothing)
     assert calls == ["put", "put", "put"]
+
+
+async def test_each_database_under_one_lease_looks_for_itself_at_what_another_published(stage: Stage) -> None:
+    calls: list[str] = []
+    first, second = stage.publication, Publication(stage.lease)
+
+    async def put() -> None:
+        calls.append("put")
+
+    async def verify_first() -> None:
+        calls.append("first")
+
+    async def verify_second() -> None:
+        calls.append("second")
+
+    await first.resume()
+    await second.resume()
+    stage.clock.advance(31)
+    other = stage.lease_of(OTHER)
+    await other.ensure()
+    await other.release()
+    await first.put(put, verify=verify_first)
+    await first.put(put, verify=verify_first)
+    await second.put(put, verify=verify_second)
+    assert calls == ["first", "put", "put", "second", "put"]
+
+
+async def test_lease_is_kept_while_a_put_of_any_database_may_still_take_effect(stage: Stage) -> None:
+    second = Publication(stage.lease)
+
+    async def lost() -> None:
+        raise TransientStorageError("timeout")
+
+    with pytest.raises(TransientStorageError):
+        await second.put(lost, verify=nothing)
+    await stage.publication.put(nothing, verify=nothing)
+    await stage.lease.release()
+    assert stored(stage.memory).owner == ME.owner
+    await second.put(nothing, verify=nothing)
+    await stage.lease.release()
+    assert not stage.memory.objects
 
 
 async def test_lease_that_is_contended_without_end_is_an_error(stage: Stage) -> None:

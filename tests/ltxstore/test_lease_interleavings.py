@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from litereplica.errors import ConflictError, LeaseHeld, PreconditionFailed, StorageError, TransientStorageError
-from litereplica.ltxstore.lease import LOCK_KEY, Identity, Moment, ReplicaLease
+from litereplica.ltxstore.lease import LOCK_KEY, Identity, Moment, Publication, ReplicaLease
 from litereplica.storage import Storage
 from litereplica.storage.base import Body, ObjectInfo
 from litereplica.storage.memory import MemoryStorage
@@ -102,7 +102,8 @@ class Observed(WrapperStorage):
 
 @dataclass
 class Writer:
-    """What a process does: takes the lease, reads its position, publishes `puts` files, gives the lease back.
+    """What a process does: takes the lease, reads its positions, publishes `puts` files to each of its databases in
+    turn, gives the lease back.
 
     Killed, it is started again: `runs` counts.
     """
@@ -112,6 +113,7 @@ class Writer:
     now: Callable[[], Moment]
     puts: int
     with_lease: bool = True
+    databases: int = 1
     acknowledged: dict[str, bytes] = field(default_factory=dict)
     outcome: str = ""
     runs: int = 0
@@ -132,11 +134,17 @@ class Writer:
     async def _run(self, lease: ReplicaLease) -> str:
         if self.with_lease and not await self._take(lease):
             return "waiting"
-        lease.interrupted = False
-        position = await self._newest()
+        publications = [Publication(lease) for _ in range(self.databases)]
+        positions = []
+        for database, publication in enumerate(publications):
+            if self.with_lease:
+                await answer(publication.resume)
+            positions.append(await self._newest(database))
         for number in range(self.puts):
-            position += 1
-            await self._publish(lease, position, f"{self.name}{self.runs}.{number}".encode())
+            for database, publication in enumerate(publications):
+                positions[database] += 1
+                body = f"{self.name}{self.runs}.{number}".encode()
+                await self._publish(publication, database, positions[database], body)
         if self.with_lease:
             await answer(lease.release)
         return "done"
@@ -150,23 +158,23 @@ class Writer:
                 continue
         return False
 
-    async def _newest(self) -> int:
-        files = await answer(lambda: self.storage.list("0/"))
-        return max((int(info.key[2:]) for info in files), default=0)
+    async def _newest(self, database: int) -> int:
+        files = await answer(lambda: self.storage.list(f"{database}/"))
+        return max((int(info.key.partition("/")[2]) for info in files), default=0)
 
-    async def _publish(self, lease: ReplicaLease, txid: int, body: bytes) -> None:
-        key = f"0/{txid:04d}"
+    async def _publish(self, publication: Publication, database: int, txid: int, body: bytes) -> None:
+        key = f"{database}/{txid:04d}"
 
         async def put() -> None:
             await self.storage.put_if_absent(key, body)
 
         async def verify() -> None:
-            if await self._newest() > txid:
+            if await self._newest(database) > txid:
                 raise ConflictError("another writer has published")
 
         for _ in range(ATTEMPTS):
             try:
-                await (lease.put(put, verify=verify) if self.with_lease else put())
+                await (publication.put(put, verify=verify) if self.with_lease else put())
             except TransientStorageError:
                 continue
             except PreconditionFailed as exc:
@@ -218,6 +226,7 @@ class Setting:
     puts: int = 2  # by the first writer
     fault: FaultAt | None = None  # of its requests
     ahead_ms: int = 0  # of the second writer's clock
+    databases: int = 1  # of each writer, under one lease
 
     def world(self) -> World:
         world = World(SteppedStorage(honest=self.honest), 2 if self.ahead_ms else 1)
@@ -231,7 +240,7 @@ class Setting:
                 return Moment(world.ms + ahead_ms, world.ms / 1000)
 
             storage = Observed(FaultStorage(world.storage, plan), seen)
-            world.writers.append(Writer(name, storage, now, puts, self.with_lease))
+            world.writers.append(Writer(name, storage, now, puts, self.with_lease, self.databases))
 
         add("a", self.puts, 0, self.fault or (lambda request: None))
         add("b", 1, self.ahead_ms, lambda request: None)
@@ -316,6 +325,17 @@ slow = pytest.mark.slow
 )
 def test_two_writers_put_each_file_once_and_lose_none(long_pauses: int, short_pauses: int, fewest: int) -> None:
     found = outcomes(Setting(long_pauses=long_pauses, short_pauses=short_pauses))
+    assert sum(found.values()) > fewest
+    assert found["done", "done"], "one after the other"
+    assert found["done", "waiting"], "one is kept away"
+    assert bool(found.get(("stopped", "done"))) == bool(long_pauses), "one takes over from one that was suspended"
+
+
+@pytest.mark.parametrize(("long_pauses", "short_pauses", "fewest"), [(0, 0, 10), (1, 0, 300), (0, 1, 50)])
+def test_two_writers_of_two_databases_under_one_lease_put_each_file_once(
+    long_pauses: int, short_pauses: int, fewest: int
+) -> None:
+    found = outcomes(Setting(long_pauses=long_pauses, short_pauses=short_pauses, puts=1, databases=2))
     assert sum(found.values()) > fewest
     assert found["done", "done"], "one after the other"
     assert found["done", "waiting"], "one is kept away"

@@ -19,8 +19,10 @@ from litereplica.ltxstore.levels import (
     Compaction,
     Levels,
     due_compactions,
+    first_step,
     next_compaction,
     next_snapshot,
+    schedule,
 )
 from litereplica.ltxstore.plan import plan_newest
 from litereplica.ltxstore.retention import reachable_txids
@@ -91,6 +93,29 @@ def test_snapshot_is_due_once_a_day_and_only_when_something_has_changed() -> Non
     due = due_compactions(Levels(()), [old, info(0, 5, 5, midnight - 1)], NOON)
     assert due == [Compaction(SNAPSHOT_LEVEL, 1, (old, info(0, 5, 5, midnight - 1)))]
     assert due_compactions(Levels((), None), [old, info(0, 5, 5, midnight - 1)], NOON) == []
+
+
+def test_schedule_tells_from_when_on_each_compaction_is_due() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        files = [replace(each, modified_ms=NOON + each.modified_ms * 7 * SECOND_MS) for each in random_files(rng)]
+        for planned in schedule(Levels((30_000, 60_000, 90_000), 120_000), files):
+            levels = Levels((30_000, 60_000, 90_000), 120_000)
+            assert planned.compaction not in due_compactions(levels, files, planned.due_ms - 1), seed
+            assert planned.compaction in due_compactions(levels, files, planned.due_ms), seed
+
+
+def test_steps_have_so_many_files_and_bytes_at_most_or_one_file() -> None:
+    compaction = Compaction(1, 1, tuple(level0(1, 2, 3, 4, 5)))
+    assert first_step(compaction, max_inputs=3, max_bytes=10_000).inputs == compaction.inputs[:3]
+    assert first_step(compaction, max_inputs=9, max_bytes=299).inputs == compaction.inputs[:2]
+    assert first_step(compaction, max_inputs=9, max_bytes=99).inputs == compaction.inputs[:1]
+    assert first_step(compaction, max_inputs=5, max_bytes=500) == compaction
+
+
+def test_snapshot_is_one_step() -> None:
+    compaction = Compaction(SNAPSHOT_LEVEL, 1, tuple(level0(1, 2, 3)))
+    assert first_step(compaction, max_inputs=1, max_bytes=1) == compaction
 
 
 def test_replica_without_a_beginning_gets_no_snapshot_and_no_error() -> None:

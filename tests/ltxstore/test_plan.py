@@ -10,9 +10,11 @@ import pytest
 from litereplica.errors import GapError, NoReplica
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
+from litereplica.ltxstore.retention import reachable_txids
 from litereplica.types import FileInfo
 
 RANDOM_SETS = 20_000
+SETS_OVER_4_TXIDS = 1 << 10
 
 
 def info(level: int, low: int, high: int) -> FileInfo:
@@ -66,6 +68,23 @@ def test_plan_exists_exactly_when_brute_force_finds_one_for_all_file_sets_over_3
     for count in range(1, len(universe) + 1):
         for files in itertools.combinations(universe, count):
             check_against_brute_force(list(files), 3)
+
+
+def test_plan_exists_exactly_when_brute_force_finds_one_for_all_file_sets_over_4_txids() -> None:
+    """Of one level: which level a file is of only decides between ways of the same length."""
+    universe = [info(0, low, high) for low, high in itertools.combinations_with_replacement(range(1, 5), 2)]
+    sets = [[each for row, each in enumerate(universe) if number >> row & 1] for number in range(SETS_OVER_4_TXIDS)]
+    for files in sets[1:]:
+        check_against_brute_force(files, 4)
+
+
+def test_points_are_exactly_what_a_plan_is_found_for() -> None:
+    rng = random.Random(7)
+    for _ in range(RANDOM_SETS // 4):
+        ranges = [sorted((rng.randint(1, 6), rng.randint(1, 6))) for _ in range(rng.randint(1, 9))]
+        files = [info(rng.randint(0, 3), low, high) for low, high in ranges]
+        points = [txid for txid in range(1, 7) if txid in reachable([f for f in files if f.max_txid <= txid])]
+        assert reachable_txids(files) == points
 
 
 def test_plan_exists_exactly_when_brute_force_finds_one_for_random_file_sets_over_6_txids() -> None:

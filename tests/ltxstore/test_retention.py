@@ -20,6 +20,7 @@ from litereplica.ltxstore.retention import (
     SteadyClock,
     Tier,
     due_deletions,
+    next_deletion_ms,
     reachable_txids,
 )
 from litereplica.ltxstore.store import LTXStore
@@ -301,6 +302,27 @@ def test_reachable_txids_are_those_that_the_planner_finds() -> None:
         if files and not restorable(files):
             with pytest.raises(GapError):
                 plan_newest(files)
+
+
+def test_nothing_becomes_due_before_the_next_moment_that_is_told() -> None:
+    """Whoever asks again at each such moment misses nothing, and in the end is told that nothing is left."""
+    waits = 0
+    for seed in range(400):
+        rng = random.Random(seed)
+        files, policy = random_history(rng), random_policy(rng)
+        now = NOW
+        for _ in range(200):
+            gone = deleted(files, policy, now)
+            files = [each for each in files if each not in gone]
+            moment = next_deletion_ms(files, policy, now)
+            later = now + 400 * DAY_MS if moment is None else moment - 1
+            assert set(deleted(files, policy, later)) <= set(deleted(files, policy, now)), seed
+            if moment is None:
+                break
+            now, waits = moment, waits + 1
+        else:
+            raise AssertionError(f"{seed}: there is no end")
+    assert waits > 400
 
 
 # --- S4: clocks ------------------------------------------------------------------------------

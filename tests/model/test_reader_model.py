@@ -1,12 +1,14 @@
-"""The read side against a naive model: any history, any compaction, loss and delay in the store, any order of polls.
+"""The read side against a naive model: any history, any compaction, loss, delay and damage in the store, any order of
+polls.
 
-Whatever happens, the database read at a snapshot is the model's at that TXID, and an update names every page that
-has changed.
+Whatever happens, the database read at a snapshot is the model's at that TXID, as are its past states, and an update
+names every page that has changed.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,14 +18,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from litereplica.errors import FileVanished, GapError, ReplicaError, TransientStorageError
+from litereplica.errors import DamagedFile, FileVanished, GapError, ReplicaError, TransientStorageError
 from litereplica.format.names import Layout
+from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest
+from litereplica.ltxstore.retention import reachable_txids
 from litereplica.ltxstore.store import LTXStore
+from litereplica.replica import source_read
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.follow import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.replica.statistics import HydrationState
+from litereplica.replica.travel import PastDatabase
 from litereplica.storage.base import ObjectInfo
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, Request, WrapperStorage
@@ -31,8 +37,14 @@ from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import History
 from tests.helpers.trio_thread import TrioThread
 
-EXAMPLES = int(os.environ.get("READER_MODEL_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("READER_MODEL_EXAMPLES", "400"))
 STEPS = 50
+
+SMALL = 1000
+"""Bytes that count as a small file here, instead of 256 KiB: most files are larger."""
+
+TRAILER = 16
+"""Bytes that tell a file from others: flipped, they make it another one."""
 
 MAX_PAGES = 40
 """Small databases: that pages meet each other matters, not that they are many."""
@@ -66,8 +78,11 @@ class ReaderMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.directory = TemporaryDirectory(prefix="reader-model-")
         self.pinned: list[Snapshot] = []
+        self.pasts: list[PastDatabase] = []
+        self.limits = pytest.MonkeyPatch()
 
     def teardown(self) -> None:
+        self.limits.undo()
         self.trio.close()
         self.directory.cleanup()
 
@@ -77,8 +92,13 @@ class ReaderMachine(RuleBasedStateMachine):
         pages=st.integers(1, MAX_PAGES),
         memory_size=st.sampled_from([0, 4_000, 1_000_000]),
         cache_size=st.sampled_from([0, 8_000, 1_000_000]),
+        with_sums=st.booleans(),
     )
-    def start(self, pages: int, memory_size: int, cache_size: int) -> None:
+    def start(self, pages: int, memory_size: int, cache_size: int, with_sums: bool) -> None:
+        self.history.with_sums = with_sums
+        for module in (ltx_store, source_read):
+            self.limits.setattr(module, "WHOLE_FILE_LIMIT", SMALL)
+
         async def first() -> None:
             await self.history.commit({}, pages=pages)
 
@@ -90,6 +110,8 @@ class ReaderMachine(RuleBasedStateMachine):
                 store, cache_dir=cache_dir, cache_size=cache_size, memory_size=memory_size, clock=lambda: self.now
             )
         )
+
+        self.past = self.replica.travel()
 
     @rule(
         changes=st.dictionaries(st.integers(1, MAX_PAGES), st.binary(min_size=1, max_size=6), max_size=6),
@@ -220,6 +242,62 @@ class ReaderMachine(RuleBasedStateMachine):
                 file is None or (file.info.level, file.info.min_txid, file.info.max_txid) not in names for file in used
             )
 
+    @rule(data=st.data())
+    def travel(self, data: st.DataObject) -> None:
+        """To any state that can be restored; a listing that lags, or is remembered, may show files that have gone."""
+        txid = data.draw(st.sampled_from(reachable_txids(self.files())))
+
+        async def run() -> PastDatabase:
+            return await self.past.open(txid)
+
+        try:
+            past = self.trio.run(run)
+        except (ReplicaError, FileVanished, TransientStorageError):
+            return
+        assert past.snapshot.pos.txid == txid
+        self.pasts = [*self.pasts[-2:], past]
+        self.read_past(past)
+
+    @precondition(lambda self: self.pasts)
+    @rule(data=st.data())
+    def read_any_past(self, data: st.DataObject) -> None:
+        self.read_past(data.draw(st.sampled_from(self.pasts)))
+
+    def read_past(self, past: PastDatabase) -> None:
+        async def run() -> list[bytes]:
+            return await past.read(1, past.snapshot.commit)
+
+        try:
+            pages = self.trio.run(run)
+        except (ReplicaError, FileVanished, TransientStorageError):
+            return
+        assert dict(enumerate(pages, 1)) == self.history.at(past.snapshot.pos.txid)
+
+    @precondition(lambda self: self.history.with_sums)
+    @rule(data=st.data(), bit=st.integers(0, 7))
+    def read_with_damage(self, data: st.DataObject, bit: int) -> None:
+        """A flipped bit anywhere, in the files or their sums: what is served is right. Then it is repaired."""
+        key = data.draw(st.sampled_from(sorted(self.memory.objects)))
+        stored = self.memory.objects[key]
+        flipped = bytearray(stored.data)
+        flipped[data.draw(st.integers(0, len(flipped) - TRAILER - 1))] ^= 1 << bit
+        self.memory.objects[key] = replace(stored, data=bytes(flipped))
+        before = self.replica.snapshot
+        try:
+            for _ in range(2):
+                assert self.content(self.replica.snapshot) == self.history.at(self.replica.snapshot.pos.txid)
+                self.check_update(before, self.trio.run(self.replica.poll))
+                before = self.replica.snapshot
+        except (DamagedFile, FileVanished):
+            try:
+                self.check_update(before, self.trio.run(self.replica.heal))
+                assert self.content(self.replica.snapshot) == self.history.at(self.replica.snapshot.pos.txid)
+            except (DamagedFile, FileVanished, GapError, TransientStorageError):
+                pass
+        self.memory.objects[key] = stored
+        self.replica._follower.catalog._damaged.clear()
+        self.replica._files.condemned.clear()
+
     @invariant()
     def content_is_the_models(self) -> None:
         if not hasattr(self, "replica"):
@@ -279,4 +357,4 @@ ReaderMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-TestReaderModel = pytest.mark.filterwarnings("default")(ReaderMachine.TestCase)
+TestReaderModel = pytest.mark.slow(pytest.mark.filterwarnings("default")(ReaderMachine.TestCase))

@@ -10,7 +10,6 @@ application had committed, none older than the one before, and no object that wa
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -23,11 +22,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from litereplica.format.decoder import decode_file
-from litereplica.format.names import Layout, file_key
-from litereplica.types import TXID
 from litereplica.writer.crash import CrashPoint
 from tests.helpers.app import Application
+from tests.helpers.follower import Follower
 from tests.helpers.writer_process import WriterProcess
 
 STEPS = 50
@@ -39,47 +36,6 @@ DEADLINE_S = 20.0
 POLL_S = 0.003
 BRIEF_BUSY_TIMEOUT = "PRAGMA busy_timeout = 20"
 BUSY_TIMEOUT = "PRAGMA busy_timeout = 5000"
-
-
-class Follower:
-    """The replica's database, file after file as they appear."""
-
-    def __init__(self, root: Path) -> None:
-        self.txid: TXID = 0
-        self.digests: list[str] = []  # of the database at each TXID, from 1 on
-        self._root = root
-        self._files: list[str] = []
-        self._pages: dict[int, bytes] = {}
-
-    def advance(self) -> bool:
-        """Apply the next file, if there is one."""
-        try:
-            data = self._path(self.txid + 1).read_bytes()
-        except FileNotFoundError:
-            return False
-        file = decode_file(data)
-        self.txid += 1
-        self._files.append(hashlib.sha256(data).hexdigest())
-        commit, page_size = file.header.commit, file.header.page_size
-        self._pages |= dict(zip(file.index.pgno.tolist(), file.pages, strict=True))
-        self._pages = {pgno: page for pgno, page in self._pages.items() if pgno <= commit}
-        assert len(self._pages) == commit, "a page is in no file"
-        content = hashlib.sha256()
-        for pgno in range(1, commit + 1):
-            assert len(self._pages[pgno]) == page_size
-            content.update(self._pages[pgno])
-        self.digests.append(content.hexdigest())
-        return True
-
-    def check_files(self) -> None:
-        """All are there as they were, and no other."""
-        names = {path.name for path in self._path(1).parent.glob("*.ltx")} if self._files else set()
-        assert names == {self._path(txid).name for txid in range(1, self.txid + 1)}
-        for txid, digest in enumerate(self._files, 1):
-            assert hashlib.sha256(self._path(txid).read_bytes()).hexdigest() == digest, f"TXID {txid} has changed"
-
-    def _path(self, txid: TXID) -> Path:
-        return self._root / file_key(Layout.FILE, 0, txid, txid)
 
 
 def writer_runs(machine: WriterMachine) -> bool:
@@ -249,10 +205,7 @@ class WriterMachine(RuleBasedStateMachine):
         while self.follower.advance() or self.follower.digests[-1] != expected:
             assert time.monotonic() < deadline, f"the replica stays at TXID {self.follower.txid}"
             time.sleep(POLL_S)
-        at = 0
-        for txid, digest in enumerate(self.follower.digests, 1):
-            assert digest in self.committed[at:], f"TXID {txid} was never committed, or before its predecessor"
-            at = self.committed.index(digest, at)
+        self.follower.check_digests(self.committed)
 
     # --- while the writer is down ----------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """Bugs that users of Litestream met in its writer, each as a test of ours; `ls` are threads of benbjohnson/litestream.
 
-Others of them are shown where they belong: checkpoints while stopped (ls#752) and two writers on one path (ls#422,
-ls#1119) in `tests/writer/test_resume.py`, a WAL used again at the same size (ls#1083) in `test_wal_tail.py`.
+Those of stores, of two writers, and of sizes and clocks are in `test_store_field_bugs.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import sqlite3
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import trio
 from litereplica.ltxstore.restore import restore
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.latency import LatencyStorage
-from litereplica.writer import checkpoint, service, state
+from litereplica.writer import checkpoint, pace, state
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
@@ -65,16 +65,56 @@ async def test_ls1164_replica_is_sound_at_every_txid_while_indexes_change(tmp_pa
             "CREATE INDEX ia ON t (a); CREATE INDEX ib ON t (b); CREATE UNIQUE INDEX ic ON t (c)"
         )
         async with replicating(app.database, store) as replicator:
-            for i in range(200):
+            for i in count():
+                if i >= 200 and replicator.statistics().checkpoints >= 2:
+                    break
                 await app("INSERT INTO t (a, b, c) VALUES (?, randomblob(40), ?)", chance.randrange(50), i)
                 if i % 10 == 0:
                     await app("DELETE FROM t WHERE a = ?", chance.randrange(50))
                     await app("PRAGMA wal_checkpoint(PASSIVE)")
             await until_published(store, app)
-            assert replicator.statistics().checkpoints >= 2
     newest = (await txids(store))[-1]
     for txid in {*range(1, newest, max(1, newest // 20)), newest}:
         assert integrity(await fold(store, target=txid), tmp_path / "check.db") == "ok", f"TXID {txid}"
+
+
+async def test_ls752_five_hundred_transactions_and_a_truncated_wal_while_stopped(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        await app(f"INSERT INTO t {ROWS} SELECT randomblob(300) FROM n", 3000)
+        async with replicating(app.database, store):
+            await app("INSERT INTO t VALUES ('with a writer')")
+        for i in range(500):
+            await app("INSERT INTO t VALUES (?)", i)
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
+        async with replicating(app.database, store):
+            await app("INSERT INTO t VALUES ('with one again')")
+            image = await until_published(store, app)
+    await restore(store, tmp_path / "restored.db")
+    assert (tmp_path / "restored.db").read_bytes() == image
+    assert max((await page_counts(store))[1:]) < 30, "the whole database was published again"
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+async def test_ls1083_wal_that_is_used_again_from_its_start_at_the_same_size(tmp_path: Path) -> None:
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (n INTEGER PRIMARY KEY, x)")
+        await app("INSERT INTO t VALUES (1, randomblob(60000))")
+        async with replicating(app.database, store) as replicator:
+            for _ in range(4):
+                await app("UPDATE t SET x = randomblob(60000)")
+                await until_published(store, app)
+                done = replicator.statistics().checkpoints
+                await wait_until(lambda: replicator.statistics().wal_frames == 0)
+                assert replicator.statistics().checkpoints >= done
+            wal = app.database.with_name("app.db-wal")
+            size, head = wal.stat().st_size, wal.read_bytes()[:32]
+            await app("UPDATE t SET x = randomblob(60000)")
+            assert wal.stat().st_size == size
+            assert wal.read_bytes()[:32] != head, "it was not used again"
+            await until_published(store, app)
 
 
 @pytest.mark.slow
@@ -203,7 +243,7 @@ async def test_ls724_application_is_never_refused_while_a_reader_keeps_a_large_w
 async def test_ls1310_full_disk_is_told_of_at_once_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(service, "RETRY_S", 0.02)
+    monkeypatch.setattr(pace, "RETRY_S", 0.02)
     monkeypatch.setattr(state, "MEMORY_LIMIT", 10_000)
     store = memory_store()
     with Application(tmp_path / "app.db") as app:

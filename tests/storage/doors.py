@@ -31,6 +31,24 @@ class MemoryDoor:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixDoor:
+    """The part of the dictionary that lies below a prefix."""
+
+    storage: MemoryStorage
+    prefix: str
+
+    def write(self, key: str, data: bytes) -> None:
+        MemoryDoor(self.storage).write(self.prefix + key, data)
+
+    def read(self, key: str) -> bytes | None:
+        return MemoryDoor(self.storage).read(self.prefix + key)
+
+    def keys(self) -> list[str]:
+        mine = [key for key in self.storage.objects if key.startswith(self.prefix)]
+        return sorted(key.removeprefix(self.prefix) for key in mine)
+
+
+@dataclass(frozen=True, slots=True)
 class FileDoor:
     """The directory; the lock is no object."""
 

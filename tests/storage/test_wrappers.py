@@ -10,12 +10,14 @@ import trio.testing
 
 from litereplica.errors import PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage import LatencyStorage, MemoryStorage, MeteredStorage, Storage
+from litereplica.storage.memory import StoredObject
 from litereplica.storage.wrappers import (
     Call,
     Fault,
     FaultAt,
     FaultStorage,
     Operation,
+    PrefixStorage,
     Request,
     RetryPolicy,
     RetryStorage,
@@ -24,7 +26,7 @@ from litereplica.storage.wrappers import (
     any_of,
 )
 from tests.storage.conformance import StorageConformance, Subject
-from tests.storage.doors import MemoryDoor
+from tests.storage.doors import MemoryDoor, PrefixDoor
 
 
 def no_fault(_: Request) -> None:
@@ -54,6 +56,17 @@ class TestMetered(WrapperConformance):
 class TestLatency(WrapperConformance):
     def wrap(self, inner: Storage) -> Storage:
         return LatencyStorage(inner, 0.001, 1e10)
+
+
+class TestPrefix(StorageConformance):
+    """Beside objects of others, before and behind its own."""
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        memory = MemoryStorage()
+        for key in ("a", "b/0", "b/c0000/x", "b/d", "c"):
+            memory.objects[key] = StoredObject(b"of another", 0)
+        return Subject(PrefixStorage(memory, "b/c/", url="memory://test/b/c"), PrefixDoor(memory, "b/c/"))
 
 
 class TestFault(WrapperConformance):

@@ -1,145 +1,246 @@
-"""The writer is killed between any two of its steps, and started again."""
+"""The writer is killed between any two of its steps, and started again, whatever the application does meanwhile.
+
+Every point × every workload. Each run begins with a replica, and with commits that were made without a writer; then the
+writer that is to be killed works until it is; what follows is committed without one again; and the last writer has to
+bring the replica to the application's state. No file of before may have changed, and each TXID of all is a state that
+the application had committed, none older than its predecessor.
+"""
 
 from __future__ import annotations
 
-import os
+import itertools
+import shutil
 import signal
-import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import pytest
-import trio
 
-from litereplica.format.names import Layout
-from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.writer.crash import VARIABLE, CrashPoint
+from litereplica.writer.crash import CrashPoint
+from litereplica.writer.tenure import LeaseMode
 from tests.helpers.app import Application
-from tests.helpers.mounts import litereplica_binary
-from tests.writer.running import txids, until_published
+from tests.helpers.follower import Follower
+from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess
 
 DEADLINE_S = 20.0
-RUN = (
-    "import litereplica.writer.checkpoint as c, litereplica.writer.state as s, sys; "
-    "c.CHECKPOINT_FRAMES = 15; c.AHEAD_FRAMES = 3; s.MEMORY_LIMIT = 4096; "
-    "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
-)
-"""The program with limits so low that a short run comes to every step."""
+BURST = 8
+"""Rounds without a pause."""
+PAUSE_S = 0.08
+"""After every fourth burst: long enough to mark a checkpoint."""
+
+AT_A_STOP = {
+    CrashPoint.STOPPING,
+    CrashPoint.LEASE_RELEASED,
+    CrashPoint.SUMS_ON_DISK,
+    CrashPoint.CONNECTIONS_CLOSED,
+    "lease-release-begun",
+    "lease-deleted",
+}
+AT_A_START = {
+    CrashPoint.SOURCE_OPENED,
+    CrashPoint.LEASE_TAKEN,
+    CrashPoint.START_BARRIER_BEGUN,
+    CrashPoint.START_READ_TAKEN,
+    CrashPoint.ATTACHED,
+    CrashPoint.DIFFERENCE_FOUND,
+    "replica-listed",
+    "conditions-probed",
+    "lease-created",
+}
+ONCE = {
+    CrashPoint.STATE_FILE_WRITTEN,
+    CrashPoint.MARK_WRITTEN,
+    CrashPoint.READ_RENEWED,
+    CrashPoint.MOVED_AHEAD,
+    CrashPoint.REST_PUBLISHED,
+    CrashPoint.BARRIER_HELD,
+}
+NEEDS_A_FREE_LEASE = {"conditions-probed", "lease-created"}
+REST_FRAMES_OF: dict[str, int] = {CrashPoint.REST_PUBLISHED: 0, CrashPoint.BARRIER_HELD: 1_000_000}
+"""These come about only if commits fall into moments that are short; with these limits any does."""
+
+POINTS: list[str] = [*CrashPoint, *STORE_POINTS]
 
 
-class Writer:
-    """`litereplica replicate` as a process, with or without a crash point."""
+class History:
+    """An application's commits, every state of which is known."""
 
-    def __init__(self, database: Path, url: str, crash_at: str | None = None) -> None:
-        python = Path(litereplica_binary()).with_name("python")
-        environment = dict(os.environ) | ({VARIABLE: crash_at} if crash_at else {})
-        self._process = subprocess.Popen(
-            [
-                "setpriv",
-                "--pdeathsig",
-                "KILL",
-                python,
-                "-c",
-                RUN,
-                "replicate",
-                database,
-                url,
-                "--sync-interval",
-                "10ms",
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
+    def __init__(self, directory: Path, setup: str = "") -> None:
+        self.app = Application(directory / "app.db", page_size=1024, setup=setup)
+        self.committed: list[str] = []
+        self._rounds = itertools.count()
+        self.app.call("PRAGMA cache_size = 10")
+        self.do("CREATE TABLE t (n INTEGER PRIMARY KEY, x)")
+        self.do("INSERT INTO t (x) VALUES (randomblob(30000))")
 
-    def __enter__(self) -> Writer:
-        return self
+    def do(self, sql: str, *parameters: object) -> None:
+        """One transaction."""
+        self.app.call(sql, *parameters)
+        self.record()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.runs:
-            self._process.kill()
-            self._process.communicate()
+    def record(self) -> None:
+        self.committed.append(self.app.digest())
 
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
+    def online(self) -> None:
+        """A round of commits while a writer may be running."""
+        self.work(next(self._rounds))
 
-    def stop(self) -> int:
-        """SIGTERM, unless it has ended already; its exit code."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.communicate(timeout=DEADLINE_S)
-        return self._process.returncode
+    def work(self, number: int) -> None:
+        self.do("INSERT INTO t (x) VALUES (randomblob(900))")
+        self.do("UPDATE t SET x = randomblob(900) WHERE n = ?", 2 + number // 2)
+
+    def offline(self) -> None:
+        """What happens while no writer runs."""
+        for _ in range(3):
+            self.online()
 
 
-async def small_commits(app: Application, round_: int) -> None:
-    await app("INSERT INTO t VALUES (?, randomblob(900))", round_)
-    await app("UPDATE t SET x = randomblob(900) WHERE n = ?", round_ - 3)
+class SteadyCommits(History):
+    """Small ones."""
 
 
-async def growing_and_shrinking(app: Application, round_: int) -> None:
-    await app("INSERT INTO t VALUES (?, randomblob(40000))", round_)
-    if round_ % 3 == 2:
-        await app("DELETE FROM t WHERE n % 3 <> 0")
-        await app("VACUUM")
+class GrowingAndShrinking(History):
+    """Large transactions, some of them rolled back when they have spilled into the WAL; VACUUM."""
+
+    def work(self, number: int) -> None:
+        if number % 4 == 1:
+            self.app.call("BEGIN")
+            self.app.call("INSERT INTO t (x) VALUES (randomblob(60000))")
+            self.app.call("ROLLBACK")
+        self.do("INSERT INTO t (x) VALUES (randomblob(40000))")
+        if number % 3 == 2:
+            self.do("DELETE FROM t WHERE n % 3 <> 0")
+            self.do("VACUUM")
+
+    def offline(self) -> None:
+        self.do("INSERT INTO t (x) VALUES (randomblob(200000))")
+        self.do("DELETE FROM t WHERE n % 2")
+        self.do("VACUUM")
 
 
-WORKLOADS = {"small commits": small_commits, "growing and shrinking": growing_and_shrinking}
+class Checkpointing(History):
+    """The application's own checkpoints of every mode, and a WAL that is used again."""
+
+    modes = itertools.cycle(["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+
+    def work(self, number: int) -> None:
+        super().work(number)
+        if number % 3 == 2:
+            self.app.call("PRAGMA busy_timeout = 5")
+            self.app.call(f"PRAGMA wal_checkpoint({next(self.modes)})")
+            self.app.call("PRAGMA busy_timeout = 5000")
+
+    def offline(self) -> None:
+        for mode in ("RESTART", "TRUNCATE", "PASSIVE"):
+            super().offline()
+            self.app.call(f"PRAGMA wal_checkpoint({mode})")
+        super().offline()
 
 
-async def crashed(writer: Writer, app: Application, workload: str) -> None:
-    """Commit until the writer has been killed."""
-    deadline, round_ = time.monotonic() + DEADLINE_S, 0
-    while writer.runs:
+class ReplacingTheFile(History):
+    """Changes of the schema; while no writer runs, the journal mode is switched, and the file is replaced."""
+
+    def work(self, number: int) -> None:
+        super().work(number)
+        self.do(f"CREATE TABLE u{number} (a, b)")
+        self.do(f"INSERT INTO u{number} SELECT n, x FROM t LIMIT 5")
+        self.do(f"CREATE INDEX i{number} ON u{number} (a)")
+        self.do(f"DROP TABLE u{number}")
+        self.do("PRAGMA incremental_vacuum(3)")
+
+    def offline(self) -> None:
+        self.app.call("PRAGMA journal_mode = delete")
+        self.record()
+        super().offline()
+        copy = self.app.database.with_name("copy")
+        self.app.save(copy)
+        super().offline()
+        self.app.disconnect()
+        shutil.copyfile(copy, copy.with_name("new"))
+        copy.with_name("new").rename(self.app.database)
+        self.record()
+        self.app.call("PRAGMA journal_mode = wal")
+        self.record()
+        super().offline()
+
+
+WORKLOADS: dict[str, type[History]] = {
+    "steady commits": SteadyCommits,
+    "growing and shrinking": GrowingAndShrinking,
+    "checkpoints": Checkpointing,
+    "replacing the file": ReplacingTheFile,
+}
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[WriterProcess]:
+    writer = WriterProcess(tmp_path / "app.db", f"file://{tmp_path}/replica")
+    yield writer
+    writer.kill()
+
+
+def commit_until_killed(writer: WriterProcess, history: History) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    for burst in itertools.count(1):
+        for _ in range(BURST):
+            if writer.has_ended:
+                return
+            history.online()
+        time.sleep(PAUSE_S if burst % 4 == 0 else 0.01)
         assert time.monotonic() < deadline, "the crash point was not reached"
-        await WORKLOADS[workload](app, round_)
-        round_ += 1
-        await trio.sleep(0.002 if round_ % 20 else 0.2)
 
 
-async def started(store: LTXStore, app: Application, workload: str) -> None:
-    """Commit a little, and return when something is published."""
-    for round_ in range(10):
-        await WORKLOADS[workload](app, round_)
-    with trio.fail_after(DEADLINE_S):
-        while not await txids(store):  # noqa: ASYNC110 - the writer is another process
-            await trio.sleep(0.01)
-
-
-async def contents(store: LTXStore) -> dict[int, bytes]:
-    return {info.max_txid: (await store.get(info)).data for info in await store.list_level(0)}
-
-
-AT_A_STOP = {CrashPoint.STOPPING, CrashPoint.CONNECTIONS_CLOSED}
+def until_published(history: History, follower: Follower) -> None:
+    expected, deadline = history.app.digest(), time.monotonic() + DEADLINE_S
+    while follower.advance() or not follower.digests or follower.digests[-1] != expected:
+        assert time.monotonic() < deadline, f"the replica stays at TXID {follower.txid}"
+        time.sleep(0.003)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("point", CrashPoint)
-async def test_killed_writer_loses_nothing_and_repeats_nothing(
-    tmp_path: Path, point: CrashPoint, workload: str
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_writer_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, writer: WriterProcess, point: str, workload: str
 ) -> None:
-    url = f"file://{tmp_path}/replica"
-    store = open_ltx_store(url)
-    assert store.layout is Layout.FILE
-    with Application(tmp_path / "app.db", page_size=1024) as app:
-        await app("CREATE TABLE t (n, x)")
-        await app("INSERT INTO t VALUES (0, randomblob(30000))")
-        once = (*AT_A_STOP, CrashPoint.SOURCE_OPENED, CrashPoint.ATTACHED, CrashPoint.MARK_WRITTEN)
-        times = 1 if point in once or point.startswith("start") else 3
-        with Writer(app.database, url, f"{point}:{times}") as writer:
-            if point in AT_A_STOP:
-                await started(store, app, workload)
-            else:
-                await crashed(writer, app, workload)
-            assert await trio.to_thread.run_sync(writer.stop) == -signal.SIGKILL
-        before = await contents(store)
-        for round_ in range(100, 105):
-            await WORKLOADS[workload](app, round_)
-        with Writer(app.database, url) as writer:
-            await until_published(store, app)
-            assert await trio.to_thread.run_sync(writer.stop) == 0
-        after = await contents(store)
-    assert before.items() <= after.items(), "an acknowledged TXID was lost or changed"
-    assert list(after) == list(range(1, len(after) + 1))
+    follower = Follower(tmp_path / "replica")
+    history = WORKLOADS[workload](tmp_path)
+    with history.app:
+        assert writer.start(lease=LeaseMode.HOLD) == ""
+        history.online()
+        if point in NEEDS_A_FREE_LEASE:
+            assert writer.stop() == 0
+        else:
+            writer.kill()
+        history.offline()
+        if point is CrashPoint.DIFFERENCE_FOUND:
+            history.app.call("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        passes = 1 if point in (AT_A_STOP | AT_A_START | ONCE) else 3
+        rest_frames = REST_FRAMES_OF.get(point, REST_FRAMES)
+        assert writer.start(f"{point}:{passes}", lease=LeaseMode.HOLD, rest_frames=rest_frames) == ""
+        history.record()  # the journal mode may have been switched
+        if point in AT_A_STOP:
+            history.online()
+        else:
+            commit_until_killed(writer, history)
+        assert writer.stop() == -signal.SIGKILL
+
+        while follower.advance():  # what is there now was acknowledged, or may have been
+            pass
+        history.offline()
+        assert writer.start(lease=LeaseMode.HOLD) == ""
+        history.record()
+        until_published(history, follower)
+        assert writer.stop() == 0
+    follower.check_files()
+    follower.check_digests(history.committed)
+    left = {path.name for path in (tmp_path / ".app.db-litereplica").iterdir()}
+    assert left <= {"lock", "checkpoint.json", "pages.sums", "writer.json"}, "a spooled file was left behind"
+    assert not (tmp_path / "replica" / "lock.json").exists()
+
+
+def test_there_are_at_least_thirty_points_and_four_workloads() -> None:
+    assert len(POINTS) == len(set(POINTS)) >= 30
+    assert len(WORKLOADS) >= 4

@@ -13,7 +13,7 @@ from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import Operation
 from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultStorage, Request, When
 from litereplica.storage.wrappers.latency import LatencyStorage
-from litereplica.writer import checkpoint, service, store_watch
+from litereplica.writer import checkpoint, pace, service, store_watch
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
@@ -23,7 +23,7 @@ from tests.writer.running import memory_store, publish_once, replicating, txids,
 async def test_every_commit_arrives_once_although_puts_fail_before_and_after_their_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(service, "RETRY_S", 0.01)
+    monkeypatch.setattr(pace, "RETRY_S", 0.01)
     monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
     rng = random.Random(seed)
 
@@ -51,7 +51,7 @@ async def test_every_commit_arrives_once_although_puts_fail_before_and_after_the
 async def test_store_that_is_away_is_told_of_and_commits_wait_in_the_wal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(service, "RETRY_S", 0.05)
+    monkeypatch.setattr(pace, "RETRY_S", 0.05)
     storage = FaultStorage(MemoryStorage(), lambda request: None)
     store = memory_store(storage)
     with Application(tmp_path / "app.db") as app:

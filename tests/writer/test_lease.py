@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from litereplica.errors import ConditionsIgnored, ConflictError, ExitCode, LeaseHeld, LeaseLost
+from litereplica.errors import ConditionsIgnored, ConflictError, LeaseHeld, LeaseLost
 from litereplica.ltxstore import lease as lease_module
 from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment, ReplicaLease
-from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.ltxstore.store import LTXStore
 from litereplica.storage import MemoryStorage
 from litereplica.storage.memory import StoredObject
 from litereplica.storage.wrappers import LatencyStorage, MeteredStorage, Operation
 from litereplica.writer import tenure
 from litereplica.writer.service import Replicator, open_replicator
 from litereplica.writer.state import StateDirectory
-from litereplica.writer.tenure import LeasedTenure, LeaseMode
+from litereplica.writer.tenure import LeasedTenure, LeaseMode, SharedLease
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless
 from tests.helpers.waiting import wait_until
@@ -249,7 +246,7 @@ async def nothing() -> None:
 async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(lease, storage, waits=False)
+    right = LeasedTenure(SharedLease(lease, storage, waits=False))
     generations = set()
 
     async def slow() -> None:
@@ -271,7 +268,7 @@ async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: 
 async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(lease, storage, waits=False)
+    right = LeasedTenure(SharedLease(lease, storage, waits=False))
     await right.begin()
     other = Lease(2, round(trio.current_time() * 1000) + 10 * TERM_MS, "there:1", "b")
     storage.objects[LOCK_KEY] = StoredObject(other.encode(), 0)
@@ -286,7 +283,7 @@ async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: 
 async def test_error_of_a_put_arrives_as_it_is(autojump_clock: MockClock) -> None:
     storage = LatencyStorage(MemoryStorage(), 0.1)
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(lease, storage, waits=False)
+    right = LeasedTenure(SharedLease(lease, storage, waits=False))
 
     async def refused() -> None:
         await trio.sleep(25)
@@ -295,197 +292,3 @@ async def test_error_of_a_put_arrives_as_it_is(autojump_clock: MockClock) -> Non
     with pytest.raises(ConflictError, match="as it is"):
         async with right.kept():
             await right.put(refused, verify=nothing)
-
-
-# --- processes
-
-RUN = (
-    "import litereplica.ltxstore.lease as l, litereplica.writer.tenure as t, sys; "
-    "l.TERM_MS, l.RENEW_BEFORE_MS, t.STAND_BY_INTERVAL_S = {}; "
-    "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
-)
-SHORT = RUN.format((3000, 2000, 0.2))
-"""The program, with a standby that need not wait for half a minute."""
-USUAL = RUN.format((TERM_MS, 20_000, 5.0))
-
-
-class Process:
-    """`litereplica replicate` with `program`'s limits; its stderr goes to a file."""
-
-    def __init__(self, database: Path, url: str, *options: str, program: str = USUAL) -> None:
-        self.log = database.with_name(f"{database.name}-{time.monotonic_ns()}.log")
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program),
-                    *("replicate", str(database), url, "--sync-interval", "10ms", *options),
-                ],
-                stderr=log,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def runs(self) -> bool:
-        return self._process.poll() is None
-
-    def has_said(self, text: str) -> bool:
-        return text in self.log.read_text()
-
-    async def until_said(self, text: str) -> None:
-        await wait_until(lambda: self.has_said(text), within_s=DEADLINE_S)
-
-    async def ended(self) -> int:
-        """Its exit code, when it ends by itself."""
-        await wait_until(lambda: not self.runs, within_s=DEADLINE_S)
-        return self._process.returncode
-
-    async def stop(self) -> int:
-        self._process.terminate()
-        return await self.ended()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-@contextmanager
-def processes() -> Iterator[list[Process]]:
-    """Those added to the list are killed at the end."""
-    started: list[Process] = []
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-
-
-@pytest.fixture(params=["file", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A replica that does not exist yet, in a directory and in a real object store."""
-    if request.param == "file":
-        return f"file://{tmp_path}/replica"
-    return str(request.getfixturevalue("s3_bucket").url)
-
-
-@pytest.fixture
-def applications(tmp_path: Path) -> Iterator[list[Application]]:
-    """Two with the same database, each of its own."""
-    started = []
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        started.append(Application(tmp_path / name / "app.db", setup="CREATE TABLE t (x);"))
-    yield started
-    for app in started:
-        app.close()
-
-
-@pytest.mark.slow
-async def test_second_process_is_refused_by_name_and_a_killed_one_goes_on_at_once(
-    url: str, applications: list[Application]
-) -> None:
-    first_app, second_app = applications
-    store = open_ltx_store(url)
-    with processes() as started:
-        started.append(first := Process(first_app.database, url))
-        await first.until_said("published")
-        started.append(second := Process(second_app.database, url))
-        assert await second.ended() == ExitCode.CONFLICT
-        error = second.log.read_text().splitlines()[-1]
-        assert re.search(
-            rf"error: .* is leased to \S+:{first.pid} \(generation 1\) until .*, \d+ s from now: stop", error
-        )
-        await first_app("INSERT INTO t VALUES (1)")
-        await until_published(store, first_app)
-
-        first.kill()
-        await first_app("INSERT INTO t VALUES (2)")
-        begun_s = time.monotonic()
-        started.append(again := Process(first_app.database, url))
-        await again.until_said("generation 2; it was ours")
-        await until_published(store, first_app)
-        assert time.monotonic() - begun_s < 10
-        assert await again.stop() == ExitCode.OK
-        await store.aclose()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-async def test_standby_takes_over_when_the_holder_is_gone(
-    url: str, applications: list[Application], end: signal.Signals
-) -> None:
-    first_app, second_app = applications
-    store = open_ltx_store(url)
-    with processes() as started:
-        started.append(first := Process(first_app.database, url, program=SHORT))
-        await first.until_said("published")
-        started.append(standby := Process(second_app.database, url, "--wait-lease", program=SHORT))
-        await standby.until_said("standing by")
-        for number in range(40):  # longer than a lease: the holder renews it
-            await first_app("INSERT INTO t VALUES (?)", number)
-            await trio.sleep(0.1)
-        acknowledged = await until_published(store, first_app)
-        assert not standby.has_said("holding the lease")
-        if end is signal.SIGTERM:
-            assert await first.stop() == ExitCode.OK
-        else:
-            first.kill()
-        before = await txids(store)
-        await standby.until_said("holding the lease")
-        await second_app("INSERT INTO t VALUES ('of the second')")
-        assert await until_published(store, second_app) != acknowledged
-        assert (await txids(store))[: len(before)] == before
-        assert await standby.stop() == ExitCode.OK
-        await store.aclose()
-
-
-@pytest.mark.slow
-async def test_suspended_holder_stops_when_it_finds_that_another_took_over(
-    url: str, applications: list[Application]
-) -> None:
-    first_app, second_app = applications
-    store = open_ltx_store(url)
-    with processes() as started:
-        started.append(first := Process(first_app.database, url, program=SHORT))
-        await first.until_said("published")
-        os.kill(first.pid, signal.SIGSTOP)
-        started.append(standby := Process(second_app.database, url, "--wait-lease", program=SHORT))
-        await standby.until_said("holding the lease")
-        await second_app("INSERT INTO t VALUES ('of the second')")
-        expected = await until_published(store, second_app)
-        await first_app("INSERT INTO t VALUES ('of the first')")
-        os.kill(first.pid, signal.SIGCONT)
-        assert await first.ended() == ExitCode.CONFLICT
-        assert await until_published(store, second_app) == expected
-        assert await standby.stop() == ExitCode.OK
-        await store.aclose()
-
-
-@pytest.mark.slow
-async def test_two_processes_without_a_lease_lose_nothing_and_one_of_them_stops(
-    url: str, applications: list[Application]
-) -> None:
-    store = open_ltx_store(url)
-    with processes() as started:
-        for app in applications:
-            started.append(process := Process(app.database, url, "--no-lease"))
-            await process.until_said("replicating")
-        stopped: list[int] = []
-        number = 0
-        with trio.fail_after(DEADLINE_S):
-            while not stopped:
-                number += 1
-                for app in applications:
-                    await app("INSERT INTO t VALUES (?)", f"{app.database} {number}")
-                stopped = [index for index, each in enumerate(started) if not each.runs]
-        (loser,) = stopped
-        assert await started[loser].ended() == ExitCode.CONFLICT
-        assert started[loser].has_said("another writer has published TXID")
-        winner = 1 - loser
-        await until_published(store, applications[winner])
-        assert await started[winner].stop() == ExitCode.OK
-        published = await txids(store)
-        assert published == list(range(1, len(published) + 1))
-        await store.aclose()

@@ -4,6 +4,7 @@ from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorag
 from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultPlan, FaultStorage, Request, When, any_of
 from litereplica.storage.wrappers.latency import LatencyStorage
 from litereplica.storage.wrappers.metering import MeteredStorage, OperationStatistics, StorageStatistics
+from litereplica.storage.wrappers.prefix import PrefixStorage
 from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MeteredStorage",
     "Operation",
     "OperationStatistics",
+    "PrefixStorage",
     "Request",
     "RetryPolicy",
     "RetryStorage",

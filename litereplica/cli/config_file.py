@@ -1,0 +1,66 @@
+"""The configuration file of a command: which one, and its text.
+
+`-c FILE`, else what LITEREPLICA_CONFIG names, else `/etc/litereplica.yml`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from litereplica.errors import UsageError
+
+if TYPE_CHECKING:
+    from litereplica.config import Config
+
+DEFAULT_PATH = Path("/etc/litereplica.yml")
+VARIABLE = "LITEREPLICA_CONFIG"
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar=VARIABLE,
+    show_envvar=True,
+    help=f"The configuration file: {DEFAULT_PATH} when no database is named.",
+)
+no_expand_env_option = click.option(
+    "--no-expand-env", is_flag=True, help="Do not replace $NAME and ${NAME} in the file by environment variables."
+)
+
+
+def read_config(path: Path | None, *, expand_env: bool) -> Config:
+    """The configuration in a file, or in the usual one. Raises `UsageError`."""
+    from litereplica.config import Surroundings, parse_config
+    from litereplica.config.config import MAX_CONFIG_BYTES
+
+    file = path or DEFAULT_PATH
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        hint = "name one with --config" if path is None else "name an existing file"
+        raise UsageError(f"there is no configuration file {file}", hint=hint) from None
+    except OSError as exc:
+        raise UsageError(f"cannot read {file}: {exc.strerror}", hint="name a file that can be read") from exc
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UsageError(f"{file} has more than {MAX_CONFIG_BYTES >> 20} MiB", hint="name a configuration file")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{file} is not UTF-8 text", hint="name a configuration file") from exc
+    surroundings = Surroundings(
+        variables=os.environ if expand_env else None, pid=os.getpid(), directory=Path.cwd(), home=_home()
+    )
+    return parse_config(text, file=str(file), surroundings=surroundings)
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None

@@ -1,0 +1,219 @@
+"""Points of a replica's history as a user writes them: a TXID, a time, or the latest.
+
+A TXID is 16 hexadecimal digits. A time is RFC 3339, or what people say: `5 minutes ago`, `yesterday 14:00`,
+`2026-03-01 09:30`; without a zone it is this machine's. Whatever can be read in two ways is refused: `01/02/2026`
+(which one is the month?), `March 2026` (which day?), an hour that a change of the clocks skips or repeats.
+
+A time means the newest point *before* it, as with Litestream. One that is still to come is no error, and means the
+latest point: clocks differ, and where the writer's stands is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import click
+
+from litereplica.errors import LTXError, PointNotFound, UsageError
+from litereplica.format import names
+from litereplica.types import TXID as TransactionID
+
+if TYPE_CHECKING:
+    from litereplica.ltxstore.store import LTXStore
+
+RELIST_DELAY_S = 0.25
+"""Before another listing: what one misses because it is just being compacted, the next one has."""
+
+LATEST_NAMES = ("latest", "now")
+
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+_TXID = re.compile(r"[0-9a-f]{16}", re.ASCII | re.IGNORECASE)
+_RELATIVE = re.compile(r"(in\b.*)|(.*\bago)", re.IGNORECASE)
+_BARE_NUMBER = re.compile(r"[\d.\s]*")
+_DATE_ORDERS = ("DMY", "MDY", "YMD")
+_DAYS_OF_MONTH = ("first", "last")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME_HINT = "write 2026-03-01T09:30:00Z, '2026-03-01 09:30' or '5 minutes ago'"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A TXID; or the newest point before a time, in milliseconds since the epoch; or, without both, the latest one."""
+
+    txid: TransactionID | None = None
+    before_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.txid is not None and self.before_ms is not None:
+            raise UsageError("both a TXID and a time are given", hint="give one of them")
+
+    @property
+    def is_latest(self) -> bool:
+        return self.txid is None and self.before_ms is None
+
+
+LATEST = Point()
+
+
+async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
+    """The TXID of a point, which can be restored; None for the latest, without a request.
+
+    Lists all levels, and reads some headers for a time. Raises `PointNotFound` when the history does not have it,
+    `NoReplica`, and the errors of storage.
+    """
+    if point.is_latest:
+        return None
+    import trio
+
+    try:
+        return await _resolve(store, point)
+    except PointNotFound:
+        await trio.sleep(RELIST_DELAY_S)
+        return await _resolve(store, point)
+
+
+async def _resolve(store: LTXStore, point: Point) -> TransactionID:
+    from litereplica.ltxstore.timeline import find_txid, require_point
+
+    files = await store.list_levels()
+    if point.txid is not None:
+        require_point(files, point.txid)
+        return point.txid
+    assert point.before_ms is not None
+    return await find_txid(store, files, before_ms=point.before_ms)
+
+
+def parse_point(text: str, *, now: datetime | None = None) -> Point:
+    """A TXID, a time, or `latest`. Raises `UsageError`."""
+    text = text.strip()
+    if text.lower() in LATEST_NAMES:
+        return LATEST
+    if _TXID.fullmatch(text):
+        return Point(txid=parse_txid(text))
+    return Point(before_ms=parse_timestamp(text, now=now))
+
+
+def parse_txid(text: str) -> TransactionID:
+    """16 hexadecimal digits, not all zero. Raises `UsageError`."""
+    try:
+        txid = names.parse_txid(text.strip().lower())
+    except LTXError:
+        hint = "write 16 hexadecimal digits, as 'litereplica ltx' does"
+        raise UsageError(f"{text!r} is not a TXID", hint=hint) from None
+    if not txid:
+        raise UsageError("TXIDs begin at 0000000000000001", hint="see 'litereplica ltx --level all'")
+    return txid
+
+
+def parse_timestamp(text: str, *, now: datetime | None = None) -> int:
+    """Milliseconds since the epoch, rounded up, so that what is before the time is before the result.
+
+    `now` (aware) is what relative times count from. Raises `UsageError`.
+    """
+    text = text.strip()
+    match = _RFC_3339.fullmatch(text)
+    if match is not None:
+        date, clock, fraction, zone = match.groups()
+        try:
+            moment = datetime.fromisoformat(f"{date}T{clock}{zone.upper().replace('Z', '+00:00')}")
+        except ValueError as exc:
+            raise UsageError(f"{text!r} is not a time: {exc}", hint=_TIME_HINT) from None
+        return _milliseconds(moment) + math.ceil(Fraction(fraction or 0) * 1000)
+    return _milliseconds(_spoken(text, now or datetime.now(UTC)))
+
+
+def _spoken(text: str, now: datetime) -> datetime:
+    """What people say, however dateparser's choices are made."""
+    import dateparser
+
+    if _BARE_NUMBER.fullmatch(text):
+        raise UsageError(f"{text!r} is not a time", hint=_TIME_HINT)
+    relative = _RELATIVE.fullmatch(text) is not None
+    # an hour ago is an hour ago also on the night when clocks change
+    base = now.astimezone(UTC if relative else None).replace(tzinfo=None)
+    readings = {
+        dateparser.parse(
+            text,
+            languages=["en"],
+            settings={
+                "DATE_ORDER": order,
+                "PREFER_DAY_OF_MONTH": day,
+                "PREFER_DATES_FROM": "past",
+                "RELATIVE_BASE": base,
+            },
+        )
+        for order in _DATE_ORDERS
+        for day in _DAYS_OF_MONTH
+    }
+    moment = readings.pop()
+    if readings:
+        raise UsageError(f"{text!r} can be more than one time", hint=_TIME_HINT)
+    if moment is None:
+        raise UsageError(f"{text!r} is not a time", hint=_TIME_HINT)
+    if moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC) if relative else _local(moment, text)
+
+
+def _local(moment: datetime, text: str) -> datetime:
+    """A time of this machine's zone, unless a change to or from summer time makes it two, or none."""
+    first, second = (moment.replace(fold=fold).astimezone() for fold in (0, 1))
+    if first != second:
+        raise UsageError(f"{text!r} falls into a change of the clocks", hint="add the offset, as in 02:30:00+01:00")
+    return first
+
+
+def _milliseconds(moment: datetime) -> int:
+    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+
+
+class Timestamp(click.ParamType[int]):
+    """A time, as milliseconds since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_timestamp(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class TXIDType(click.ParamType[int]):
+    """A TXID."""
+
+    name = "txid"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_txid(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class PointType(click.ParamType[Point]):
+    """A TXID, a time, or `latest`."""
+
+    name = "point"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Point:
+        if isinstance(value, Point):
+            return value
+        try:
+            return parse_point(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+TIMESTAMP = Timestamp()
+TXID = TXIDType()
+POINT = PointType()

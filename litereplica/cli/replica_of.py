@@ -1,0 +1,71 @@
+"""Which replica a command means by `DB|URL`: a URL itself, or that of a database on this machine.
+
+A database's replica is the one that the configuration file names for it; without such a file, the one that
+`litereplica replicate DB URL` published it to, which its state directory knows.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from litereplica.cli.config_file import DEFAULT_PATH, read_config
+from litereplica.errors import UsageError
+from litereplica.storage.credentials import Credentials
+
+if TYPE_CHECKING:
+    from litereplica.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOf:
+    """A replica, and the database that it is of, if a database was named."""
+
+    url: str
+    database: Path | None = None
+    credentials: Credentials | None = None
+
+
+def find_replica(source: str, config_path: Path | None, *, expand_env: bool) -> ReplicaOf:
+    """The replica of `source`; the configuration matters only for a database. Raises `UsageError`."""
+    if "://" in source:
+        from litereplica.storage.url import parse_url
+
+        parse_url(source)
+        return ReplicaOf(source)
+    database = Path(os.path.abspath(source))  # noqa: PTH100 - a link is a database of its own
+    if config_path is not None or DEFAULT_PATH.exists():
+        found = _configured(database, read_config(config_path, expand_env=expand_env))
+        if found is not None:
+            return found
+        if config_path is not None:
+            raise UsageError(f"{config_path} does not name {database}", hint="see 'litereplica databases'")
+    url = _published_to(database)
+    if url is None:
+        hint = "give the replica's URL, or a configuration file that names it with --config"
+        raise UsageError(f"the replica of {source} is not known", hint=hint)
+    return ReplicaOf(url, database)
+
+
+def _configured(database: Path, config: Config) -> ReplicaOf | None:
+    from litereplica.writer.replica_root import join_url
+    from litereplica.writer.settings import DatabaseTarget
+
+    for target in config.targets:
+        if isinstance(target, DatabaseTarget):
+            if target.path == database:
+                return ReplicaOf(target.url, database, target.credentials)
+        elif database.is_relative_to(target.path) and database != target.path:
+            prefix = PurePosixPath(database.relative_to(target.path))
+            if target.recursive or len(prefix.parts) == 1:
+                return ReplicaOf(join_url(target.url, str(prefix)), database, target.credentials)
+    return None
+
+
+def _published_to(database: Path) -> str | None:
+    from litereplica.writer.state import StateDirectory
+
+    mark = StateDirectory(database).read_mark()
+    return mark.url if mark is not None else None

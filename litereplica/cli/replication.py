@@ -1,0 +1,303 @@
+"""What `replicate` does from its start to its end: prepare, replicate, and whatever belongs to that.
+
+    restore what is missing, wait for what is yet to be made
+    the fleet publishes ─► once it has, the program of `exec` is started
+    control socket, lag in the log, SIGHUP reads the file again
+    SIGTERM or SIGINT, or the program's end ─► the fleet publishes what is left
+
+Without a program, a signal to stop ends replication. With one the signals are passed on, and its end ends replication:
+so what it writes until then is published. When replication cannot go on, the program is ended, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from litereplica import __version__
+from litereplica.cli.child import Child, check_program, start_child
+from litereplica.cli.params import format_duration
+from litereplica.config import Config, ConfiguredDatabase
+from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError
+from litereplica.writer.behind import LOOK_INTERVAL_S, BehindLog
+from litereplica.writer.control import default_path, encode, listening, serve, socket_directory
+from litereplica.writer.fleet import DatabaseStatistics, Fleet, FleetStatistics, State, open_fleet
+from litereplica.writer.prepare import is_there, restore_missing, wait_for_database
+from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
+from litereplica.writer.tenure import LeaseMode
+
+log = logging.getLogger(__name__)
+
+PROGRAM_WAIT_S = 10.0
+"""After which the program is started although not everything could be published: an application must not be down
+because its backup is. Behind a standby it waits as long as it takes."""
+RESTORES_AT_ONCE = 4
+"""Each has several requests of some MiB under way."""
+MAX_NAMED = 20
+"""Databases that are named in the log at the start; of more, their number tells more."""
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Replication:
+    """One run. `file` is where the configuration is from, and `reread` reads it again; both None when there is none."""
+
+    def __init__(self, config: Config, *, file: Path | None = None, reread: Callable[[], Config] | None = None) -> None:
+        self._config = config
+        self._reread = reread
+        self._process = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "config": None if file is None else str(file.absolute()),
+        }
+        self._stop = trio.Event()
+        self._until_ready = trio.CancelScope()
+        self._may_start_program = trio.Event()
+        self._reload_wanted = trio.Event()
+        self._fleet: Fleet | None = None
+        self._child: Child | None = None
+        self._code: int = ExitCode.OK
+
+    async def publish_once(self) -> FleetStatistics | None:
+        """Publish what there is. None when a signal ended it before. Raises what is in the way."""
+        done = None
+        async with self._signals():
+            with self._until_ready:
+                await self._prepare(self._config.databases)
+                async with open_fleet(self._config.targets) as fleet:
+                    await fleet.publish_once()
+                    done = fleet.statistics()
+        return done
+
+    async def run(self) -> int:
+        """Replicate until a signal, or the program's end; returns the exit code that is to be ours.
+
+        Raises what ends replication.
+        """
+        if self._config.command:
+            check_program(self._config.command)
+        async with self._signals(), self._control(), trio.open_nursery() as nursery:
+            if self._config.command:
+                nursery.start_soon(self._run_program)
+            with self._until_ready:
+                await self._prepare(self._config.databases)
+                await self._wait_for_single_database()
+            if not self._stop.is_set():
+                await self._replicate()
+            elif self._child is not None and self._single_path() is not None:
+                await self._publish_what_was_made()
+            if self._child is None:
+                nursery.cancel_scope.cancel()
+        return self._code
+
+    # --- before
+
+    async def _prepare(self, databases: Sequence[ConfiguredDatabase]) -> None:
+        """Restore what is missing. Raises the first error."""
+        errors: list[LiteReplicaError] = []
+        limiter = trio.CapacityLimiter(RESTORES_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+
+            async def prepare(target: Target) -> None:
+                try:
+                    await restore_missing(target, self._stop, limiter)
+                except LiteReplicaError as exc:
+                    errors.append(exc)
+                    nursery.cancel_scope.cancel()
+
+            for database in databases:
+                if database.restore_if_missing:
+                    nursery.start_soon(prepare, database.target)
+        if errors:
+            raise errors[0]
+
+    def _single_path(self) -> Path | None:
+        """Where the one database is, if there is but one, and it may be yet to be made."""
+        targets = self._config.targets
+        may_appear = self._config.command or self._reread or self._config.databases[0].restore_if_missing
+        return targets[0].path if len(targets) == 1 and isinstance(targets[0], DatabaseTarget) and may_appear else None
+
+    async def _wait_for_single_database(self) -> None:
+        """A database that is replicated alone has to be there; it may be the program that makes it."""
+        path = self._single_path()
+        if path is not None and not is_there(path):
+            self._may_start_program.set()
+            await wait_for_database(path)
+
+    async def _publish_what_was_made(self) -> None:
+        """The program has ended before replication began."""
+        path = self._single_path()
+        if path is not None and is_there(path):
+            async with open_fleet(self._config.targets) as fleet:
+                await fleet.publish_once()
+
+    # --- replication
+
+    async def _replicate(self) -> None:
+        async with open_fleet(self._config.targets) as fleet, trio.open_nursery() as nursery:
+            self._fleet = fleet
+            if self._reread is not None:  # of a single database the writer itself tells the same
+                _introduce(self._config.targets)
+                nursery.start_soon(self._reload_on_demand, fleet, self._reread)
+            nursery.start_soon(self._tell_lag, fleet)
+            await fleet.run(self._stop, task_status=_Started(self._may_start_program))
+            nursery.cancel_scope.cancel()
+
+    # --- the control socket
+
+    @asynccontextmanager
+    async def _control(self) -> AsyncIterator[None]:
+        """Tell whoever asks, from the start: who waits for a lease or a database wants to be seen, too."""
+        with self._control_socket() as listener:
+            async with trio.open_nursery() as nursery:
+                if listener is not None:
+                    nursery.start_soon(serve, listener, self._answer)
+                yield
+                nursery.cancel_scope.cancel()
+
+    def _answer(self) -> bytes:
+        if self._fleet is not None:
+            return encode(self._process, self._fleet.statistics())
+        targets = (target for target in self._config.targets if isinstance(target, DatabaseTarget))
+        starting = tuple(DatabaseStatistics(target.path, target.url, State.STARTING) for target in targets)
+        return encode(self._process, FleetStatistics(starting, {}))
+
+    @contextmanager
+    def _control_socket(self) -> Iterator[socket.socket | None]:
+        """None when there is none: unless it was asked for by its path, replication does not depend on it."""
+        settings = self._config.socket
+        if not settings.enabled:
+            yield None
+            return
+        path = settings.path or default_path(socket_directory(os.environ, uid=os.geteuid()))
+        made = listening(path, own_directory=settings.path is None)
+        try:
+            listener = made.__enter__()
+        except EnvironmentProblem as exc:
+            if settings.path is not None:
+                raise
+            log.warning("'litereplica status' will not find this process: %s", exc)
+            yield None
+            return
+        try:
+            yield listener
+        finally:
+            made.__exit__(None, None, None)
+
+    # --- while it runs
+
+    async def _tell_lag(self, fleet: Fleet) -> None:
+        told = BehindLog()
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            news = told.line(fleet.statistics().databases)
+            if news is not None:
+                log.log(news[0], "%s", news[1])
+
+    async def _reload_on_demand(self, fleet: Fleet, reread: Callable[[], Config]) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted = trio.Event()
+            try:
+                config = await trio.to_thread.run_sync(reread, abandon_on_cancel=True)
+                old = {target.path for target in self._config.targets}
+                await self._prepare([each for each in config.databases if each.target.path not in old])
+                await fleet.reconfigure(config.targets)
+            except (LiteReplicaError, OSError) as exc:
+                log.error("the configuration stays as it was: %s", exc)
+                continue
+            if (config.command, config.logging, config.socket) != _of_the_process(self._config):
+                log.warning("exec, logging and socket of the file take effect at the next start")
+            self._config = config
+            log.info("the configuration was read again: %s", _count(config.targets))
+
+    # --- the program, and signals
+
+    async def _run_program(self) -> None:
+        with trio.move_on_after(self._program_wait_s()):
+            await self._may_start_program.wait()
+        if self._stop.is_set():
+            return
+        if not self._may_start_program.is_set():
+            log.warning("not everything is published after %.0f s: the program is started nevertheless", PROGRAM_WAIT_S)
+        self._child = child = await start_child(self._config.command)
+        try:
+            if self._stop.is_set():  # by a signal meanwhile
+                child.pass_on(signal.SIGTERM)
+            self._code = await child.wait()
+        finally:
+            await child.end()
+        self._stop.set()
+        self._until_ready.cancel()
+
+    def _program_wait_s(self) -> float:
+        standby = any(target.settings.lease is LeaseMode.WAIT for target in self._config.targets)
+        restores = any(database.restore_if_missing for database in self._config.databases)
+        return float("inf") if standby or restores else PROGRAM_WAIT_S
+
+    @asynccontextmanager
+    async def _signals(self) -> AsyncIterator[None]:
+        """Act on signals while the block runs."""
+        numbers = [*_STOPPING, signal.SIGHUP, *(_PASSED_ON if self._config.command else ())]
+        with trio.open_signal_receiver(*numbers) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._handle, signals)
+                yield
+                nursery.cancel_scope.cancel()
+
+    async def _handle(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP and self._reread is not None:
+                self._reload_wanted.set()
+            elif self._child is not None:
+                log.info("got %s: passing it on", name)
+                self._child.pass_on(number)
+            elif number not in _PASSED_ON:
+                log.info("got %s: publishing what is left", name)
+                self._stop.set()
+                self._until_ready.cancel()
+
+
+class _Started:
+    """Sets an event once a task is started."""
+
+    def __init__(self, event: trio.Event) -> None:
+        self._event = event
+
+    def started(self, value: object = None) -> None:
+        self._event.set()
+
+
+def _introduce(targets: Sequence[Target]) -> None:
+    """Tell what is to be replicated to where."""
+    log.info("litereplica %s, process %d: %s", __version__, os.getpid(), _count(targets))
+    for target in targets[:MAX_NAMED]:
+        settings = target.settings
+        log.info(
+            "%s to %s, every %s at most, lease: %s",
+            f"{target.path}/{target.pattern}" if isinstance(target, DirectoryTarget) else target.path,
+            target.url, format_duration(settings.sync_interval_s), settings.lease.value,
+        )  # fmt: skip
+    if len(targets) > MAX_NAMED:
+        log.info("and %d more", len(targets) - MAX_NAMED)
+
+
+def _count(targets: Sequence[Target]) -> str:
+    directories = sum(isinstance(target, DirectoryTarget) for target in targets)
+    counts = [(len(targets) - directories, "database", "databases"), (directories, "directory", "directories")]
+    return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
+
+
+def _of_the_process(config: Config) -> tuple[object, object, object]:
+    return config.command, config.logging, config.socket

@@ -1,0 +1,94 @@
+"""Restoring every database below a prefix, as `litereplica restore --all` does it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from litereplica.errors import LiteReplicaError
+from litereplica.format.names import Layout
+from litereplica.ltxstore.restore import RestoreResult
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.url import basename
+from litereplica.storage.wrappers import PrefixStorage
+
+PARALLEL_DATABASES = 3
+"""Restores at once. Each has fewer requests under way than a single one, so that they take no more memory together."""
+PARALLELISM_EACH = 4
+
+UNNAMED = "database.db"
+"""The file of a database whose replica is a bucket's root."""
+
+_FILE_NAME = r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx"
+_KEYS = {
+    Layout.S3: re.compile(rf"(?:(?P<prefix>.+)/)?000[0-9]/{_FILE_NAME}", re.ASCII),
+    Layout.FILE: re.compile(rf"(?:(?P<prefix>.+)/)?ltx/[0-9]/{_FILE_NAME}", re.ASCII),
+}
+
+RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
+"""Restore a replica to a file with so many requests at once."""
+
+
+class SomeFailed(LiteReplicaError):
+    """Databases could not be restored; the exit code is that of the first one's error."""
+
+    def __init__(self, failed: dict[str, LiteReplicaError], total: int) -> None:
+        names = ", ".join(failed)
+        super().__init__(f"{len(failed)} of {total} databases were not restored: {names}", hint="see above why")
+        self.exit_code = next(iter(failed.values())).exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of one database, by its prefix (empty for the root itself)."""
+
+    prefix: str
+    path: Path
+    outcome: RestoreResult | LiteReplicaError
+
+
+def database_prefixes(keys: Iterable[str], layout: Layout) -> list[str]:
+    """The prefixes below which there are LTX files, ascending; the empty one is the root's own."""
+    matches = map(_KEYS[layout].fullmatch, keys)
+    return sorted({match["prefix"] or "" for match in matches if match})
+
+
+async def restore_all(
+    store: LTXStore, directory: Path, restore_one: RestoreOne, *, leave: bool, done: Callable[[Restored], None]
+) -> list[Restored] | None:
+    """Restore every database below the store's root to the file of its prefix in `directory`; None when there is none.
+
+    With `leave`, files that exist are left alone, and not in the result. One that fails does not stop the others;
+    `done` is told of each. Raises the errors of the listing.
+    """
+    prefixes = database_prefixes((item.key for item in await store.storage.list("")), store.layout)
+    if not prefixes:
+        return None
+    results: list[Restored] = []
+    limiter = trio.CapacityLimiter(PARALLEL_DATABASES)
+
+    async def one(prefix: str) -> None:
+        path = directory / (prefix or basename(store.url) or UNNAMED)
+        if leave and await trio.to_thread.run_sync(path.exists):
+            return
+        below = store
+        if prefix:
+            below = LTXStore(PrefixStorage(store.storage, f"{prefix}/", url=f"{store.url}/{prefix}"), store.layout)
+        async with limiter:
+            outcome: RestoreResult | LiteReplicaError
+            try:
+                await trio.to_thread.run_sync(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+                outcome = await restore_one(below, path, PARALLELISM_EACH)
+            except LiteReplicaError as exc:
+                outcome = exc
+        results.append(Restored(prefix, path, outcome))
+        done(results[-1])
+
+    async with trio.open_nursery() as nursery:
+        for prefix in prefixes:
+            nursery.start_soon(one, prefix)
+    return sorted(results, key=lambda each: each.prefix)

@@ -1,0 +1,96 @@
+"""`litereplica verify`: whether everything that a replica promises can be restored."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from litereplica.cli import output
+from litereplica.cli.on_store import run_on_store
+from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.errors import ExitCode, LiteReplicaError
+from litereplica.format.names import format_txid
+from litereplica.ltxstore.verify import Problem, Report, verify
+
+
+class UnsoundReplica(LiteReplicaError):
+    """Points of a replica cannot be restored, or files of it are damaged."""
+
+    exit_code = ExitCode.DAMAGED
+
+
+@click.command()
+@click.argument("replica_url", type=REPLICA_URL)
+@click.option("--quick", is_flag=True, help="Read only headers and page indexes of large files.")
+@output.json_option
+def command(replica_url: str, quick: bool, as_json: bool) -> None:
+    """Check all files of a replica, and that every point they lead to can be restored.
+
+    Every file is read and its CRC checked; with the page indexes it is seen whether the files for each point
+    supply all pages of the database; a merged file must say the same as those it was made from, while these are there.
+    Files may come and go meanwhile.
+
+    \b
+    One line a problem is printed: how bad it is, the file, what is wrong with it, what that means.
+      error    a file is damaged or wrong, or a point cannot be restored
+      warning  restoring is not affected; what is done next may be
+      note     what is there besides, or was deleted on purpose
+
+    The exit code is 5 if there is an error. With --json: files, bytes, points, newest_txid, errors, and problems
+    (severity, file, what, means, and lost: the first and the last of the TXIDs that cannot be restored, or null).
+
+    \b
+    Example:
+      litereplica verify file:///srv/replica
+      litereplica verify 's3://bucket/app.db?region=eu-west-1' --quick --json
+    """
+    work = partial(verify, quick=quick, progress=partial(output.progress, "Verifying"))
+    report = run_on_store(replica_url, work)
+    if as_json:
+        output.print_json(
+            {
+                "files": report.files,
+                "bytes": report.size,
+                "points": report.points,
+                "newest_txid": format_txid(report.newest),
+                "errors": report.errors,
+                "problems": [_record(problem) for problem in report.problems],
+            }
+        )
+    else:
+        for problem in report.problems:
+            click.echo(_line(problem))
+        output.note(f"{_checked(report)}: {_verdict(report)}")
+    if report.errors:
+        errors = "1 error" if report.errors == 1 else f"{report.errors} errors"
+        hint = "restore from what is left, or replicate the database again to another URL"
+        raise UnsoundReplica(f"the replica has {errors}", hint=hint)
+
+
+def _record(problem: Problem) -> dict[str, object]:
+    return {
+        "severity": problem.severity.name.lower(),
+        "file": problem.key or None,
+        "what": problem.what,
+        "means": problem.means,
+        "lost": [format_txid(txid) for txid in problem.lost] if problem.lost else None,
+    }
+
+
+def _line(problem: Problem) -> str:
+    """What the store says of names is not to be trusted with a terminal."""
+    line = f"{problem.severity.name.lower()}: {problem.key}: {problem.what}; {problem.means}"
+    return "".join(char if char.isprintable() else "?" for char in line)
+
+
+def _checked(report: Report) -> str:
+    files = "1 file" if report.files == 1 else f"{report.files:,} files"
+    points = "1 point" if report.points == 1 else f"{report.points:,} points"
+    return f"checked {files}, {format_size(report.size)}, {points} up to TXID {format_txid(report.newest)}"
+
+
+def _verdict(report: Report) -> str:
+    if report.errors:
+        return "not all is well"
+    return "all is well" if not report.problems else "all can be restored"

@@ -1,0 +1,171 @@
+"""What a configuration file says, in Litestream's shape, as values.
+
+A user's `litestream.yml` means here what it means there; `keys.py` tells of every key what becomes of it. Ours are
+`lease` (`hold`, `wait`, `off`) and `retention.tiers`, and whatever tells how databases are replicated may stand at the
+top of the file or with one database, which then wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from litereplica.config import keys
+from litereplica.config.document import Section, parse_document
+from litereplica.config.expand import expand
+from litereplica.config.targets import ConfiguredDatabase, absolute_path, parse_databases, parse_settings
+from litereplica.errors import UsageError
+from litereplica.writer.settings import Target, WriterSettings
+
+MAX_CONFIG_BYTES = 4 << 20
+"""A file with 10,000 databases has about 1 MiB."""
+
+LOG_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+LOG_TYPES = ("text", "json", "pretty")
+"""`pretty` is Litestream's coloured text; here it is text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the text may refer to: the environment (None: nothing is expanded), this process, the directory that
+    relative paths are for, and the home of `~`."""
+
+    variables: Mapping[str, str] | None = field(repr=False)
+    pid: int
+    directory: Path
+    home: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """`level` as `logging` has it; `json`: one JSON object a line."""
+
+    level: int = logging.INFO
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SocketSettings:
+    """The control socket; `path` None is the usual place."""
+
+    enabled: bool = True
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A configuration. `command` is what `exec` runs, split into words; `notes` tell of keys without effect here, and
+    `unset` of variables that the file refers to and that are not set."""
+
+    databases: tuple[ConfiguredDatabase, ...]
+    command: tuple[str, ...] = ()
+    logging: LoggingSettings = LoggingSettings()
+    socket: SocketSettings = SocketSettings()
+    notes: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(database.target for database in self.databases)
+
+
+def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
+    """Read the text of a configuration. Raises `UsageError`, which names `file`, the line and the key."""
+    unset: tuple[str, ...] = ()
+    if surroundings.variables is not None:
+        expanded = expand(text, surroundings.variables, pid=surroundings.pid)
+        text, unset = expanded.text, expanded.unset
+    document = parse_document(text, file=file)
+    notes = keys.check(document, keys.DOCUMENT)
+
+    def absolute(path: str) -> str:
+        return absolute_path(path, directory=surroundings.directory, home=surroundings.home)
+
+    databases = parse_databases(
+        document, parse_settings(document, WriterSettings(), notes), absolute=absolute, notes=notes
+    )
+    if not databases:
+        raise document.error("it names no database", hint="add dbs: and below it '- path: …' with a replica")
+    return Config(
+        databases=databases,
+        command=_command(document),
+        logging=_logging(document, notes),
+        socket=_socket(document, notes, absolute),
+        notes=tuple(dict.fromkeys(notes)),
+        unset=unset,
+    )
+
+
+def split_command(text: str) -> tuple[str, ...]:
+    """The words of a command line, quoted as in a shell. Raises `UsageError` for what only a shell can do."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as exc:
+        raise UsageError("the command has a quote that is not closed", hint="close it") from exc
+    if _has_operator(text):
+        raise UsageError("the command needs a shell, and none is run for it", hint="write sh -c '…'")
+    if not words or not words[0]:
+        raise UsageError("the command is empty", hint="name a program")
+    return words
+
+
+def _has_operator(text: str) -> bool:
+    """Is there one of `;&|<>` outside of quotes?"""
+    quote = ""
+    characters = iter(text)
+    for character in characters:
+        if character == "\\" and quote != "'":
+            next(characters, None)
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in ";&|<>":
+            return True
+    return False
+
+
+def _command(document: Section) -> tuple[str, ...]:
+    text = document.text("exec")
+    if not text.strip():
+        return ()
+    try:
+        return split_command(text)
+    except UsageError as exc:
+        raise document.error(f"exec: {exc.message}", key="exec", hint=exc.hint) from exc
+
+
+def _logging(document: Section, notes: list[str]) -> LoggingSettings:
+    section = document.section("logging")
+    if section is None:
+        return LoggingSettings()
+    notes += keys.check(section, keys.LOGGING)
+    level, kind = section.text("level", "info").lower(), section.text("type", "text").lower()
+    if level not in LOG_LEVELS:
+        hint = f"write {', '.join(LOG_LEVELS)}"
+        raise section.error(f"{section.name('level')} is none that there is", key="level", hint=hint)
+    if kind not in LOG_TYPES:
+        hint = f"write {', '.join(LOG_TYPES)}"
+        raise section.error(f"{section.name('type')} is none that there is", key="type", hint=hint)
+    if section.flag("stderr") is False:
+        notes.append(f"{section.name('stderr')} (line {section.entry('stderr').line}): the log goes to stderr always")
+    return LoggingSettings(LOG_LEVELS[level], kind == "json")
+
+
+def _socket(document: Section, notes: list[str], absolute: Callable[[str], str]) -> SocketSettings:
+    section = document.section("socket")
+    if section is None:
+        return SocketSettings()
+    notes += keys.check(section, keys.SOCKET)
+    path = section.text("path")
+    return SocketSettings(section.flag("enabled") is not False, Path(absolute(path)) if path else None)

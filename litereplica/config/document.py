@@ -1,0 +1,218 @@
+"""YAML as sections whose values know their lines.
+
+The document is composed into nodes and never constructed into objects: which type a value has is said by whoever reads
+it, so `bucket: 123` is a text where a text is wanted, and no tag can make anything. Every error names the file, the
+line and the key, and none repeats a value or a piece of the text: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from litereplica.config.duration import parse_duration_ms
+from litereplica.errors import UsageError
+
+NEVER = "never"
+"""Where a period may be without end."""
+
+_NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "null", "bool", "int", "float", "timestamp", "merge", "value", "map", "seq")
+)
+_YES = frozenset({"y", "yes", "true", "on"})
+_NO = frozenset({"n", "no", "false", "off"})
+_QUOTED = re.compile(r"'[^']{2,}'|\"[^\"]{2,}\"")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key of a section, where it stands, and its value."""
+
+    line: int
+    node: yaml.Node
+
+    @property
+    def is_empty(self) -> bool:
+        """Null, an empty text, list or mapping, or `false`: as good as not written."""
+        if isinstance(self.node, yaml.ScalarNode):
+            return self.node.tag == _NULL or self.node.value == "" or self.node.value.lower() in ("false", "off", "no")
+        return not self.node.value
+
+
+class Section:
+    """A mapping of the document. `path` is how a user finds it, such as `dbs[0].replica`; empty for the whole."""
+
+    def __init__(self, entries: Mapping[str, Entry], *, file: str, path: str, line: int) -> None:
+        self.file = file
+        self.path = path
+        self.line = line
+        self._entries = entries
+
+    def __contains__(self, key: str) -> bool:
+        """Is a value given, which null is not?"""
+        return self._get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def entry(self, key: str) -> Entry:
+        """A key that is there."""
+        return self._entries[key]
+
+    def name(self, key: str) -> str:
+        """A key with the path to it."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def error(self, message: str, *, key: str | None = None, hint: str | None = None) -> UsageError:
+        """An error about a key, or about the section."""
+        line = self._entries[key].line if key is not None and key in self._entries else self.line
+        return UsageError(f"{self.file}, line {line}: {message}", hint=hint)
+
+    def text(self, key: str, default: str = "") -> str:
+        """A text; one that is empty counts as absent, as in Litestream."""
+        node = self._get(key)
+        if node is None:
+            return default
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(f"{self.name(key)} is a {_kind(node)}", key=key, hint="write one value")
+        return node.value or default
+
+    def flag(self, key: str) -> bool | None:
+        """True or false; None when it is not given."""
+        text = self.text(key).lower()
+        if text in _YES:
+            return True
+        if text in _NO:
+            return False
+        if text:
+            raise self.error(f"{self.name(key)} is neither true nor false", key=key, hint="write one of them")
+        return None
+
+    def duration_ms(self, key: str) -> int | None:
+        """Milliseconds, above zero; None when it is not given."""
+        text = self.text(key)
+        if not text:
+            return None
+        found = parse_duration_ms(text)
+        if found is None:
+            hint = "write for instance 500ms, 30s, 1m30s or 24h"
+            raise self.error(f"{self.name(key)} is not a duration", key=key, hint=hint)
+        if found == 0:
+            raise self.error(f"{self.name(key)} is no time at all", key=key, hint="write one above zero")
+        return found
+
+    def period_ms(self, key: str, default: int | None, *, zero_is_endless: bool = False) -> int | None:
+        """A duration that may be `never`, which is None."""
+        text = self.text(key)
+        if text == NEVER or (zero_is_endless and text and parse_duration_ms(text) == 0):
+            return None
+        found = self.duration_ms(key)
+        return default if found is None else found
+
+    def section(self, key: str) -> Section | None:
+        """A mapping; None when it is not given."""
+        node = self._get(key)
+        return None if node is None else self._section(node, self.name(key), key)
+
+    def sections(self, key: str) -> list[Section]:
+        """A list of mappings."""
+        node = self._get(key)
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            hint = f"write {key}: and below it one '- …' for each"
+            raise self.error(f"{self.name(key)} is not a list", key=key, hint=hint)
+        return [self._section(each, f"{self.name(key)}[{number}]", key) for number, each in enumerate(node.value)]
+
+    def _get(self, key: str) -> yaml.Node | None:
+        entry = self._entries.get(key)
+        if entry is None or (isinstance(entry.node, yaml.ScalarNode) and entry.node.tag == _NULL):
+            return None
+        return entry.node
+
+    def _section(self, node: yaml.Node, path: str, key: str) -> Section:
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(f"{path} is not a mapping", key=key, hint="write 'key: value' lines below it")
+        return _section(node, file=self.file, path=path)
+
+
+def parse_document(text: str, *, file: str) -> Section:
+    """The document as a section. Raises `UsageError`."""
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = _QUOTED.sub("…", exc.problem or "it cannot be read")
+        raise UsageError(
+            f"{file}{line}: this is not YAML: {problem}", hint="mind the indentation and the quotes"
+        ) from exc
+    except yaml.YAMLError as exc:
+        raise UsageError(f"{file}: this is not YAML: it has a control character", hint="remove it") from exc
+    except RecursionError as exc:
+        raise UsageError(f"{file}: the document is nested too deeply", hint="see the example of a file") from exc
+    if root is None:
+        return Section({}, file=file, path="", line=1)
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{file}, line 1: the document is a {_kind(root)}", hint="begin it with 'dbs:'")
+    return _section(root, file=file, path="")
+
+
+def _section(node: yaml.MappingNode, *, file: str, path: str) -> Section:
+    line = node.start_mark.line + 1
+    return Section(_entries(node, file, {}), file=file, path=path, line=line)
+
+
+def _entries(node: yaml.MappingNode, file: str, seen: dict[int, Mapping[str, Entry] | None]) -> Mapping[str, Entry]:
+    """The keys of a mapping, with those that are merged into it (`<<`); its own win. `seen` are those being read."""
+    if id(node) in seen:
+        known = seen[id(node)]
+        if known is None:
+            raise _error(file, node, "a mapping is merged into itself", "remove the merge")
+        return known
+    seen[id(node)] = None
+    own: dict[str, Entry] = {}
+    merged: dict[str, Entry] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _error(file, key, f"a key is a {_kind(key)}", "write a name")
+        if value.tag not in _PLAIN_TAGS or key.tag not in _PLAIN_TAGS:
+            raise _error(file, value, "a value has a tag of its own", "remove the '!…'")
+        if key.tag == _MERGE:
+            for each in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
+                if not isinstance(each, yaml.MappingNode):
+                    raise _error(file, value, "what is merged is not a mapping", "merge an alias of one")
+                merged.update(_entries(each, file, seen))
+            continue
+        if key.value in own:
+            raise _error(file, key, f"{_shown(key.value)} is given twice", "leave one of them")
+        own[key.value] = Entry(key.start_mark.line + 1, value)
+    seen[id(node)] = {**merged, **own}
+    return {**merged, **own}
+
+
+def _error(file: str, node: yaml.Node, message: str, hint: str) -> UsageError:
+    return UsageError(f"{file}, line {node.start_mark.line + 1}: {message}", hint=hint)
+
+
+def _shown(key: str) -> str:
+    """A key fit for a message: a long one is no key."""
+    return repr(key) if len(key) <= 40 else "a key"
+
+
+def _kind(node: yaml.Node) -> str:
+    match node:
+        case yaml.MappingNode():
+            return "mapping"
+        case yaml.SequenceNode():
+            return "list"
+    return "single value"

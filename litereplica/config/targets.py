@@ -1,0 +1,210 @@
+"""The databases that a configuration names, each with its replica and how it is replicated."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from litereplica.config import keys
+from litereplica.config.document import Section
+from litereplica.config.replica import parse_replica
+from litereplica.errors import UsageError
+from litereplica.ltxstore.levels import Levels
+from litereplica.ltxstore.retention import RetentionPolicy, Tier
+from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
+from litereplica.writer.tenure import LeaseMode
+
+_SCHEMES = ("sqlite3://", "sqlite://")
+"""What Litestream takes away from the front of a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredDatabase:
+    """A database or a directory of them. `restore_if_missing`: what is not there is restored before it is replicated.
+    `line` is where it stands in the file."""
+
+    target: Target
+    restore_if_missing: bool
+    line: int
+
+
+def absolute_path(text: str, *, directory: Path, home: Path | None) -> str:
+    """A path of the file made absolute, without `..`; `~` is the user's home."""
+    for scheme in _SCHEMES:
+        text = text.removeprefix(scheme)
+    if (text == "~" or text.startswith("~/")) and home is not None:
+        text = str(home) + text[1:]
+    return "/" + posixpath.normpath(posixpath.join(str(directory), text)).lstrip("/")
+
+
+def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> WriterSettings:
+    """How databases are replicated: what `section` says, and `base` where it says nothing."""
+    retention = _retention(section, base.retention, notes)
+    levels = base.levels or Levels()
+    if "levels" in section:
+        levels = replace(levels, intervals_ms=_intervals(section, notes))
+    snapshot = section.section("snapshot")
+    if snapshot is not None:
+        notes += keys.check(snapshot, keys.SNAPSHOT)
+        levels = replace(levels, snapshot_interval_ms=snapshot.period_ms("interval", levels.snapshot_interval_ms))
+    sync_interval_ms = section.duration_ms("sync-interval")
+    return WriterSettings(
+        sync_interval_s=base.sync_interval_s if sync_interval_ms is None else sync_interval_ms / 1000,
+        lease=_lease(section, base.lease),
+        levels=levels,
+        retention=retention,
+    )
+
+
+def parse_databases(
+    document: Section, defaults: WriterSettings, *, absolute: Callable[[str], str], notes: list[str]
+) -> tuple[ConfiguredDatabase, ...]:
+    """The databases under `dbs`. Raises `UsageError`, also when two of them are one, or go to the same place."""
+    found = [_database(section, document, defaults, absolute, notes) for section in document.sections("dbs")]
+    _require_apart(document, found)
+    return tuple(found)
+
+
+def _database(
+    section: Section, document: Section, defaults: WriterSettings, absolute: Callable[[str], str], notes: list[str]
+) -> ConfiguredDatabase:
+    notes += keys.check(section, keys.DATABASE)
+    path, directory = section.text("path"), section.text("dir")
+    if bool(path) == bool(directory):
+        message = f"{section.path} names {'both a path and a dir' if path else 'neither a path nor a dir'}"
+        raise section.error(message, hint="name one database as path, or a directory of them as dir")
+    replica_section = _replica_section(section)
+    notes += keys.check(replica_section, keys.REPLICA)
+    settings = parse_settings(section, defaults, notes)
+    interval_ms = replica_section.duration_ms("sync-interval")
+    if interval_ms is not None:
+        settings = replace(settings, sync_interval_s=interval_ms / 1000)
+    replica = parse_replica(replica_section, document, absolute=absolute)
+    notes += replica.notes
+    target: Target
+    if directory:
+        target = DirectoryTarget(
+            Path(absolute(directory)),
+            replica.url,
+            settings,
+            pattern=section.text("pattern", "*"),
+            recursive=bool(section.flag("recursive")),
+            watch=bool(section.flag("watch")),
+            credentials=replica.credentials,
+        )
+    else:
+        for key in ("pattern", "recursive", "watch"):
+            if key in section and not section.entry(key).is_empty:
+                raise section.error(f"{section.name(key)} belongs to a dir", key=key, hint="name a dir, or remove it")
+        target = DatabaseTarget(Path(absolute(path)), replica.url, settings, credentials=replica.credentials)
+    return ConfiguredDatabase(target, bool(section.flag("restore-if-db-not-exists")), section.line)
+
+
+def _replica_section(section: Section) -> Section:
+    replica, replicas = section.section("replica"), section.sections("replicas")
+    if replica is not None and replicas:
+        raise section.error(f"{section.path} has both replica and replicas", key="replicas", hint="leave one of them")
+    if len(replicas) > 1:
+        hint = "publish to one, and copy from there"
+        raise section.error(f"{section.name('replicas')}: a database has one replica", key="replicas", hint=hint)
+    found = replica or next(iter(replicas), None)
+    if found is None:
+        raise section.error(f"{section.path} has no replica", hint="add replica: and below it url: s3://bucket/path")
+    return found
+
+
+def _intervals(section: Section, notes: list[str]) -> tuple[int, ...]:
+    intervals = []
+    for level in section.sections("levels"):
+        notes += keys.check(level, keys.LEVEL)
+        interval_ms = level.duration_ms("interval")
+        if interval_ms is None:
+            raise level.error(f"{level.path} has no interval", hint="write interval: 5m")
+        intervals.append(interval_ms)
+    with _blamed(section, "levels"):
+        Levels(tuple(intervals))
+    return tuple(intervals)
+
+
+def _retention(section: Section, base: RetentionPolicy, notes: list[str]) -> RetentionPolicy:
+    snapshot = section.section("snapshot")
+    policy = RetentionPolicy(
+        l0_ms=section.period_ms("l0-retention", base.l0_ms, zero_is_endless=True),
+        snapshot_ms=base.snapshot_ms if snapshot is None else snapshot.period_ms("retention", base.snapshot_ms),
+    )
+    retention = section.section("retention")
+    if retention is None:
+        tiers = base.tiers
+    else:
+        notes += keys.check(retention, keys.RETENTION)
+        if retention.flag("enabled") is False:
+            return RetentionPolicy(l0_ms=None, snapshot_ms=None)
+        tiers = tuple(_tier(each, notes) for each in retention.sections("tiers"))
+    with _blamed(section, "retention"):
+        return replace(policy, tiers=tiers)
+
+
+def _tier(section: Section, notes: list[str]) -> Tier:
+    notes += keys.check(section, keys.TIER)
+    every_ms, keep_ms = section.duration_ms("every"), section.duration_ms("keep")
+    if every_ms is None or keep_ms is None:
+        raise section.error(f"{section.path} needs every and keep", hint="write {every: 1h, keep: 7d}")
+    return Tier(every_ms, keep_ms)
+
+
+def _lease(section: Section, default: LeaseMode) -> LeaseMode:
+    text = section.text("lease").lower()
+    if "lease" not in section:
+        return default
+    if section.entry("lease").is_empty:  # YAML reads a bare `off` as false
+        return LeaseMode.OFF if text else default
+    try:
+        return LeaseMode(text)
+    except ValueError:
+        hint = f"write {', '.join(mode.value for mode in LeaseMode)}"
+        raise section.error(f"{section.name('lease')} is none that there is", key="lease", hint=hint) from None
+
+
+@contextmanager
+def _blamed(section: Section, key: str) -> Iterator[None]:
+    """Errors of a value's own checks get the line of its key."""
+    try:
+        yield
+    except UsageError as exc:
+        raise section.error(exc.message, key=key, hint=exc.hint) from exc
+
+
+def _require_apart(document: Section, databases: Sequence[ConfiguredDatabase]) -> None:
+    """No two are one database, nor go to one replica."""
+    by_path: dict[Path, ConfiguredDatabase] = {}
+    by_url: dict[str, ConfiguredDatabase] = {}
+    for database in databases:
+        path, url = database.target.path, database.target.url
+        if path in by_path:
+            raise _both(document, by_path[path], database, f"{path} is named twice", "leave one of them")
+        if url in by_url:
+            what = f"{by_url[url].target.path} and {path} go to the same replica"
+            raise _both(document, by_url[url], database, what, "give each a path of its own")
+        by_path[path] = by_url[url] = database
+    for directory in databases:
+        if isinstance(directory.target, DirectoryTarget):
+            for database in databases:
+                path = database.target.path
+                if isinstance(database.target, DatabaseTarget) and _contains(directory.target, path):
+                    what = f"{path} is one of the databases of {directory.target.path}"
+                    raise _both(document, directory, database, what, "leave one of them, or change the pattern")
+
+
+def _both(document: Section, first: ConfiguredDatabase, second: ConfiguredDatabase, what: str, hint: str) -> UsageError:
+    lines = sorted({first.line, second.line})
+    where = f"line{'s' if len(lines) > 1 else ''} {' and '.join(map(str, lines))}"
+    return UsageError(f"{document.file}, {where}: {what}", hint=hint)
+
+
+def _contains(directory: DirectoryTarget, path: Path) -> bool:
+    inside = directory.path in path.parents if directory.recursive else directory.path == path.parent
+    return inside and fnmatchcase(path.name, directory.pattern)

@@ -1,0 +1,69 @@
+"""Which pages of two database files differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.format.sqlite import HEADER_SIZE, MAX_PAGE_SIZE, DatabaseHeader
+from litereplica.types import Pgno
+
+PIECE_BYTES = 64 * MAX_PAGE_SIZE
+"""Read at once from each file: a multiple of every page size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageDifference:
+    """`changed` are pages that both files have, with different bytes, ascending. Sizes in bytes, counts in pages.
+
+    With two page sizes no page of one is a page of the other, and `changed` is empty.
+    """
+
+    page_sizes: tuple[int, int]
+    counts: tuple[int, int]
+    changed: NDArray[np.uint32]
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.changed) and self.page_sizes[0] == self.page_sizes[1] and self.counts[0] == self.counts[1]
+
+    def ranges(self) -> list[tuple[Pgno, Pgno]]:
+        """`changed` as runs: the first and the last page of each."""
+        if not len(self.changed):
+            return []
+        breaks = np.flatnonzero(np.diff(self.changed) > 1)
+        firsts = self.changed[np.concatenate(([0], breaks + 1))]
+        lasts = self.changed[np.concatenate((breaks, [len(self.changed) - 1]))]
+        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
+def compare_pages(before: Path, after: Path, *, check: Callable[[], None]) -> PageDifference:
+    """Compare two database files page by page. `check` is called now and then, and may raise to end it.
+
+    Raises `SQLiteFormatError` for a file that is none, and `OSError`.
+    """
+    sizes = _page_size(before), _page_size(after)
+    counts = before.stat().st_size // sizes[0], after.stat().st_size // sizes[1]
+    found = [np.empty(0, np.uint32)]
+    if sizes[0] == sizes[1]:
+        with before.open("rb") as old, after.open("rb") as new:
+            left, first = min(counts) * sizes[0], 1
+            while left > 0:
+                check()
+                length = min(PIECE_BYTES, left)
+                one, other = old.read(length), new.read(length)
+                if one != other:
+                    rows = [np.frombuffer(each, np.uint8).reshape(-1, sizes[0]) for each in (one, other)]
+                    found.append((np.flatnonzero((rows[0] != rows[1]).any(axis=1)) + first).astype(np.uint32))
+                left -= length
+                first += length // sizes[0]
+    return PageDifference(sizes, counts, np.concatenate(found))
+
+
+def _page_size(path: Path) -> int:
+    with path.open("rb") as file:
+        return DatabaseHeader.decode(file.read(HEADER_SIZE)).page_size

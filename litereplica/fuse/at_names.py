@@ -1,0 +1,61 @@
+"""Names of past states below `.at`: what they mean. Pure.
+
+    txid-000000000000002a                the database at this TXID
+    2026-11-22T10:00:00Z                 the newest one before this time: RFC 3339, with any offset and any fraction
+    2026-11-22T11:00:00.250+01:00
+
+Nothing else is a name. A date alone, or a time without an offset, would mean another state to readers in another zone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+from litereplica.errors import LTXError
+from litereplica.format.names import format_txid, parse_txid
+from litereplica.types import TXID
+
+TXID_PREFIX = "txid-"
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Either a TXID, or the newest state before a time in milliseconds since the epoch."""
+
+    txid: TXID = 0
+    before_ms: int = 0
+
+
+def parse(name: bytes) -> Wanted | None:
+    """What a name means; None when it is none."""
+    try:
+        text = name.decode("ascii")
+        if text.startswith(TXID_PREFIX):
+            txid = parse_txid(text.removeprefix(TXID_PREFIX))
+            return Wanted(txid=txid) if txid else None
+        return _parse_time(text)
+    except (ValueError, OverflowError, LTXError):
+        return None
+
+
+def txid_name(txid: TXID) -> bytes:
+    """The name of a state by its TXID."""
+    return (TXID_PREFIX + format_txid(txid)).encode()
+
+
+def _parse_time(text: str) -> Wanted | None:
+    """Rounded up to a millisecond: what is before the time is before the result, and the other way round."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    date, clock, fraction, zone = match.groups()
+    moment = datetime.fromisoformat(f"{date}T{clock}{zone.upper().replace('Z', '+00:00')}")
+    whole_ms = (moment - _EPOCH) // timedelta(milliseconds=1)
+    return Wanted(before_ms=whole_ms + math.ceil(Fraction(fraction or 0) * 1000))

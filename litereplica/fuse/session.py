@@ -1,0 +1,204 @@
+"""The FUSE session of one mount, whatever is mounted: from its beginning to its end.
+
+Start: mount → let in who is to be let in → ready. End: let go of what keeps the mount busy → unmount → the session ends
+by itself. What is done in between is the subclasses' (`mount.py`, `static_mount.py`).
+
+Signals: SIGTERM and SIGINT end the mount within `STOP_LIMIT_S`, whoever is inside. SIGUSR1 ends it only if nobody has a
+file open. When someone else detaches the mount, the daemon serves those who are inside until they are gone, and exits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from litereplica.errors import EnvironmentProblem
+from litereplica.fuse import mountpoint
+from litereplica.fuse.operations import Operations
+from litereplica.replica.pace import MAX_INTERVAL_S
+
+log = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 4.0
+"""An end that was asked for takes no longer: an init system kills what does not end."""
+
+GRACE_S = 0.5
+"""How long an orderly end may take once the mount is gone; what is on the disk is valid at any moment."""
+
+MOUNT_CHECK_S = 10.0
+"""The kernel tells of changes of the mount table; we look at least this often all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """What is mounted, where and how."""
+
+    url: str
+    path: Path
+    name: str
+    poll_interval_s: float
+    poll_interval_max_s: float = MAX_INTERVAL_S  # while nobody has a file open
+    allow_other: bool = False
+    hydrate: bool = False
+    hydrate_rate: float | None = None  # bytes per second
+    max_staleness_s: float | None = None
+
+
+class FuseSession:
+    """The session, and the tasks around it. Subclasses have `_serve`, and `_close_own` if they have descriptors."""
+
+    def __init__(self, options: MountOptions, operations: Operations) -> None:
+        self._options = options
+        self._operations = operations
+        self._own: list[int] = []  # our descriptors on our own files
+        self._following = trio.CancelScope()
+        self._stopped = trio.Event()  # following has ended
+        self._whole: set[trio.CancelScope] = set()
+        self._detached = trio.Event()
+        self._tasks: trio.Nursery
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        """Let clients in, call `ready`, and do what is to be done until this is cancelled."""
+        raise NotImplementedError
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Mount, and serve until the mount ends. Raises `EnvironmentProblem`."""
+        path = self._options.path
+        self._init_fuse()
+        mounted = True
+        try:
+            async with trio.open_nursery() as self._tasks:
+                await self._tasks.start(self._watch_signals)
+                await self._tasks.start(self._watch_mount)
+                self._tasks.start_soon(self._start_following, ready)
+                await pyfuse3.main()
+                mounted = False
+                self._give_up()
+                self._tasks.cancel_scope.cancel()
+        finally:
+            if mounted:
+                with suppress(EnvironmentProblem):
+                    mountpoint.unmount(path, lazy=True)
+            pyfuse3.close(unmount=False)
+            self._close_own()  # not before: nobody would answer the requests that this makes
+        log.info("unmounted %s", path)
+
+    def _init_fuse(self) -> None:
+        source = mountpoint.option_value(self._options.url)
+        fuse_options = {"nosuid", "nodev", "noatime", f"fsname={source}", "subtype=litereplica"}
+        if self._options.allow_other:
+            fuse_options.add("allow_other")
+        try:
+            pyfuse3.init(self._operations, str(self._options.path), fuse_options)
+        except RuntimeError as exc:
+            hint = "see the line of fusermount3 above"
+            if self._options.allow_other and os.geteuid() != 0:
+                hint = "--allow-other needs the line 'user_allow_other' in /etc/fuse.conf"
+            raise EnvironmentProblem(f"cannot mount at {self._options.path}: {exc}", hint=hint) from exc
+
+    # --- serving ---------------------------------------------------------------------------------
+
+    async def _start_following(self, ready: Callable[[], None]) -> None:
+        try:
+            with self._following:
+                await self._serve(ready)
+        finally:
+            self._stopped.set()
+
+    async def _stop_following(self) -> None:
+        """Let go of what keeps the mount busy, once what is being applied is applied."""
+        self._operations.close_to_others()
+        self._following.cancel()
+        await self._stopped.wait()
+        if self._own:
+            await trio.to_thread.run_sync(self._close_own)
+
+    async def _resume_following(self) -> None:
+        await self._stopped.wait()
+        self._following, self._stopped = trio.CancelScope(), trio.Event()
+        await self._start_following(lambda: None)
+
+    @contextmanager
+    def _as_a_whole(self) -> Iterator[None]:
+        """Nothing but the session's end interrupts what is done inside: half an advance cannot be taken up again."""
+        with trio.CancelScope(shield=True) as scope:
+            self._whole.add(scope)
+            try:
+                yield
+            finally:
+                self._whole.remove(scope)
+
+    def _give_up(self) -> None:
+        for scope in self._whole:
+            scope.shield = False
+
+    def _close_own(self) -> None:
+        descriptors, self._own = self._own, []
+        for fd in descriptors:
+            os.close(fd)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGUSR1 and self._operations.client_handles:
+                    log.warning("not unmounted: %d files are open", self._operations.client_handles)
+                else:
+                    await self.stop(gently=number == signal.SIGUSR1)
+
+    async def stop(self, *, gently: bool) -> None:
+        """Unmount; with clients inside go back to serving if `gently`, else leave them behind."""
+        if await self._unmount():
+            return
+        path = self._options.path
+        if gently:
+            log.warning("not unmounted: %s is in use", path)
+            self._tasks.start_soon(self._resume_following)
+            return
+        users = ", ".join(map(str, mountpoint.clients(path, besides=os.getpid())))
+        log.warning("detaching %s while it is in use by %s", path, users or "someone")
+        with trio.move_on_after(STOP_LIMIT_S / 2), suppress(EnvironmentProblem):
+            await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=True), abandon_on_cancel=True)
+        pyfuse3.terminate()
+        _exit_soon()
+
+    async def _unmount(self) -> bool:
+        """Stop following and unmount; False when the mount is in use, or this takes too long."""
+        with trio.move_on_after(STOP_LIMIT_S / 2):
+            await self._stop_following()
+            if self._detached.is_set():
+                return True
+            return await trio.to_thread.run_sync(lambda: mountpoint.unmount(self._options.path, lazy=False))
+        return False
+
+    async def _watch_mount(self, task_status: trio.TaskStatus[None]) -> None:
+        """When someone else has detached the mount, wait for the last client and let go."""
+        with open("/proc/self/mountinfo", "rb") as table, select.epoll() as changes:  # noqa: PTH123, ASYNC230
+            changes.register(table, select.EPOLLPRI | select.EPOLLERR)
+            task_status.started()
+            while mountpoint.mount_at(self._options.path) is not None:
+                with trio.move_on_after(MOUNT_CHECK_S):
+                    await trio.lowlevel.wait_readable(changes.fileno())
+                changes.poll(0)
+        self._detached.set()
+        await self._operations.wait_until_unused()
+        await self._stop_following()
+
+
+def _exit_soon() -> None:
+    """End the process although a request to the store may be under way, in a thread that nothing can stop."""
+    timer = threading.Timer(GRACE_S, os._exit, [0])
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,50 @@
+"""Which bytes of a large file are read for the pages that are wanted of it. Pure arithmetic over its index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.format.ltx import PageIndex
+
+MAX_GAP = 64 * 1024
+"""Bytes between two wanted frames that are read along: they take less time than another request."""
+
+MAX_SPAN_PAGES_BYTES = 8 << 20
+"""Bytes of pages that the frames of one request may hold: they are in memory at once."""
+
+WHOLE_SHARE = 0.5
+"""From this part of its bytes on, a file is read whole: not much more to read, in fewer requests."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """Bytes `start` ≤ i < `stop` of a file, and the wanted rows of its index that lie there."""
+
+    start: int
+    stop: int
+    rows: NDArray[np.intp]
+
+
+def plan_spans(index: PageIndex, rows: NDArray[np.intp], *, page_size: int, max_bytes: int) -> list[Span]:
+    """The requests that bring the frames of these rows (ascending), each of at most about `max_bytes`."""
+    starts = index.offset[rows].astype(np.int64)
+    stops = starts + index.size[rows]
+    gaps = np.flatnonzero(starts[1:] > stops[:-1] + MAX_GAP) + 1
+    max_rows = max(1, MAX_SPAN_PAGES_BYTES // page_size)
+    spans: list[Span] = []
+    first = 0
+    for end in [*gaps.tolist(), len(rows)]:
+        while first < end:
+            fitting = int(np.searchsorted(stops, starts[first] + max_bytes, side="right"))
+            last = min(end, first + max_rows, max(first + 1, fitting))
+            spans.append(Span(int(starts[first]), int(stops[last - 1]), rows[first:last]))
+            first = last
+    return spans
+
+
+def is_better_whole(spans: list[Span], file_size: int) -> bool:
+    """Is so much of the file wanted that all of it is read?"""
+    return sum(span.stop - span.start for span in spans) >= WHOLE_SHARE * file_size

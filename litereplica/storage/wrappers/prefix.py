@@ -1,0 +1,74 @@
+"""A part of a storage: what lies below a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from litereplica.errors import StorageError
+from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
+
+
+class PrefixStorage(Storage):
+    """The objects of `inner` whose keys begin with `prefix`, which ends with `/`; `url` names that place.
+
+    Closing it does nothing: `inner` is its owner's.
+    """
+
+    def __init__(self, inner: Storage, prefix: str, *, url: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+        self._url = url
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    async def get(self, key: str, range: Range | None = None) -> Blob:
+        with self._errors():
+            return await self._inner.get(self._prefix + key, range)
+
+    async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        with self._errors():
+            return await self._inner.put(self._prefix + key, body, modified_ms=modified_ms)
+
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        with self._errors():
+            return await self._inner.put_if_absent(self._prefix + key, body, modified_ms=modified_ms)
+
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        with self._errors():
+            return await self._inner.put_if_match(self._prefix + key, body, etag, modified_ms=modified_ms)
+
+    async def head(self, key: str) -> ObjectInfo:
+        with self._errors():
+            return self._without(await self._inner.head(self._prefix + key))
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        after = None if start_after is None else self._prefix + start_after
+        with self._errors():
+            return [self._without(info) for info in await self._inner.list(self._prefix + prefix, start_after=after)]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        with self._errors():
+            await self._inner.delete([self._prefix + key for key in keys])
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        with self._errors():
+            await self._inner.delete_if_match(self._prefix + key, etag)
+
+    async def aclose(self) -> None:
+        """Nothing: see the class."""
+
+    def _without(self, info: ObjectInfo) -> ObjectInfo:
+        return replace(info, key=info.key.removeprefix(self._prefix))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors tell the key that was asked for; their messages the whole one."""
+        try:
+            yield
+        except StorageError as exc:
+            exc.key = exc.key.removeprefix(self._prefix)
+            raise

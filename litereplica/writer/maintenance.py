@@ -1,0 +1,334 @@
+"""What happens to a replica's files after they are published: compaction, snapshots, retention. A task of the writer.
+
+Each round does what is due: levels, the lowest first, since each is made of the one below; snapshots; then deletions.
+When nothing is left that may become due, nothing happens until the next publication: no request and no timer.
+
+The listing of the replica is kept in memory, and carried on by what is published, merged and deleted here. It is read
+anew once in a while, after every error, and when another writer may have been at work. It need not be right: a merge
+reads and checks all its inputs, no put replaces a file, and before a file is deleted the one that takes its place is
+asked for.
+
+Merges take turns: `limiter` is of the process, and one step merges a bounded number of files and bytes (a snapshot
+excepted). What is merged or deleted is so under the right to publish. Cancelling leaves complete files only; a killed
+process leaves temporary files in `spool_dir`, which the next start removes.
+
+Time is the `SteadyClock`'s: when the machine's clock is set, merges go on as if it had not been, and nothing is deleted
+early.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
+from litereplica.format.names import SNAPSHOT_LEVEL
+from litereplica.ltxstore.compaction import MAX_PLANS, REPLAN_DELAY_S, run_compaction
+from litereplica.ltxstore.levels import HOUR_MS, SECOND_MS, Compaction, Levels, first_step, schedule
+from litereplica.ltxstore.merge import remove_left_over
+from litereplica.ltxstore.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.ltxstore.store import LTXStore
+from litereplica.types import TXID, FileInfo
+from litereplica.writer.tenure import Tenure
+
+log = logging.getLogger(__name__)
+
+STEP_FILES = 1024
+"""Of one merge: a quarter of an hour of level 0 at its fastest."""
+STEP_BYTES = 256 << 20
+"""Of one merge, some seconds, after which another database has its turn; also the most that it takes on this machine's
+disk, twice for a moment. A single larger file is merged nevertheless."""
+STEP_DELETIONS = 1024
+"""One after the other, half a minute of requests; then it is time for merges again."""
+DELETION_INTERVAL_MS = 15 * SECOND_MS
+"""Litestream's: between looks at what is to be deleted."""
+LISTING_INTERVAL_MS = HOUR_MS
+"""A listing is so old at most when it is used: ten requests an hour notice what other tools have done."""
+LONGEST_SLEEP_S = 600.0
+"""A machine that was asleep, or whose clock was set, is noticed so soon."""
+RETRY_S = 1.0
+RETRY_MAX_S = 60.0
+"""Limits of the delay after failures, which doubles from one to the other."""
+
+_Name: TypeAlias = tuple[int, TXID, TXID]
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceStatistics:
+    """What has been done since the start. `merges` include `snapshots`; bytes are those of inputs and results.
+
+    `files` and `file_bytes` are those of the replica, as far as known. `error` is what keeps it from going on, or "".
+    """
+
+    merges: int
+    snapshots: int
+    bytes_read: int
+    bytes_written: int
+    deletions: int
+    files: int
+    file_bytes: int
+    next_due_s: float | None
+    error: str
+
+
+class Maintenance:
+    """Compacts and prunes one replica. `spool_dir` is a directory of this database alone; None: the system's place.
+
+    `note_published`, `statistics` and the properties are for the thread of trio.
+    """
+
+    def __init__(
+        self,
+        store: LTXStore,
+        *,
+        levels: Levels,
+        policy: RetentionPolicy,
+        tenure: Tenure,
+        limiter: trio.CapacityLimiter,
+        spool_dir: Path | None = None,
+        clock: SteadyClock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._levels = levels
+        self._tenure = tenure
+        self._limiter = limiter
+        self._spool_dir = spool_dir
+        self._clock = clock or SteadyClock()
+        self._rng = rng or random.Random()
+        self._retention = Retention(store, policy, self._clock)
+        self._files: dict[_Name, FileInfo] = {}
+        self._listed_ms: int | None = None  # None: to be listed
+        self._added: set[_Name] = set()  # since the listing began
+        self._newest: TXID = 0
+        self._interruptions = 0  # of the right to publish, when it was listed
+        self._damaged: set[_Name] = set()
+        self._merge_due_ms: int | None = 0
+        self._delete_due_ms: int | None = 0
+        self._looked_ms = 0  # at what is to be deleted
+        self._changed = trio.Event()
+        self._error = ""
+        self._merges = self._snapshots = self._read = self._written = self._deletions = 0
+
+    # --- for the writer
+
+    def note_published(self, info: FileInfo) -> None:
+        """The writer has published a file of level 0 just now. One that it did not tell of is looked for."""
+        now_ms = self._clock.steady_ms()
+        before_s = self.next_due_s
+        if info.min_txid > self._newest + 1:
+            self._listed_ms = None
+        self._add(replace(info, modified_ms=now_ms))
+        intervals_ms = [*self._levels.intervals_ms[:1], self._levels.snapshot_interval_ms]
+        multiples = [(now_ms // each + 1) * each for each in intervals_ms if each is not None]
+        self._merge_due_ms = _earlier(self._merge_due_ms, *multiples)
+        if before_s is None or self.next_due_s != before_s:
+            self._changed.set()
+
+    @property
+    def next_due_s(self) -> float | None:
+        """Seconds until something may be due; None when nothing is left to do until the next publication."""
+        now_ms = self._clock.steady_ms()
+        dues = [due for due in (self._merge_due_ms, self._delete_due_ms) if due is not None]
+        return max(0, min(dues) - now_ms) / 1000 if dues else None
+
+    @property
+    def is_settled(self) -> bool:
+        """Is nothing left to do until the next publication?"""
+        return self.next_due_s is None
+
+    def statistics(self) -> MaintenanceStatistics:
+        """A record of now."""
+        return MaintenanceStatistics(
+            merges=self._merges,
+            snapshots=self._snapshots,
+            bytes_read=self._read,
+            bytes_written=self._written,
+            deletions=self._deletions,
+            files=len(self._files),
+            file_bytes=sum(info.size for info in self._files.values()),
+            next_due_s=self.next_due_s,
+            error=self._error,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do what is due, for ever. Started at once. What is in the way is said once, and tried again.
+
+        Raises `ConflictError`: another writer has published, or has the lease.
+        """
+        if self._spool_dir is not None:
+            remove_left_over(self._spool_dir)
+        task_status.started()
+        failures = 0
+        while True:
+            try:
+                await self.run_due()
+            except (StorageError, DamagedFile, EnvironmentProblem) as exc:
+                failures += 1
+                await trio.sleep(self._delay_s(exc, failures))
+                continue
+            failures = 0
+            await self._wait()
+
+    async def run_due(self) -> None:
+        """Do what is due now.
+
+        Raises `StorageError`, `DamagedFile` and `EnvironmentProblem`: nothing is half done then, and it may be called
+        again; and `ConflictError` as `run`.
+        """
+        if self.next_due_s != 0:
+            return
+        vanished = 0
+        while True:
+            try:
+                await self._merge_what_is_due()
+                await self._delete_what_is_due()
+                break
+            except StorageError as exc:
+                self._listed_ms = None  # it may not be as we think
+                vanished += isinstance(exc, NotFound)
+                if not isinstance(exc, NotFound) or vanished == MAX_PLANS:
+                    raise
+            except DamagedFile as exc:
+                self._damaged |= {name for name, info in self._files.items() if self._store.key(info) == exc.key}
+                raise
+        if self._error and not self._damaged:
+            log.info("maintenance of %s goes on", self._store.url)
+            self._error = ""
+
+    # --- rounds
+
+    async def _merge_what_is_due(self) -> None:
+        while True:
+            files = await self._known_files()
+            scheduled = schedule(self._levels, files)
+            due = [each.compaction for each in scheduled if each.due_ms <= self._clock.steady_ms()]
+            if not due:
+                self._merge_due_ms = min((each.due_ms for each in scheduled), default=None)
+                return
+            step = first_step(due[0], max_inputs=STEP_FILES, max_bytes=STEP_BYTES)
+            async with self._limiter:
+                await self._merge(step)
+
+    async def _merge(self, compaction: Compaction) -> None:
+        async with self._tenure.kept():
+            if self._was_interrupted():
+                return
+            done = await run_compaction(self._store, compaction, spool_dir=self._spool_dir)
+            made_of_ms = max(info.modified_ms for info in compaction.inputs)
+            self._add(replace(done.info, modified_ms=made_of_ms))
+        if done.adopted:
+            await self._make_way()
+            return
+        self._merges += 1
+        self._snapshots += compaction.level == SNAPSHOT_LEVEL
+        self._read += compaction.size
+        self._written += done.info.size
+        log.debug("merged %d files to %s, %d bytes", len(compaction.inputs), done.info, done.info.size)
+
+    async def _make_way(self) -> None:
+        """Somebody else compacts, too, and came first: see what there is now."""
+        self._listed_ms = None
+        await trio.sleep(REPLAN_DELAY_S)
+
+    async def _delete_what_is_due(self) -> None:
+        due_ms = self._delete_due_ms
+        if due_ms is None or due_ms > self._clock.steady_ms():
+            return
+        self._looked_ms = self._clock.steady_ms()
+        self._delete_due_ms = None  # unless something is published from here on
+        try:
+            next_ms = await self._delete()
+        except BaseException:
+            self._delete_due_ms = due_ms
+            raise
+        if next_ms is not None:
+            wait_ms = max(next_ms - self._clock.now_ms(), DELETION_INTERVAL_MS)
+            self._delete_due_ms = _earlier(self._delete_due_ms, self._looked_ms + wait_ms)
+
+    async def _delete(self) -> int | None:
+        """Delete what is due, or the first of it; from when on there may be more, by the clock."""
+        due = await self._retention.due(await self._known_files())
+        if due:
+            async with self._tenure.kept():
+                if self._was_interrupted():
+                    return self._clock.now_ms()
+                await self._retention.delete(due[:STEP_DELETIONS], deleted=self._forget)
+            log.debug("deleted %d files of %s", len(due[:STEP_DELETIONS]), self._store.url)
+        if len(due) > STEP_DELETIONS:
+            return self._clock.now_ms()
+        return await self._retention.next_due_ms(await self._known_files())
+
+    # --- what is known of the replica
+
+    async def _known_files(self) -> list[FileInfo]:
+        """The files, but for those that are damaged. Listed when they are not known, or have not been for long."""
+        now_ms = self._clock.steady_ms()
+        if self._listed_ms is None or now_ms - self._listed_ms > LISTING_INTERVAL_MS:
+            await self._list(now_ms)
+        return [info for name, info in self._files.items() if name not in self._damaged]
+
+    async def _list(self, now_ms: int) -> None:
+        """What is known already keeps its time: when it appeared, not what the store's clock or another's says."""
+        self._added.clear()
+        interruptions = self._tenure.interruptions()
+        listed = await self._store.list_levels()
+        files = {name: info for name, info in self._files.items() if name in self._added}
+        for info in listed:
+            known = self._files.get(_name(info))
+            modified_ms = min(info.modified_ms, now_ms) if known is None else known.modified_ms
+            files[_name(info)] = replace(info, modified_ms=modified_ms)
+        self._files = files
+        self._newest = max((info.max_txid for info in self._files.values()), default=0)
+        self._listed_ms = now_ms
+        self._interruptions = interruptions
+        self._damaged.clear()
+
+    def _was_interrupted(self) -> bool:
+        """Another writer may have been at work since the files were listed. If so they are to be listed again."""
+        if self._tenure.interruptions() != self._interruptions:
+            self._listed_ms = None
+        return self._listed_ms is None
+
+    def _add(self, info: FileInfo) -> None:
+        """A file has appeared just now: it may take the place of others."""
+        self._files[_name(info)] = info
+        self._added.add(_name(info))
+        self._newest = max(self._newest, info.max_txid)
+        self._retention.appeared(info)
+        look_ms = max(self._clock.steady_ms(), self._looked_ms + DELETION_INTERVAL_MS)
+        self._delete_due_ms = _earlier(self._delete_due_ms, look_ms)
+
+    def _forget(self, info: FileInfo) -> None:
+        """A file has been deleted."""
+        self._files.pop(_name(info), None)
+        self._deletions += 1
+
+    # --- waiting
+
+    async def _wait(self) -> None:
+        due_s = self.next_due_s
+        with trio.move_on_after(math.inf if due_s is None else min(due_s, LONGEST_SLEEP_S)):
+            await self._changed.wait()
+            self._changed = trio.Event()
+
+    def _delay_s(self, error: Exception, failures: int) -> float:
+        """How long to wait after an error, which is said unless it was said already."""
+        if self._error != str(error):
+            log.warning("cannot compact %s: %s; trying again", self._store.url, error)
+            self._error = str(error)
+        return min(RETRY_MAX_S, RETRY_S * 2.0 ** (failures - 1)) * self._rng.uniform(0.5, 1.0)
+
+
+def _name(info: FileInfo) -> _Name:
+    return info.level, info.min_txid, info.max_txid
+
+
+def _earlier(moment_ms: int | None, *others_ms: int) -> int | None:
+    return min([*others_ms] if moment_ms is None else [moment_ms, *others_ms], default=None)

@@ -1,0 +1,27 @@
+"""A mount in this process that keeps no page, and closes past states that are not used after a moment.
+
+    python -m tests.e2e.past_mount URL DIR IDLE_S
+
+It prints `ready`, and ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import trio
+
+from litereplica.fuse import at_tree
+from litereplica.fuse.mount import MountOptions, serve
+from litereplica.replica import travel
+from tests.e2e.healing_mount import opened
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    idle_s = float(sys.argv[3])
+    at_tree.AtTree.__init__.__kwdefaults__.update(idle_s=idle_s, max_names=4)
+    travel.LOST_FOR_S = 0.0
+    options = MountOptions(url=sys.argv[1], path=Path(sys.argv[2]), name="app.db", poll_interval_s=0.02)
+    trio.run(serve, options, opened(sys.argv[1]), lambda: print("ready", flush=True))

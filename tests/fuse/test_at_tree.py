@@ -1,0 +1,372 @@
+"""Past states as inodes: how they come, how long they stay, and that none is ever mistaken for another."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from litereplica.errors import TransientStorageError
+from litereplica.format.names import Layout
+from litereplica.format.sqlite import with_journal_mode
+from litereplica.fuse import at_tree
+from litereplica.fuse.at_names import txid_name
+from litereplica.fuse.at_tree import AtTree
+from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node
+from litereplica.ltxstore.store import LTXStore
+from litereplica.replica.database import Replica, open_replica
+from litereplica.storage.wrappers import Fault, FaultStorage
+from litereplica.types import TXID
+from tests.helpers.history import FIRST_TIMESTAMP_MS, History
+
+IDLE_S = 60.0
+NAME = b"app.db"
+
+
+@dataclass
+class Wall:
+    """Seconds since the epoch."""
+
+    now: float = FIRST_TIMESTAMP_MS / 1000 + 1e6
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Scene:
+    """A tree over a replica of a history; it stands in for a kernel that has forgotten nothing yet."""
+
+    history: History
+    faults: list[Fault]
+    replica: Replica
+    tree: AtTree
+    wall: Wall
+    forgotten: list[bytes] = field(default_factory=list)
+    told: dict[int, int] = field(default_factory=dict)
+
+    async def lookup(self, parent: int, name: bytes) -> Node | None:
+        node = await self.tree.lookup(parent, name)
+        if node is not None:
+            self.tree.remember(node.inode)
+            self.told[node.inode] = self.told.get(node.inode, 0) + 1
+        return node
+
+    async def directory(self, name: bytes) -> Node:
+        node = await self.lookup(Inode.AT, name)
+        assert node is not None
+        return node
+
+    async def file(self, name: bytes) -> Node:
+        node = await self.lookup((await self.directory(name)).inode, NAME)
+        assert node is not None
+        return node
+
+    async def content(self, name: bytes) -> bytes:
+        node = await self.file(name)
+        await self.tree.open(node.inode)
+        content = await self.tree.read(node.inode, 0, node.size)
+        self.tree.release(node.inode)
+        return content
+
+    def forget_all(self) -> None:
+        for inode, count in self.told.items():
+            self.tree.forget(inode, count)
+        self.told.clear()
+
+    def open_txids(self) -> set[TXID]:
+        return {each.txid for each in self.tree.statistics()}
+
+    def database(self, txid: TXID) -> bytes:
+        pages = self.history.at(txid)
+        return with_journal_mode(pages[1], wal=False) + b"".join(pages[pgno] for pgno in range(2, len(pages) + 1))
+
+
+@asynccontextmanager
+async def opened(txids: int = 12, *, max_unused: int = 3, max_names: int = 1000) -> AsyncIterator[Scene]:
+    history, wall = History(), Wall()
+    for txid in range(1, txids + 1):
+        await history.commit({1: b"at %d" % txid, 1 + txid % 7: b"changed at %d" % txid}, pages=8 + txid % 3)
+    faults: list[Fault] = []
+    storage = FaultStorage(history.storage, lambda request: faults[0] if faults else None)
+    forgotten: list[bytes] = []
+    async with open_replica(LTXStore(storage, Layout.S3)) as replica, trio.open_nursery() as nursery:
+        tree = AtTree(
+            replica.travel(),
+            name="app.db",
+            idle_s=IDLE_S,
+            max_unused=max_unused,
+            max_names=max_names,
+            wall_s=wall,
+            forget_name=forgotten.append,
+        )
+        nursery.start_soon(tree.run)
+        yield Scene(history, faults, replica, tree, wall, forgotten)
+        nursery.cancel_scope.cancel()
+
+
+def time_name(txid: TXID, add_ms: int = 1) -> bytes:
+    milliseconds = FIRST_TIMESTAMP_MS + txid + add_ms
+    return b"2023-11-14T22:13:%02d.%03dZ" % (milliseconds // 1000 % 60, milliseconds % 1000)
+
+
+async def test_each_state_is_a_file_of_rollback_mode(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened() as scene:
+        for txid in (1, 5, 12):
+            assert await scene.content(txid_name(txid)) == scene.database(txid)
+            assert await scene.content(time_name(txid)) == scene.database(txid)
+        node = await scene.file(txid_name(5))
+        assert (node.size, node.mtime_ns) == (len(scene.database(5)), (FIRST_TIMESTAMP_MS + 5) * 1_000_000)
+
+
+async def test_a_read_is_answered_in_full_wherever_it_begins(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened() as scene:
+        node = await scene.file(txid_name(4))
+        await scene.tree.open(node.inode)
+        content = scene.database(4)
+        for offset, size in ((0, 20), (10, 512), (511, 2), (512, 1024), (node.size - 5, 100), (node.size + 512, 7)):
+            expected = content[offset : offset + size].ljust(size, b"\0")
+            assert await scene.tree.read(node.inode, offset, size) == expected
+
+
+async def test_only_the_database_is_in_a_directory(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened() as scene:
+        directory = await scene.directory(txid_name(4))
+        for name in (b"app.db-journal", b"app.db-wal", b"other"):
+            assert await scene.lookup(directory.inode, name) is None
+        assert scene.tree.is_absent_for_ever(directory.inode)
+        assert not scene.tree.is_absent_for_ever(Inode.AT)
+        ((name, node),) = await scene.tree.list(directory.inode)
+        assert (name, node.size) == (NAME, len(scene.database(4)))
+
+
+async def test_listed_names_lead_to_their_points_and_nothing_is_opened_for_a_listing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened() as scene:
+        listed = await scene.tree.list(Inode.AT)
+        assert [name for name, _ in listed] == [txid_name(txid) for txid in range(1, 13)]
+        assert [node.mtime_ns // 1_000_000 - FIRST_TIMESTAMP_MS for _, node in listed] == list(range(1, 13))
+        assert scene.open_txids() == set()
+        for name, node in listed:
+            assert (await scene.directory(name)).inode == node.inode
+
+
+async def test_lookups_at_the_same_time_get_one_inode(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened() as scene:
+        inodes: set[int] = set()
+
+        async def look() -> None:
+            inodes.add((await scene.directory(time_name(6))).inode)
+            inodes.add((await scene.file(time_name(6))).inode)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(look)
+        assert len(inodes) == 2
+        assert min(inodes) >= FIRST_PAST_INODE
+
+
+# --- how long they stay ------------------------------------------------------------------------
+
+
+async def test_an_unused_state_is_closed_and_opened_again_under_the_same_inode(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened() as scene:
+        before = await scene.file(txid_name(3))
+        await trio.sleep(2 * IDLE_S)
+        assert scene.open_txids() == set()
+        assert scene.tree.node(before.inode) == before, "the kernel may ask for what it knows at any time"
+        await scene.tree.open(before.inode)
+        assert scene.open_txids() == {3}
+        assert await scene.tree.read(before.inode, 0, before.size) == scene.database(3)
+
+
+async def test_an_open_state_stays_open(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened() as scene:
+        node = await scene.file(txid_name(3))
+        await scene.tree.open(node.inode)
+        for txid in (4, 5, 6, 7, 8):
+            await scene.content(txid_name(txid))
+        await trio.sleep(10 * IDLE_S)
+        assert scene.open_txids() == {3}
+        scene.tree.release(node.inode)
+        await trio.sleep(2 * IDLE_S)
+        assert scene.open_txids() == set()
+
+
+async def test_of_the_unused_the_last_ones_stay_open(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened(max_unused=3) as scene:
+        for txid in (1, 2, 3, 4, 1, 5):
+            await scene.content(txid_name(txid))
+            await trio.sleep(1)
+        assert scene.open_txids() == {4, 1, 5}
+
+
+async def test_no_more_than_a_number_are_in_use_at_a_time(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_tree, "MAX_IN_USE", 2)
+    async with opened() as scene:
+        nodes = [await scene.file(txid_name(txid)) for txid in (1, 2, 3)]
+        await scene.tree.open(nodes[0].inode)
+        await scene.tree.open(nodes[1].inode)
+        with pytest.raises(OSError) as refused:
+            await scene.tree.open(nodes[2].inode)
+        assert refused.value.errno == errno.ENFILE
+        scene.tree.release(nodes[0].inode)
+        await scene.tree.open(nodes[2].inode)
+
+
+async def test_what_the_kernel_has_forgotten_is_gone_and_its_inode_is_not_given_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened() as scene:
+        directory, file = await scene.directory(txid_name(3)), await scene.file(txid_name(3))
+        scene.forget_all()
+        await trio.sleep(3 * IDLE_S)
+        for inode in (directory.inode, file.inode):
+            with pytest.raises(OSError) as gone:
+                scene.tree.node(inode)
+            assert gone.value.errno == errno.ESTALE
+        assert (await scene.directory(txid_name(3))).inode > file.inode
+        assert (await scene.file(txid_name(3))).inode > file.inode
+
+
+async def test_the_kernel_is_asked_to_forget_the_oldest_names_when_there_are_many(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened(max_names=4) as scene:
+        for txid in range(1, 8):
+            await scene.file(txid_name(txid))
+            await trio.sleep(1)
+        assert scene.forgotten == []
+        await trio.sleep(1.5 * IDLE_S)
+        assert set(scene.forgotten) == {txid_name(txid) for txid in (1, 2, 3)}
+
+
+# --- what a name means -------------------------------------------------------------------------
+
+
+async def test_a_time_is_decided_once_while_it_is_in_use_and_again_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened(5) as scene:
+        name = time_name(9)
+        node = await scene.file(name)
+        assert node.size == len(scene.database(5))
+        await scene.tree.open(node.inode)
+        await scene.history.commit({1: b"made before that time, published after it"})
+        await trio.sleep(10 * IDLE_S)
+        assert (await scene.file(name)).inode == node.inode
+        scene.tree.release(node.inode)
+        await trio.sleep(2 * IDLE_S)
+        assert await scene.content(name) == scene.database(6)
+        assert (await scene.file(name)).inode != node.inode
+        assert scene.tree.node(node.inode) == node
+
+
+async def test_a_time_to_come_is_not_there_yet(autojump_clock: trio.testing.MockClock) -> None:
+    async with opened(5) as scene:
+        scene.wall.now = (FIRST_TIMESTAMP_MS + 6) / 1000
+        assert await scene.lookup(Inode.AT, time_name(6)) is None
+        assert (await scene.file(time_name(5))).size == len(scene.database(5))
+        scene.wall.now += 1
+        assert (await scene.file(time_name(6))).size == len(scene.database(5))
+
+
+async def test_a_point_that_retention_took_is_not_there_any_more(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened() as scene:
+        node = await scene.file(txid_name(5))
+        await scene.history.snapshot()
+        for txid in range(1, 12):
+            await scene.history.delete(0, txid)
+        await trio.sleep(2 * IDLE_S)
+        assert await scene.lookup(Inode.AT, txid_name(5)) is None
+        with pytest.raises(OSError) as gone:
+            await scene.tree.open(node.inode)
+        assert gone.value.errno == errno.ENOENT
+        assert await scene.lookup(Inode.AT, txid_name(12)) is not None
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_a_state_of_which_pages_are_lost_is_left_to_those_who_have_it_open(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litereplica.replica.database.MEMORY_SIZE", 0)
+    async with opened() as scene:
+        node = await scene.file(txid_name(5))
+        await scene.tree.open(node.inode)
+        await scene.history.snapshot()
+        for txid in range(1, 12):
+            await scene.history.delete(0, txid)
+        scene.replica._pages._memory.clear()
+        for _ in range(3):
+            with pytest.raises(pyfuse3.FUSEError) as failed:
+                await scene.tree.read(node.inode, 0, node.size)
+            assert failed.value.errno == errno.EIO
+        assert await scene.lookup((await scene.directory(txid_name(5))).inode, NAME) is None
+        with pytest.raises(OSError) as gone:
+            await scene.tree.open(node.inode)
+        assert gone.value.errno == errno.ENOENT
+        assert [each.error != "" for each in scene.tree.statistics()] == [True]
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "0000000000000005" in errors[0].getMessage()
+
+
+async def test_states_with_another_page_size_are_not_there_and_the_log_says_what_to_do(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(3) as scene:
+        directory = await scene.directory(txid_name(2))
+        scene.history.page_size = 1024
+        scene.history.databases[3] = {}
+        await scene.history.commit({1: b"one", 2: b"two"}, pages=2)
+        await trio.sleep(1)
+        after = await scene.directory(txid_name(4))
+        assert await scene.lookup(after.inode, NAME) is None
+        assert await scene.lookup(directory.inode, NAME) is not None
+    assert "--txid" in caplog.text
+
+
+async def test_a_replica_made_anew_gets_inodes_of_its_own(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as scene:
+        old = await scene.file(txid_name(5))
+        for info in await scene.history.store.list_levels():
+            await scene.history.store.delete([info])
+        monkeypatch.setattr("tests.helpers.history.FIRST_TIMESTAMP_MS", FIRST_TIMESTAMP_MS + 5000)
+        other = History(storage=scene.history.storage)
+        for txid in range(1, 14):
+            await other.commit({1: b"another %d" % txid}, pages=8 + txid % 3)
+        await trio.sleep(2 * IDLE_S)
+        scene.history = other
+        assert await scene.content(txid_name(5)) == scene.database(5)
+        new = await scene.file(txid_name(5))
+        assert new.inode != old.inode
+        with pytest.raises(OSError) as gone:
+            await scene.tree.open(old.inode)
+        assert gone.value.errno == errno.ENOENT
+
+
+async def test_a_store_that_fails_is_not_taken_for_a_point_that_is_not_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened() as scene:
+        known = await scene.file(txid_name(5))
+        scene.faults.append(Fault())
+        with pytest.raises(TransientStorageError):
+            await scene.lookup(Inode.AT, time_name(4))
+        assert (await scene.file(txid_name(5))).inode == known.inode, "what is open needs no store"

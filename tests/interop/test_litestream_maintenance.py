@@ -1,0 +1,179 @@
+"""Compaction, snapshots and retention under way: a live mount on top, and the real Litestream by turns with ours."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from litereplica.ltxstore.restore import restore
+from litereplica.ltxstore.retention import reachable_txids
+from litereplica.ltxstore.store import open_ltx_store
+from litereplica.types import FileInfo
+from tests.conftest import S3Bucket
+from tests.helpers.litestream import LitestreamProcess, litestream_restore, run_litestream
+from tests.helpers.maintained import maintained
+from tests.helpers.mounts import MountedReplica
+
+ACCOUNTS = 400
+TOTAL = ACCOUNTS * 100
+UNDER_LOAD_S = 20.0
+TURN_S = 5.0
+PAUSE_S = 0.02
+BUSY_TIMEOUT_S = 10.0
+
+SETUP = f"""
+PRAGMA journal_mode=wal;
+CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER, note BLOB);
+CREATE TABLE entry (id INTEGER PRIMARY KEY, amount INTEGER);
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ACCOUNTS})
+    INSERT INTO account SELECT i, 100, randomblob(300) FROM n;
+"""
+TRANSFER = f"""
+BEGIN IMMEDIATE;
+UPDATE account SET balance = balance - 1, note = randomblob(300) WHERE id = 1 + abs(random()) % {ACCOUNTS};
+UPDATE account SET balance = balance + 1 WHERE id = 1 + (SELECT count(*) FROM entry) % {ACCOUNTS};
+INSERT INTO entry (amount) VALUES (1);
+COMMIT;
+"""
+QUERY = "SELECT (SELECT max(id) FROM entry), (SELECT sum(balance) FROM account)"
+
+COMPACTING: dict[str, Any] = {
+    "levels": [{"interval": "500ms"}, {"interval": "1500ms"}],
+    "snapshot": {"interval": "3s", "retention": "6s"},
+    "l0-retention": "1s",
+    "l0-retention-check-interval": "500ms",
+}
+
+
+@contextmanager
+def transfers(db: Path) -> Iterator[None]:
+    """Money moves until the block is left."""
+    stop = threading.Event()
+
+    def run() -> None:
+        with closing(sqlite3.connect(db, isolation_level=None, timeout=BUSY_TIMEOUT_S)) as connection:
+            while not stop.wait(PAUSE_S):
+                connection.executescript(TRANSFER)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def open_primary(db: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(db, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    connection.executescript(SETUP)
+    return connection
+
+
+def files_of(url: str) -> list[FileInfo]:
+    async def listed() -> list[FileInfo]:
+        store = open_ltx_store(url)
+        try:
+            return await store.list_levels()
+        finally:
+            await store.aclose()
+
+    return trio.run(listed)
+
+
+def assert_all_is_restored_alike(
+    url: str, primary: sqlite3.Connection, directory: Path, *, advertised: bool = True
+) -> None:
+    """Every point by us, the first and some of the others by Litestream as well; the newest is the database.
+
+    `advertised`: every end of a file is such a point. Litestream deletes the oldest first, which leaves others.
+    """
+
+    async def check() -> None:
+        store = open_ltx_store(url)
+        files = await store.list_levels()
+        points = reachable_txids(files)
+        ends = {info.max_txid for info in files}
+        assert points[-1] == max(ends)
+        assert set(points) == ends or not advertised
+        for txid in points:
+            await restore(store, directory / "ours.db", target=txid, force=True)
+            with closing(sqlite3.connect(f"file:{directory}/ours.db?immutable=1", uri=True)) as restored:
+                assert restored.execute(QUERY).fetchone()[1] == TOTAL, txid
+            if txid in points[:: max(1, len(points) // 4)]:
+                (directory / "theirs.db").unlink(missing_ok=True)
+                done = run_litestream("restore", "-txid", f"{txid:016x}", "-o", directory / "theirs.db", url)
+                assert done.code == 0, (txid, done.stderr)
+                assert (directory / "ours.db").read_bytes() == (directory / "theirs.db").read_bytes(), txid
+        await store.aclose()
+
+    trio.run(check)
+    (directory / "theirs.db").unlink(missing_ok=True)
+    litestream_restore(url, directory / "theirs.db")
+    assert (directory / "ours.db").read_bytes() == (directory / "theirs.db").read_bytes() == primary.serialize()
+
+
+@pytest.mark.slow
+def test_mount_stays_right_through_compaction_and_retention(tmp_path: Path, s3_bucket: S3Bucket) -> None:
+    """Of 20 s under load all but the last seconds are compacted and pruned, several snapshots made and deleted."""
+    db, url = tmp_path / "app.db", s3_bucket.url
+    with closing(open_primary(db)) as primary:
+        reads = 0
+        with (
+            maintained(db, url) as done,
+            MountedReplica(url, tmp_path / "mount", poll_interval="20ms") as mount,
+            transfers(db),
+            closing(sqlite3.connect(mount.path, isolation_level=None, timeout=0)) as reader,
+        ):
+            newest, until_s = 0, time.monotonic() + UNDER_LOAD_S
+            while time.monotonic() < until_s:
+                row = reader.execute(QUERY).fetchone()
+                assert row[1] == TOTAL
+                assert (row[0] or 0) >= newest
+                newest, reads = row[0] or 0, reads + 1
+                if reads % 100 == 0:
+                    assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                time.sleep(PAUSE_S)
+            (last,) = primary.execute("SELECT max(id) FROM entry").fetchone()
+            mount.wait_until(lambda: reader.execute(QUERY).fetchone()[0] >= last, what=f"entry {last}")
+        assert done["log"] == ""
+        assert (done["merges"] >= 20, done["snapshots"] >= 2, done["deletions"] > 200) == (True, True, True), done
+        assert reads > 200
+        by_level = {level: [info for info in files_of(url) if info.level == level] for level in (0, 1, 2, 3, 9)}
+        assert by_level[0][0].min_txid > 100
+        assert all(by_level.values())
+        assert_all_is_restored_alike(url, primary, tmp_path)
+
+
+@pytest.mark.slow
+def test_levels_are_handed_over_both_ways_twice_by_running_writers(tmp_path: Path) -> None:
+    """Each publishes, compacts, makes snapshots and deletes on top of the other's files."""
+    db, url = tmp_path / "app.db", f"file://{tmp_path}/replica"
+    with closing(open_primary(db)) as primary:
+        for _ in range(2):
+            with maintained(db, url) as done, transfers(db):
+                time.sleep(TURN_S)
+            assert (done["log"], done["error"]) == ("", "")
+            assert done["merges"] >= 4
+            assert done["deletions"] > 0
+            assert_all_is_restored_alike(url, primary, tmp_path)
+            ours = files_of(url)
+            with LitestreamProcess(db, url, sync_interval="50ms", settings=COMPACTING) as litestream:
+                with transfers(db):
+                    time.sleep(TURN_S)
+                litestream.sync()
+                log = litestream.log
+            assert "level=ERROR" not in log
+            assert "compaction failed" not in log
+            theirs = files_of(url)
+            assert max(info.max_txid for info in theirs if info.level == 2) > max(info.max_txid for info in ours)
+            assert {info for info in ours if info.level == 0} - set(theirs)
+            assert_all_is_restored_alike(url, primary, tmp_path, advertised=False)
