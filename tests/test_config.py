@@ -28,7 +28,7 @@ SECRET = "hunter2-very-secret"
 
 
 def parse(text: str, **variables: str) -> Config:
-    surroundings = Surroundings(variables, pid=4711, directory=Path("/work"), home=Path("/home/ann"))
+    surroundings = Surroundings(variables, pid=4711, directory=Path("/cwd"), home=Path("/home/ann"))
     return parse_config(text, file="test.yml", surroundings=surroundings)
 
 
@@ -61,7 +61,7 @@ def test_database_is_read_with_litestreams_defaults() -> None:
     ("replica", "url"),
     [
         ("{path: /mnt/replica}", "file:///mnt/replica"),
-        ("{path: replica/../other}", "file:///work/other"),
+        ("{path: replica/../other}", "file:///cwd/other"),
         ("{type: file, path: ~/replica}", "file:///home/ann/replica"),
         ("{url: 'file:///mnt/a b'}", "file:///mnt/a b"),
         ("{type: s3, bucket: b, path: x/y}", "s3://b/x/y"),
@@ -207,7 +207,7 @@ def test_exec_logging_and_socket_are_read() -> None:
     )
     assert config.command == ("myapp", "--name", "a b")
     assert (config.logging.level, config.logging.json) == (logging.WARNING, True)
-    assert (config.socket.enabled, config.socket.path) == (True, Path("/work/run/s.sock"))
+    assert (config.socket.enabled, config.socket.path) == (True, Path("/cwd/run/s.sock"))
     assert not one("{path: r}", before="socket: {enabled: false}").socket.enabled
 
 
@@ -241,9 +241,9 @@ def test_variables_are_replaced_as_go_does(text: str, expected: str, unset: tupl
 
 def test_variables_are_left_alone_when_that_is_asked_for() -> None:
     text = "dbs: [{path: $X, replica: {path: r}}]"
-    surroundings = Surroundings(None, pid=1, directory=Path("/work"))
-    assert parse_config(text, file="f", surroundings=surroundings).targets[0].path == Path("/work/$X")
-    assert parse(text, X="y").targets[0].path == Path("/work/y")
+    surroundings = Surroundings(None, pid=1, directory=Path("/cwd"))
+    assert parse_config(text, file="f", surroundings=surroundings).targets[0].path == Path("/cwd/$X")
+    assert parse(text, X="y").targets[0].path == Path("/cwd/y")
     assert parse(text.replace("$X", "x$X")).unset == ("X",)
 
 
@@ -337,9 +337,9 @@ def with_replica(replica: str) -> str:
             "dbs:\n  - path: a\n    replicas: [{path: r}, {path: s}]\n",
             "line 3: dbs[0].replicas: a database has one replica",
         ),
-        (DB + "  - path: ./a\n    replica: {path: s}\n", "lines 2 and 4: /work/a is named twice"),
-        (DB + "  - path: b\n    replica: {path: ./r}\n", "lines 2 and 4: /work/a and /work/b go to the same replica"),
-        (DB + "  - dir: .\n    replica: {path: s}\n", "lines 2 and 4: /work/a is one of the databases of /work"),
+        (DB + "  - path: ./a\n    replica: {path: s}\n", "lines 2 and 4: /cwd/a is named twice"),
+        (DB + "  - path: b\n    replica: {path: ./r}\n", "lines 2 and 4: /cwd/a and /cwd/b go to the same replica"),
+        (DB + "  - dir: .\n    replica: {path: s}\n", "lines 2 and 4: /cwd/a is one of the databases of /cwd"),
         (with_replica("{path: r, url: s3://b/x}"), "url and path exclude each other"),
         (with_replica("{path: s3://b/x}"), "is a URL: name it as url"),
         (with_replica("{type: s3, path: x}"), "names no bucket"),

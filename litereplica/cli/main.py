@@ -31,7 +31,7 @@ COMMANDS = {
     "databases": "Show the databases that a configuration file names.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
-    "restore": "Write a replica's latest state to a database file.",
+    "restore": "Write a replica's state, the latest or a former one, to a database file.",
     "history": "List the points that a replica can be restored to.",
     "diff": "Tell what changed between two points.",
     "verify": "Check that all that a replica promises can be restored.",

@@ -26,7 +26,7 @@ from litereplica import __version__
 from litereplica.cli.child import Child, check_program, start_child
 from litereplica.cli.params import format_duration
 from litereplica.config import Config, ConfiguredDatabase
-from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError
+from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
 from litereplica.writer.behind import LOOK_INTERVAL_S, BehindLog
 from litereplica.writer.control import default_path, encode, listening, serve, socket_directory
 from litereplica.writer.fleet import DatabaseStatistics, Fleet, FleetStatistics, State, open_fleet
@@ -131,6 +131,12 @@ class Replication:
         """A database that is replicated alone has to be there; it may be the program that makes it."""
         path = self._single_path()
         if path is not None and not is_there(path):
+            (database,) = self._config.databases
+            if database.target.settings.lease is LeaseMode.WAIT and not database.restore_if_missing:
+                raise UsageError(
+                    f"{path} does not exist, and a standby has nothing to go on with",
+                    hint="add --restore-if-db-not-exists",
+                )
             self._may_start_program.set()
             await wait_for_database(path)
 

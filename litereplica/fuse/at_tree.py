@@ -214,10 +214,7 @@ class AtTree:
             known.used_at = trio.current_time()
             return known
         point = await self._find(name)
-        if point is None:
-            self._names.pop(name, None)
-            return None
-        return self._entered(name, point)
+        return self._entered(name, point) if point is not None else None
 
     async def _find(self, name: bytes) -> Point | None:
         wanted = at_names.parse(name)

@@ -107,6 +107,7 @@ class Assembly:
                 os.ftruncate(self._fd, 0)
         if not (self._owner == _FINAL).any():
             self.page_size = self.commit = 0  # known from a file that may have been damaged
+            self._done.clear()
         self._owner[self._owner != _FINAL] = 0
         self._unclaimed = self._missing
         self._limit = self.commit

@@ -34,12 +34,13 @@ from litereplica.ltxstore.sums import FrameSums
 from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
-CHUNK_BYTES = 2 << 20
-"""A request's round trip is short against its transfer; small enough to have many in memory."""
+CHUNK_BYTES = 4 << 20
+"""A request's round trip is short against its transfer, and its cost against that of the bytes; small enough to have
+several in memory."""
 
-PARALLELISM = 12
-"""Requests under way or waiting to be written, of `CHUNK_BYTES` at most: 24 MiB, and as much again while a response is
-put together. For small files, where the round trip is what takes time, more would hardly be faster in Python."""
+PARALLELISM = 8
+"""Requests under way or waiting to be written, of `CHUNK_BYTES` at most: 32 MiB, and as much again while answers are
+put together. Litestream's default."""
 
 BLIND_SHARE = 0.5
 """Up to this part of the oldest file's bytes in newer ones, at least as much of it is wanted: it needs no index."""

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound
+from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
 from litereplica.format import decoder, ltx, names
 from litereplica.format.names import Layout
 from litereplica.format.sums import HEAD_SIZE, SumsHead
@@ -134,9 +134,15 @@ class LTXStore:
     async def put(self, info: FileInfo, body: Body, *, timestamp_ms: int) -> None:
         """Publish a file under its name, unless the name is taken: then `PreconditionFailed`.
 
-        `timestamp_ms` is that of its header.
+        `timestamp_ms` is that of its header. A store that does not know conditions raises `NotSupported` for level 0
+        only: a merged file has the same content whoever makes it, so that nothing is lost when it replaces another.
         """
-        await self.storage.put_if_absent(self.key(info), body, modified_ms=timestamp_ms)
+        try:
+            await self.storage.put_if_absent(self.key(info), body, modified_ms=timestamp_ms)
+        except NotSupported:
+            if info.level == 0:
+                raise
+            await self.storage.put(self.key(info), body, modified_ms=timestamp_ms)
 
     async def put_sums(self, info: FileInfo, body: bytes) -> None:
         """Publish the sums of a large file, before the file itself; they replace those of a file that had its name."""

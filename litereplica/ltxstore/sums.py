@@ -75,7 +75,8 @@ class FrameSums:
 
     def __init__(self) -> None:
         self._segments: LRUCache[tuple[int, int], NDArray[np.uint32]] = LRUCache(KEPT_SEGMENTS)
-        self._useless: set[tuple[int, int]] = set()  # gone, or damaged
+        self._damaged: set[tuple[int, int]] = set()
+        self._gone: set[int] = set()  # checksums of files whose sums were there when they were opened
         self._loading: dict[tuple[int, int], trio.Event] = {}
 
     async def of(self, storage: Storage, file: FileSums, pgnos: NDArray[np.uint32]) -> list[int | None]:
@@ -98,7 +99,7 @@ class FrameSums:
 
     async def _segment(self, storage: Storage, file: FileSums, number: int) -> NDArray[np.uint32] | None:
         name = (file.head.file_checksum, number)
-        while name not in self._useless:
+        while name not in self._damaged and file.head.file_checksum not in self._gone:
             if (segment := self._segments.get(name)) is not None:
                 return segment
             if name in self._loading:
@@ -110,7 +111,7 @@ class FrameSums:
             finally:
                 self._loading.pop(name).set()
             if segment is None:
-                self._useless.add(name)
+                self._damaged.add(name)
             else:
                 self._segments[name] = segment
         return None
@@ -122,7 +123,11 @@ class FrameSums:
             try:
                 blob = await storage.get(file.key, ByteRange(*file.head.segment_place(number)))
                 return file.head.decode_segment(number, blob.data)
-            except (NotFound, AccessDenied, FormatError) as exc:
+            except FormatError as exc:
                 problem = exc.message
+            except (NotFound, AccessDenied) as exc:
+                self._gone.add(file.head.file_checksum)
+                problem = exc.message
+                break
         log.warning("%s: pages of this file cannot be checked before it has been read whole: %s", file.key, problem)
         return None

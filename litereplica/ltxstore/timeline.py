@@ -1,8 +1,8 @@
 """Points of a replica's history by their time.
 
 A point is a TXID that can be restored: the end of a file to which the files before it lead. Its time is the timestamp
-in the header of that file, the writer's when it made the transaction; all files that end at one TXID carry the same
-one. Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long
+in the header of that file, the writer's when it made the transaction. All files that end at one TXID carry the same
+one, but for Litestream's snapshots, which have the time when they were made: so the lowest level is asked. Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long
 after its transactions), so headers are read: few of them, several at once.
 
 Times follow the TXIDs, since our writer never lets them decrease. Those of other writers do decrease when a clock is
@@ -125,7 +125,7 @@ class _Search:
         self._store = store
         self._ending: dict[TXID, list[FileInfo]] = defaultdict(list)
         self._damaged: dict[TXID, DamagedFile] = {}
-        for info in files:
+        for info in sorted(files, key=lambda each: each.level):
             self._ending[info.max_txid].append(info)
 
     async def time_of(self, txid: TXID) -> int | None:

@@ -27,7 +27,7 @@ from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.writer.directory import Directory, printable
 from litereplica.writer.dormant import changed, rest_by_mark
-from litereplica.writer.member import Common, DatabaseStatistics, Member, State
+from litereplica.writer.member import Common, DatabaseStatistics, Member, State, raise_descriptor_limit
 from litereplica.writer.replica_root import ReplicaRoot, join_url
 from litereplica.writer.service import wall_clock_ms
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
@@ -279,12 +279,16 @@ class Fleet:
         with group.tasks:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_at, group.members)
+                told = ""
                 while group.directory.target.watch:
                     await group.directory.until_changed()
                     try:
                         await self._rescan(group, group.directory)
+                        told = ""
                     except OSError as exc:
-                        log.warning("cannot look into %s: %s", group.target.path, exc)
+                        if str(exc) != told:
+                            log.warning("cannot look into %s: %s", group.target.path, exc)
+                        told = str(exc)
                 await trio.sleep_forever()
 
     async def _rescan(self, group: _Group, directory: Directory) -> None:
@@ -358,6 +362,8 @@ async def open_fleet(
     Raises `UsageError` for targets that exclude each other, `EnvironmentProblem` or `ConflictError` for a directory
     that cannot be had.
     """
+    if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
+        raise_descriptor_limit()
     fleet = Fleet(Common(now_ms, rng or random.Random()), open_store)
     try:
         await fleet.open(targets)

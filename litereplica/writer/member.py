@@ -144,13 +144,18 @@ class Common:
         return self.pace.open > MAX_OPEN and idle_s > CROWDED_REST_AFTER_S
 
 
-def _most_open() -> int:
-    """How many databases this process may have open. Its limit of descriptors is raised as far as it may be."""
+def raise_descriptor_limit() -> None:
+    """As far as it may be; a process that has one database open leaves it as it is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(1, (max(soft, limit) - OTHER_DESCRIPTORS) // DESCRIPTORS_EACH)
+
+
+def _most_open() -> int:
+    """How many databases this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (soft - OTHER_DESCRIPTORS) // DESCRIPTORS_EACH)
 
 
 class Member:

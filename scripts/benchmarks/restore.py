@@ -1,4 +1,4 @@
-"""Restoring a database from S3: ours and Litestream's command, as processes, from nothing to the file under its name."""
+"""Restoring a database from S3: ours and Litestream's command, from nothing to the file under its name."""
 
 from __future__ import annotations
 

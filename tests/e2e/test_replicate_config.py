@@ -492,6 +492,15 @@ connection.execute("INSERT INTO t VALUES (3)")
     assert restored(place, "a.db", replica=place / "replica") == [1, 2, 3]
 
 
+def test_a_standby_without_a_database_does_not_start_the_program(place: Path) -> None:
+    file = configuration(place, [entry(place, "a.db")], lease="wait", exec=f"touch {place}/started")
+    with writer(place, "-c", file) as running:
+        _, errors = running.process.communicate(timeout=DEADLINE_S)
+    assert running.process.returncode == ExitCode.USAGE
+    assert "a standby has nothing to go on with: add --restore-if-db-not-exists" in errors
+    assert not (place / "started").exists()
+
+
 # --- credentials
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from litereplica.errors import UsageError
 from litereplica.fuse.at_names import Wanted, parse, txid_name
+from litereplica.fuse.nodes import AT_NAME, check_database_name
 
 NOON_MS = 1_795_348_800_000  # 2026-11-22T12:00:00Z
 
@@ -68,3 +70,8 @@ def test_whatever_can_be_misunderstood_is_no_name(name: str) -> None:
 
 def test_bytes_that_are_no_text_are_no_name() -> None:
     assert parse(b"\xff\xfe") is None
+
+
+def test_no_database_can_have_the_name_of_the_directory() -> None:
+    with pytest.raises(UsageError):
+        check_database_name(AT_NAME)

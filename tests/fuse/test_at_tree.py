@@ -241,6 +241,19 @@ async def test_what_the_kernel_has_forgotten_is_gone_and_its_inode_is_not_given_
         assert (await scene.file(txid_name(3))).inode > file.inode
 
 
+async def test_a_file_stays_as_long_as_the_kernel_knows_it_although_its_directory_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with opened() as scene:
+        directory, file = await scene.directory(txid_name(3)), await scene.file(txid_name(3))
+        scene.tree.forget(directory.inode, scene.told[directory.inode])
+        await trio.sleep(3 * IDLE_S)
+        with pytest.raises(OSError):
+            scene.tree.node(directory.inode)
+        assert scene.tree.node(file.inode) == file
+        assert (await scene.file(txid_name(3))).inode == file.inode
+
+
 async def test_the_kernel_is_asked_to_forget_the_oldest_names_when_there_are_many(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -73,7 +73,7 @@ async def _run(database: Path, url: str) -> None:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    member.Maintenance = Watched  # type: ignore[misc]  # of this process
+    member.Maintenance = Watched  # type: ignore[attr-defined]  # of this process
     target = DatabaseTarget(database, url, WriterSettings(sync_interval_s=0.02, levels=LEVELS, retention=POLICY))
     stop = trio.Event()
 

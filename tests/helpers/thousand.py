@@ -1,7 +1,7 @@
 """A long history with everything in it: DDL, VACUUM, full text, auto-vacuum, large and small transactions.
 
-Beside the L0 files there are those that compaction and snapshots make, as in a store of some age; no L0 file is deleted,
-so that each TXID is a point. What the primary was at each of them is kept as a digest.
+Beside the L0 files there are those that compaction and snapshots make, as in a store of some age; no L0 file is
+deleted, so that each TXID is a point. What the primary was at each of them is kept as a digest.
 """
 
 from __future__ import annotations

@@ -456,6 +456,19 @@ async def test_damaged_file_without_a_substitute_is_named_and_nothing_is_written
         flip(objects, key, 160)
 
 
+async def test_newest_file_without_pages_is_part_of_another_plan_too(autojump_clock: Clock, tmp_path: Path) -> None:
+    history = History()
+    history.commit(9)
+    history.commit(9)
+    objects = MemoryStorage()
+    store = memory_store(objects)
+    await publish_all(store, history)
+    await publish(store, history, 1, 1, 1)
+    flip(objects, store.key(FileInfo(1, 1, 1, 0)), 160)
+    await restore(store, tmp_path / "out.db")
+    assert (tmp_path / "out.db").read_bytes() == history.database(2)
+
+
 async def test_damage_in_the_newest_transaction_is_not_passed_off_as_an_older_latest(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:

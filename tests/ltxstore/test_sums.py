@@ -231,6 +231,21 @@ async def test_a_damaged_segment_is_asked_for_twice_and_then_said_once(caplog: p
     assert sums_key(bench.info) in caplog.text
 
 
+async def test_sums_that_have_gone_since_the_opening_are_asked_for_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    opened = await bench.store.open(bench.info)
+    assert opened.sums is not None
+    bench.memory.objects.pop(sums_key(bench.info))
+    loaded, before = FrameSums(), bench.gets()
+    for _ in range(3):
+        assert await loaded.of(bench.meter, opened.sums, pgnos(50, 150, 650)) == [None, None, None]
+    assert bench.gets() - before == 1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
 async def test_a_flip_on_the_way_is_gone_when_it_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     await bench.fill()

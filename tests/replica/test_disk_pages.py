@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def test_damage_is_a_miss_and_never_wrong_bytes(
         assert await reopened(cache, list(contents)) == contents
 
     trio.run(run)
+
+
+@pytest.mark.parametrize("name", ["pages", "slots"])
+async def test_a_file_of_another_cache_gives_no_wrong_page(tmp_path: Path, name: str) -> None:
+    ours, theirs = pages(*range(1, 13)), pages(*range(101, 113))
+    await fill(tmp_path / "ours", ours)
+    await fill(tmp_path / "theirs", theirs)
+    shutil.copy(tmp_path / "theirs" / name, tmp_path / "ours" / name)
+    async with open_disk_pages(tmp_path / "ours", size=64 * PAGE_SIZE, page_size=PAGE_SIZE) as disk:
+        assert disk is not None
+        found = await disk.read([*ours, *theirs])
+    assert not found.items() - (ours | theirs).items()
 
 
 async def test_a_kill_between_page_and_record_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -436,7 +436,7 @@ async def test_files_of_a_past_state_are_not_forgotten(monkeypatch: pytest.Monke
 # --- everything together -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(25))
 async def test_whatever_happens_to_the_files_a_past_state_is_right_or_an_error(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,9 +96,28 @@ async def test_no_more_than_a_few_idle_databases_are_open_however_many_there_are
         assert list(states(fleet).values()).count(State.ACTIVE) <= 3
 
 
+async def test_no_more_databases_are_open_than_the_process_has_descriptors_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have their turn when some are at rest."""
+    monkeypatch.setattr(member, "REST_AFTER_S", 0.1)
+    monkeypatch.setattr(member, "_most_open", lambda: 2)
+    target = directory(tmp_path)
+    create(named(tmp_path, 8))
+    stop, most = trio.Event(), 0
+    async with open_fleet([target]) as fleet, trio.open_nursery() as nursery:
+        nursery.start_soon(fleet.run, stop)
+        with trio.fail_after(10):
+            while {each.txid for each in fleet.statistics().databases} != {1}:
+                most = max(most, list(states(fleet).values()).count(State.ACTIVE))
+                await trio.sleep(0.001)
+        stop.set()
+    assert 1 <= most <= 2
+
+
 @pytest.mark.usefixtures("soon_at_rest")
-async def test_change_of_a_database_at_rest_takes_four_requests(tmp_path: Path) -> None:
-    """The lease, which has not lapsed, needs none: the newest file is read, a listing and a lease are not."""
+async def test_change_of_a_database_at_rest_takes_two_requests(tmp_path: Path) -> None:
+    """The lease has not lapsed, and nobody else can have published: neither is asked for."""
     stores = Stores()
     with Application(directory(tmp_path).path / "app.db") as app:
         await app("CREATE TABLE t (x)")
