@@ -2,8 +2,10 @@
 
 A point is a TXID that can be restored: the end of a file to which the files before it lead. Its time is the timestamp
 in the header of that file, the writer's when it made the transaction. All files that end at one TXID carry the same
-one, but for Litestream's snapshots, which have the time when they were made: so the lowest level is asked. Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long
-after its transactions), so headers are read: few of them, several at once.
+one, but for Litestream's snapshots, which have the time when they were made: so the lowest level is asked.
+
+Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long after
+its transactions), so headers are read: few of them, several at once.
 
 Times follow the TXIDs, since our writer never lets them decrease. Those of other writers do decrease when a clock is
 set back; this holds even then: the point that is found is before the time asked for, and the point after it is not.
