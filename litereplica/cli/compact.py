@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import click
-import trio
 
 from litereplica.cli import output
 from litereplica.cli.ltx import record
+from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import REPLICA_URL, format_size
 from litereplica.ltxstore.compaction import Compacted, compact_level
 from litereplica.ltxstore.levels import MAX_LEVEL
-from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
 
 Merge = Callable[[LTXStore], Awaitable[Compacted | None]]
@@ -46,7 +45,7 @@ def command(replica_url: str, level: int, as_json: bool) -> None:
 def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
     """Merge, and say what came of it. `nothing` is what to say when there was nothing to do."""
     start = time.monotonic()
-    done = trio.run(_merge, replica_url, merge)
+    done = run_on_store(replica_url, merge)
     seconds = time.monotonic() - start
     if as_json:
         file = None if done is None else record(done.info)
@@ -58,23 +57,3 @@ def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
         count = len(done.compaction.inputs)
         what = f"{count} file{'' if count == 1 else 's'} to {done.info}, {format_size(done.info.size)}"
         output.note(f"merged {what}, in {seconds:.1f} s{', which was there already' if done.adopted else ''}")
-
-
-async def _merge(replica_url: str, merge: Merge) -> Compacted | None:
-    """SIGINT and SIGTERM cancel it, so that nothing is left behind."""
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-
-            async def cancel_on_signal() -> None:
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(cancel_on_signal)
-            store = open_ltx_store(replica_url)
-            try:
-                done = await merge(store)
-            finally:
-                await store.aclose()
-            nursery.cancel_scope.cancel()
-            return done
-    raise KeyboardInterrupt
