@@ -433,6 +433,13 @@ def test_credentials_are_shown_nowhere() -> None:
     assert SECRET not in config.targets[0].url
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30.0), ("0s", 5.0), ("", 5.0)])
+def test_time_for_what_is_left_at_a_stop_is_litestreams_key(text: str, seconds: float) -> None:
+    config = one("{path: r}", before=f"shutdown-sync-timeout: {text}")
+    assert settings_of(config).stop_limit_s == seconds
+    assert not config.notes
+
+
 def test_keys_that_have_no_effect_are_named_with_the_reason() -> None:
     config = one(
         "{url: 's3://b/x?partSize=5', validation-interval: 1h, name: s3, skip-verify: false, age: {}}",

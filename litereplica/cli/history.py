@@ -162,6 +162,8 @@ def _plot(
         raise UsageError("--json and --plot exclude each other", hint="run it twice")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"{path} is neither .png nor .svg", hint="name a file that ends in .png or .svg")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path.absolute().parent} is not a directory", hint="create it, or name another place")
     from litereplica.cli.plot import draw, require_matplotlib
 
     require_matplotlib()

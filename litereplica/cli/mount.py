@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
+KERNEL_ATTEMPTS = 2
+"""When what the kernel reads ahead fails, it asks once more for the page that is wanted."""
 
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
@@ -51,6 +53,13 @@ LOG_NAME = "mount.log"
 )
 @click.option("--hydrate-rate", type=SIZE, help="Bytes per second that this may take.  [default: no limit]")
 @click.option(
+    "--read-timeout",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    help="Fail a read that the store has not answered within this time.",
+)
+@click.option(
     "--max-staleness", type=DURATION, help="Fail reads when there has been no news for so long.  [default: never]"
 )
 @click.option("--timestamp", type=TIMESTAMP, help="Mount the database as it was before this time; it stays like that.")
@@ -72,6 +81,7 @@ def command(
     cache_size: int,
     hydrate: bool,
     hydrate_rate: int | None,
+    read_timeout: float,
     max_staleness: float | None,
     timestamp: int | None,
     txid: int | None,
@@ -138,7 +148,7 @@ def command(
 
         tune_allocator()
         run = serve if point.is_latest else serve_static
-        trio.run(run, options, _opened(replica_url, cache, cache_size, point), started)
+        trio.run(run, options, _opened(replica_url, cache, cache_size, read_timeout, point), started)
 
     if foreground:
         work(lambda: None)
@@ -148,7 +158,9 @@ def command(
 
 
 @asynccontextmanager
-async def _opened(url: str, cache_dir: Path, cache_size: int, point: Point) -> AsyncIterator[Replica]:
+async def _opened(
+    url: str, cache_dir: Path, cache_size: int, read_timeout_s: float, point: Point
+) -> AsyncIterator[Replica]:
     from litereplica.cli.point import resolve
     from litereplica.ltxstore.store import open_ltx_store
     from litereplica.replica.database import open_replica
@@ -156,7 +168,13 @@ async def _opened(url: str, cache_dir: Path, cache_size: int, point: Point) -> A
     store = open_ltx_store(url)
     try:
         at = await resolve(store, point)
-        async with open_replica(store, cache_dir=cache_dir, cache_size=cache_size, at=at) as replica:
+        async with open_replica(
+            store,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+            read_timeout_s=read_timeout_s / KERNEL_ATTEMPTS,
+            at=at,
+        ) as replica:
             yield replica
     finally:
         await store.aclose()

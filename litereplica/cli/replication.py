@@ -1,7 +1,7 @@
 """What `replicate` does from its start to its end: prepare, replicate, and whatever belongs to that.
 
     restore what is missing, wait for what is yet to be made
-    the fleet publishes ─► once it has, the program of `exec` is started
+    the fleet publishes ─► once it has, the program of `exec` is started; not beside another writer of a named database
     control socket, lag in the log, SIGHUP reads the file again
     SIGTERM or SIGINT, or the program's end ─► the fleet publishes what is left
 
@@ -150,7 +150,11 @@ class Replication:
     # --- replication
 
     async def _replicate(self) -> None:
-        async with open_fleet(self._config.targets) as fleet, trio.open_nursery() as nursery:
+        has_program = bool(self._config.command)
+        async with (
+            open_fleet(self._config.targets, conflicts_end=has_program) as fleet,
+            trio.open_nursery() as nursery,
+        ):
             self._fleet = fleet
             if self._reread is not None:  # of a single database the writer itself tells the same
                 _introduce(self._config.targets)
@@ -236,6 +240,8 @@ class Replication:
             return
         if not self._may_start_program.is_set():
             log.warning("not everything is published after %.0f s: the program is started nevertheless", PROGRAM_WAIT_S)
+        if self._fleet is not None:
+            self._fleet.tolerate_conflicts()
         self._child = child = await start_child(self._config.command)
         try:
             if self._stop.is_set():  # by a signal meanwhile

@@ -116,7 +116,8 @@ def command(
     replica = find_replica(source, config_path, expand_env=not no_expand_env)
     place = path or replica.database
     if place is None:
-        raise UsageError("-o is missing", hint=f"write litereplica restore -o app.db {redacted(source)}")
+        options = "--all -o DIRECTORY" if every else "-o app.db"
+        raise UsageError("-o is missing", hint=f"write litereplica restore {options} {redacted(source)}")
     point = Point(txid, before_ms)
     _require_compatible(point, every=every, follow=follow, dry_run=dry_run, as_json=as_json)
     if if_db_not_exists and not every and place.exists():
@@ -279,6 +280,8 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
     results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
     if results is None:
         raise NoReplica(f"no replica lies below {redacted(arguments.replica.url)}", hint="check the URL")
+    if not results and not arguments.as_json:
+        output.note(f"all databases exist in {arguments.path}: nothing to do")
     if arguments.as_json:
         output.print_json([_record_of(arguments, each, time.monotonic() - started) for each in results])
     outcomes = {each.prefix or each.path.name: each.outcome for each in results}

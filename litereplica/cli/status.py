@@ -189,24 +189,36 @@ def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     hydration = replica.get("hydration") or {}
     ledger = replica.get("ledger") or {}
     position = replica.get("pos") or {}
+    follows = "static" not in status  # not a mount of a past state, for good
+    requests = {name: _total(each, "requests") for name, each in ledger.items()}
+    received = {name: _total(each, "bytes_received") for name, each in ledger.items()}
     rows = [
         ("mount point", str(status.get("mountpoint", ""))),
         ("replica", str(status.get("url", ""))),
         ("process", str(status.get("pid", ""))),
         ("position", f"{position.get('txid', 0):016x}"),
         ("committed", _time(replica.get("timestamp_ms", 0))),
-        ("newest known", f"{replica.get('newest_txid', 0):016x}"),
-        ("may be stale by", f"{replica.get('staleness_s', 0.0):.1f} s"),
+        ("newest known", f"{replica.get('newest_txid', 0):016x}" if follows else ""),
+        ("may be stale by", f"{replica.get('staleness_s', 0.0):.1f} s" if follows else ""),
+        ("polling", _polling(status.get("polling") or {})),
         ("not followed because", str(replica.get("reason") or replica.get("last_error") or "")),
         ("hydration", _hydration(hydration)),
-        ("requests", ", ".join(f"{name} {_requests(each)}" for name, each in ledger.items() if _requests(each))),
+        ("requests", ", ".join(f"{name} {count}" for name, count in requests.items() if count)),
+        ("received", ", ".join(f"{name} {format_size(size)}" for name, size in received.items() if size)),
         ("their price", f"{sum(each.get('usd', 0.0) for each in ledger.values()):.6f} USD by S3's list"),
     ]
     return [(what, value) for what, value in rows if value]
 
 
-def _requests(entry: dict[str, Any]) -> int:
-    return sum(each.get("requests", 0) for each in (entry.get("by_operation") or {}).values())
+def _total(entry: dict[str, Any], what: str) -> int:
+    return sum(each.get(what, 0) for each in (entry.get("by_operation") or {}).values())
+
+
+def _polling(polling: dict[str, Any]) -> str:
+    state = str(polling.get("state", ""))
+    if state in {"", "active"}:
+        return state
+    return f"{state}: nobody has had a file open for {format_duration(round(polling.get('idle_s', 0.0)))}"
 
 
 def _hydration(hydration: dict[str, Any]) -> str:

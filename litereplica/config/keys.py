@@ -64,12 +64,12 @@ _STORE_REFUSED = {
 _SCHEDULE = frozenset({"levels", "snapshot", "l0-retention", "retention", "lease"})
 
 DOCUMENT = Keys(
-    honoured=_STORE_HONOURED | _SCHEDULE | {"dbs", "exec", "logging", "socket"},
+    honoured=_STORE_HONOURED | _SCHEDULE | {"dbs", "exec", "logging", "socket", "shutdown-sync-timeout"},
     idle={
         **_STORE_IDLE,
         **_many("l0-retention-check-interval", "what has expired is looked for often enough"),
         **_many("verify-compaction validation", _ALWAYS_CHECKED),
-        **_many("shutdown-sync-timeout shutdown-sync-interval", "what could not be published is by the next start"),
+        **_many("shutdown-sync-interval", "what could not be published is by the next start"),
         **_many("heartbeat-interval", "there is no heartbeat"),
         "addr": "metrics are not served; ask 'litereplica status --json'",
     },

@@ -52,8 +52,11 @@ def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> 
         notes += keys.check(snapshot, keys.SNAPSHOT)
         levels = replace(levels, snapshot_interval_ms=snapshot.period_ms("interval", levels.snapshot_interval_ms))
     sync_interval_ms = section.duration_ms("sync-interval")
+    # 0 is Litestream's for a single attempt, which ours is in any case
+    stop_limit_ms = section.period_ms("shutdown-sync-timeout", None, zero_is_endless=True)
     return WriterSettings(
         sync_interval_s=base.sync_interval_s if sync_interval_ms is None else sync_interval_ms / 1000,
+        stop_limit_s=base.stop_limit_s if stop_limit_ms is None else stop_limit_ms / 1000,
         lease=_lease(section, base.lease),
         levels=levels,
         retention=retention,

@@ -89,7 +89,8 @@ class Decoder:
         file_size = self._taken + self._held
         if self.header is None or not self._in_tail:
             raise LTXError(f"LTX file ends after {file_size} bytes: truncated")
-        tail = b"".join(self._pieces)
+        tail = memoryview(b"".join(self._pieces))
+        self._pieces.clear()
         index_size = ltx.decode_index_size(tail[-ltx.TAIL_SIZE :], file_size=file_size)
         if index_size + ltx.TAIL_SIZE != len(tail):
             raise LTXError("LTX page index does not fill the space behind the frames")

@@ -45,11 +45,15 @@ MIN_FILE_SIZE = HEADER_SIZE + FRAME_HEADER_SIZE + 1 + TAIL_SIZE
 NO_CHECKSUM = 0x2
 FRAME_HAS_SIZE = 0x1
 
-MAX_INDEX_ENTRY_SIZE = 3 * uvarint.MAX_SIZE
+_ENTRY_VALUES = 3
+
+MAX_INDEX_ENTRY_SIZE = _ENTRY_VALUES * uvarint.MAX_SIZE
 """Bytes of the longest varint triple."""
 
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, the last that `datetime` and RFC 3339 can tell."""
+
+_FRAMES_OUT_OF_PLACE = "LTX page index has frames that overlap, leave gaps, or lie outside the file"
 
 _HEADER = struct.Struct(">4sIIIQQqQqqIIQ20x")
 _FRAME_HEADER = struct.Struct(">IH")
@@ -310,30 +314,49 @@ def decode_index_size(tail: bytes | memoryview, *, file_size: int) -> int:
 def decode_page_index(data: bytes | memoryview, *, header: Header, file_size: int) -> PageIndex:
     """Decode and check the varints of an index (without its size) against the header and the file's size.
 
-    Every frame must follow the one before, from the header's end to the end of the frames. Raises `LTXError`.
+    Every frame must follow the one before, from the header's end to the end of the frames. Needs little more memory
+    than the index itself, however large it is. Raises `LTXError`.
     """
-    values = uvarint.decode(data)
-    if len(values) % 3 != 1 or values[-1] != 0:
+    entries, rest = divmod(uvarint.count(data), _ENTRY_VALUES)
+    index = PageIndex(np.empty(entries, np.uint32), np.empty(entries, np.uint64), np.empty(entries, np.uint32))
+    filled, last_pgno, end = 0, 0, HEADER_SIZE
+    terminator = -1
+    for values in uvarint.decode_steps(data, group=_ENTRY_VALUES):
+        found = len(values) // _ENTRY_VALUES
+        if len(values) % _ENTRY_VALUES:
+            terminator = int(values[-1])
+        if not found:
+            continue
+        pgno, offset, size = values[: found * _ENTRY_VALUES].reshape(-1, _ENTRY_VALUES).T
+        _check_entries(pgno, offset, size, header=header, after=last_pgno, start=end)
+        rows = slice(filled, filled + found)
+        index.pgno[rows], index.offset[rows], index.size[rows] = pgno, offset, size
+        filled, last_pgno, end = filled + found, int(pgno[-1]), int(offset[-1]) + int(size[-1])
+    if rest != 1 or terminator != 0:
         raise LTXError("LTX page index does not end with a zero after whole entries")
-    pgno, offset, size = values[0:-1:3], values[1:-1:3], values[2:-1:3]
-    frames_end = file_size - TAIL_SIZE - len(data) - FRAME_HEADER_SIZE
-    _check_pgnos(pgno, header)
-    ends = offset + size
-    if len(pgno):
-        if size.min() <= FRAME_HEADER_SIZE or size.max() > max_frame_size(header.page_size):
-            raise LTXError("LTX page index has a frame of impossible size")
-        if offset[0] != HEADER_SIZE or ends[-1] != frames_end or (offset[1:] != ends[:-1]).any():
-            raise LTXError("LTX page index has frames that overlap, leave gaps, or lie outside the file")
-    elif frames_end != HEADER_SIZE:
-        raise LTXError("LTX page index is empty, but the file has frames")
-    return PageIndex(pgno.astype(np.uint32), offset.copy(), size.astype(np.uint32))
-
-
-def _check_pgnos(pgno: NDArray[np.uint64], header: Header) -> None:
-    if len(pgno) and (pgno[0] < 1 or pgno[-1] > header.commit or (pgno[1:] <= pgno[:-1]).any()):
-        raise LTXError(f"LTX page index is not ascending within 1..{header.commit}")
-    lock_row = int(np.searchsorted(pgno, np.uint64(header.lock_pgno)))
-    if lock_row < len(pgno) and pgno[lock_row] == header.lock_pgno:
+    if index.position(header.lock_pgno) is not None:
         raise LTXError(f"LTX file has the lock page {header.lock_pgno}")
-    if header.is_snapshot and len(pgno) != header.snapshot_page_count:
-        raise LTXError(f"LTX snapshot has {len(pgno)} pages, expected {header.snapshot_page_count}")
+    if header.is_snapshot and entries != header.snapshot_page_count:
+        raise LTXError(f"LTX snapshot has {entries} pages, expected {header.snapshot_page_count}")
+    frames_end = file_size - TAIL_SIZE - len(data) - FRAME_HEADER_SIZE
+    if end != frames_end:
+        raise LTXError(_FRAMES_OUT_OF_PLACE if entries else "LTX page index is empty, but the file has frames")
+    return index
+
+
+def _check_entries(
+    pgno: NDArray[np.uint64],
+    offset: NDArray[np.uint64],
+    size: NDArray[np.uint64],
+    *,
+    header: Header,
+    after: Pgno,
+    start: int,
+) -> None:
+    """Some entries in a row: pages behind `after`, in frames that follow each other from the offset `start` on."""
+    if pgno[0] <= after or pgno[-1] > header.commit or (pgno[1:] <= pgno[:-1]).any():
+        raise LTXError(f"LTX page index is not ascending within 1..{header.commit}")
+    if size.min() <= FRAME_HEADER_SIZE or size.max() > max_frame_size(header.page_size):
+        raise LTXError("LTX page index has a frame of impossible size")
+    if offset[0] != start or (offset[1:] != offset[:-1] + size[:-1]).any():
+        raise LTXError(_FRAMES_OUT_OF_PLACE)

@@ -6,6 +6,8 @@ small beside the values themselves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,20 +30,35 @@ def encode(values: NDArray[np.uint64]) -> bytes:
 
 def decode(data: bytes | memoryview) -> NDArray[np.uint64]:
     """The values that fill `data` exactly, at least one; each at most 64 bits. Raises `LTXError`."""
+    values = np.empty(count(data), np.uint64)
+    filled = 0
+    for step in decode_steps(data):
+        values[filled : filled + len(step)] = step
+        filled += len(step)
+    return values
+
+
+def count(data: bytes | memoryview) -> int:
+    """How many values end in `data`."""
+    raw = np.frombuffer(data, np.uint8)
+    return sum(int(np.count_nonzero(raw[start : start + _STEP] < 0x80)) for start in range(0, len(raw), _STEP))
+
+
+def decode_steps(data: bytes | memoryview, *, group: int = 1) -> Iterator[NDArray[np.uint64]]:
+    """As `decode`, in pieces: of whole groups of so many values, but for the last one. At most 100 in a group."""
     raw = np.frombuffer(data, np.uint8)
     if len(raw) == 0 or raw[-1] >= 0x80:
         raise LTXError("LTX page index ends within a varint")
-    values = np.empty(np.count_nonzero(raw < 0x80), np.uint64)
-    position = filled = 0
+    position = 0
     while position < len(raw):
         window = raw[position : position + _STEP]
         ends = np.flatnonzero(window < 0x80)
+        if position + len(window) < len(raw):
+            ends = ends[: len(ends) // group * group]
         if len(ends) == 0:
             raise LTXError("LTX page index has a varint of more than 64 bits")
-        values[filled : filled + len(ends)] = _decode_step(window, ends)
-        filled += len(ends)
+        yield _decode_step(window, ends)
         position += int(ends[-1]) + 1
-    return values
 
 
 def _encode_step(values: NDArray[np.uint64]) -> bytes:

@@ -107,7 +107,7 @@ class Session(FuseSession):
         kernel: FuseKernelCache,
         past: AtTree | None = None,
     ) -> None:
-        self._pace = _pace(options, lambda: self._operations.client_handles > 0)
+        self._pace = pace_of(options, lambda: self._operations.client_handles > 0)
         files = MountedDatabase(options, replica, live, self._pace, past)
         super().__init__(options, Operations(files, Owner(os.getuid(), os.getgid()), past))
         self._operations.before_open = self._pace.freshen
@@ -198,8 +198,8 @@ class Session(FuseSession):
         super()._close_own()
 
 
-def _pace(options: MountOptions, in_use: Callable[[], bool]) -> Pace:
-    """Nobody's looking is no reason to be too old for `--max-staleness`."""
+def pace_of(options: MountOptions, in_use: Callable[[], bool]) -> Pace:
+    """The pace of a mount's polls. That nobody looks is no reason to be too old for `--max-staleness`."""
     longest_s, pause_after_s = options.poll_interval_max_s, PAUSE_AFTER_S
     if options.max_staleness_s is not None:
         longest_s, pause_after_s = min(longest_s, options.max_staleness_s / 2), math.inf

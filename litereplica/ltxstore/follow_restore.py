@@ -6,7 +6,9 @@ clients read it meanwhile, and a crash at any moment leaves it at the old or at 
 Beside the file lies `<file>-txid` with the TXID in 16 hexadecimal digits, as Litestream's follow mode writes it, so
 that we go on where Litestream stopped. It may be one step behind; what the file really holds it tells itself: the
 change counter in its header is the TXID's low 32 bits. So the file differs from the primary's in its header: journal
-mode, change counter, the size (which only counts with it), and the version of the library that wrote it.
+mode, change counter, the size (which only counts with it), and the version of the library that wrote it. By that
+version it also shows when somebody else has written to it. It is not touched then: its pages are no longer those that
+the replica's transactions change.
 
 New files of level 0 are applied as they come. Where they begin only behind a gap, files of any level bridge it, those
 that begin at TXID 1 last of all: they are whole databases. The pages of a step are collected in a file without a name
@@ -50,12 +52,14 @@ TXID_SUFFIX = "-txid"
 POLL_INTERVAL_S = 1.0
 """Litestream's default."""
 
+_JOURNAL_MODE = slice(18, 20)
 _COUNTER = slice(24, 28)
 _SIZE_IN_PAGES = slice(28, 32)
 _VALID_FOR = slice(92, 96)
 _WRITTEN_BY = slice(96, 100)
 _MARK = b"lite"
 """In place of the version of the SQLite library that wrote last, which none reads: the change counter is a TXID."""
+_ROLLBACK_MODE = b"\1\1"
 _LOW, _HALF = 0xFFFFFFFF, 0x80000000
 
 
@@ -72,7 +76,7 @@ def prepare(path: Path, temporary: Path, txid: TXID) -> None:
 def position_of(path: Path) -> TXID:
     """The TXID of a database that follows, after SQLite has put right what a crash may have left. Blocks.
 
-    Raises `UsageError` when it is none of ours or Litestream's.
+    Raises `UsageError` when it is none of ours or Litestream's, or has been written to.
     """
     place = Path(f"{path}{TXID_SUFFIX}")
     try:
@@ -83,6 +87,7 @@ def position_of(path: Path) -> TXID:
     roll_back(path)
     with path.open("rb") as file:
         header = file.read(HEADER_SIZE)
+    _require_untouched(path, header)
     if header[_WRITTEN_BY] != _MARK or header[_COUNTER] != header[_VALID_FOR]:
         return stored  # Litestream's
     return stored + (int.from_bytes(header[_COUNTER]) - stored + _HALF & _LOW) - _HALF
@@ -129,7 +134,7 @@ class Follower:
     async def run(self, interval_s: float, applied: Callable[[Applied], Awaitable[None]]) -> None:
         """Follow until cancelled. What goes wrong with the store is logged, and tried again at the next interval.
 
-        Raises `PageSizeChanged` and `EnvironmentProblem`.
+        Raises `PageSizeChanged`, `EnvironmentProblem`, and `UsageError` when somebody else has written to the file.
         """
         while True:
             try:
@@ -194,6 +199,7 @@ class Follower:
 
     def _change(self, fd: int, txid: TXID, staged: Assembly, staging: int) -> None:
         page1 = os.pread(fd, HEADER_SIZE, 0)
+        _require_untouched(self._path, page1)
         page_size = DatabaseHeader.decode(page1).page_size
         if staged.page_size != page_size:
             raise PageSizeChanged(
@@ -219,6 +225,17 @@ class Follower:
             pages=pages(),
             written=written if written[:1] == [1] else [1, *written],
         )
+
+
+def _require_untouched(path: Path, page1: bytes) -> None:
+    """Raise `UsageError` when SQLite has written, which leaves its version in the header.
+
+    In a file of Litestream's it has the version from the primary. But that one is in WAL mode, and where Litestream
+    makes it rollback mode, it also makes the counter a random number.
+    """
+    is_primarys = page1[_JOURNAL_MODE] != _ROLLBACK_MODE or page1[_COUNTER] != page1[_VALID_FOR]
+    if page1[_WRITTEN_BY] != _MARK and not is_primarys:
+        raise UsageError(f"{path} was written to by another program", hint="add --force to restore it anew")
 
 
 def _page1(page1: bytes, txid: TXID, pages: int) -> bytes:

@@ -1,9 +1,13 @@
 """A database file that appears under its name only when it is whole and durable.
 
-It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. What already lies there is
-left alone unless that is asked for. An old database's `-wal`, `-shm` and `-journal` must never lie beside the new file,
-since SQLite would apply them to it: when there are any, the old database is removed first, then they, then the new
-one gets its name. A crash in between leaves the old database whole, or none at all.
+It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. A directory that is missing
+is made, and taken away again if nothing comes of it. What already lies there is
+left alone unless that is asked for; even then while another process has it open in WAL mode, which would go on with a
+file that has no name any more, and lose what it writes.
+
+An old database's `-wal`, `-shm` and `-journal` must never lie beside the new file, since SQLite would apply them to it:
+when there are any, the old database is removed first, then they, then the new one gets its name. A crash in between
+leaves the old database whole, or none at all.
 
 All functions block.
 """
@@ -12,20 +16,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.format.walindex import LOCK_DMS
 
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _NAME_CHARACTERS = 50
 """Of the final name in the temporary one, which must not become longer than a file name may be."""
+
+_FLOCK = struct.Struct("hhqqi4x")
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -42,25 +51,33 @@ class OutputFile:
         self._force = force
         self.temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
         self._fd = -1
+        self._made: list[Path] = []  # directories, the innermost first
 
     def check(self) -> None:
         """Raise `UsageError` unless the file may be written, or replaced."""
-        if not self.path.parent.is_dir():
-            raise UsageError(f"{self.path.parent} is not a directory", hint="create it, or name another place")
+        nearest = next(parent for parent in self.path.parents if os.path.lexists(parent))
+        if not nearest.is_dir():
+            raise UsageError(f"{nearest} is not a directory", hint="name another place")
         with contextlib.suppress(FileNotFoundError):
             status = self.path.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError(f"{self.path} is not a regular file", hint="name a file")
             if status.st_size and not self._force:
                 raise UsageError(f"{self.path} exists", hint="name another file, or add --force to replace it")
-        if not self._force:
+        if self._force:
+            self._require_unused()
+        else:
             for sidecar in self._sidecars():
                 hint = "move it away, name another file, or add --force to remove it"
                 raise UsageError(f"{sidecar} exists, and SQLite would apply it to the new database", hint=hint)
 
     def open(self) -> int:
-        """Create the temporary file; returns its descriptor, which stays this object's. Raises as `reporting`."""
+        """Create the temporary file, and its directory; returns the descriptor, which stays this object's.
+
+        Raises as `reporting`.
+        """
         with self.reporting():
+            self._make_directories()
             self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         return self._fd
 
@@ -75,7 +92,9 @@ class OutputFile:
                 self._remove([self.path])
                 self._remove(sidecars)
             self.temporary.rename(self.path)
-            _fsync_directory(self.path.parent)
+            for directory in (self.path.parent, *(made.parent for made in self._made)):
+                _fsync_directory(directory)
+        self._made.clear()
         self._close()
 
     def discard(self) -> None:
@@ -83,6 +102,15 @@ class OutputFile:
         if self._fd >= 0:
             self._close()
             self.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            while self._made:
+                self._made.pop(0).rmdir()
+
+    def _make_directories(self) -> None:
+        missing = [parent for parent in self.path.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            self._made.insert(0, parent)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -98,6 +126,22 @@ class OutputFile:
             raise EnvironmentProblem(
                 f"cannot write {self.path}: {exc.strerror}", hint="check the directory's permissions and file system"
             ) from exc
+
+    def _require_unused(self) -> None:
+        """Whoever has a database open in WAL mode holds a lock on its `-shm`, also between transactions."""
+        shm = self.path.with_name(f"{self.path.name}-shm")
+        try:
+            fd = os.open(shm, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCK_DMS, 1, 0)
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, wanted))
+        finally:
+            os.close(fd)
+        if kind != fcntl.F_UNLCK:
+            hint = "stop it first: it would not notice, and what it writes would be lost"
+            raise UsageError(f"{self.path} is open in process {pid}", hint=hint)
 
     def _sidecars(self) -> list[Path]:
         paths = [self.path.with_name(self.path.name + suffix) for suffix in SIDECARS]

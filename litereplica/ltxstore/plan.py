@@ -32,7 +32,7 @@ def plan_restore(files: Sequence[FileInfo], *, target: TXID | None = None) -> li
             f"the replica's files lead to TXID {have:016x}, not to {want:016x}",
             have=have,
             want=want,
-            hint="run 'litereplica ltx --level all' to see which files there are",
+            hint=_gap_hint(have),
         )
     return plan
 
@@ -84,6 +84,12 @@ def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
     plan += plan_steps(files, after=first.max_txid if first is not None else 0)
     last_whole = max((i for i, info in enumerate(plan) if info.min_txid == 1), default=0)
     return plan[last_whole:]
+
+
+def _gap_hint(have: TXID) -> str:
+    if not have:
+        return "run 'litereplica verify' to see what is missing"
+    return f"--txid {have:016x} takes what can be restored; 'litereplica verify' tells what is missing"
 
 
 def _require_files(files: Sequence[FileInfo]) -> None:

@@ -221,9 +221,11 @@ class _Judge:
     def _gap(self, before: TXID, run: Sequence[FileInfo]) -> Iterator[Problem]:
         """`run` are files beyond a gap that begins behind `before`."""
         left_over = [info for info in run if self._is_left_over(info)]
-        for info in left_over:
-            what = "is left over: the files that led to it were deleted"
-            yield Problem(Severity.NOTE, self._store.key(info), what, f"{_NO_MATTER}: newer snapshots replace it")
+        if left_over:
+            more = f", and {len(left_over) - 1} more up to TXID {format_txid(left_over[-1].max_txid)}: "
+            what = "is left over" + (more if len(left_over) > 1 else ": ") + "the files before were deleted"
+            means = f"{_NO_MATTER}: newer snapshots replace them"
+            yield Problem(Severity.NOTE, self._store.key(left_over[0]), what, means)
         rest = [info for info in run if info not in left_over]
         if rest:
             start = min(info.min_txid for info in rest)

@@ -2,8 +2,8 @@
 
 A listing and the reading of what it names are not atomic: compaction and retention delete files in between. So a
 plan is chosen, its files are opened at the same time, and when one has gone the whole is done again with a new
-listing and without that file. A file that fails its checks is remembered, and avoided while others will do.
-What to choose is the caller's.
+listing and without that file. A file that fails its checks is read once more, in case that happened on the way; then it
+is remembered, and avoided while others will do. What to choose is the caller's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Catalog:
         is_new = str(info) not in self._damaged
         self._damaged[str(info)] = damage
         return is_new
+
+    def trust(self, info: FileInfo) -> None:
+        """A file has been read, and is sound: it may have been seen half written before."""
+        self._damaged.pop(str(info), None)
 
     async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
         """The files of all levels with a max TXID greater than `after`."""
@@ -90,11 +94,19 @@ class Catalog:
 
     async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:
         try:
-            return await self.store.open(info)
+            return await again_if_damaged(partial(self.store.open, info))
         except NotFound:
             return None
         except DamagedFile as exc:
             return exc
+
+
+async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:
+    """What `read` returns; damage is believed when it is there twice, since it may have happened on the way."""
+    try:
+        return await read()
+    except DamagedFile:
+        return await read()
 
 
 async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

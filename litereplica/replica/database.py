@@ -63,8 +63,7 @@ MEMORY_SIZE = 32 * 1024 * 1024
 """Bytes of pages in memory: what is being read now. The kernel's page cache and the disk hold the rest."""
 
 READ_TIMEOUT_S = 15.0
-"""An uncached read fails after this time. When what the kernel reads ahead fails, it asks once more for the page that
-is wanted: a client waits for twice that."""
+"""An uncached read fails after this time. A client of a mount may wait for twice that: the kernel asks once more."""
 
 FORGET_EVERY = 1024
 """Files that the table may gain before it is cleaned: some 300 bytes each, against a look at the whole map."""

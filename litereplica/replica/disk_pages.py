@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from litereplica.errors import EnvironmentProblem
 from litereplica.format import checksum
-from litereplica.replica.page_key import PageKey, Translation
+from litereplica.replica.page_key import PageKey, Translation, page_key
 from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,14 @@ class DiskPages:
         """Is the page here? Two pages in 2⁶⁴ have the same hash, and a damaged slot is noticed only when read."""
         return key in self._pending or any(True for _ in self._index.find(key))
 
+    def holds_each(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """`holds`, of many pages."""
+        held = self._index.contains(checksums, pgnos)
+        if self._pending:
+            for row in np.flatnonzero(~held).tolist():
+                held[row] = page_key(int(checksums[row]), int(pgnos[row])) in self._pending
+        return held
+
     async def read(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
         """Those of the pages that are here, checked."""
         found = {key: page for key in keys if (page := self._pending.get(key)) is not None}
@@ -152,6 +160,19 @@ class DiskPages:
             async with self._turn:
                 if not await self._write_batch():
                     return
+
+    async def correct(self, pages: dict[PageKey, bytes]) -> None:
+        """Write these pages over what is here under their keys, where it is not the same."""
+        held = await self.read([key for key in pages if self.holds(key)])
+        wrong = [key for key, page in held.items() if page != pages[key]]
+        if wrong:
+            async with self._turn:
+                self._pending.update({key: pages[key] for key in wrong if key in self._pending})
+                slots = [(slot, key) for key in wrong for slot in self._index.find(key)]
+                try:
+                    await trio.to_thread.run_sync(self._overwrite, slots, pages, limiter=self._limiter)
+                except OSError as exc:
+                    self._give_up(exc)
 
     async def rename(self, translation: Translation) -> None:
         """Give pages other keys. `translation` is called in a thread."""
@@ -244,6 +265,10 @@ class DiskPages:
         for start, stop in _consecutive(slots):
             _write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
             _write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
+
+    def _overwrite(self, slots: list[tuple[int, PageKey]], pages: dict[PageKey, bytes]) -> None:
+        for slot, key in slots:
+            self._write([slot], {key: pages[key]})
 
     def _rename(self, translation: Translation) -> SlotIndex:
         """The digest mixes the page with its key, so that the key is exchanged without reading the page."""

@@ -69,6 +69,7 @@ class _Flight:
     pages: dict[PageKey, bytes] = field(default_factory=dict)
     damaged: dict[PageKey, DamagedFile] = field(default_factory=dict)
     error: LiteReplicaError | None = None
+    timed_out: bool = False
 
     def page(self, key: PageKey) -> bytes:
         page = self.pages.get(key)
@@ -123,11 +124,18 @@ class Fetcher:
         Raises `FileVanished`, `DamagedFile`, or what the store raises.
         """
         keys = self._keys(pgnos, locations)
-        new = [i for i, key in enumerate(keys) if key not in self._flights]
-        if new:
-            self._start(pgnos[new], locations[new], around, window)
-        flights = {key: self._flights[key] for key in keys}
-        distinct = set(flights.values())
+        while True:
+            new = [i for i, key in enumerate(keys) if key not in self._flights]
+            others = {self._flights[key] for key in keys if key in self._flights}
+            if new:
+                self._start(pgnos[new], locations[new], around, window)
+            flights = {key: self._flights[key] for key in keys}
+            await self._wait_for(set(flights.values()))
+            # a request of somebody else began when the store may have been away, and its time was up before ours
+            if not any(flight.timed_out for flight in others):
+                return {key: flight.page(key) for key, flight in flights.items()}
+
+    async def _wait_for(self, distinct: set[_Flight]) -> None:
         self._demands += 1
         for flight in distinct:
             flight.waiting += 1
@@ -141,7 +149,6 @@ class Fetcher:
                 flight.waiting -= 1
             self._demands -= 1
             self._tell_if_quiet()
-        return {key: flight.page(key) for key, flight in flights.items()}
 
     @property
     def is_ahead(self) -> bool:
@@ -273,6 +280,7 @@ class Fetcher:
                         await self._get(flight, store)
         except trio.TooSlowError:
             flight.error = TransientStorageError(f"the store did not answer within {self._timeout_s:g} s")
+            flight.timed_out = True
         except LiteReplicaError as exc:
             flight.error = exc
         finally:

@@ -24,7 +24,7 @@ from litereplica.format.ltx import TRAILER_SIZE, Header, decode_trailer
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
-from litereplica.replica.catalog import Catalog, Chooser, together
+from litereplica.replica.catalog import Catalog, Chooser, again_if_damaged, together
 from litereplica.replica.ledger import Ledger, Purpose
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
@@ -108,6 +108,8 @@ class Follower:
             files, damage = await self._next_l0s(position)
             if files and await self._is_our_successor(position, files[0]):
                 self._remember(files[-1])
+                for file in files:
+                    self.catalog.trust(file.info)
                 return Found(self._passed(files))
             if files:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
@@ -185,7 +187,7 @@ class Follower:
 
     async def _next_l0(self, txid: TXID) -> OpenedFile | DamagedFile | None:
         try:
-            return await self._store.next_l0(txid)
+            return await again_if_damaged(partial(self._store.next_l0, txid))
         except NotFound:
             return None
         except DamagedFile as exc:

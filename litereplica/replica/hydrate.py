@@ -248,14 +248,28 @@ class Hydrator:
     # --- a whole file ----------------------------------------------------------------------------
 
     async def _stream(self, file_id: int, file: SourceFile, pages: PageMap) -> None:
+        """Bring all of a file, checked by its CRC. If that is wrong, the file is read once more, all of it: a page at
+        hand, or one that has come now, may have been changed on the way, and gives way to what comes then."""
+        try:
+            await self._stream_once(file_id, file, pages, anew=False)
+        except FormatError as exc:
+            log.info("%s is read once more: %s", self._store.key(file.info), exc)
+            try:
+                await self._stream_once(file_id, file, pages, anew=True)
+            except FormatError as again:
+                hint = "run 'litereplica ltx' to see what else covers these transactions"
+                damage = DamagedFile(self._store.key(file.info), again.message, hint=hint)
+                self._files.condemn(file_id, damage)
+                self._on_damage(file, damage)
+                raise damage from again
+        self._verified.add(file_id)
+
+    async def _stream_once(self, file_id: int, file: SourceFile, pages: PageMap, *, anew: bool) -> None:
         decoder = Decoder()
-        from_here = False
 
         async def consume(result: tuple[Part, bytes | list[bytes]]) -> bool:
-            nonlocal from_here
             part, content = result
             if isinstance(content, list):
-                from_here = True
                 await trio.to_thread.run_sync(_take_pages, decoder, part, content, limiter=self._decoders)
                 await self._offer(part.pgnos, part.locations, content)
             else:
@@ -263,29 +277,17 @@ class Hydrator:
                 await self._keep_fed(file, part, dict(fed))
             return True
 
-        jobs = (partial(self._obtain, file_id, file, part) for part in plan_parts(pages, file_id, file.info.size))
-        key = self._store.key(file.info)
-        try:
-            await in_order(jobs, consume, width=PARALLEL)
-            whole = await trio.to_thread.run_sync(decoder.finish, limiter=self._decoders)
-            if whole.file_checksum != file.checksum:
-                raise FileVanished(f"{key} has been replaced", key=key)
-        except FormatError as exc:
-            if from_here:
-                log.info("%s could not be checked together with the pages at hand: %s", key, exc)
-                return
-            damage = DamagedFile(
-                key, exc.message, hint="run 'litereplica ltx' to see what else covers these transactions"
-            )
-            self._files.condemn(file_id, damage)
-            self._on_damage(file, damage)
-            raise damage from exc
-        self._verified.add(file_id)
+        jobs = (partial(self._obtain, file_id, file, part, anew) for part in plan_parts(pages, file_id, file.info.size))
+        await in_order(jobs, consume, width=PARALLEL)
+        whole = await trio.to_thread.run_sync(decoder.finish, limiter=self._decoders)
+        if whole.file_checksum != file.checksum:
+            key = self._store.key(file.info)
+            raise FileVanished(f"{key} has been replaced", key=key)
 
-    async def _obtain(self, file_id: int, file: SourceFile, part: Part) -> tuple[Part, bytes | list[bytes]]:
-        """A part of a file: its pages when all of them are at hand, else its bytes."""
+    async def _obtain(self, file_id: int, file: SourceFile, part: Part, anew: bool) -> tuple[Part, bytes | list[bytes]]:
+        """A part of a file: its pages when all of them are at hand (not `anew`), else its bytes."""
         await self._give_way()
-        if part.has_every_frame:
+        if part.has_every_frame and not anew:
             pages = await self._at_hand(part.pgnos, part.locations)
             if pages is not None:
                 return part, pages
@@ -306,6 +308,8 @@ class Hydrator:
         pages = [fed[pgno] for pgno in part.pgnos.tolist() if pgno in fed]
         if len(pages) != len(part.pgnos):
             raise FileVanished(f"{self._store.key(file.info)} has other pages than its index", key="")
+        # what is at hand of this part has no share in the CRC: what has come counts
+        await self._pages.correct({page_key(file.checksum, pgno): page for pgno, page in fed.items()})
         await self._keep(file, part.pgnos, part.locations, pages)
 
     # --- helpers ---------------------------------------------------------------------------------
@@ -334,9 +338,10 @@ class Hydrator:
         return [page_key(checksum, pgno) for checksum, pgno in zip(checksums, pgnos.tolist(), strict=True)]
 
     def _missing_rows(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[int]:
-        keys = self._keys(pgnos, locations)
-        file_ids = locations["file"].tolist()
-        return [row for row, key in enumerate(keys) if file_ids[row] and not self._pages.keeps(key)]
+        file_ids = locations["file"]
+        kept = self._pages.keeps_each(self._files.checksums(file_ids), pgnos)
+        rows: list[int] = np.flatnonzero(~kept & (file_ids != 0)).tolist()
+        return rows
 
     async def _at_hand(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[bytes] | None:
         """These pages without a request, or None if one of them is missing."""

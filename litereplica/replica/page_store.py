@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 
 from litereplica.replica.disk_pages import DiskPages
 from litereplica.replica.page_key import PageKey, Translation, page_key
@@ -52,6 +53,13 @@ class PageStore:
         """Like `holds`, of the tier that keeps pages for long."""
         return key in self._memory if self._disk is None else self._disk.holds(key)
 
+    def keeps_each(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """`keeps`, of many pages, by the checksums of their files."""
+        if self._disk is not None:
+            return self._disk.holds_each(checksums, pgnos)
+        keys = map(page_key, checksums.tolist(), pgnos.tolist())
+        return np.fromiter((key in self._memory for key in keys), np.bool_, len(pgnos))
+
     async def peek(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
         """Those of the pages that are at hand; what is in memory stays as it is."""
         if self._disk is not None:
@@ -78,6 +86,14 @@ class PageStore:
         self._remember(pages)
         if self._disk is not None:
             self._disk.write_soon(pages)
+
+    async def correct(self, pages: dict[PageKey, bytes]) -> None:
+        """These pages are right: what is here under their keys and is not the same was damaged before it came here."""
+        for key, page in pages.items():
+            if key in self._memory:
+                self._memory[key] = page
+        if self._disk is not None:
+            await self._disk.correct(pages)
 
     async def rename(self, translation: Translation) -> None:
         """Give pages other keys: the files that they came from are replaced by others with the same content."""

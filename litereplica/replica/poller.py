@@ -1,8 +1,9 @@
 """The loop that keeps a replica up to date. It is owned by whoever starts it in a nursery.
 
 One pass polls, hands on what it brought and waits until that has been applied, then sleeps for as long as its `Pace`
-says. A store that fails is asked again, less and less often, for ever; what is there stays served meanwhile. The log
-has one line when a run of failures begins and one when it ends.
+says. A store that fails is asked again for ever, hardly less often: a request that fails costs nothing, and all is to
+be well soon after the store is back. What is there stays served meanwhile. The log has one line when a run of failures
+begins and one when it ends.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from litereplica.replica.snapshot import Update
 
 log = logging.getLogger(__name__)
 
-MAX_BACK_OFF_S = 15.0
-"""Longest pause between polls of a store that fails: two polls after its return, and half a minute, all is well."""
+MAX_BACK_OFF_S = 2.0
+"""Longest pause between polls of a store that fails, unless the interval is longer. Within a poll the storage tries
+several times, with random pauses up to 3.2 s: that keeps many mounts of one store from asking all at once."""
 
 STALLED_POLLS = 3
 """Polls without progress, while the replica is known to have more, until the log says so."""

@@ -68,6 +68,20 @@ class SlotIndex:
                 yield entry - 1
             entry = following
 
+    def contains(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Which of many pages `find` would find a slot for: all chains are followed at the same time."""
+        wanted = key_hashes(checksums, pgnos)
+        entries = self._heads[(wanted & np.uint64(self._bucket_mask)).astype(np.int64)]
+        found = np.zeros(len(wanted), np.bool_)
+        rows = np.flatnonzero(entries)
+        while len(rows):
+            slots = entries[rows] - 1
+            hit = self._hashes[slots] == wanted[rows]
+            found[rows[hit]] = True
+            entries[rows] = self._links[slots]
+            rows = rows[~hit & (entries[rows] != 0)]
+        return found
+
     def mark_read(self, slot: int) -> None:
         self._read[slot] = 1
 

@@ -17,8 +17,11 @@ from litereplica.format.sqlite import MIN_PAGE_SIZE, lock_pgno
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.files import FileTable
 from litereplica.replica.page_key import Translation
-from litereplica.replica.page_map import LOCATION, PageMap
+from litereplica.replica.page_map import CHUNK, LOCATION, PageMap
 from litereplica.types import TXID, Pos
+
+APPLIED_AT_ONCE = 64 * CHUNK
+"""Pages of a file whose locations are made at a time: 1 MiB, where those of a whole index are as large as the map."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,12 +48,13 @@ class Update:
     relocated: bool
 
 
-def locations_of(opened: OpenedFile, file_id: int) -> NDArray[np.void]:
-    """LOCATION of each page of a file, in the order of its index."""
-    rows = np.empty(len(opened.index), LOCATION)
+def locations_of(opened: OpenedFile, file_id: int, part: slice = slice(None)) -> NDArray[np.void]:
+    """LOCATION of each page of a file, or of a part of them, in the order of its index."""
+    size = opened.index.size[part]
+    rows = np.empty(len(size), LOCATION)
     rows["file"] = file_id
-    rows["size"] = opened.index.size
-    rows["offset"] = opened.index.offset
+    rows["size"] = size
+    rows["offset"] = opened.index.offset[part]
     return rows
 
 
@@ -198,6 +202,9 @@ def _exchanged(own: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np
 
 def _apply(pages: PageMap, files: Sequence[OpenedFile], file_ids: Sequence[int]) -> Snapshot:
     for file, file_id in zip(files, file_ids, strict=True):
-        pages = pages.applied(file.index.pgno, locations_of(file, file_id), commit=file.header.commit)
+        for start in range(0, max(1, len(file.index)), APPLIED_AT_ONCE):
+            part = slice(start, start + APPLIED_AT_ONCE)
+            locations = locations_of(file, file_id, part)
+            pages = pages.applied(file.index.pgno[part], locations, commit=file.header.commit)
     last = files[-1].header
     return Snapshot(Pos(last.max_txid), last.timestamp_ms, last.page_size, last.commit, pages)

@@ -1,8 +1,9 @@
 """Many databases in one process: those named, and those of directories.
 
-Each database is a `Member`. With a single `DatabaseTarget`, what stops it ends the fleet, as its error says, and it is
-looked at all the time. Otherwise a database that fails is said once, tried again with back-off, and named in the
-statistics, while the others go on; and one that is idle is put to rest (`dormant`), so that thousands cost little.
+Each database is a `Member`. With a single `DatabaseTarget`, what stops it ends the fleet, as its error says, unless
+that is a full disk; and it is looked at all the time. Otherwise a database that fails is said once, tried again with
+back-off, and named in the statistics, while the others go on; and one that is idle is put to rest (`dormant`), so that
+thousands cost little.
 
 A fleet has, besides a task for each database that is not at rest: one for each directory, one that looks at the
 databases at rest of each directory and one for those that were named, so that a directory that hangs is in nobody
@@ -25,9 +26,10 @@ from litereplica.errors import ExitCode, LiteReplicaError, UsageError
 from litereplica.ltxstore.lease import Lease
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
+from litereplica.writer.common import Common, raise_descriptor_limit
 from litereplica.writer.directory import Directory, printable
 from litereplica.writer.dormant import changed, rest_by_mark
-from litereplica.writer.member import Common, DatabaseStatistics, Member, State, raise_descriptor_limit
+from litereplica.writer.member import DatabaseStatistics, Member, State
 from litereplica.writer.replica_root import ReplicaRoot, join_url
 from litereplica.writer.service import wall_clock_ms
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
@@ -158,6 +160,7 @@ class Fleet:
         async with self._changing:
             kept = [group for group in self._groups if group.target in targets]
             ended = [group for group in self._groups if group.target not in targets]
+            replaced = list(ended)
             opened: list[_Group] = []
             try:
                 self._set_strictness(targets)
@@ -171,12 +174,27 @@ class Fleet:
             except BaseException:
                 await self._end_all(opened)
                 self._set_strictness([group.target for group in self._groups])
+                if not ended:
+                    self._groups = kept + await self._take_up_again(replaced)
                 raise
             await self._end_all(ended)
             self._groups = kept + opened
             if self._nursery is not None:
                 for group in opened:
                     self._begin(group, self._nursery)
+
+    async def _take_up_again(self, groups: Iterable[_Group]) -> list[_Group]:
+        """The targets of groups that have made room in vain; one that cannot be had any more is said."""
+        again = []
+        for group in groups:
+            try:
+                again.append(await self._open(group.target))
+            except (LiteReplicaError, OSError) as exc:
+                log.error("%s is not replicated any more: %s", printable(group.target.path), exc)
+        if self._nursery is not None:
+            for group in again:
+                self._begin(group, self._nursery)
+        return again
 
     def statistics(self) -> FleetStatistics:
         """A record of now. Makes no request."""
@@ -191,6 +209,10 @@ class Fleet:
         here = {each.path for each in databases}
         gone = (each for each in self._gone if each.path not in here)
         return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
+
+    def tolerate_conflicts(self) -> None:
+        """From now on, a conflict about one of several databases is that database's own trouble."""
+        self._common.conflicts_end = False
 
     async def aclose(self) -> None:
         """Let go of everything."""
@@ -298,7 +320,7 @@ class Fleet:
             vanished = [each for each in group.members.values() if each.path not in found or each.state is State.GONE]
             for member in vanished:
                 del group.members[member.path]
-                self._gone = [*self._gone, replace(member.statistics(), state=State.GONE)][-GONE_KEPT:]
+                self._gone = [*self._gone, member.last_statistics()][-GONE_KEPT:]
                 self._nursery.start_soon(self._guard, self._dismiss, member)
             for member in await self._add(group, found - group.members.keys()):
                 log.info("%s has appeared", printable(member.path))
@@ -356,15 +378,18 @@ async def open_fleet(
     now_ms: Callable[[], int] = wall_clock_ms,
     rng: random.Random | None = None,
     open_store: OpenStore = lambda url, credentials: open_ltx_store(url, credentials=credentials),
+    conflicts_end: bool = False,
 ) -> AsyncIterator[Fleet]:
     """A fleet of these targets. Nothing is published yet, and no database is opened; directories are locked.
+
+    `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
 
     Raises `UsageError` for targets that exclude each other, `EnvironmentProblem` or `ConflictError` for a directory
     that cannot be had.
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
-    fleet = Fleet(Common(now_ms, rng or random.Random()), open_store)
+    fleet = Fleet(Common(now_ms, rng or random.Random(), conflicts_end=conflicts_end), open_store)
     try:
         await fleet.open(targets)
         yield fleet

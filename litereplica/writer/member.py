@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import logging
 import math
-import random
-import resource
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 import trio
 
-from litereplica.errors import AlreadyReplicated, ConditionsIgnored, ConflictError, LeaseConflict, LiteReplicaError
+from litereplica.errors import AlreadyReplicated, ConflictError, LeaseConflict, LiteReplicaError
 from litereplica.ltxstore.lease import Lease
 from litereplica.types import TXID, FileInfo
+from litereplica.writer.common import Common
 from litereplica.writer.directory import printable
 from litereplica.writer.dormant import Rest
 from litereplica.writer.maintenance import Maintenance
-from litereplica.writer.pace import Pace, retry_delay_s
+from litereplica.writer.pace import retry_delay_s
 from litereplica.writer.progress import Statistics
 from litereplica.writer.replica_root import ReplicaRoot
 from litereplica.writer.service import Replicator, open_replicator
@@ -36,27 +35,6 @@ from litereplica.writer.state import StateDirectory, state_path
 from litereplica.writer.tenure import Tenure
 
 log = logging.getLogger(__name__)
-
-BEGINNING = 8
-"""Databases that are opened and published for the first time at once: more of them only wait for the same disk."""
-PATIENCE_S = 10.0
-"""After which one that is not done makes room for the next, so that a hung one is in nobody's way."""
-MERGES = 2
-"""At once, of all databases: each takes memory, and a core for a while."""
-REST_AFTER_S = 10.0
-"""Without a change. To come back takes a few requests, and to read the database if the WAL does not reach back:"""
-REST_BYTES_PER_S = 10 << 20
-"""so a large one is kept open for longer, a gigabyte for two minutes."""
-DESCRIPTORS_EACH = 12
-"""Of an open database: three connections, our own of its file, its WAL and its lock, and one more for a moment."""
-OTHER_DESCRIPTORS = 128
-"""Of the rest of the process, connections to stores above all."""
-MAX_DESCRIPTORS = 1 << 16
-"""That are asked for."""
-MAX_OPEN = 32
-"""When more than these are open, with some ten descriptors each, those without a change for `CROWDED_REST_AFTER_S` are
-put to rest at once."""
-CROWDED_REST_AFTER_S = 1.0
 
 
 class State(StrEnum):
@@ -94,76 +72,12 @@ class DatabaseStatistics:
     lease: Lease | None = None
 
 
-class Admission:
-    """Turns at what is expensive. A turn ends when it is given back, or after `PATIENCE_S`."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = trio.Semaphore(limit)
-        self._since_s: dict[object, float] = {}
-
-    async def begin(self, who: object) -> None:
-        """Wait for a turn."""
-        await self._free.acquire()
-        self._since_s[who] = trio.current_time()
-
-    def end(self, who: object) -> None:
-        """Give the turn back, if it is not over."""
-        if self._since_s.pop(who, None) is not None:
-            self._free.release()
-
-    def end_overdue(self) -> None:
-        """Of those that have had theirs for too long."""
-        now_s = trio.current_time()
-        for who in [who for who, since_s in self._since_s.items() if now_s - since_s > PATIENCE_S]:
-            self.end(who)
-
-
-@dataclass(slots=True)
-class Common:
-    """What the databases of a fleet share. `strict`: the fleet is a single database, and ends as that does;
-    `one_root`: it ends when it loses the lease."""
-
-    now_ms: Callable[[], int]
-    rng: random.Random
-    strict: bool = False
-    one_root: bool = False
-    pace: Pace = field(default_factory=Pace)
-    beginning: Admission = field(default_factory=lambda: Admission(BEGINNING))
-    merges: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MERGES))
-    descriptors: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_most_open()))
-    files: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(BEGINNING))
-
-    def ends_fleet(self, error: Exception) -> bool:
-        """Is there nothing that could go on?"""
-        return self.strict or (self.one_root and isinstance(error, LeaseConflict | ConditionsIgnored))
-
-    def may_rest(self, idle_s: float, size: int) -> bool:
-        """Is a database, idle for so long and of so many bytes, to be put to rest?"""
-        if idle_s > REST_AFTER_S + size / REST_BYTES_PER_S:
-            return True
-        return self.pace.open > MAX_OPEN and idle_s > CROWDED_REST_AFTER_S
-
-
-def raise_descriptor_limit() -> None:
-    """As far as it may be; a process that has one database open leaves it as it is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _most_open() -> int:
-    """How many databases this process may have open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - OTHER_DESCRIPTORS) // DESCRIPTORS_EACH)
-
-
 class Member:
     """The database at `path`, replicated to `prefix` below `root`."""
 
     __slots__ = (
-        "_before", "_common", "_failures", "_maintained", "_maintaining", "_maintenance", "_replicator", "_tenure",
-        "closed", "done_once", "error", "path", "prefix", "rest", "root", "settings", "state", "stop", "url",
+        "_before", "_common", "_failed_s", "_failures", "_maintained", "_maintaining", "_maintenance", "_replicator",
+        "_tenure", "closed", "done_once", "error", "path", "prefix", "rest", "root", "settings", "state", "stop", "url",
     )  # fmt: skip
 
     def __init__(
@@ -189,6 +103,7 @@ class Member:
         self._maintained = trio.Event()
         self._before = Statistics(0, 0, 0, 0, 0, 0)  # of earlier times when it was open
         self._failures = 0
+        self._failed_s = 0.0  # when the first of them was, in succession
 
     def leave_at_rest(self, rest: Rest) -> None:
         """It is at rest, and has no task."""
@@ -258,10 +173,14 @@ class Member:
             checkpoints=before.checkpoints + (now.checkpoints if now is not None else 0),
             wal_frames=now.wal_frames if now is not None else 0,
             unpublished_bytes=now.unpublished_bytes if now is not None else 0,
-            behind_s=now.behind_s if now is not None else 0.0,
+            behind_s=now.behind_s if now is not None else self._failing_s(),
             error=error or maintenance or None,
             lease=self._tenure.lease() if self._tenure is not None else None,
         )
+
+    def last_statistics(self) -> DatabaseStatistics:
+        """A record of a database that is gone: nothing of it is missing any more."""
+        return replace(self.statistics(), state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)
 
     # --- its task
 
@@ -271,7 +190,7 @@ class Member:
             try:
                 rest = await self._replicate(nursery)
             except Exception as exc:  # whatever one database does must not end the others
-                if self._common.ends_fleet(exc):
+                if self._common.ends_fleet(exc, named=not self.prefix):
                     raise
                 if not await self._after_failure(exc):
                     return
@@ -317,6 +236,7 @@ class Member:
             self.path,
             self.root.store(self.prefix),
             sync_interval_s=self.settings.sync_interval_s,
+            stop_limit_s=self.settings.stop_limit_s,
             now_ms=self._common.now_ms,
             rng=self._common.rng,
             tenure=self._take_tenure,
@@ -342,9 +262,12 @@ class Member:
         if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._common.files):
             self.state = State.GONE
             return False
+        if self._failures == 0:
+            self._failed_s = trio.current_time()
         self._failures += 1
         self.state = State.FAILED
-        self.done_once.set()
+        if not self._common.strict:  # what is waited for is that database alone, else
+            self.done_once.set()
         final = isinstance(error, ConflictError) and not isinstance(error, AlreadyReplicated | LeaseConflict)
         if self.error != str(error):
             self.error = str(error)
@@ -359,6 +282,10 @@ class Member:
         then = "it is left as it is" if final else "trying again"
         known = isinstance(error, LiteReplicaError | OSError)
         log.error("cannot replicate %s: %s; %s", printable(self.path), error, then, exc_info=None if known else error)
+
+    def _failing_s(self) -> float:
+        """For how long the store may have lacked something, while nobody can look."""
+        return trio.current_time() - self._failed_s if self._failures else 0.0
 
     def _remember(self, done: Statistics) -> None:
         before = self._before
@@ -398,7 +325,7 @@ class Member:
             with scope:
                 await maintenance.run()
         except ConflictError as exc:
-            if self._common.ends_fleet(exc):
+            if self._common.ends_fleet(exc, named=not self.prefix):
                 raise
             log.error("cannot compact %s: %s", self.url, exc)
         finally:

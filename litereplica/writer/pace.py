@@ -14,6 +14,8 @@ LOOKS_PER_S = 400
 RETRY_S = 0.5
 RETRY_MAX_S = 30.0
 """Limits of the delay after failures, which doubles from one to the other."""
+BUSY_RETRY_MAX_S = 1.0
+"""The upper limit when the database was locked: that is over soon, and costs the store nothing."""
 
 
 class Pace:
@@ -28,6 +30,7 @@ class Pace:
         return max(least_s, self.open / LOOKS_PER_S)
 
 
-def retry_delay_s(failures: int, rng: random.Random) -> float:
-    """How long to wait after so many failures in succession."""
-    return min(RETRY_MAX_S, RETRY_S * 2.0 ** min(failures - 1, 10)) * rng.uniform(0.5, 1.0)
+def retry_delay_s(failures: int, rng: random.Random, *, busy: bool = False) -> float:
+    """How long to wait after so many failures in succession; `busy`: the last one was a lock on the database."""
+    longest_s = BUSY_RETRY_MAX_S if busy else RETRY_MAX_S
+    return min(longest_s, RETRY_S * 2.0 ** min(failures - 1, 10)) * rng.uniform(0.5, 1.0)

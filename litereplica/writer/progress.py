@@ -70,8 +70,8 @@ class Progress:
         self.bytes += published.info.size
         log.log(
             logging.INFO if published.whole else logging.DEBUG,
-            "published %s: %d pages%s, %d bytes",
-            published.info, published.pages, " (all)" if published.whole else "", published.info.size,
+            "published %s of %s: %d pages%s, %d bytes",
+            published.info, self._path, published.pages, " (all)" if published.whole else "", published.info.size,
         )  # fmt: skip
         if wal_frames >= 2 * self._warned_frames:
             self._warned_frames = wal_frames

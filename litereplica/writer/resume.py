@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litereplica.errors import UsageError
 from litereplica.format import ltx
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
@@ -32,7 +34,8 @@ async def frames_covered(store: LTXStore, file: OpenedFile, tail: WalTail) -> in
     belong to that generation.
 
     The salts must agree, a transaction must end where the file does, with the same size of the database, and the
-    page of its last frame must be the file's. The frames asked for must not be published yet by `tail`.
+    pages must be those of the file: after a loss of power a WAL may end earlier, and go on differently with the same
+    salts. Of a large file, the last page has to do. The frames asked for must not be published yet by `tail`.
     """
     wal, header = tail.header, file.header
     if wal is None or not same_generation(header, tail) or header.wal_offset < WAL_HEADER_SIZE:
@@ -44,6 +47,8 @@ async def frames_covered(store: LTXStore, file: OpenedFile, tail: WalTail) -> in
         return 0
     if tail.commit_at(frames) != header.commit:
         return None
+    if file.pages is not None:
+        return frames if _has_pages_of(file, file.pages, tail, frames) else None
     page = await _page(store, file, tail.pgno_at(frames - 1))
     return frames if page == tail.read_page(frames - 1) else None
 
@@ -54,12 +59,24 @@ def same_generation(header: ltx.Header, tail: WalTail) -> bool:
     return wal is not None and (wal.salt1, wal.salt2) == (header.wal_salt1, header.wal_salt2)
 
 
+def _has_pages_of(file: OpenedFile, pages: Sequence[bytes], tail: WalTail, frames: int) -> bool:
+    """Were the file's pages made from the first `frames` frames? One that begins behind the WAL's first frame has all
+    pages of its own frames; any other may lack those that the replica had."""
+    first = tail.frame_at(file.header.wal_offset)
+    for pgno, frame in tail.waiting_pages(frames, commit=file.header.commit):
+        row = file.index.position(pgno)
+        if row is None:
+            if 0 < first <= frame:
+                return False
+        elif pages[row] != tail.read_page(frame):
+            return False
+    return True
+
+
 async def _page(store: LTXStore, file: OpenedFile, pgno: Pgno) -> bytes | None:
     row = file.index.position(pgno)
     if row is None:
         return None
-    if file.pages is not None:
-        return file.pages[row]
     start = int(file.index.offset[row])
     blob = await store.get(file.info, ByteRange(start, start + int(file.index.size[row])))
     return ltx.decode_frame(blob.data, pgno=pgno, page_size=file.header.page_size)

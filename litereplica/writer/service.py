@@ -37,7 +37,7 @@ from litereplica.writer.pace import Pace, retry_delay_s
 from litereplica.writer.page_sums import PageSums
 from litereplica.writer.progress import Progress, Statistics
 from litereplica.writer.publisher import Prepared, Publisher, WalMoved
-from litereplica.writer.settings import SYNC_INTERVAL_S
+from litereplica.writer.settings import STOP_LIMIT_S, SYNC_INTERVAL_S
 from litereplica.writer.source import Source, open_source
 from litereplica.writer.state import StateDirectory
 from litereplica.writer.store_watch import StoreWatch
@@ -50,9 +50,6 @@ IN_PLACE_INTERVAL_S = 1.0
 """Between checks that the files are still those that we opened."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After which a file that is not written to can be told from one that is."""
-STOP_LIMIT_S = 5.0
-"""For publishing what is left, or what is under way, when asked to stop: service managers wait for 10 s and more."""
-
 REST_RETRY_S = 5.0
 """When a database that is to be put to rest is in use after all."""
 
@@ -73,6 +70,7 @@ class Replicator:
         tenure: Tenure,
         *,
         sync_interval_s: float,
+        stop_limit_s: float,
         now_ms: Callable[[], int],
         rng: random.Random,
         pace: Pace,
@@ -86,6 +84,7 @@ class Replicator:
         self._sums = sums
         self._tenure = tenure
         self._sync_interval_s = sync_interval_s
+        self._stop_limit_s = stop_limit_s
         self._rng = rng
         self._pace = pace
         self._returned = left is not None
@@ -137,7 +136,7 @@ class Replicator:
         may_rest: MayRest | None = None,
         task_status: trio.TaskStatus[Statistics] = trio.TASK_STATUS_IGNORED,
     ) -> Rest | None:
-        """Replicate until `stop` is set, then publish what is left in `STOP_LIMIT_S`. Started once everything is
+        """Replicate until `stop` is set, then publish what is left in `stop_limit_s`. Started once everything is
         published. Returns the state of the database if it is one in which it can be let go, because `may_rest` said so.
 
         Raises `ConflictError` and `UsageError` when it must not go on, and before the first publishing is done also
@@ -149,7 +148,7 @@ class Replicator:
             nursery.start_soon(self._watch.run)
             try:
                 with trio.CancelScope() as scope:
-                    nursery.start_soon(_limit_stop, stop, scope)
+                    nursery.start_soon(_limit_stop, stop, scope, self._stop_limit_s)
                     await self._stand_by(stop)
                     await self._first_round(stop)
                     task_status.started(self.statistics())
@@ -417,7 +416,7 @@ class Replicator:
 
     async def _pause(self, error: Exception, failures: int, stop: trio.Event) -> None:
         self._progress.note_behind()
-        delay_s = retry_delay_s(failures, self._rng)
+        delay_s = retry_delay_s(failures, self._rng, busy=isinstance(error, apsw.BusyError))
         told, self._progress.error = self._progress.error, str(error)
         level = logging.DEBUG if told == self._progress.error else logging.WARNING
         log.log(level, "cannot publish %s: %s; trying again in %.1f s", self._source.path, error, delay_s)
@@ -427,10 +426,10 @@ class Replicator:
             await stop.wait()
 
 
-async def _limit_stop(stop: trio.Event, scope: trio.CancelScope) -> None:
-    """Once `stop` is set, `scope` has `STOP_LIMIT_S` left."""
+async def _limit_stop(stop: trio.Event, scope: trio.CancelScope, limit_s: float) -> None:
+    """Once `stop` is set, `scope` has `limit_s` left."""
     await stop.wait()
-    scope.deadline = trio.current_time() + STOP_LIMIT_S
+    scope.deadline = trio.current_time() + limit_s
 
 
 def wall_clock_ms() -> int:
@@ -445,6 +444,7 @@ async def open_replicator(
     *,
     lease: LeaseMode = LeaseMode.OFF,
     sync_interval_s: float = SYNC_INTERVAL_S,
+    stop_limit_s: float = STOP_LIMIT_S,
     now_ms: Callable[[], int] = wall_clock_ms,
     rng: random.Random | None = None,
     tenure: Callable[[StateDirectory], Tenure] | None = None,
@@ -476,6 +476,7 @@ async def open_replicator(
                 sums,
                 tenure(state) if tenure is not None else open_tenure(store.storage, lease, writer_id=state.writer_id),
                 sync_interval_s=sync_interval_s,
+                stop_limit_s=stop_limit_s,
                 now_ms=now_ms,
                 rng=rng or random.Random(),
                 pace=pace or Pace(),

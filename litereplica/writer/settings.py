@@ -14,6 +14,8 @@ from litereplica.writer.tenure import LeaseMode
 
 SYNC_INTERVAL_S = 1.0
 """Litestream's default: at most 86,400 files a day."""
+STOP_LIMIT_S = 5.0
+"""For publishing what is left, or what is under way, when asked to stop: service managers wait for 10 s and more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class WriterSettings:
     """How databases are replicated. `levels` None: nothing is compacted, and no snapshots are made but the first."""
 
     sync_interval_s: float = SYNC_INTERVAL_S
+    stop_limit_s: float = STOP_LIMIT_S
     lease: LeaseMode = LeaseMode.HOLD
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)

@@ -215,6 +215,8 @@ class LeasedTenure(Tenure):
         await self._publication.put(put_renewed, verify=verify)
 
     async def end(self) -> None:
+        if not self._owns:
+            return
         with trio.move_on_after(END_LIMIT_S):
             try:
                 await self._lease.release()

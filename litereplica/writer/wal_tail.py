@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -208,6 +209,18 @@ class WalTail:
     def pgno_at(self, frame: int) -> Pgno:
         """Page number of a frame that waits to be published."""
         return int(self._pgno[frame - self.position])
+
+    def waiting_pages(self, end: int, *, commit: int) -> Iterator[tuple[Pgno, int]]:
+        """(page number, its newest frame) of the frames before `end` that wait to be published, in a database of
+        `commit` pages."""
+        assert self.header is not None
+        newest = _newest(self._pgno[: end - self.position], self.position)
+        pgno, frame = _inside(*newest, commit, self.header.page_size)
+        return zip(pgno.tolist(), frame.tolist(), strict=True)
+
+    def frame_at(self, offset: int) -> int:
+        """The frame that begins at an offset of the file, or before."""
+        return (offset - HEADER_SIZE) // self.frame_size
 
     def read_page(self, frame: int) -> bytes:
         """The page in a frame. `is_intact` afterwards tells whether it was that generation's."""

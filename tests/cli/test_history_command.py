@@ -84,10 +84,10 @@ def test_time_without_points_is_an_empty_list_and_a_note(replica: str) -> None:
     [
         (["--plot", "out.pdf"], ExitCode.USAGE),
         (["--plot", "out.png", "--json"], ExitCode.USAGE),
-        (["--plot", "/nowhere/out.png"], ExitCode.ENVIRONMENT),
+        (["--plot", "/nowhere/out.png"], ExitCode.USAGE),
         (["--since", "nonsense"], ExitCode.USAGE),
         (["--limit", "0"], ExitCode.USAGE),
-        (["--until", "2001-01-01T00:00:00Z", "--plot", "/nowhere/out.png"], ExitCode.NOT_FOUND),
+        (["--until", "2001-01-01T00:00:00Z", "--plot", "out.png"], ExitCode.NOT_FOUND),
     ],
 )
 def test_refusals_are_one_line(replica: str, arguments: list[str], code: ExitCode) -> None:

@@ -67,6 +67,43 @@ def test_existing_file_needs_force(tmp_path: Path, replica: str, history: Histor
     assert (tmp_path / "out.db").read_bytes() == history.database(3)
 
 
+_HOLD = """
+import sqlite3, sys
+held = sqlite3.connect(sys.argv[1])
+held.execute("PRAGMA journal_mode=wal")
+held.execute("CREATE TABLE mine(x)")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_database_that_a_program_has_open_is_not_replaced(tmp_path: Path, replica: str, history: History) -> None:
+    out = tmp_path / "out.db"
+    command = [sys.executable, "-c", _HOLD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        inode = out.stat().st_ino
+        done = program("restore", replica, "-o", out, "--force")
+        holder.communicate(timeout=DEADLINE_S)
+    assert done.returncode == ExitCode.USAGE
+    assert f"{out} is open in process {holder.pid}: stop it" in done.stderr
+    assert out.stat().st_ino == inode
+    assert program("restore", replica, "-o", out, "--force").returncode == 0
+    assert out.read_bytes() == history.database(3)
+
+
+def test_replica_with_a_gap_tells_what_can_be_restored(tmp_path: Path, replica: str, history: History) -> None:
+    (tmp_path / "replica" / "ltx" / "0" / f"{3:016x}-{3:016x}.ltx").rename(
+        tmp_path / "replica" / "ltx" / "0" / f"{4:016x}-{4:016x}.ltx"
+    )
+    done = program("restore", replica, "-o", tmp_path / "out.db")
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert f"--txid {2:016x} takes what can be restored" in done.stderr
+    assert program("restore", replica, "-o", tmp_path / "out.db", "--txid", f"{2:016x}").returncode == 0
+    assert (tmp_path / "out.db").read_bytes() == history.database(2)
+
+
 @pytest.mark.parametrize("name", ["empty", "missing"])
 def test_empty_or_missing_replica_is_not_found(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -270,6 +307,9 @@ def test_all_databases_of_a_prefix_are_restored_and_one_that_fails_is_named(
     shutil.rmtree(root / "deep" / "broken.db")
     again = program("restore", f"file://{root}", "--all", "-o", tmp_path / "out", "--if-db-not-exists")
     assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+    nowhere = program("restore", f"file://{root}", "--all")
+    assert "--all -o DIRECTORY" in nowhere.stderr
     assert program("restore", f"file://{root}", "--all", "-o", tmp_path / "out").returncode == ExitCode.USAGE
     (tmp_path / "nothing").mkdir()
     nothing = program("restore", f"file://{tmp_path}/nothing", "--all", "-o", tmp_path / "out")

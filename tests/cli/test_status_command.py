@@ -138,6 +138,7 @@ def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> No
     assert "open " in lines
     assert "USD by S3's list" in lines
     assert "may be stale by" in lines
+    assert dict(line.strip().split(maxsplit=1) for line in lines.splitlines())["polling"] == "active"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,25 @@ def test_status_of_a_mount_of_another_version_is_shown_as_far_as_it_goes() -> No
         ("process", "3"),
         ("position", "0000000000000005"),
     ]
+
+
+def test_a_mount_says_what_it_asked_for_what_that_brought_and_why_it_asks_no_more() -> None:
+    ledger = {
+        "open": {"by_operation": {"get": {"requests": 2, "bytes_received": 3 << 10}, "list": {"requests": 10}}},
+        "past": {"by_operation": {"get": {"requests": 1, "bytes_received": 1 << 20}}, "usd": 0.5},
+        "poll": {"by_operation": {}},
+    }
+    rows = dict(_mount_rows({"replica": {"ledger": ledger}, "polling": {"state": "paused", "idle_s": 660.0}}))
+    assert rows["requests"] == "open 12, past 1"
+    assert rows["received"] == "open 3KiB, past 1MiB"
+    assert rows["their price"].startswith("0.500000 USD")
+    assert rows["polling"] == "paused: nobody has had a file open for 11m"
+
+
+def test_a_mount_of_a_past_state_is_not_called_stale() -> None:
+    rows = dict(_mount_rows({"static": {"txid": 5}, "replica": {"pos": {"txid": 5}, "staleness_s": 1e6}}))
+    assert rows["position"] == "0000000000000005"
+    assert not {"may be stale by", "newest known", "polling"} & rows.keys()
 
 
 def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:

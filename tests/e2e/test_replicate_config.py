@@ -335,6 +335,26 @@ signal.pause()
     assert restored(place, "a.db") == [1, int(number)]
 
 
+def test_a_program_is_not_started_beside_another_writer_of_one_of_several_named_databases(place: Path) -> None:
+    for name in ("a.db", "b.db"):
+        make(place / name, 1)
+    other = place / "other"
+    other.mkdir()
+    with writer(other, make(other / "b.db", 1), f"file://{place}/replica/b.db") as holder:
+        holder.wait_for(lambda: "published L0" in holder.log)
+        file = configuration(place, [entry(place, name) for name in ("a.db", "b.db")], exec="sleep 1000")
+        with writer(place, "-c", file) as running:
+            assert running.process.wait(DEADLINE_S) == ExitCode.CONFLICT
+            assert "started sleep" not in running.log
+            assert running.process.stderr is not None
+            assert "is leased to" in running.process.stderr.read()
+        configuration(place, [entry(place, name) for name in ("a.db", "b.db")])
+        with writer(place, "-c", file) as running:  # without a program, the others go on
+            running.wait_for(lambda: running.databases().get("b.db", {}).get("state") == "failed")
+            running.wait_for_txid("a.db", 1)
+            assert running.end() == ExitCode.OK
+
+
 def test_a_program_that_our_signal_ends_is_a_success_and_one_that_another_ends_is_not(place: Path) -> None:
     make(place / "a.db", 1)
     file = configuration(place, [entry(place, "a.db")], exec="sleep 1000")
@@ -436,8 +456,8 @@ connection = sqlite3.connect({str(place / "new/a.db")!r}, isolation_level=None)
 connection.executescript("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT INTO t VALUES (1);")
 """,
     )
-    arguments = [place / "new/a.db", f"file://{place}/replica/a.db", "--restore-if-db-not-exists", "--exec", program]
-    with writer(place, *arguments) as running:
+    url, options = f"file://{place}/replica/a.db", ("--restore-if-db-not-exists", "--exec", program)
+    with writer(place, place / "new/a.db", url, *options) as running:
         assert running.process.wait(DEADLINE_S) == ExitCode.OK
         assert "nothing to restore" in running.log
     assert restored(place, "a.db") == [1]

@@ -323,3 +323,25 @@ def test_position_is_what_the_file_says_even_where_the_note_beside_it_differs(
     (tmp_path / "out.db-txid").write_text(f"{max(0, txid - behind):016x}\n")
     assert position_of(path) == txid
     assert check(path) == "ok"
+
+
+@pytest.mark.parametrize("when", ["between two runs", "between two steps"])
+async def test_file_that_somebody_has_written_to_is_refused_and_left_as_it_is(
+    tmp_path: Path, publisher: Publisher, when: str
+) -> None:
+    path = tmp_path / "out.db"
+    store = open_ltx_store(publisher.url)
+    follower = await begin(store, path)
+    publisher.transaction("CREATE TABLE more(x)")
+    await follower.advance()
+    await trio.run_process(["sqlite3", str(path), "INSERT INTO more VALUES (1)"])
+    written = path.read_bytes()
+    publisher.transaction("INSERT INTO more VALUES (2)")
+    if when == "between two runs":
+        with pytest.raises(UsageError, match="written to by another program: add --force"):
+            position_of(path)
+    else:
+        with pytest.raises(UsageError, match="written to by another program: add --force"):
+            await follower.advance()
+    assert path.read_bytes() == written
+    await store.aclose()

@@ -220,7 +220,7 @@ async def test_link_is_followed_to_the_file_that_sqlite_would_open(tmp_path: Pat
     assert (tmp_path / "link.db").is_symlink()
 
 
-@pytest.mark.parametrize("place", ["missing/out.db", "file/out.db", "directory"])
+@pytest.mark.parametrize("place", ["file/out.db", "file/missing/out.db", "directory"])
 async def test_place_that_cannot_hold_a_file_is_refused_even_with_force(
     tmp_path: Path, ready: LTXStore, place: str
 ) -> None:
@@ -228,6 +228,21 @@ async def test_place_that_cannot_hold_a_file_is_refused_even_with_force(
     (tmp_path / "directory").mkdir()
     with pytest.raises(UsageError):
         await restore(ready, tmp_path / place, force=True)
+
+
+async def test_missing_directories_are_made(tmp_path: Path, ready: LTXStore) -> None:
+    result = await restore(ready, tmp_path / "a" / "b" / "out.db")
+    assert (tmp_path / "a" / "b" / "out.db").stat().st_size == result.size
+
+
+async def test_directories_that_were_made_for_nothing_are_taken_away(tmp_path: Path, ready: LTXStore) -> None:
+    class Failing(WrapperStorage):
+        async def get(self, key: str, range: Range | None = None) -> Blob:
+            raise AccessDenied(f"{key} may not be read", key=key)
+
+    with pytest.raises(AccessDenied):
+        await restore(LTXStore(Failing(ready.storage), ready.layout), tmp_path / "a" / "b" / "out.db")
+    assert left_over(tmp_path) == []
 
 
 async def test_database_that_appears_meanwhile_is_kept(tmp_path: Path, ready: LTXStore) -> None:

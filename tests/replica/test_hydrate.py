@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -327,6 +328,56 @@ async def test_a_file_with_a_wrong_crc_is_not_read_any_more_and_others_take_its_
         await until(replica, HydrationState.COMPLETE)
         assert await content(replica) == right
         nursery.cancel_scope.cancel()
+
+
+async def test_pages_at_hand_do_not_keep_a_damaged_file_from_being_found(bench: Bench, tmp_path: Path) -> None:
+    """As after a restart in the middle."""
+    await bench.fill()
+    flip_a_literal(bench, "0000/0000000000000001-0000000000000001.ltx")
+    async with bench.replica(tmp_path / "cache") as replica:
+        pgnos: NDArray[np.uint32] = np.arange(2000, PAGES + 1, dtype=np.uint32)  # the damaged page is before them
+        await replica.read(pgnos, replica.snapshot.pages.lookup(pgnos))
+    async with bench.replica(tmp_path / "cache") as replica, trio.open_nursery() as nursery:
+        nursery.start_soon(replica.hydrate)
+        await until(replica, HydrationState.WAITING)
+        with pytest.raises(DamagedFile):
+            await content(replica)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cached", [range(300, 1100), range(570, 590), range(0)], ids=["a part", "some pages", "none"])
+async def test_a_page_that_was_changed_on_the_way_gives_way_to_the_right_one_and_the_file_is_sound(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture, cached: range
+) -> None:
+    """Without sums nobody could tell when it came; the check of the whole file does."""
+    caplog.set_level(logging.INFO)
+    key = "0000/0000000000000001-0000000000000001.ltx"
+    await bench.fill()
+    right = bench.objects[key]
+    flip_a_literal(bench, key)
+    if cached:
+        async with bench.replica(tmp_path / "cache") as replica:
+            pgnos: NDArray[np.uint32] = np.array(cached, np.uint32)
+            pages = await replica.read(pgnos, replica.snapshot.pages.lookup(pgnos))
+            assert pages != [bench.history.at(4)[pgno] for pgno in pgnos.tolist()]
+        bench.objects[key] = right
+    parts = 0
+
+    def once(request: Request) -> Fault | None:
+        nonlocal parts
+        parts += request.call.key == key
+        if parts > 2 + -(-PAGES // 252):  # header and index, and the file once
+            bench.objects[key] = right
+        return None
+
+    bench.faults.plan = once
+    async with bench.hydrated(tmp_path / "cache") as replica:
+        assert replica.statistics().hydration.files_verified == 1
+        assert await content(replica) == bench.history.at(4)
+    async with bench.replica(tmp_path / "cache") as replica:
+        assert await content(replica) == bench.history.at(4)
+    has_share_in_the_check = len(cached) != 20
+    assert ("is read once more" in caplog.text) == has_share_in_the_check
 
 
 async def test_a_damaged_file_that_nothing_replaces_is_an_error_and_not_wrong_pages(

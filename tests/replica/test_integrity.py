@@ -180,6 +180,22 @@ async def test_a_flip_on_the_way_is_asked_for_again_and_no_damage(caplog: pytest
     assert not caplog.records
 
 
+async def test_a_flip_on_the_way_to_an_index_or_a_new_file_is_asked_for_again_and_the_file_is_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    bench.flipping.flips = 3  # header and index of the large file, all of the small one
+    async with bench.replica() as replica:
+        assert bench.flipping.flips == 0
+        await bench.history.commit({8: b"eight"})
+        bench.flipping.flips = 1
+        assert await replica.poll() is not None
+        await replica.heal()  # by a plan of all files: there are no others
+        assert await read(replica, 7, 8, 350) == [bench.history.at(3)[pgno] for pgno in (7, 8, 350)]
+    assert not caplog.records
+
+
 async def test_a_small_file_is_read_whole_and_checked_each_time_it_is_needed() -> None:
     bench = Bench(with_sums=False)
     await bench.fill()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from litereplica.format.names import Layout
+from litereplica.fuse.mount import pace_of
+from litereplica.fuse.session import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.pace import (
@@ -161,6 +164,20 @@ async def test_a_store_that_does_not_answer_delays_an_open_only_so_long(
         opened = trio.current_time()
         await bench.open_file()
         assert trio.current_time() - opened == pytest.approx(FRESHEN_LIMIT_S)
+
+
+@pytest.mark.parametrize("max_staleness_s", [1.5, 20.0, 600.0])
+async def test_with_nobody_looking_a_replica_stays_as_fresh_as_its_readers_will_want_it(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, max_staleness_s: float
+) -> None:
+    bench = Bench()
+    options = MountOptions(url="", path=tmp_path, name="", poll_interval_s=1.0, max_staleness_s=max_staleness_s)
+    bench.pace = pace_of(options, lambda: False)
+    async with bench.polling() as replica:
+        for _ in range(2000):
+            await trio.sleep(1.3)
+            assert replica.staleness_s < max_staleness_s / 2 + 1.0
+        assert bench.requests() < 4000
 
 
 async def test_with_a_file_open_an_open_waits_for_nothing(autojump_clock: trio.testing.MockClock) -> None:

@@ -101,7 +101,21 @@ async def test_what_is_left_from_before_can_be_applied_when_a_poll_brings_nothin
     assert brought == [None] * 4
 
 
-async def test_a_failing_store_is_asked_less_and_less_often_and_said_once(
+@pytest.mark.parametrize("outage_s", [2.5, 10.0, 60.3, 600.7, 601.4])
+async def test_after_an_outage_all_is_well_within_two_polls(
+    autojump_clock: trio.testing.MockClock, outage_s: float
+) -> None:
+    bench = Bench()
+    async with bench.polling():
+        bench.fail(True)
+        await trio.sleep(outage_s)
+        await bench.history.commit({1: b"b"})
+        bench.fail(False)
+        await trio.sleep(2.1)
+        assert bench.updates[-1].snapshot.pos.txid == 2
+
+
+async def test_a_failing_store_is_asked_on_and_on_and_said_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -116,7 +130,7 @@ async def test_a_failing_store_is_asked_less_and_less_often_and_said_once(
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         await bench.history.commit({1: b"b"})
         bench.fail(False)
-        await trio.sleep(2 * MAX_BACK_OFF_S)
+        await trio.sleep(2.1)  # two intervals
         assert bench.updates[-1].snapshot.pos.txid == 2
         assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
         before = bench.gets()

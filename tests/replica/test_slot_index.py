@@ -53,6 +53,10 @@ def test_slots_taken_together_are_different_even_when_the_turn_comes_around() ->
 
 def assert_equal(index: SlotIndex, model: dict[int, PageKey]) -> None:
     assert len(index) == len(model)
+    checksums = np.repeat(np.array([1 << 63, (1 << 63) + 1, (1 << 64) - 1], np.uint64), 40)
+    pgnos = np.tile(np.arange(1, 41, dtype=np.uint32), 3)
+    expected = [page_key(*each) in model.values() for each in zip(checksums.tolist(), pgnos.tolist(), strict=True)]
+    assert index.contains(checksums, pgnos).tolist() == expected
     for checksum in (1 << 63, (1 << 63) + 1, (1 << 64) - 1):
         for pgno in range(1, 41):
             key = page_key(checksum, pgno)

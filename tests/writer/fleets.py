@@ -15,8 +15,8 @@ from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.wrappers import MeteredStorage
+from litereplica.writer import common
 from litereplica.writer import fleet as fleet_module
-from litereplica.writer import member
 from litereplica.writer.fleet import DatabaseStatistics, Fleet, State, open_fleet
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
 from litereplica.writer.tenure import LeaseMode
@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 @pytest.fixture
 def soon_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Databases are put to rest after a moment, and looked at often."""
-    monkeypatch.setattr(member, "REST_AFTER_S", REST_AFTER_S)
+    monkeypatch.setattr(common, "REST_AFTER_S", REST_AFTER_S)
     monkeypatch.setattr(fleet_module, "LOOK_INTERVAL_S", LOOK_INTERVAL_S)
 
 

@@ -23,7 +23,7 @@ from tests.helpers.app import Application
 from tests.helpers.follower import Follower
 from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 BURST = 8
 """Rounds without a pause."""
 PAUSE_S = 0.08

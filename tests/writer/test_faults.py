@@ -108,17 +108,17 @@ async def test_refusal_at_the_start_ends_it_at_once(tmp_path: Path) -> None:
         assert caught.group_contains(AccessDenied)
 
 
-async def test_stop_does_not_wait_for_a_store_that_is_slow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(service, "STOP_LIMIT_S", 0.1)
+async def test_stop_does_not_wait_for_a_store_that_is_slow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = memory_store(LatencyStorage(MemoryStorage(), 0.01, bytes_per_s=1000))
     stop = trio.Event()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         await app("INSERT INTO t VALUES (randomblob(1000000))")
         with trio.fail_after(5):
-            async with service.open_replicator(app.database, store) as replicator, trio.open_nursery() as nursery:
+            async with (
+                service.open_replicator(app.database, store, stop_limit_s=0.1) as replicator,
+                trio.open_nursery() as nursery,
+            ):
                 nursery.start_soon(replicator.run, stop)
                 await trio.sleep(0.3)
                 stop.set()

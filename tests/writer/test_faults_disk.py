@@ -119,20 +119,22 @@ async def test_small_transactions_are_published_without_delay_although_the_disk_
 
 
 @pytest.mark.slow
-async def test_first_snapshot_that_finds_no_room_ends_with_one_line_and_succeeds_when_there_is(
+async def test_first_snapshot_waits_for_room_unless_it_is_to_be_made_but_once(
     tmp_path: Path, store: LTXStore, disk: SmallDisk
 ) -> None:
     with Application(tmp_path / "app.db") as app, processes() as started:
         await app("CREATE TABLE t (x)")
         await app(LARGE)
         disk.fill()
+        started.append(once := Process(app.database, store.url, "--once"))
+        assert await once.ended() == ExitCode.ENVIRONMENT
+        assert "no space left" in once.error
         started.append(writer := Process(app.database, store.url))
-        assert await writer.ended() == ExitCode.ENVIRONMENT
-        assert "no space left" in writer.error
-        assert "Traceback" not in writer.log.read_text()
+        await until_said(writer, FULL)
+        assert writer.runs
         assert not await txids(store)
         disk.make_room()
-        started.append(writer := Process(app.database, store.url))
         await writer.until_said("published")
         await until_published(store, app)
+        assert "Traceback" not in writer.log.read_text()
         assert await writer.stop() == ExitCode.OK

@@ -18,8 +18,10 @@ import trio
 
 from litereplica.errors import AlreadyReplicated, ExitCode, LeaseConflict, LeaseHeld, UsageError
 from litereplica.ltxstore import lease as lease_module
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage.credentials import Credentials
+from litereplica.writer import common, pace, service, tenure
 from litereplica.writer import fleet as fleet_module
-from litereplica.writer import member, pace, service, tenure
 from litereplica.writer.dormant import Files, Rest, certain_now
 from litereplica.writer.fleet import FleetError, State, open_fleet
 from litereplica.writer.service import Replicator
@@ -87,9 +89,9 @@ async def test_idle_databases_have_no_descriptors_and_cause_no_requests(tmp_path
 async def test_no_more_than_a_few_idle_databases_are_open_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(member, "REST_AFTER_S", 1e9)
-    monkeypatch.setattr(member, "MAX_OPEN", 3)
-    monkeypatch.setattr(member, "CROWDED_REST_AFTER_S", 0.1)
+    monkeypatch.setattr(common, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(common, "MAX_OPEN", 3)
+    monkeypatch.setattr(common, "CROWDED_REST_AFTER_S", 0.1)
     create(named(directory(tmp_path).path.parent, 12))
     async with running([directory(tmp_path)]) as fleet:
         await wait_until(lambda: list(states(fleet).values()).count(State.DORMANT) >= 9)
@@ -100,8 +102,8 @@ async def test_no_more_databases_are_open_than_the_process_has_descriptors_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have their turn when some are at rest."""
-    monkeypatch.setattr(member, "REST_AFTER_S", 0.1)
-    monkeypatch.setattr(member, "_most_open", lambda: 2)
+    monkeypatch.setattr(common, "REST_AFTER_S", 0.1)
+    monkeypatch.setattr(common, "_most_open", lambda: 2)
     target = directory(tmp_path)
     create(named(tmp_path, 8))
     stop, most = trio.Event(), 0
@@ -227,7 +229,7 @@ async def test_databases_put_to_rest_at_any_moment_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Commits fall before, during and after the letting go; the WAL is restarted, deleted, the database rewritten."""
-    monkeypatch.setattr(member, "REST_AFTER_S", 0.03)
+    monkeypatch.setattr(common, "REST_AFTER_S", 0.03)
     monkeypatch.setattr(service, "REST_RETRY_S", 0.1)
     target = directory(tmp_path)
     with Application(target.path / "app.db") as app:
@@ -338,7 +340,7 @@ async def test_another_writer_of_a_database_at_rest_is_noticed_when_it_changes(t
 
 
 async def test_single_database_is_never_put_to_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(member, "REST_AFTER_S", 0.0)
+    monkeypatch.setattr(common, "REST_AFTER_S", 0.0)
     create([tmp_path / "app.db"])
     async with running([single(tmp_path, "app.db")]) as fleet:
         await trio.sleep(0.5)
@@ -383,9 +385,15 @@ async def test_broken_databases_are_named_and_the_others_are_published(
             assert "page size" in str(of(fleet, "1.db").error)
             assert "cannot write to" in str(of(fleet, "2.db").error)
             assert "locked" in str(of(fleet, "3.db").error)
+            assert of(fleet, "1.db").behind_s > 0, "nobody knows what it has"
+            assert of(fleet, "0.db").behind_s == 0
             (target.path / ".2.db-litereplica").unlink()
             await wait_until(lambda: of(fleet, "2.db").error is None)
             assert of(fleet, "2.db").txid == 1
+            assert of(fleet, "2.db").behind_s == 0
+            paths[1].unlink()
+            await wait_until(lambda: of(fleet, "1.db").state is State.GONE)
+            assert of(fleet, "1.db").behind_s == 0, "of what is gone nothing is missing"
     for path in (paths[1], paths[2], paths[3]):
         assert caplog.text.count(f"cannot replicate {path}") == 1, "once, not every time"
 
@@ -414,7 +422,7 @@ async def test_database_that_another_writer_publishes_is_left_alone_and_the_othe
 
 async def test_databases_that_hang_are_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than are opened at once, and than trio has threads to lend."""
-    monkeypatch.setattr(member, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(common, "PATIENCE_S", 0.02)
     monkeypatch.setattr(fleet_module, "LOOK_INTERVAL_S", 0.02)
     target = directory(tmp_path)
     create(named(tmp_path, 45))
@@ -485,6 +493,25 @@ async def test_databases_of_a_directory_share_one_lease_which_is_gone_after_a_cl
         assert leases[target.url].owner.endswith(f":{os.getpid()}")
         assert [each.lease for each in fleet.statistics().databases] == 3 * [leases[target.url]]
         assert lock_files(tmp_path) == ["replica/lock.json"]
+    assert not lock_files(tmp_path)
+
+
+async def test_database_that_fails_or_vanishes_leaves_the_shared_lease_to_the_others(tmp_path: Path) -> None:
+    target = directory(tmp_path)
+    create(named(tmp_path, 3))
+    async with running([target]) as fleet:
+        lock = tmp_path / "replica/lock.json"
+        before = lock.read_bytes()
+        (target.path / "0.db").unlink()
+        await wait_until(lambda: of(fleet, "0.db").state is State.GONE)
+        replacement = tmp_path / "other.db"
+        create([replacement])
+        replacement.replace(target.path / "1.db")
+        await wait_until(lambda: of(fleet, "1.db").state is State.FAILED)
+        await wait_until(lambda: of(fleet, "1.db").state is State.ACTIVE)
+        assert lock.read_bytes() == before, "another writer could have taken it"
+        assert of(fleet, "2.db").lease is not None
+        assert of(fleet, "0.db").lease is None, "what is gone holds nothing"
     assert not lock_files(tmp_path)
 
 
@@ -592,6 +619,26 @@ async def test_reconfiguration_moves_a_database_to_another_url_and_a_directory_t
         await wait_until(lambda: {each.txid for each in fleet.statistics().databases} == {1})
         assert set(states(fleet)) == {"a.db", "x.sqlite"}
         assert of(fleet, "a.db").url == f"file://{tmp_path}/moved"
+
+
+async def test_what_has_made_room_for_a_reconfiguration_that_cannot_be_goes_on_as_before(tmp_path: Path) -> None:
+    targets = [single(tmp_path, "a.db"), single(tmp_path, "b.db")]
+    create(target.path for target in targets)
+    stores = Stores()
+
+    def open_store(url: str, credentials: Credentials | None) -> LTXStore:
+        if url.endswith("wrong"):
+            raise UsageError("no such store")
+        return stores(url, credentials)
+
+    with Application(targets[0].path) as app:
+        async with running(targets, stores=open_store) as fleet:
+            moved, wrong = (f"file://{tmp_path}/{name}" for name in ("moved", "wrong"))
+            with pytest.raises(UsageError, match="no such store"):
+                await fleet.reconfigure([replace(targets[0], url=moved), replace(targets[1], url=wrong)])
+            assert {each.url for each in fleet.statistics().databases} == {target.url for target in targets}
+            await app("INSERT INTO t VALUES (2)")
+            await until_published(open_ltx_store(targets[0].url), app)
 
 
 async def test_reconfiguration_that_cannot_be_leaves_all_as_it_was(tmp_path: Path) -> None:

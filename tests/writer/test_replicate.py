@@ -11,6 +11,7 @@ import trio
 from litereplica.errors import UsageError
 from litereplica.format.sqlite import DatabaseHeader
 from litereplica.writer import checkpoint
+from litereplica.writer.service import Replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
@@ -24,6 +25,10 @@ async def fill(app: Application, rows: int, size: int = 300) -> None:
         rows,
         size,
     )
+
+
+async def until_checkpoints(replicator: Replicator, count: int) -> None:
+    await wait_until(lambda: replicator.statistics().checkpoints >= count)
 
 
 async def test_first_file_is_the_whole_database(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ async def test_checkpoint_moves_the_wal_and_the_next_commit_restarts_it(
             for expected in range(1, 5):
                 salts = wal.read_bytes()[16:24]
                 await fill(app, 1000)
-                await wait_until(lambda n=expected: replicator.statistics().checkpoints >= n)
+                await until_checkpoints(replicator, expected)
                 assert replicator.statistics().wal_frames == 0
                 await app("INSERT INTO t VALUES (1)")
                 assert wal.read_bytes()[16:24] != salts

@@ -116,6 +116,28 @@ async def test_transaction_that_the_wal_has_lost_is_not_taken_for_the_one_that_r
         assert await fold(store) == await app.image()
 
 
+async def test_lost_transaction_is_told_from_one_that_leaves_the_same_last_page(tmp_path: Path) -> None:
+    """As above, with pages of the same size and number, of which only the first differs."""
+    store = memory_store()
+    path, wal = tmp_path / "app.db", tmp_path / "app.db-wal"
+    with Application(path) as app:
+        for table in "abc":  # a page each, ascending
+            await app(f"CREATE TABLE {table} (x)")
+            await app(f"INSERT INTO {table} VALUES (0)")
+        await publish_and_vanish(path, store, app)
+        before = wal.read_bytes()
+        await app.script("BEGIN; UPDATE a SET x = 1; UPDATE c SET x = 1; COMMIT")
+        await publish_and_vanish(path, store, app)
+        app.kill()
+    wal.write_bytes(before)
+    (tmp_path / "app.db-shm").unlink()
+    with Application(path) as app:
+        await app.script("BEGIN; UPDATE b SET x = 1; UPDATE c SET x = 1; COMMIT")
+        await publish_once(path, store)
+        assert await fold(store) == await app.image()
+    assert await txids(store) == [1, 2, 3]
+
+
 async def test_deleted_state_directory_costs_no_snapshot(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
