@@ -48,6 +48,7 @@ def bench(ctx: click.Context) -> None:
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every subcommand."""
     command = click.option("--quick", is_flag=True, help="A small database and few repeats: does it all work?")(command)
+    command = click.option("--repeats", type=click.IntRange(1), help="Repeats for each subject, at most.")(command)
     return click.option(
         "--round-trip-ms", default=ROUND_TRIP_MS, show_default=True, help="Latency added between readers and SeaweedFS."
     )(command)
@@ -58,29 +59,35 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--write/--no-write", default=None, help="Write docs/BENCHMARKS.md and its plots.  [default: unless --quick]"
 )
-def everything(quick: bool = False, round_trip_ms: float = ROUND_TRIP_MS, write: bool | None = None) -> None:
-    """Every benchmark; writes docs/BENCHMARKS.md."""
+def everything(
+    quick: bool = False,
+    repeats: int | None = None,
+    round_trip_ms: float = ROUND_TRIP_MS,
+    write: bool | None = None,
+) -> None:
+    """Every benchmark; writes docs/BENCHMARKS.md, anew after each of them."""
     command = "scripts/bench all" + (" --quick --write" if quick else "")
-    with _setting(quick, round_trip_ms) as setting:
+    command += "" if repeats is None else f" --repeats {repeats}"
+    with _setting(quick, repeats, round_trip_ms) as setting:
         run = report.this_run(command, _scale(setting))
         measured, failed = [], []
         for name, benchmark in BENCHMARKS.items():
             # one that fails must not cost what the others have measured
             try:
                 measured.append(report.Measured(f"scripts/bench {name}", _measure(setting, name, benchmark)))
+                if write if write is not None else not quick:
+                    click.echo(f"written: {report.write(run, measured, DOCS)}", err=True)
             except Exception:
                 traceback.print_exc()
                 failed.append(name)
-    if write if write is not None else not quick:
-        click.echo(f"written: {report.write(run, measured, DOCS)}")
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")
 
 
 def _subcommand(name: str, benchmark: Benchmark) -> click.Command:
     @common_options
-    def run(quick: bool, round_trip_ms: float) -> None:
-        with _setting(quick, round_trip_ms) as setting:
+    def run(quick: bool, repeats: int | None, round_trip_ms: float) -> None:
+        with _setting(quick, repeats, round_trip_ms) as setting:
             _measure(setting, name, benchmark)
 
     return click.command(name, help=benchmark.__doc__)(run)
@@ -96,8 +103,9 @@ def _measure(setting: Setting, name: str, benchmark: Benchmark) -> tuple[Result,
 
 
 @contextmanager
-def _setting(quick: bool, round_trip_ms: float) -> Iterator[Setting]:
-    with open_setting(QUICK if quick else FULL, round_trip_ms=round_trip_ms) as setting:
+def _setting(quick: bool, repeats: int | None, round_trip_ms: float) -> Iterator[Setting]:
+    scale = QUICK if quick else FULL
+    with open_setting(scale.repeated(repeats) if repeats else scale, round_trip_ms=round_trip_ms) as setting:
         yield setting
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Scale:
     window_s: float
     """Requests are counted in this long a stretch, `windows` times."""
     windows: int
+
+    def repeated(self, most: int) -> Scale:
+        """The same with at most so many repeats of anything."""
+        names = ("repeats", "scan_repeats", "warm_repeats", "writer_repeats", "windows")
+        return replace(self, **{name: min(getattr(self, name), most) for name in names})
 
 
 FULL = Scale(
