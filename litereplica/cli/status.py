@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from litereplica.config import Config
     from litereplica.ltxstore.store import LTXStore
 
+GONE = "gone"
+"""The state of a database that has left its directory: nobody publishes it."""
+
 NOT_RUNNING = "not running"
 """The state of a database of a file that no writer replicates."""
 
@@ -118,7 +121,7 @@ def _databases(writers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         leases = writer.get("leases") or {}
         for each in writer.get("databases") or []:
             root = max((url for url in leases if _is_below(each["url"], url)), key=len, default=None)
-            lease = each.get("lease") or (leases[root] if root is not None else None)
+            lease = each.get("lease") or (leases[root] if root is not None and each.get("state") != GONE else None)
             found.append({**each, "lease": lease, "pid": writer.get("pid")})
     return sorted(found, key=lambda each: str(each["db_path"]))
 
