@@ -162,7 +162,7 @@ class Member:
             error = now.error or error
         maintenance = self._maintenance.statistics().error if self._maintenance is not None else ""
         latest = now or before
-        return DatabaseStatistics(
+        record = DatabaseStatistics(
             path=self.path,
             url=self.url,
             state=state,
@@ -177,10 +177,11 @@ class Member:
             error=error or maintenance or None,
             lease=self._tenure.lease() if self._tenure is not None else None,
         )
+        return record if state is not State.GONE else _of_gone(record)
 
     def last_statistics(self) -> DatabaseStatistics:
-        """A record of a database that is gone: nothing of it is missing any more."""
-        return replace(self.statistics(), state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)
+        """The record of a database that is gone."""
+        return _of_gone(self.statistics())
 
     # --- its task
 
@@ -347,3 +348,8 @@ class _Started:
 
     def started(self, value: object = None) -> None:
         self._begun()
+
+
+def _of_gone(record: DatabaseStatistics) -> DatabaseStatistics:
+    """Nothing of a database that is gone is missing any more."""
+    return replace(record, state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)

@@ -137,13 +137,15 @@ class LettingGo:
     """Has the application commit once, at a step of letting its database go."""
 
     def __init__(self, step: str, app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._left = 1
+        self._begun = False
+        self.has_committed = False
         leave, close, look = Replicator._leave, Replicator.aclose, certain_now
 
         def commit(pause_s: float = 0.0) -> None:
-            if self._left:
-                self._left = 0
+            if not self._begun:
+                self._begun = True
                 app.call("INSERT INTO t VALUES ('meanwhile')")
+                self.has_committed = True  # not before: one at a time may ask the application
                 time.sleep(pause_s)  # its time is old enough to be trusted
 
         def look_after_a_commit(path: Path) -> Files | None:
@@ -174,10 +176,6 @@ class LettingGo:
                 monkeypatch.setattr(Replicator, "_leave", commit_after_leaving)
             case "after closing":
                 monkeypatch.setattr(Replicator, "aclose", commit_after_closing)
-
-    @property
-    def has_committed(self) -> bool:
-        return not self._left
 
 
 @pytest.mark.usefixtures("soon_at_rest")
