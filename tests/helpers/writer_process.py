@@ -69,7 +69,7 @@ STORE_POINTS = {
 
 
 class CrashStorage(WrapperStorage):
-    """Has the process killed at the n-th pass of a point."""
+    """Has the process killed at the n-th pass of a point, or at the next one if that was cut off."""
 
     def __init__(self, inner: Storage, point: StorePoint, passes: int) -> None:
         super().__init__(inner)
@@ -80,7 +80,7 @@ class CrashStorage(WrapperStorage):
         point = self._point
         matches = call.operation is point.operation and call.key.startswith(point.prefix)
         self._passes_left -= matches
-        due = matches and self._passes_left == 0
+        due = matches and self._passes_left <= 0
         if due and point.when is When.BEFORE_EFFECT:
             os.kill(os.getpid(), signal.SIGKILL)
         result = await perform()
