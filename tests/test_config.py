@@ -11,17 +11,17 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from litereplica.compaction.levels import DAY_MS, HOUR_MS, INTERVALS_MS, MINUTE_MS, Levels
+from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier
 from litereplica.config import Config, Surroundings, parse_config
 from litereplica.config import keys as config_keys
 from litereplica.config.config import split_command
 from litereplica.config.duration import parse_duration_ms
 from litereplica.config.expand import expand
 from litereplica.errors import UsageError
-from litereplica.ltxstore.levels import DAY_MS, HOUR_MS, INTERVALS_MS, MINUTE_MS, Levels
-from litereplica.ltxstore.retention import NEVER, RetentionPolicy, Tier
 from litereplica.storage.credentials import Credentials
+from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, WriterSettings
-from litereplica.writer.tenure import LeaseMode
 
 EXAMPLE = Path(__file__).parents[1] / "docs/litereplica.yml"
 SECRET = "hunter2-very-secret"

@@ -12,8 +12,8 @@ from litereplica.cli import output
 from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import REPLICA_URL, format_size
-from litereplica.ltxstore.compaction import Compacted, compact_level
-from litereplica.ltxstore.levels import MAX_LEVEL
+from litereplica.compaction.compaction import Compacted, compact_level
+from litereplica.compaction.levels import MAX_LEVEL
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
 

@@ -21,9 +21,9 @@ from litereplica.difference.rows import Change, RowChange, TableDifference
 from litereplica.difference.values import Value, json_value, literal, printable
 from litereplica.errors import EnvironmentProblem
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.restore import RestoreResult, restore
+from litereplica.history.timeline import format_time, timestamps
 from litereplica.ltxstore.store import LTXStore
-from litereplica.ltxstore.timeline import format_time, timestamps
+from litereplica.restore.restore import RestoreResult, restore
 from litereplica.types import TXID
 
 ROWS = 100

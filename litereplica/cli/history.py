@@ -15,9 +15,9 @@ from litereplica.cli.params import REPLICA_URL, format_size
 from litereplica.cli.point import TIMESTAMP
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.history import Point, Selection, read_points, select_points
+from litereplica.history.points import Point, Selection, read_points, select_points
+from litereplica.history.timeline import format_time
 from litereplica.ltxstore.store import LTXStore
-from litereplica.ltxstore.timeline import format_time
 from litereplica.storage.url import redacted
 
 SHOWN_POINTS = 100

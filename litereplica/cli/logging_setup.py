@@ -1,6 +1,6 @@
 """Logging of the daemons: one line an event, to stderr or to a file that may be rotated.
 
-Lines look like `2025-01-31T12:00:00.123Z INFO litereplica.writer.service: published L0/…`, in UTC. Modules
+Lines look like `2025-01-31T12:00:00.123Z INFO litereplica.writer.replicator: published L0/…`, in UTC. Modules
 log to `logging.getLogger(__name__)` and know nothing of this. INFO is what an operator follows.
 """
 

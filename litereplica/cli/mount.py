@@ -116,7 +116,7 @@ def command(
     from litereplica.fuse.nodes import check_database_name
     from litereplica.fuse.session import MountOptions
     from litereplica.fuse.static_mount import serve_static
-    from litereplica.replica.allocator import tune_allocator
+    from litereplica.replica.malloc_tuning import tune_allocator
     from litereplica.storage.url import basename
 
     path = mountpoints.absolute(mountpoint)

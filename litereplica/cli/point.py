@@ -78,7 +78,7 @@ async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
 
 
 async def _resolve(store: LTXStore, point: Point) -> TransactionID:
-    from litereplica.ltxstore.timeline import find_txid, require_point
+    from litereplica.history.timeline import find_txid, require_point
 
     files = await store.list_levels()
     if point.txid is not None:

@@ -50,7 +50,7 @@ def find_replica(source: str, config_path: Path | None, *, expand_env: bool) -> 
 
 
 def _configured(database: Path, config: Config) -> ReplicaOf | None:
-    from litereplica.writer.replica_root import join_url
+    from litereplica.writer.fleet.replica_root import join_url
     from litereplica.writer.settings import DatabaseTarget
 
     for target in config.targets:
@@ -65,7 +65,7 @@ def _configured(database: Path, config: Config) -> ReplicaOf | None:
 
 
 def _published_to(database: Path) -> str | None:
-    from litereplica.writer.state import StateDirectory
+    from litereplica.writer.database.state_directory import StateDirectory
 
     mark = StateDirectory(database).read_mark()
     return mark.url if mark is not None else None

@@ -21,9 +21,9 @@ from litereplica.config import Config, ConfiguredDatabase
 from litereplica.config.config import split_command
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
-from litereplica.writer.fleet import DatabaseStatistics
+from litereplica.writer.fleet.supervisor import DatabaseStatistics
+from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, WriterSettings
-from litereplica.writer.tenure import LeaseMode
 
 log = logging.getLogger(__name__)
 

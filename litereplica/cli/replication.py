@@ -27,12 +27,12 @@ from litereplica.cli.child import Child, check_program, start_child
 from litereplica.cli.params import format_duration
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
-from litereplica.writer.behind import LOOK_INTERVAL_S, BehindLog
-from litereplica.writer.control import default_path, encode, listening, serve, socket_directory
-from litereplica.writer.fleet import DatabaseStatistics, Fleet, FleetStatistics, State, open_fleet
-from litereplica.writer.prepare import is_there, restore_missing, wait_for_database
+from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
+from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, BehindLog
+from litereplica.writer.fleet.restore_missing import is_there, restore_missing, wait_for_database
+from litereplica.writer.fleet.supervisor import DatabaseStatistics, Fleet, FleetStatistics, State, open_fleet
+from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
-from litereplica.writer.tenure import LeaseMode
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.cli.restore_all import Restored, SomeFailed, restore_all
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
 from litereplica.format.names import format_name, format_txid
-from litereplica.ltxstore.follow_restore import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
-from litereplica.ltxstore.restore import IntegrityCheck, RestorePreview, RestoreResult, preview, restore
 from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
+from litereplica.restore.restore import IntegrityCheck, RestorePreview, RestoreResult, preview, restore
 from litereplica.storage.url import redacted
 
 PLAN_COLUMNS = ("level", "file", "size", "read", "requests")

@@ -11,8 +11,8 @@ import trio
 
 from litereplica.errors import LiteReplicaError
 from litereplica.format.names import Layout
-from litereplica.ltxstore.restore import RestoreResult
 from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename
 from litereplica.storage.wrappers import PrefixStorage
 

@@ -8,7 +8,7 @@ import click
 
 from litereplica.cli import compact, output
 from litereplica.cli.params import REPLICA_URL
-from litereplica.ltxstore.compaction import snapshot
+from litereplica.compaction.compaction import snapshot
 from litereplica.storage.url import redacted
 
 

@@ -104,7 +104,7 @@ def _show_config(config: Config, *, as_json: bool) -> None:
 
 def _running(path: Path | None) -> list[dict[str, Any]]:
     """What each running writer tells: the one at `path`, or those at the usual place."""
-    from litereplica.writer.control import SUFFIX, ask, socket_directory
+    from litereplica.writer.fleet.control_socket import SUFFIX, ask, socket_directory
 
     if path is not None:
         sockets = [path]

@@ -11,7 +11,7 @@ from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import REPLICA_URL, format_size
 from litereplica.errors import ExitCode, LiteReplicaError
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.verify import Problem, Report, verify
+from litereplica.history.verify import Problem, Report, verify
 
 
 class UnsoundReplica(LiteReplicaError):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import RetentionPolicy, Tier
 from litereplica.config import keys
 from litereplica.config.document import Section
 from litereplica.config.replica import parse_replica
 from litereplica.errors import UsageError
-from litereplica.ltxstore.levels import Levels
-from litereplica.ltxstore.retention import RetentionPolicy, Tier
+from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
-from litereplica.writer.tenure import LeaseMode
 
 _SCHEMES = ("sqlite3://", "sqlite://")
 """What Litestream takes away from the front of a path."""

@@ -32,8 +32,8 @@ from litereplica.errors import PageSizeChanged, ReplicaError
 from litereplica.fuse import at_names
 from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node
 from litereplica.fuse.static import StaticFile
-from litereplica.replica.past_files import Point
-from litereplica.replica.travel import Identity, TimeTravel
+from litereplica.replica.past_catalog import Point
+from litereplica.replica.past_snapshots import Identity, TimeTravel
 from litereplica.types import TXID
 
 log = logging.getLogger(__name__)

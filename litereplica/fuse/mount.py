@@ -26,7 +26,7 @@ from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.status import status
 from litereplica.replica.database import Replica
-from litereplica.replica.pace import PAUSE_AFTER_S, Pace
+from litereplica.replica.poll_schedule import PAUSE_AFTER_S, Pace
 from litereplica.replica.poller import run_poller
 from litereplica.replica.snapshot import Update
 

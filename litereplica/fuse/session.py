@@ -25,7 +25,7 @@ import trio
 from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
 from litereplica.fuse.operations import Operations
-from litereplica.replica.pace import MAX_INTERVAL_S
+from litereplica.replica.poll_schedule import MAX_INTERVAL_S
 
 log = logging.getLogger(__name__)
 

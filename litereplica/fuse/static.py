@@ -13,7 +13,7 @@ import pyfuse3
 
 from litereplica.errors import DamagedFile, FileVanished, ReplicaError
 from litereplica.format.sqlite import with_journal_mode
-from litereplica.replica.travel import PastDatabase
+from litereplica.replica.past_snapshots import PastDatabase
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import trio
 
 from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
 from litereplica.format import decoder, ltx, names
+from litereplica.format.frame_checksums import HEAD_SIZE, SumsHead
 from litereplica.format.names import Layout
-from litereplica.format.sums import HEAD_SIZE, SumsHead
 from litereplica.ltxstore.concurrent import gather
-from litereplica.ltxstore.sums import SUMS_PREFIX, FileSums, sums_key
+from litereplica.ltxstore.frame_checksums import SUMS_PREFIX, FileSums, sums_key
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.url import open_storage, parse_url

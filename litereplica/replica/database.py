@@ -29,19 +29,20 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.format.sqlite import lock_pgno
+from litereplica.ltxstore.catalog import Catalog
 from litereplica.ltxstore.store import LTXStore, OpenedFile
-from litereplica.replica.catalog import Catalog
 from litereplica.replica.disk_pages import open_disk_pages
 from litereplica.replica.fetch import BlockListener, Fetcher
-from litereplica.replica.files import FileTable, SourceFile
-from litereplica.replica.follow import LIST_INTERVAL_S, Follower, Found
+from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.hydrate import Hydrator, Push
-from litereplica.replica.ledger import Ledger, Purpose
+from litereplica.replica.next_files import LIST_INTERVAL_S, Follower, Found
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
-from litereplica.replica.progress import Progress
+from litereplica.replica.past_snapshots import TimeTravel
+from litereplica.replica.poll_status import Progress
 from litereplica.replica.readahead import MIN_WINDOW, ReadAhead
+from litereplica.replica.request_costs import Ledger, Purpose
 from litereplica.replica.snapshot import (
     Snapshot,
     Update,
@@ -53,7 +54,6 @@ from litereplica.replica.snapshot import (
     renaming,
 )
 from litereplica.replica.statistics import ReplicaStatistics
-from litereplica.replica.travel import TimeTravel
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.types import TXID, FileInfo, Pgno
 

@@ -29,14 +29,14 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica.blocks import Block, Decoded, neighbourhood, plan_blocks
-from litereplica.replica.files import FileTable, SourceFile
-from litereplica.replica.link import Link
+from litereplica.replica.file_reader import read_block
+from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.read_plan import Block, Decoded, neighbourhood, plan_blocks
 from litereplica.replica.readahead import ReadAhead
-from litereplica.replica.source_read import read_block
+from litereplica.replica.throughput_model import Link
 
 PARALLEL_FETCHES = 8
 """Requests at the same time that readers wait for. With those below it stays within a usual pool of 16 connections."""

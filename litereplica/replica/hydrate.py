@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError
 from litereplica.format.decoder import Decoder
-from litereplica.format.sums import wrong_frames
+from litereplica.format.frame_checksums import wrong_frames
 from litereplica.ltxstore.concurrent import in_order
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica.blocks import Block, Decoded, plan_blocks
 from litereplica.replica.fetch import Fetcher
-from litereplica.replica.files import FileTable, SourceFile
+from litereplica.replica.file_reader import read_block, read_with_sums
+from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
-from litereplica.replica.source_read import read_block, read_with_sums
+from litereplica.replica.read_plan import Block, Decoded, plan_blocks
 from litereplica.replica.statistics import HydrationState, HydrationStatistics
 from litereplica.storage.base import ByteRange
 

@@ -15,7 +15,7 @@ import trio
 
 from litereplica.errors import LiteReplicaError, PageSizeChanged
 from litereplica.replica.database import Replica
-from litereplica.replica.pace import Pace
+from litereplica.replica.poll_schedule import Pace
 from litereplica.replica.snapshot import Update
 
 log = logging.getLogger(__name__)

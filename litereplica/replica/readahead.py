@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from litereplica.replica.link import Link
+from litereplica.replica.throughput_model import Link
 from litereplica.types import Pgno
 
 MIN_WINDOW = 128 * 1024

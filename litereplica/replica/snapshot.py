@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from litereplica.errors import PageSizeChanged, ReplicaError
 from litereplica.format.sqlite import MIN_PAGE_SIZE, lock_pgno
 from litereplica.ltxstore.store import OpenedFile
-from litereplica.replica.files import FileTable
+from litereplica.replica.file_table import FileTable
 from litereplica.replica.page_key import Translation
 from litereplica.replica.page_map import CHUNK, LOCATION, PageMap
 from litereplica.types import TXID, Pos

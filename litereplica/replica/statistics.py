@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from litereplica.replica.ledger import LedgerEntry, Purpose
+from litereplica.replica.request_costs import LedgerEntry, Purpose
 from litereplica.storage.wrappers import StorageStatistics
 from litereplica.types import TXID, Pos
 

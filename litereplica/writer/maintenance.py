@@ -27,15 +27,15 @@ from typing import TypeAlias
 
 import trio
 
+from litereplica.compaction.compaction import MAX_PLANS, REPLAN_DELAY_S, run_compaction
+from litereplica.compaction.levels import HOUR_MS, SECOND_MS, Compaction, Levels, first_step, schedule
+from litereplica.compaction.merge import remove_left_over
+from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.compaction import MAX_PLANS, REPLAN_DELAY_S, run_compaction
-from litereplica.ltxstore.levels import HOUR_MS, SECOND_MS, Compaction, Levels, first_step, schedule
-from litereplica.ltxstore.merge import remove_left_over
-from litereplica.ltxstore.retention import Retention, RetentionPolicy, SteadyClock
 from litereplica.ltxstore.store import LTXStore
 from litereplica.types import TXID, FileInfo
-from litereplica.writer.tenure import Tenure
+from litereplica.writer.publish.lease_keeper import Tenure
 
 log = logging.getLogger(__name__)
 

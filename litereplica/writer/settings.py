@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from litereplica.ltxstore.levels import Levels
-from litereplica.ltxstore.retention import RetentionPolicy
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.storage.credentials import Credentials
-from litereplica.writer.tenure import LeaseMode
+from litereplica.writer.publish.lease_keeper import LeaseMode
 
 SYNC_INTERVAL_S = 1.0
 """Litestream's default: at most 86,400 files a day."""

@@ -17,7 +17,7 @@ import trio
 from litereplica.cli.params import format_size
 from litereplica.cli.plot import BUCKETS_MS, MOST_BUCKETS, bucket_ms, draw
 from litereplica.errors import ExitCode, PointNotFound
-from litereplica.ltxstore.history import Point
+from litereplica.history.points import Point
 from litereplica.ltxstore.store import open_ltx_store
 from tests.cli.program import DEADLINE_S, program
 from tests.conftest import S3Bucket

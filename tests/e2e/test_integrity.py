@@ -17,8 +17,8 @@ import pytest
 from litereplica.errors import ExitCode
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout, file_key
+from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT
-from litereplica.ltxstore.sums import sums_key
 from litereplica.types import FileInfo
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_ltx, litestream_restore

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from litereplica.errors import ExitCode
-from litereplica.writer.control import ask
+from litereplica.writer.fleet.control_socket import ask
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import child_environment, litestream_binary
 from tests.helpers.mounts import litereplica_binary

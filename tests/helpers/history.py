@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from litereplica.format.decoder import decode_file
 from litereplica.format.encoder import encode_file
+from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.format.ltx import HEADER_SIZE, Header
 from litereplica.format.names import SNAPSHOT_LEVEL, Layout
 from litereplica.format.sqlite import lock_pgno
-from litereplica.format.sums import SumsEncoder
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.storage.memory import MemoryStorage

@@ -20,11 +20,11 @@ from typing import Any
 
 import trio
 
-from litereplica.ltxstore.levels import Levels
-from litereplica.ltxstore.retention import RetentionPolicy
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.writer import maintenance as maintenance_module
-from litereplica.writer import member
-from litereplica.writer.fleet import open_fleet
+from litereplica.writer.fleet import managed_database
+from litereplica.writer.fleet.supervisor import open_fleet
 from litereplica.writer.maintenance import Maintenance
 from litereplica.writer.settings import DatabaseTarget, WriterSettings
 
@@ -73,7 +73,7 @@ async def _run(database: Path, url: str) -> None:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    member.Maintenance = Watched  # type: ignore[attr-defined]  # of this process
+    managed_database.Maintenance = Watched  # type: ignore[attr-defined]  # of this process
     target = DatabaseTarget(database, url, WriterSettings(sync_interval_s=0.02, levels=LEVELS, retention=POLICY))
     stop = trio.Event()
 

@@ -31,9 +31,12 @@ from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage import Storage
 from litereplica.storage.wrappers import Call, Operation, When, WrapperStorage
-from litereplica.writer import attach, checkpoint, crash, marks, page_sums, publisher, service, state, tenure
-from litereplica.writer.service import open_replicator
-from litereplica.writer.tenure import LeaseMode
+from litereplica.writer import crash, replicator
+from litereplica.writer.database import checkpoint, checkpoint_mark, state_directory
+from litereplica.writer.publish import lease_keeper, page_checksums, publisher
+from litereplica.writer.publish.lease_keeper import LeaseMode
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.resume import resume_point
 
 T = TypeVar("T")
 
@@ -210,7 +213,7 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
     checkpoint.REST_FRAMES = request["rest_frames"]
     checkpoint.PARTIAL_RETRY_S = 0.1
-    state.MEMORY_LIMIT = MEMORY_LIMIT
+    state_directory.MEMORY_LIMIT = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000
     lease.TERM_MS, lease.RENEW_BEFORE_MS = LEASE_TERM_MS, 2 * LEASE_TERM_MS // 3
     store = open_ltx_store(request["url"])
@@ -219,7 +222,16 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
         store = LTXStore(CrashStorage(store.storage, STORE_POINTS[name], int(passes)), store.layout)
     elif name:
         os.environ[crash.VARIABLE] = request["crash_at"]
-        for module in (attach, checkpoint, marks, page_sums, publisher, service, state, tenure):
+        for module in (
+            resume_point,
+            checkpoint,
+            checkpoint_mark,
+            page_checksums,
+            publisher,
+            replicator,
+            state_directory,
+            lease_keeper,
+        ):
             module.crash_point = crash._from_environment()  # type: ignore[attr-defined]  # as at an import
     try:
         trio.run(_replicate, Path(request["database"]), store, LeaseMode(request["lease"]), out)

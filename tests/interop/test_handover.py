@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.writer.coexist import LitestreamWatch, state_directory
+from litereplica.restore.restore import restore
+from litereplica.writer.database.litestream_guard import LitestreamWatch, state_directory
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.litestream import LitestreamProcess, litestream_restore

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import trio
 
-from litereplica.ltxstore.compaction import Compacted, compact_level, snapshot
-from litereplica.ltxstore.levels import DAY_MS
+from litereplica.compaction.compaction import Compacted, compact_level, snapshot
+from litereplica.compaction.levels import DAY_MS
+from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock, reachable_txids
 from litereplica.ltxstore.plan import plan_restore
-from litereplica.ltxstore.restore import restore
-from litereplica.ltxstore.retention import Retention, RetentionPolicy, SteadyClock, reachable_txids
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.restore.restore import restore
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
 

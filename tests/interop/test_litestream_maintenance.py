@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from litereplica.ltxstore.restore import restore
-from litereplica.ltxstore.retention import reachable_txids
+from litereplica.compaction.retention import reachable_txids
 from litereplica.ltxstore.store import open_ltx_store
+from litereplica.restore.restore import restore
 from litereplica.types import FileInfo
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import LitestreamProcess, litestream_restore, run_litestream

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import trio
 
-from litereplica.ltxstore.compaction import compact_level, snapshot
-from litereplica.ltxstore.levels import DAY_MS
-from litereplica.ltxstore.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.compaction.compaction import compact_level, snapshot
+from litereplica.compaction.levels import DAY_MS
+from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.history.verify import Severity, verify
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.ltxstore.verify import Severity, verify
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, run_litestream
 

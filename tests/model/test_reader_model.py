@@ -18,18 +18,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import DamagedFile, FileVanished, GapError, ReplicaError, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest
-from litereplica.ltxstore.retention import reachable_txids
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica import source_read
+from litereplica.replica import file_reader
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.follow import LIST_INTERVAL_S, REBASE_INTERVAL_S
+from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
+from litereplica.replica.past_snapshots import PastDatabase
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.replica.statistics import HydrationState
-from litereplica.replica.travel import PastDatabase
 from litereplica.storage.base import ObjectInfo
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, Request, WrapperStorage
@@ -96,7 +96,7 @@ class ReaderMachine(RuleBasedStateMachine):
     )
     def start(self, pages: int, memory_size: int, cache_size: int, with_sums: bool) -> None:
         self.history.with_sums = with_sums
-        for module in (ltx_store, source_read):
+        for module in (ltx_store, file_reader):
             self.limits.setattr(module, "WHOLE_FILE_LIMIT", SMALL)
 
         async def first() -> None:

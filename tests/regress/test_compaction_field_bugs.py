@@ -2,7 +2,7 @@
 benbjohnson/litestream.
 
 Others of them are shown where they belong: files that straddle a level's end (ls#1460, ls#1464) and overlapping ones
-(ls#847) in `tests/ltxstore/test_levels.py` and `test_compaction.py`, files of a few bytes (ls#1431) in
+(ls#847) in `tests/compaction/test_levels.py` and `test_compaction.py`, files of a few bytes (ls#1431) in
 `test_compaction_refusals.py`, those that vanish between plan and read (ls#1270, ls#1307) in `test_compaction_races.py`.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from litereplica.ltxstore.levels import Levels
-from litereplica.ltxstore.restore import restore
-from litereplica.ltxstore.retention import reachable_txids
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import reachable_txids
+from litereplica.restore.restore import restore
 from litereplica.types import FileInfo
 from tests.helpers.app import Application
 from tests.ltxstore.replicas import memory_store, publish

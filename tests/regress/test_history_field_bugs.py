@@ -9,11 +9,11 @@ from pathlib import Path
 import trio
 from trio.testing import MockClock as Clock
 
-from litereplica.ltxstore.compaction import compact_level
-from litereplica.ltxstore.restore import restore
-from litereplica.ltxstore.retention import reachable_txids
+from litereplica.compaction.compaction import compact_level
+from litereplica.compaction.retention import reachable_txids
+from litereplica.history.timeline import timestamps
 from litereplica.ltxstore.store import open_ltx_store
-from litereplica.ltxstore.timeline import timestamps
+from litereplica.restore.restore import restore
 from litereplica.storage import LatencyStorage, MeteredStorage
 from tests.conftest import S3Bucket
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History

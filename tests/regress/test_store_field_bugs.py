@@ -16,13 +16,13 @@ import trio
 
 from litereplica.errors import ConditionsIgnored, ConflictError
 from litereplica.ltxstore.lease import LOCK_KEY
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.restore.restore import restore
 from litereplica.storage import MemoryStorage
 from litereplica.storage.wrappers import Operation
-from litereplica.writer import checkpoint
-from litereplica.writer.service import open_replicator
-from litereplica.writer.tenure import LeaseMode
+from litereplica.writer.database import checkpoint
+from litereplica.writer.publish.lease_keeper import LeaseMode
+from litereplica.writer.replicator import open_replicator
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless

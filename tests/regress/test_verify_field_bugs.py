@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from litereplica.format.names import Layout
-from litereplica.ltxstore.history import Point, read_points, select_points
-from litereplica.ltxstore.restore import restore
+from litereplica.history.points import Point, read_points, select_points
+from litereplica.history.verify import Severity, verify
 from litereplica.ltxstore.store import LTXStore
-from litereplica.ltxstore.verify import Severity, verify
+from litereplica.restore.restore import restore
 from litereplica.storage.file import FileStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, publish

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.ltxstore.restore import restore
+from litereplica.restore.restore import restore
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.latency import LatencyStorage
-from litereplica.writer import checkpoint, pace, state
+from litereplica.writer import backoff
+from litereplica.writer.database import checkpoint, state_directory
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
@@ -243,8 +244,8 @@ async def test_ls724_application_is_never_refused_while_a_reader_keeps_a_large_w
 async def test_ls1310_full_disk_is_told_of_at_once_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pace, "RETRY_S", 0.02)
-    monkeypatch.setattr(state, "MEMORY_LIMIT", 10_000)
+    monkeypatch.setattr(backoff, "RETRY_S", 0.02)
+    monkeypatch.setattr(state_directory, "MEMORY_LIMIT", 10_000)
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
@@ -254,7 +255,7 @@ async def test_ls1310_full_disk_is_told_of_at_once_and_survived(
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
             with monkeypatch.context() as context:
-                context.setattr(state, "_private_file", full)
+                context.setattr(state_directory, "_private_file", full)
                 await app("INSERT INTO t VALUES (randomblob(200000))")
                 await wait_until(lambda: "No space left on device" in caplog.text, within_s=5)
                 assert replicator.statistics().files == 1

@@ -27,7 +27,7 @@ from litereplica.format.names import Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.follow import LIST_INTERVAL_S
+from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.replica.page_map import LOCATION
 from litereplica.replica.snapshot import Snapshot
 from litereplica.storage.memory import MemoryStorage

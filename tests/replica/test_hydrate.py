@@ -20,8 +20,8 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.replica import hydrate
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.hydrate import plan_parts
-from litereplica.replica.ledger import Purpose
 from litereplica.replica.page_map import LOCATION, PageMap
+from litereplica.replica.request_costs import Purpose
 from litereplica.replica.statistics import HydrationState
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, Operation, Request

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from litereplica.errors import DamagedFile, FileVanished, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
+from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
-from litereplica.ltxstore.sums import sums_key
 from litereplica.replica import hydrate
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.statistics import HydrationState

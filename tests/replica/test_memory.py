@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 from litereplica.fuse import mount  # what a mount has in memory in any case
 from litereplica.ltxstore.store import open_ltx_store
-from litereplica.replica.allocator import tune_allocator
+from litereplica.replica.malloc_tuning import tune_allocator
 from litereplica.replica.database import open_replica
 
 def memory(name):

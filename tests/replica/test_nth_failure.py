@@ -15,7 +15,7 @@ from litereplica.errors import LiteReplicaError, NotFound, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import READ_TIMEOUT_S, Replica, open_replica
-from litereplica.replica.follow import LIST_INTERVAL_S, REBASE_INTERVAL_S
+from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.storage.base import Blob, ObjectInfo, Range
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import WrapperStorage
@@ -171,7 +171,7 @@ class Life:
 
 @pytest.fixture(autouse=True)
 def small_files_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("litereplica.ltxstore.store", "litereplica.replica.source_read"):
+    for module in ("litereplica.ltxstore.store", "litereplica.replica.file_reader"):
         monkeypatch.setattr(f"{module}.WHOLE_FILE_LIMIT", SMALL)
 
 

@@ -14,8 +14,8 @@ from litereplica.errors import PageSizeChanged, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.follow import LIST_INTERVAL_S
-from litereplica.replica.pace import Pace
+from litereplica.replica.next_files import LIST_INTERVAL_S
+from litereplica.replica.poll_schedule import Pace
 from litereplica.replica.poller import MAX_BACK_OFF_S, run_poller
 from litereplica.replica.snapshot import Update
 from litereplica.storage.wrappers import Fault, FaultStorage, MeteredStorage, Operation

@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from litereplica.replica.link import USUAL_BYTES_PER_S, USUAL_LATENCY_S, Link
 from litereplica.replica.readahead import (
     FIRST_AHEAD,
     IDLE_S,
@@ -21,6 +20,7 @@ from litereplica.replica.readahead import (
     Advice,
     ReadAhead,
 )
+from litereplica.replica.throughput_model import USUAL_BYTES_PER_S, USUAL_LATENCY_S, Link
 
 PAGE = 4096
 COMMIT = 1_000_000

@@ -17,7 +17,7 @@ from tests.helpers.waiting import wait_until
 DEADLINE_S = 20.0
 
 RUN = (
-    "import litereplica.ltxstore.lease as l, litereplica.writer.tenure as t, sys; "
+    "import litereplica.ltxstore.lease as l, litereplica.writer.publish.lease_keeper as t, sys; "
     "l.TERM_MS, l.RENEW_BEFORE_MS, t.STAND_BY_INTERVAL_S = {}; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )

@@ -12,7 +12,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.storage.memory import MemoryStorage
-from litereplica.writer.service import Replicator, open_replicator
+from litereplica.writer.replicator import Replicator, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from litereplica.ltxstore.levels import Levels
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import RetentionPolicy, SteadyClock
 from litereplica.ltxstore.plan import plan_newest
-from litereplica.ltxstore.retention import RetentionPolicy, SteadyClock
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.types import FileInfo
 from litereplica.writer.maintenance import Maintenance
-from litereplica.writer.tenure import Tenure
+from litereplica.writer.publish.lease_keeper import Tenure
 from tests.ltxstore.replicas import History, memory_store
 
 NOON_MS = 1_700_000_000_000 - 1_700_000_000_000 % 86_400_000 + 43_200_000

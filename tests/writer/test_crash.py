@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.writer.crash import CrashPoint
-from litereplica.writer.tenure import LeaseMode
+from litereplica.writer.publish.lease_keeper import LeaseMode
 from tests.helpers.app import Application
 from tests.helpers.follower import Follower
 from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess

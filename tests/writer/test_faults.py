@@ -13,7 +13,10 @@ from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import Operation
 from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultStorage, Request, When
 from litereplica.storage.wrappers.latency import LatencyStorage
-from litereplica.writer import checkpoint, pace, service, store_watch
+from litereplica.writer import backoff
+from litereplica.writer.database import checkpoint
+from litereplica.writer.publish import outage_log
+from litereplica.writer.replicator import open_replicator
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
@@ -23,7 +26,7 @@ from tests.writer.running import memory_store, publish_once, replicating, txids,
 async def test_every_commit_arrives_once_although_puts_fail_before_and_after_their_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(pace, "RETRY_S", 0.01)
+    monkeypatch.setattr(backoff, "RETRY_S", 0.01)
     monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
     rng = random.Random(seed)
 
@@ -51,7 +54,7 @@ async def test_every_commit_arrives_once_although_puts_fail_before_and_after_the
 async def test_store_that_is_away_is_told_of_and_commits_wait_in_the_wal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pace, "RETRY_S", 0.05)
+    monkeypatch.setattr(backoff, "RETRY_S", 0.05)
     storage = FaultStorage(MemoryStorage(), lambda request: None)
     store = memory_store(storage)
     with Application(tmp_path / "app.db") as app:
@@ -70,8 +73,8 @@ async def test_silent_store_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(store_watch, "SILENCE_S", 0.1)
-    monkeypatch.setattr(store_watch, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(outage_log, "SILENCE_S", 0.1)
+    monkeypatch.setattr(outage_log, "LOOK_INTERVAL_S", 0.01)
     store = memory_store(LatencyStorage(MemoryStorage(), 0.3))
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
@@ -116,7 +119,7 @@ async def test_stop_does_not_wait_for_a_store_that_is_slow(tmp_path: Path, caplo
         await app("INSERT INTO t VALUES (randomblob(1000000))")
         with trio.fail_after(5):
             async with (
-                service.open_replicator(app.database, store, stop_limit_s=0.1) as replicator,
+                open_replicator(app.database, store, stop_limit_s=0.1) as replicator,
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(replicator.run, stop)
@@ -140,7 +143,7 @@ async def test_large_file_goes_by_way_of_the_disk_and_leaves_nothing_there(tmp_p
 
 
 async def test_huge_wal_is_cut_at_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from litereplica.writer import publisher
+    from litereplica.writer.publish import publisher
 
     monkeypatch.setattr(publisher, "MAX_BATCH_BYTES", 100_000)
     store = memory_store()

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.restore.restore import restore
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.programs import Process, processes
@@ -24,7 +24,7 @@ FULL = "No space left on device"
 SAID_WITHIN_S = 5.0
 
 CHECKPOINTING = (
-    "import sys, litereplica.writer.checkpoint as c; c.CHECKPOINT_FRAMES = 20; "
+    "import sys, litereplica.writer.database.checkpoint as c; c.CHECKPOINT_FRAMES = 20; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.restore.restore import restore
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
@@ -27,8 +27,9 @@ PROBABILITY = 0.25
 CATCH_UP_S = 60.0
 
 IMPATIENT = (
-    "import sys, litereplica.storage.s3 as s, litereplica.storage.s3_client as c, litereplica.writer.checkpoint as k, "
-    "litereplica.writer.service as w; "
+    "import sys, litereplica.storage.s3 as s, litereplica.storage.s3_client as c, "
+    "litereplica.writer.database.checkpoint as k, "
+    "litereplica.writer.replicator as w; "
     "s.READ_TIMEOUT_S = c.READ_TIMEOUT_S = 0.5; k.CHECKPOINT_FRAMES = 50; w.RETRY_MAX_S = 1.0; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )

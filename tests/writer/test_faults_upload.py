@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import open_ltx_store
+from litereplica.restore.restore import restore
 from litereplica.storage import s3, s3_upload
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
@@ -27,7 +27,8 @@ PARTS = 4
 PART_BYTES = 5 << 20
 """The least that S3 accepts."""
 SMALL_PARTS = (
-    f"import sys, litereplica.storage.s3 as s, litereplica.storage.s3_upload as u, litereplica.writer.state as w; "
+    "import sys, litereplica.storage.s3 as s, litereplica.storage.s3_upload as u; "
+    "import litereplica.writer.database.state_directory as w; "
     f"s.MULTIPART_BYTES = u.PART_BYTES = w.MEMORY_LIMIT = {PART_BYTES}; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )

@@ -9,7 +9,7 @@ import trio
 
 from litereplica.errors import UsageError
 from litereplica.ltxstore.store import open_ltx_store
-from litereplica.writer import checkpoint
+from litereplica.writer.database import checkpoint
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold

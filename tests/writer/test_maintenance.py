@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from litereplica.ltxstore.compaction import Compacted, run_compaction
-from litereplica.ltxstore.levels import DAY_MS, HOUR_MS, Levels
-from litereplica.ltxstore.restore import restore
-from litereplica.ltxstore.retention import NEVER, RetentionPolicy, Tier, reachable_txids
+from litereplica.compaction.compaction import Compacted, run_compaction
+from litereplica.compaction.levels import DAY_MS, HOUR_MS, Levels
+from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier, reachable_txids
+from litereplica.restore.restore import restore
 from litereplica.storage.memory import MemoryStorage
 from litereplica.writer import maintenance as maintenance_module
 from tests.ltxstore.replicas import memory_store, publish

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from litereplica.compaction import merge
+from litereplica.compaction.levels import HOUR_MS, Levels
+from litereplica.compaction.retention import RetentionPolicy, reachable_txids
 from litereplica.errors import LeaseLost, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
-from litereplica.ltxstore import merge
 from litereplica.ltxstore.lease import LOCK_KEY, Identity, Lease, ReplicaLease
-from litereplica.ltxstore.levels import HOUR_MS, Levels
-from litereplica.ltxstore.retention import RetentionPolicy, reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
 from litereplica.storage.memory import MemoryStorage, StoredObject
@@ -25,7 +25,7 @@ from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, LatencySt
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
-from litereplica.writer.tenure import LeasedTenure, SharedLease, now
+from litereplica.writer.publish.lease_keeper import LeasedTenure, SharedLease, now
 from tests.helpers.waiting import wait_until
 from tests.ltxstore.replicas import History, memory_store, publish
 from tests.writer.simulated import Simulation
@@ -356,15 +356,15 @@ from pathlib import Path
 import trio
 from litereplica.format.names import Layout
 from litereplica.ltxstore import merge
-from litereplica.ltxstore.levels import Levels
-from litereplica.ltxstore.retention import RetentionPolicy
+from litereplica.compaction.levels import Levels
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
 from litereplica.storage.wrappers.delegate import WrapperStorage
 from litereplica.writer.maintenance import Maintenance
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
-from litereplica.writer.tenure import Tenure
+from litereplica.writer.publish.lease_keeper import Tenure
 
 merge.SPOOL_MEMORY_BYTES = 100
 root, spool, numbers = Path(sys.argv[1]), Path(sys.argv[2]), [int(each) for each in sys.argv[3:]]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.writer import checkpoint
-from litereplica.writer.checkpoint import move_ahead
-from litereplica.writer.source import Source, open_source
-from litereplica.writer.wal_tail import News, WalTail
+from litereplica.writer.database import checkpoint
+from litereplica.writer.database.checkpoint import move_ahead
+from litereplica.writer.database.sqlite_database import Source, open_source
+from litereplica.writer.database.wal_follower import News, WalTail
 from tests.helpers.app import Application
 
 MODES = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")

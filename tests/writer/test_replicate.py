@@ -10,8 +10,8 @@ import trio
 
 from litereplica.errors import UsageError
 from litereplica.format.sqlite import DatabaseHeader
-from litereplica.writer import checkpoint
-from litereplica.writer.service import Replicator
+from litereplica.writer.database import checkpoint
+from litereplica.writer.replicator import Replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until

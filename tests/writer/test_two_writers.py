@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from litereplica.compaction.compaction import compact_level
 from litereplica.errors import ConflictError, ExitCode
-from litereplica.ltxstore.compaction import compact_level
-from litereplica.ltxstore.restore import restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.writer.service import open_replicator
-from litereplica.writer.tenure import LeaseMode
+from litereplica.restore.restore import restore
+from litereplica.writer.publish.lease_keeper import LeaseMode
+from litereplica.writer.replicator import open_replicator
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold

@@ -1,0 +1,138 @@
+"""Compacting a replica's files, as `levels.py` proposes it: merge, check, publish.
+
+`merge.py` checks the inputs and merges them. Here the result is read back and checked before it gets its name in the
+store, where it never replaces a file: if one has the name already, it must hold the same pages, and it is then the
+result. After any error nothing has been published.
+
+A plan and the reading of it are not atomic. `compact_level` and `snapshot` plan again when a file vanishes or turns out
+damaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from litereplica.compaction.levels import Compaction, next_compaction, next_snapshot
+from litereplica.compaction.merge import Advance, Merge, Spool
+from litereplica.errors import ConflictError, DamagedFile, NotFound, PreconditionFailed, ReplicaError
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
+from litereplica.restore.restore import Progress
+from litereplica.types import TXID, FileInfo
+
+MAX_PLANS = 5
+"""After so many, a replica that still loses files as we read is not one to compact now."""
+
+REPLAN_DELAY_S = 0.25
+"""Before another plan: time for a listing to show what has changed."""
+
+Plan: TypeAlias = Callable[[Sequence[FileInfo]], Compaction | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What came of a compaction: the file that has the result, and whether it was there already."""
+
+    compaction: Compaction
+    info: FileInfo
+    adopted: bool
+
+
+async def run_compaction(
+    store: LTXStore, compaction: Compaction, *, spool_dir: Path | None = None, progress: Progress | None = None
+) -> Compacted:
+    """Merge the files and publish the result.
+
+    `spool_dir` is for temporary files (default: the system's place for them). Raises `NotFound` when an input has
+    gone, `DamagedFile` when one is wrong or the inputs do not add up, `ConflictError` when a file of that name holds
+    other pages, `EnvironmentProblem` when this machine has no room, and the errors of storage.
+    """
+    merge = Merge(store, spool_dir)
+    try:
+        with (progress or _untold)(compaction.size) as advance:
+            spool, header = await merge.run(compaction, advance)
+        await merge.verify(spool, header)
+        info = FileInfo(compaction.level, compaction.min_txid, compaction.max_txid, spool.size, header.timestamp_ms)
+        try:
+            if spool.size > WHOLE_FILE_LIMIT:
+                await store.put_sums(info, spool.sums.finish())
+            await store.put(info, spool.body, timestamp_ms=header.timestamp_ms)
+        except PreconditionFailed:
+            return Compacted(compaction, await _adopted(store, merge, spool, info), adopted=True)
+        return Compacted(compaction, info, adopted=False)
+    finally:
+        merge.discard()
+
+
+async def compact_level(
+    store: LTXStore, level: int, *, spool_dir: Path | None = None, progress: Progress | None = None
+) -> Compacted | None:
+    """Merge into `level`, now, what the level below has gained; None when it has not gained anything.
+
+    Files that vanish meanwhile, or are damaged, are got around where others hold the same transactions.
+    Raises as `run_compaction`.
+    """
+    return await _replanning(store, partial(next_compaction, level=level), spool_dir, progress)
+
+
+async def snapshot(
+    store: LTXStore, *, spool_dir: Path | None = None, progress: Progress | None = None
+) -> Compacted | None:
+    """Publish a snapshot of the newest TXID, now; None when there is one already.
+
+    Raises `NoReplica`, `GapError`, and as `compact_level`.
+    """
+    return await _replanning(store, next_snapshot, spool_dir, progress)
+
+
+async def _replanning(
+    store: LTXStore, plan: Plan, spool_dir: Path | None, progress: Progress | None
+) -> Compacted | None:
+    """Plan and run; when an input fails, again: without it when it is damaged, if that leads as far."""
+    damaged: dict[str, DamagedFile] = {}
+    wanted: TXID = 0
+    for attempt in itertools.count(1):
+        files = [info for info in await store.list_levels() if store.key(info) not in damaged]
+        try:
+            compaction = plan(files)
+        except ReplicaError:
+            if not damaged:
+                raise
+            compaction = None
+        if damaged and (compaction is None or compaction.max_txid < wanted):
+            raise next(iter(damaged.values()))
+        if compaction is None:
+            break
+        wanted = compaction.max_txid
+        try:
+            return await run_compaction(store, compaction, spool_dir=spool_dir, progress=progress)
+        except (NotFound, DamagedFile) as exc:
+            if attempt == MAX_PLANS:
+                raise
+            if isinstance(exc, DamagedFile):
+                damaged[exc.key] = exc
+        await trio.sleep(REPLAN_DELAY_S)
+    return None
+
+
+async def _adopted(store: LTXStore, merge: Merge, spool: Spool, info: FileInfo) -> FileInfo:
+    """The file that has the name of our result, if it holds the same pages."""
+    found = await store.storage.head(store.key(info))
+    theirs = replace(info, size=found.size, modified_ms=found.modified_ms)
+    if not await merge.compare(spool, theirs):
+        raise ConflictError(
+            f"{store.key(info)} exists in {store.url} with other pages",
+            hint="see whether several writers publish to this replica, and let only one of them go on",
+        )
+    return theirs
+
+
+def _untold(total_bytes: int) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda done: None)

@@ -1,0 +1,373 @@
+"""Merging files of a replica into one on this machine.
+
+Every input is read whole and its CRC is checked; they must be contiguous, and the result, if it is a snapshot,
+complete. It lies in memory while it is small, else in a temporary file.
+
+Memory is bounded by `BUFFER_BYTES` and `FEED_BYTES` an input for the data on its way, however well it is compressed,
+and by some tens of bytes a page for the page indexes. More inputs than
+`FAN_IN` are merged in several rounds.
+
+Requests run in trio, several at a time; one thread decodes, merges and encodes. Every frame is decompressed for the
+checks, of the inputs and of the result; into the result it goes as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, TypeVar
+
+import trio
+
+from litereplica.compaction.levels import Compaction
+from litereplica.errors import EnvironmentProblem, FileVanished, FormatError, LiteReplicaError
+from litereplica.format import ltx
+from litereplica.format.compactor import FramesInput, compact, compacted_header
+from litereplica.format.decoder import Decoder
+from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.ltxstore.concurrent import Job, in_order
+from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.storage.base import Blob, Body, ByteRange
+from litereplica.types import TXID, FileInfo, Pgno
+
+T = TypeVar("T")
+
+FAN_IN = 64
+"""Inputs of one merge: 32 minutes of level 1, and still pieces of a size that is worth a request."""
+
+BUFFER_BYTES = 32 << 20
+"""Pieces of inputs in memory, of all inputs together."""
+
+FEED_BYTES = 64 * 1024
+"""Of each input, as frames one by one: they take several times as much when they are well compressed."""
+
+MAX_CHUNK_BYTES = 4 << 20
+"""A request's round trip is short against its transfer."""
+
+PARALLELISM = 8
+"""Requests under way; a single large input uses them all."""
+
+MIN_WIDTH = 2
+"""Requests under way for each of many inputs: one is consumed while the next is fetched."""
+
+SPOOL_MEMORY_BYTES = 1 << 20
+"""A result up to this size needs no file on this machine: most of level 1."""
+
+SPOOL_PREFIX, SPOOL_SUFFIX = "litereplica-", ".ltx"
+
+Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
+Advance: TypeAlias = Callable[[int], None]
+"""Told of each further number of bytes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A file of the store, or what a round made of several, which lies in `spool`."""
+
+    info: FileInfo
+    spool: Spool | None = None
+
+
+class Merge:
+    """One merge in the making: `run`, then `verify`, then perhaps `compare`; at last `discard`."""
+
+    def __init__(self, store: LTXStore, spool_dir: Path | None) -> None:
+        self._store = store
+        self._spool_dir = spool_dir
+        self._spools: list[Spool] = []
+
+    async def run(self, compaction: Compaction, advance: Advance) -> tuple[Spool, ltx.Header]:
+        """The merged file, and the header that it must have.
+
+        Raises `NotFound` when an input has gone, `DamagedFile` when one is wrong or they do not add up,
+        `EnvironmentProblem` when this machine has no room, and the errors of storage.
+
+        The first input, which may be a whole database, takes part in the last round only.
+        """
+        inputs = [_Input(info) for info in compaction.inputs]
+        while len(inputs) > FAN_IN:
+            starts = range(1, len(inputs), FAN_IN)
+            inputs[1:] = [await self._combined(inputs[start : start + FAN_IN], advance) for start in starts]
+        return await self._merged(inputs, compaction.min_txid, advance)
+
+    async def verify(self, spool: Spool, expected: ltx.Header) -> None:
+        """Read the result back: it is a valid file with this header. Raises `EnvironmentProblem`."""
+        await trio.to_thread.run_sync(_verify, spool, expected)
+
+    async def compare(self, spool: Spool, info: FileInfo) -> bool:
+        """Has a file of the store the same pages as the result? Raises as `run` does for an input."""
+        return await self._in_thread([_Input(info), _Input(info, spool)], _equal, lambda done: None)
+
+    def discard(self) -> None:
+        """Remove the temporary files."""
+        for spool in self._spools:
+            spool.discard()
+
+    async def _combined(self, inputs: Sequence[_Input], advance: Advance) -> _Input:
+        """One input instead of several."""
+        if len(inputs) == 1:
+            return inputs[0]
+        first, last = inputs[0].info, inputs[-1].info
+        spool, header = await self._merged(inputs, first.min_txid, advance)
+        for each in inputs:
+            if each.spool is not None:
+                each.spool.discard()
+        return _Input(FileInfo(first.level, first.min_txid, last.max_txid, spool.size, header.timestamp_ms), spool)
+
+    async def _merged(self, inputs: Sequence[_Input], min_txid: TXID, advance: Advance) -> tuple[Spool, ltx.Header]:
+        spool = Spool(self._spool_dir)
+        self._spools.append(spool)
+
+        def merge(streams: Sequence[_PageStream]) -> ltx.Header:
+            headers = [stream.header() for stream in streams]
+            headers[0] = replace(headers[0], min_txid=min_txid)
+            # an input's own fault has become its error; that they do not add up is blamed on the first
+            with self._store.blame(inputs[0].info):
+                header = compacted_header(headers)
+                frames = [stream.frames() for stream in streams]
+                spool.fill(compact([FramesInput(*each) for each in zip(headers, frames, strict=True)]))
+            return header
+
+        return spool, await self._in_thread(inputs, merge, advance)
+
+    async def _in_thread(
+        self, inputs: Sequence[_Input], work: Callable[[Sequence[_PageStream]], T], advance: Advance
+    ) -> T:
+        """Run `work` in a thread, on the pages of the inputs, which are fetched meanwhile."""
+        width = max(MIN_WIDTH, PARALLELISM // len(inputs))
+        chunk_bytes = min(MAX_CHUNK_BYTES, BUFFER_BYTES // (len(inputs) * (width + 1)))
+        feed_bytes = min(chunk_bytes, FEED_BYTES)
+        outcome: T | LiteReplicaError
+        async with trio.open_nursery() as nursery:
+            streams = []
+            for each in inputs:
+                if each.spool is None:
+                    send, receive = trio.open_memory_channel[bytes | LiteReplicaError](0)
+                    nursery.start_soon(_Fetch(self._store, each.info, chunk_bytes, width, advance).run, send)
+                    checks: Checks = partial(self._store.blame, each.info)
+                    streams.append(_PageStream(each.info, _received(receive), feed_bytes, checks))
+                else:
+                    streams.append(_PageStream(each.info, each.spool.chunks(chunk_bytes), feed_bytes, _own))
+            try:
+                outcome = await trio.to_thread.run_sync(work, streams)
+            except LiteReplicaError as exc:
+                outcome = exc
+            nursery.cancel_scope.cancel()
+        if isinstance(outcome, LiteReplicaError):
+            raise outcome
+        return outcome
+
+
+class _Fetch:
+    """The bytes of one file of the store, in order, several requests at a time."""
+
+    def __init__(self, store: LTXStore, info: FileInfo, chunk_bytes: int, width: int, advance: Advance) -> None:
+        self._store = store
+        self._info = info
+        self._chunk_bytes = chunk_bytes
+        self._width = width
+        self._advance = advance
+        self._first: Blob | None = None
+
+    async def run(self, channel: trio.MemorySendChannel[bytes | LiteReplicaError]) -> None:
+        """Send the chunks, or the error in the place of the one that it is about."""
+
+        async def send(blob: Blob) -> bool:
+            self._require_whole(blob)
+            self._advance(len(blob.data))
+            await channel.send(blob.data)
+            return True
+
+        async with channel:
+            try:
+                await in_order(self._jobs(), send, width=self._width)
+            except LiteReplicaError as exc:
+                await channel.send(exc)
+
+    def _jobs(self) -> Iterator[Job[Blob]]:
+        for start in range(0, self._info.size, self._chunk_bytes):
+            yield partial(self._store.get, self._info, ByteRange(start, start + self._chunk_bytes))
+
+    def _require_whole(self, blob: Blob) -> None:
+        """The chunks are of one object, and that is the one that was listed."""
+        self._first = self._first or blob
+        self._store.require_same(self._info, self._first, blob)
+        if blob.size != self._info.size:
+            key = self._store.key(self._info)
+            raise FileVanished(f"{key} has {blob.size} bytes, but was listed with {self._info.size}", key=key)
+
+
+def _received(channel: trio.MemoryReceiveChannel[bytes | LiteReplicaError]) -> Iterator[bytes]:
+    """What a `_Fetch` sends, in a thread."""
+    while True:
+        try:
+            item = trio.from_thread.run(channel.receive)
+        except trio.EndOfChannel:
+            return
+        if isinstance(item, LiteReplicaError):
+            raise item
+        yield item
+
+
+class _PageStream:
+    """The pages of one file, from its chunks: `header`, then `pages` once. Format errors go through `checks`."""
+
+    def __init__(
+        self,
+        info: FileInfo,
+        chunks: Iterator[bytes],
+        feed_bytes: int,
+        checks: Checks,
+    ) -> None:
+        self._info = info
+        self._slices = _slices(chunks, feed_bytes)
+        self._decoder = Decoder()
+        self._first: list[tuple[Pgno, bytes]] = []  # frames
+        self._checks = checks
+
+    def header(self) -> ltx.Header:
+        """The header, which agrees with the file's name."""
+        with self._checks():
+            while self._decoder.header is None and (data := next(self._slices, None)) is not None:
+                self._first += self._decoder.feed_frames(data)
+            if self._decoder.header is None:
+                self._decoder.finish()  # says what is wrong
+            assert self._decoder.header is not None
+            check_name(self._info, self._decoder.header)
+        return self._decoder.header
+
+    def frames(self) -> Iterator[list[tuple[Pgno, bytes]]]:
+        """All frames, ascending, some at a time. They are right when the iterator has come to its end."""
+        first, self._first = self._first, []
+        with self._checks():
+            yield first
+            for data in self._slices:
+                yield self._decoder.feed_frames(data)
+            self._decoder.finish()
+
+    def pages(self) -> Iterator[tuple[Pgno, bytes]]:
+        """The pages of the frames, instead of them."""
+        page_size = self.header().page_size
+        for batch in self.frames():
+            for pgno, frame in batch:
+                yield pgno, ltx.decode_frame(frame, pgno=pgno, page_size=page_size)
+
+
+class Spool:
+    """A file in the making on this machine, in memory as long as it is small. Blocks; one thread at a time."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.size = 0
+        self.sums = SumsEncoder()
+        self._directory = directory
+        self._memory: list[bytes] = []
+        self._path: Path | None = None
+
+    @property
+    def body(self) -> Body:
+        return b"".join(self._memory) if self._path is None else self._path
+
+    def fill(self, pieces: Iterator[bytes]) -> None:
+        """Take the whole file: header, frames and end, a piece each.
+
+        Raises `EnvironmentProblem`, and whatever making the pieces raises.
+        """
+        pieces = self._summed(pieces)
+        for piece in pieces:
+            self.size += len(piece)
+            self._memory.append(piece)
+            if self.size > SPOOL_MEMORY_BYTES:
+                with _reporting(self._directory), self._create() as file:
+                    self.size = 0
+                    for each in itertools.chain(self._memory, pieces):
+                        self.size += len(each)
+                        file.write(each)
+                self._memory.clear()
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """The file's bytes, in pieces of so many when it lies on disk."""
+        if self._path is None:
+            yield b"".join(self._memory)
+            return
+        with self._path.open("rb") as file:
+            while chunk := file.read(chunk_bytes):
+                trio.from_thread.check_cancelled()
+                yield chunk
+
+    def discard(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _summed(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.sums.feed(piece)
+            yield piece
+
+    def _create(self) -> BinaryIO:
+        fd, name = tempfile.mkstemp(prefix=SPOOL_PREFIX, suffix=SPOOL_SUFFIX, dir=self._directory)
+        self._path = Path(name)
+        return os.fdopen(fd, "wb", SPOOL_MEMORY_BYTES)
+
+
+def remove_left_over(directory: Path) -> None:
+    """Remove what a killed process left in a directory that no other process uses."""
+    for path in directory.glob(f"{SPOOL_PREFIX}*{SPOOL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _verify(spool: Spool, expected: ltx.Header) -> None:
+    """The result is a valid file with this header. Runs in a thread."""
+    with _own():
+        decoder = Decoder()
+        for data in _slices(spool.chunks(MAX_CHUNK_BYTES), FEED_BYTES):
+            decoder.feed_frames(data)
+        header = decoder.finish().header
+        if header != expected:
+            raise FormatError(f"header is {header}, expected {expected}")
+
+
+def _equal(streams: Sequence[_PageStream]) -> bool:
+    """Do two files make the same of a database? Runs in a thread."""
+    theirs, ours = streams
+    kinds = [(header.page_size, header.commit) for header in (theirs.header(), ours.header())]
+    if kinds[0] != kinds[1]:
+        return False
+    return all(one == other for one, other in itertools.zip_longest(theirs.pages(), ours.pages()))
+
+
+def _slices(chunks: Iterable[bytes], size: int) -> Iterator[memoryview]:
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), size):
+            yield view[start : start + size]
+
+
+@contextmanager
+def _own() -> Iterator[None]:
+    """A format error of the block is about a file that was made here a moment ago."""
+    try:
+        yield
+    except FormatError as exc:
+        raise EnvironmentProblem(
+            f"the merged file fails its check on this machine, and was not published: {exc.message}",
+            hint="check the machine's memory and the disk that has its temporary files",
+        ) from exc
+
+
+@contextmanager
+def _reporting(directory: Path | None) -> Iterator[None]:
+    """An `OSError` of the block becomes `EnvironmentProblem`."""
+    try:
+        yield
+    except OSError as exc:
+        where = directory or tempfile.gettempdir()
+        raise EnvironmentProblem(
+            f"cannot write a temporary file in {where}: {exc.strerror}", hint="free some space, or set TMPDIR"
+        ) from exc

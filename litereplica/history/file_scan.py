@@ -1,0 +1,187 @@
+"""Reading what many files hold, every check included: whole and streamed, or header and index only.
+
+Files are read in pieces, several requests at a time, and decoded by one thread. A file that turns out damaged or has
+gone is an answer, not an error. Memory: `PARALLELISM` pieces, and 12 bytes for each page of each file that was read,
+or 4 where only indexes were.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import trio
+
+from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
+from litereplica.format import checksum
+from litereplica.format.decoder import Decoder
+from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SUM_SIZE, SumsHead
+from litereplica.history.coverage import Contents
+from litereplica.ltxstore.concurrent import in_order
+from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.storage.base import Blob, ByteRange
+from litereplica.types import FileInfo
+
+PARALLELISM = 16
+"""Requests under way: half of the connections that S3 storage has."""
+
+PIECE_BYTES = 2 << 20
+"""A request's round trip is short against its transfer; 32 MiB of them are in memory."""
+
+FEED_BYTES = 64 * 1024
+"""A page takes a 250th of its size in a file at best: 16 MB of pages from one such part."""
+
+Answer: TypeAlias = Contents | DamagedFile | NotFound
+"""What a file holds, or what is wrong with it, or that it has gone."""
+
+Advance: TypeAlias = Callable[[int], None]
+
+
+async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
+    """The contents of each file, with digests of its pages, all of its bytes read and its CRC checked.
+
+    `advance` is told of each further number of bytes read. Raises the errors of storage.
+    """
+    reader = _Reader(store)
+
+    async def take(piece: _Piece) -> bool:
+        await trio.to_thread.run_sync(reader.take, piece)
+        advance(len(piece.answer.data) if isinstance(piece.answer, Blob) else 0)
+        return True
+
+    await in_order(reader.jobs(files), take, width=PARALLELISM)
+    return reader.answers
+
+
+async def read_indexes(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
+    """The contents of each file without digests. A small file is read whole and its CRC checked, of a large one header
+    and index are read. `advance` is told the sizes of the files. Raises the errors of storage.
+    """
+    answers: dict[FileInfo, Answer] = {}
+
+    async def read(info: FileInfo) -> tuple[FileInfo, Answer]:
+        try:
+            opened = await store.open(info)
+        except (DamagedFile, NotFound) as exc:
+            return info, exc
+        return info, Contents(opened.header, opened.index.pgno, None, opened.file_checksum)
+
+    async def keep(result: tuple[FileInfo, Answer]) -> bool:
+        info, answers[info] = result
+        advance(info.size)
+        return True
+
+    await in_order((partial(read, info) for info in files), keep, width=PARALLELISM)
+    return answers
+
+
+async def wrong_sums(store: LTXStore, contents: Mapping[FileInfo, Contents]) -> dict[FileInfo, str]:
+    """Which files have sums beside them that are no good, and why. A file without sums is none of them.
+
+    Reads the sums whole, 4 bytes for each page of the files. Raises the errors of storage.
+    """
+    wrong: dict[FileInfo, str] = {}
+
+    async def check(info: FileInfo, held: Contents) -> tuple[FileInfo, str | None]:
+        segments = -(-len(held.pgno) // SEGMENT_FRAMES)
+        most = HEAD_SIZE + (len(held.pgno) + segments) * SUM_SIZE
+        try:
+            blob = await store.storage.get(sums_key(info), ByteRange(0, most))
+        except NotFound:
+            return info, None
+        try:
+            head = SumsHead.decode(blob.data)
+            if (head.file_checksum, head.frames) != (held.file_checksum, len(held.pgno)):
+                return info, "are another file's"
+            for number in range(segments):
+                start, stop = head.segment_place(number)
+                head.decode_segment(number, blob.data[start:stop])
+        except FormatError as exc:
+            return info, f"are damaged: {exc.message}"
+        return info, None
+
+    async def keep(result: tuple[FileInfo, str | None]) -> bool:
+        info, reason = result
+        if reason is not None:
+            wrong[info] = reason
+        return True
+
+    await in_order((partial(check, *each) for each in contents.items()), keep, width=PARALLELISM)
+    return wrong
+
+
+Read: TypeAlias = Callable[[LTXStore, Sequence[FileInfo], Advance], Awaitable[dict[FileInfo, Answer]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes of a file from `start` on, or why there are none."""
+
+    info: FileInfo
+    start: int
+    answer: Blob | NotFound | None
+
+    @property
+    def is_last(self) -> bool:
+        return self.start + PIECE_BYTES >= self.info.size
+
+
+class _Reader:
+    """Decodes the pieces of one file after the other."""
+
+    def __init__(self, store: LTXStore) -> None:
+        self.answers: dict[FileInfo, Answer] = {}
+        self._store = store
+        self._decoder = Decoder()
+        self._digests = array("Q")
+        self._first: Blob | None = None
+
+    def jobs(self, files: Sequence[FileInfo]) -> Iterator[Callable[[], Awaitable[_Piece]]]:
+        for info in files:
+            for start in range(0, max(info.size, 1), PIECE_BYTES):
+                yield partial(self._fetch, info, start)
+
+    def take(self, piece: _Piece) -> None:
+        """The next piece, in order. Runs in a thread."""
+        info = piece.info
+        if info in self.answers or piece.answer is None:
+            return
+        if isinstance(piece.answer, NotFound):
+            self.answers[info] = piece.answer
+            return
+        try:
+            self._feed(piece, piece.answer)
+        except (DamagedFile, FileVanished) as exc:
+            self.answers[info] = exc
+
+    async def _fetch(self, info: FileInfo, start: int) -> _Piece:
+        if info in self.answers:
+            return _Piece(info, start, None)
+        try:
+            return _Piece(info, start, await self._store.get(info, ByteRange(start, start + PIECE_BYTES)))
+        except NotFound as exc:
+            return _Piece(info, start, exc)
+
+    def _feed(self, piece: _Piece, blob: Blob) -> None:
+        info = piece.info
+        if piece.start == 0 or self._first is None:
+            self._decoder, self._digests, self._first = Decoder(), array("Q"), blob
+        self._store.require_same(info, self._first, blob)
+        if blob.size != info.size:
+            key = self._store.key(info)
+            raise FileVanished(f"{key} has {blob.size} bytes, but was listed with {info.size}", key=key)
+        with self._store.blame(info), memoryview(blob.data) as data:
+            for start in range(0, len(data), FEED_BYTES):
+                trio.from_thread.check_cancelled()
+                pages = self._decoder.feed(data[start : start + FEED_BYTES])
+                self._digests.extend(checksum.update(None, page) for _, page in pages)
+            if piece.is_last:
+                file = self._decoder.finish()
+                check_name(info, file.header)
+                digests = np.frombuffer(self._digests, np.uint64)
+                self.answers[info] = Contents(file.header, file.index.pgno, digests, file.file_checksum)

@@ -1,0 +1,163 @@
+"""Points of a replica's history by their time.
+
+A point is a TXID that can be restored: the end of a file to which the files before it lead. Its time is the timestamp
+in the header of that file, the writer's when it made the transaction. All files that end at one TXID carry the same
+one, but for Litestream's snapshots, which have the time when they were made: so the lowest level is asked.
+
+Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long after
+its transactions), so headers are read: few of them, several at once.
+
+Times follow the TXIDs, since our writer never lets them decrease. Those of other writers do decrease when a clock is
+set back; this holds even then: the point that is found is before the time asked for, and the point after it is not.
+
+A file may vanish between the listing and the reading of its header. What it ended with is then no longer a point,
+unless another file ends there, too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from litereplica.compaction.retention import reachable_txids
+from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
+from litereplica.format import ltx
+from litereplica.format.names import format_txid
+from litereplica.ltxstore.concurrent import gather, in_order
+from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.storage.base import ByteRange
+from litereplica.types import TXID, FileInfo
+
+PARALLEL_HEADERS = 16
+"""Headers read at once: half of the connections that S3 storage has."""
+
+PROBES = 8
+"""Headers read in each step of a search, which divides the points by one more: 5,000 points take four steps."""
+
+
+async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: int) -> TXID:
+    """The newest point before a time (milliseconds since the epoch; a point of exactly that time is not before it).
+
+    `files` are those of all levels. Reads some eight headers for each factor of nine in the number of points. Raises
+    `PointNotFound` when no point is before the time, `NoReplica` without files, `DamagedFile` when the header that
+    decides cannot be read, and the errors of storage.
+    """
+    search = _Search(store, files)
+    points = _points(files)
+    before, after = 0, None  # the points that enclose those in question
+    while points:
+        probes = _evenly(points)
+        times = dict(zip(probes, await gather([partial(search.time_of, txid) for txid in probes]), strict=True))
+        for txid in probes:
+            time_ms = times[txid]
+            if time_ms is not None and time_ms >= before_ms:
+                after = txid
+                break
+            before = txid if time_ms is not None else before
+        unknown = {txid for txid, time_ms in times.items() if time_ms is None}
+        points = [txid for txid in points if txid > before and (after is None or txid < after) and txid not in unknown]
+    search.require_sound(before, after)
+    if before:
+        return before
+    if after is None:
+        raise NoReplica("all files of the replica have gone since they were listed", hint="try again")
+    raise PointNotFound(
+        f"the replica has nothing before {format_time(before_ms)}",
+        hint=f"its first point is TXID {format_txid(after)} of {format_time(search.times[after])}",
+    )
+
+
+async def timestamps(store: LTXStore, infos: Iterable[FileInfo]) -> dict[FileInfo, int]:
+    """The timestamps of the files' headers, in milliseconds since the epoch: one small request each, several at once.
+
+    A file that has gone, or whose header is damaged, is left out. Raises the errors of storage.
+    """
+    found: dict[FileInfo, int] = {}
+
+    async def read(info: FileInfo) -> tuple[FileInfo, int | None]:
+        try:
+            return info, await header_timestamp(store, info)
+        except (NotFound, DamagedFile):
+            return info, None
+
+    async def keep(result: tuple[FileInfo, int | None]) -> bool:
+        info, timestamp_ms = result
+        if timestamp_ms is not None:
+            found[info] = timestamp_ms
+        return True
+
+    await in_order((partial(read, info) for info in infos), keep, width=PARALLEL_HEADERS)
+    return found
+
+
+async def header_timestamp(store: LTXStore, info: FileInfo) -> int:
+    """The timestamp of a file's header. Raises `NotFound`, `DamagedFile`, and the errors of storage."""
+    blob = await store.get(info, ByteRange(0, ltx.HEADER_SIZE))
+    with store.blame(info):
+        header = ltx.Header.decode(blob.data)
+        check_name(info, header)
+    return header.timestamp_ms
+
+
+def require_point(files: Sequence[FileInfo], txid: TXID) -> None:
+    """Raise `PointNotFound`, which names the points next to it, unless a TXID is one; `NoReplica` without files."""
+    points = _points(files)
+    row = bisect_left(points, txid)
+    if points[row : row + 1] == [txid]:
+        return
+    near = [format_txid(point) for point in (*points[max(0, row - 1) : row], *points[row : row + 1])]
+    hint = f"the nearest: {' and '.join(near)}" if near else "run 'litereplica ltx --level all' to see its files"
+    raise PointNotFound(f"the replica cannot be restored to TXID {format_txid(txid)}", hint=hint)
+
+
+def format_time(timestamp_ms: int) -> str:
+    """RFC 3339 in UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(min(timestamp_ms, ltx.MAX_TIMESTAMP_MS) // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03d}Z"
+
+
+class _Search:
+    """The times of points, as far as they were asked for."""
+
+    def __init__(self, store: LTXStore, files: Iterable[FileInfo]) -> None:
+        self.times: dict[TXID, int] = {}
+        self._store = store
+        self._ending: dict[TXID, list[FileInfo]] = defaultdict(list)
+        self._damaged: dict[TXID, DamagedFile] = {}
+        for info in sorted(files, key=lambda each: each.level):
+            self._ending[info.max_txid].append(info)
+
+    async def time_of(self, txid: TXID) -> int | None:
+        """The time of a point, from any file that ends there; None when all have gone, or the rest is damaged."""
+        for info in self._ending[txid]:
+            try:
+                self.times[txid] = await header_timestamp(self._store, info)
+            except NotFound:
+                continue
+            except DamagedFile as exc:
+                self._damaged[txid] = exc
+                continue
+            return self.times[txid]
+        return None
+
+    def require_sound(self, before: TXID, after: TXID | None) -> None:
+        """Raise `DamagedFile` when a point between these two is of unknown time: it may be the one asked for."""
+        for txid, error in self._damaged.items():
+            if txid not in self.times and before < txid and (after is None or txid < after):
+                raise error
+
+
+def _points(files: Sequence[FileInfo]) -> list[TXID]:
+    if not files:
+        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
+    return reachable_txids(files)
+
+
+def _evenly(points: Sequence[TXID]) -> list[TXID]:
+    """At most `PROBES` of the points, that divide them into equal parts."""
+    if len(points) <= PROBES:
+        return list(points)
+    return [points[(part + 1) * len(points) // (PROBES + 1)] for part in range(PROBES)]

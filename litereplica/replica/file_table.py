@@ -1,0 +1,115 @@
+"""The LTX files that pages are read from, by the small numbers that a `LOCATION` holds.
+
+An id stands for one file of one content for as long as this process runs: a file that was replaced under its
+name gets another id, and no id is ever used again. What is no longer needed is forgotten now and then, so that
+weeks of polling cost no memory; a location of a forgotten file reads as that of a file that has vanished.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.errors import DamagedFile
+from litereplica.ltxstore.frame_checksums import FileSums, FrameSums
+from litereplica.ltxstore.store import OpenedFile
+from litereplica.storage.base import Blob
+from litereplica.types import FileInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the store. `checksum` is that of its trailer: the identity of its content. `sums` are those of its
+    frames, if it has any beside it."""
+
+    info: FileInfo
+    checksum: int
+    sums: FileSums | None = None
+
+
+class FileTable:
+    """id ↔ file, ids from 1 up. `frame_sums` are those of all files' frames."""
+
+    def __init__(self) -> None:
+        self.frame_sums = FrameSums()
+        self._files: dict[int, SourceFile] = {}
+        self._ids: dict[tuple[str, int], int] = {}
+        self._by_name: dict[str, int] = {}
+        self._etags: dict[int, str] = {}
+        self._condemned: dict[int, DamagedFile] = {}
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, opened: OpenedFile) -> int:
+        """The id of a file, the same one each time while it is not forgotten."""
+        name = str(opened.info)
+        key = (name, opened.file_checksum)
+        if key not in self._ids:
+            self._ids[key] = self._next_id
+            self._by_name[name] = self._next_id
+            self._files[self._next_id] = SourceFile(opened.info, opened.file_checksum, opened.sums)
+            if opened.etag:
+                self._etags[self._next_id] = opened.etag
+            self._next_id += 1
+        return self._ids[key]
+
+    def get(self, file_id: int) -> SourceFile | None:
+        """The file of an id; None for 0 and for what was forgotten."""
+        return self._files.get(file_id)
+
+    def condemn(self, file_id: int, damage: DamagedFile) -> None:
+        """The file as a whole failed its check: none of its pages may be used."""
+        self._condemned[file_id] = damage
+
+    @property
+    def condemned(self) -> dict[int, DamagedFile]:
+        """The files whose pages may not be used, by id."""
+        return self._condemned
+
+    def checksums(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """The checksum of each file; 0 for an id that is unknown."""
+        ids, places = np.unique(file_ids, return_inverse=True)
+        found = [file.checksum if (file := self._files.get(file_id)) else 0 for file_id in ids.tolist()]
+        checksums: NDArray[np.uint64] = np.array(found, np.uint64)[places]
+        return checksums
+
+    def last_txids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """Ids, ascending, of all files that may be used, and the max TXID of each."""
+        usable = sorted((file_id, file) for file_id, file in self._files.items() if file_id not in self._condemned)
+        ids = np.array([file_id for file_id, _ in usable], np.uint32)
+        return ids, np.array([file.info.max_txid for _, file in usable], np.uint64)
+
+    def is_same_object(self, file_id: int, blob: Blob) -> bool:
+        """Is `blob` a part of the object that was opened as the file that this id stands for?
+
+        A file without an etag takes that of the first blob.
+        """
+        file = self._files.get(file_id)
+        if file is None or blob.size != file.info.size:
+            return False
+        return self._etags.setdefault(file_id, blob.etag) == blob.etag
+
+    def note_etag(self, file_id: int, etag: str) -> None:
+        """The file has been recognised by its content in an object with this etag."""
+        self._etags[file_id] = etag
+
+    def is_replaced_by(self, opened: OpenedFile) -> bool:
+        """Do we know a file of this name that has another content?"""
+        known = self._by_name.get(str(opened.info))
+        return known is not None and self._files[known].checksum != opened.file_checksum
+
+    def forget(self, *in_use: NDArray[np.uint32]) -> None:
+        """Drop every file whose id is in none of these arrays."""
+        keep = {file_id for ids in in_use for file_id in ids.tolist()}
+        for file_id in [file_id for file_id in self._files if file_id not in keep]:
+            file = self._files.pop(file_id)
+            self._etags.pop(file_id, None)
+            self._condemned.pop(file_id, None)
+            name = str(file.info)
+            del self._ids[name, file.checksum]
+            if self._by_name.get(name) == file_id:
+                del self._by_name[name]

@@ -1,0 +1,294 @@
+"""Which files come next: the GET of the next L0 by its name, a LIST now and then, and finding the way after a loss.
+
+The name of the next L0 file is known, so one GET both asks and delivers. What a GET cannot see is a gap: an L0 file
+that was pruned before we came, whose transactions are in a compacted file by now. A listing shows it, and is
+made when the GET finds nothing and the last listing is long ago. The newest L0 is never deleted, so a listing of
+level 0 alone tells whether there is more.
+
+A store that turns out to be *behind* us, or to hold another file under the name of the one that we are at, was
+restored or made anew. The next L0 tells in its header where in which WAL its frames lie; only when they do not follow
+those of the file that we are at, after a restart of the WAL or of everything, that file's trailer is asked for. The
+next files of another replica do not fit our pages, so from then on nothing is applied file by file; when it has
+reached our position again, the whole plan is read as at the start and every page counts as changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
+from litereplica.format.ltx import TRAILER_SIZE, Header, decode_trailer
+from litereplica.format.names import SNAPSHOT_LEVEL
+from litereplica.ltxstore.catalog import Catalog, Chooser, again_if_damaged, together
+from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
+from litereplica.ltxstore.store import OpenedFile
+from litereplica.replica.request_costs import Ledger, Purpose
+from litereplica.storage.base import Suffix
+from litereplica.types import TXID, FileInfo
+
+log = logging.getLogger(__name__)
+
+LIST_INTERVAL_S = 30.0
+"""Time between listings of level 0: L0 files live for 5 minutes after their compaction, and a LIST costs 12 GETs."""
+
+FULL_LIST_INTERVAL_S = 300.0
+"""Time between listings of all levels while level 0 shows nothing new: ten LISTs, for stores that lost their L0."""
+
+REBASE_INTERVAL_S = 300.0
+"""Time between looks for newer files to read from: the smallest files live for that long after their compaction."""
+
+LASTING_LEVELS = (3, SNAPSHOT_LEVEL)
+"""Levels whose files live for hours: the last one that compaction makes, and snapshots."""
+
+MAX_FILES_PER_POLL = 256
+"""L0 files of one poll: what comes back after a pause is applied in steps that fit in memory."""
+
+MAX_BATCH = 8
+"""L0 files asked for at the same time when many are waiting."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Files to apply, oldest first. `whole`: they are a plan from the start, and everything counts as changed."""
+
+    files: list[OpenedFile]
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """An L0 file by which its successor is recognised. `checksum` is that of its trailer."""
+
+    info: FileInfo
+    header: Header
+    checksum: int
+
+
+class Follower:
+    """Knows where the store is, as far as it has been seen. Keeps no position of its own: callers tell theirs."""
+
+    def __init__(self, ledger: Ledger, catalog: Catalog, *, clock: Callable[[], float], list_interval_s: float) -> None:
+        self.newest_txid: TXID = 0
+        self._store = ledger.store(Purpose.POLL)
+        self._lists = ledger.store(Purpose.LIST)
+        self.catalog = catalog
+        self._clock = clock
+        self._list_interval_s = list_interval_s
+        self._listed_at = self._fully_listed_at = clock()
+        self._rebase_checked_at = clock()
+        self._ground: frozenset[str] = frozenset()
+        self._tip: FileInfo | None = None
+        self._here: _Here | None = None  # the L0 file of the position, if we have seen it
+        self._diverged = False
+
+    async def first_files(self, at: TXID | None = None) -> list[OpenedFile]:
+        """The files that make the newest database that can be reached, or that of a TXID.
+
+        Raises `NoReplica`, `GapError`.
+        """
+
+        def choose(files: Sequence[FileInfo]) -> list[FileInfo]:
+            self._note(files)
+            plan = plan_newest(files) if at is None else plan_restore(files, target=at)
+            self._check_tip(files, plan[-1].max_txid)
+            return plan
+
+        files = await self.catalog.open(choose)
+        self.catalog.store = self._lists
+        self._remember(files[-1])
+        return files
+
+    async def next_files(self, position: TXID) -> Found | None:
+        """What leads on from a position: one GET when there is nothing, and a LIST when one is due."""
+        damage = None
+        if not self._diverged:
+            files, damage = await self._next_l0s(position)
+            if files and await self._is_our_successor(position, files[0]):
+                self._remember(files[-1])
+                for file in files:
+                    self.catalog.trust(file.info)
+                return Found(self._passed(files))
+            if files:
+                self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
+                damage, self._listed_at = None, -self._list_interval_s
+        news = damage is not None and self.catalog.avoid(_l0(position + 1), damage)
+        found = None
+        if news or self._clock() - self._listed_at >= self._list_interval_s:
+            found = await self._listed(position)
+        if found is None and damage is not None:
+            raise damage
+        return found
+
+    async def files_at(self, position: TXID) -> Found:
+        """A new plan for a position, or for a later one when no file ends there any more.
+
+        Raises `GapError` when the files do not reach it.
+        """
+
+        def choose(files: Sequence[FileInfo]) -> list[FileInfo]:
+            self._note(files)
+            try:
+                return plan_restore(files, target=position)
+            except GapError:
+                return self._reaching(position, plan_newest(files))
+
+        files = await self.catalog.open(self._newest_plan(position) if self._diverged else choose)
+        self._listed_at = -self._list_interval_s  # there may be a gap before the next L0, too
+        return self._found_whole(files) if self._diverged else Found(files)
+
+    async def is_left_behind(self, in_use: Callable[[], Collection[FileInfo]], position: TXID) -> bool:
+        """Are there newer files to read from than those `in_use`, which will be deleted? Two LISTs when one is due."""
+        if self._clock() - self._rebase_checked_at < REBASE_INTERVAL_S or self._diverged:
+            return False
+        self._rebase_checked_at = self._clock()
+        listed = await together([partial(self._lists.list_level, level) for level in LASTING_LEVELS])
+        files = [info for level in listed for info in level if info.max_txid <= position]
+        ground = frozenset(map(str, files))
+        if ground == self._ground:
+            return False
+        self._ground = ground
+        return left_behind(in_use(), files)
+
+    async def _next_l0s(self, position: TXID) -> tuple[list[OpenedFile], DamagedFile | None]:
+        """The L0 files that follow, without a gap; more and more at a time while there are any."""
+        files: list[OpenedFile] = []
+        while len(files) < MAX_FILES_PER_POLL:
+            first = position + len(files) + 1
+            batch = range(first, first + min(max(1, len(files)), MAX_BATCH))
+            for result in await together([partial(self._next_l0, txid) for txid in batch]):
+                if not isinstance(result, OpenedFile):
+                    return files, result
+                files.append(result)
+        return files, None
+
+    async def _is_our_successor(self, position: TXID, following: OpenedFile) -> bool:
+        """Was this file written after the one that we have of `position`, and not after another of that name?
+
+        Frames of the same WAL that go on where ours end can be no other's. After a restart of the WAL the trailer in
+        the store tells; a file that has gone, or that we have not seen, tells nothing.
+        """
+        here = self._here
+        if here is None or here.header.max_txid != position or goes_on(here.header, following.header):
+            return True
+        try:
+            tail = await self._store.get(here.info, Suffix(TRAILER_SIZE))
+        except NotFound:
+            return True
+        with self._store.blame(here.info):
+            return decode_trailer(tail.data) == here.checksum
+
+    def _remember(self, file: OpenedFile) -> None:
+        """`file` is the one that we are at now."""
+        is_l0 = file.info.level == 0 and file.header.min_txid == file.header.max_txid
+        self._here = _Here(file.info, file.header, file.file_checksum) if is_l0 else None
+
+    async def _next_l0(self, txid: TXID) -> OpenedFile | DamagedFile | None:
+        try:
+            return await again_if_damaged(partial(self._store.next_l0, txid))
+        except NotFound:
+            return None
+        except DamagedFile as exc:
+            return exc
+
+    def _passed(self, files: list[OpenedFile]) -> list[OpenedFile]:
+        if files:
+            self._tip = files[-1].info
+            self._note([self._tip])
+        return files
+
+    async def _listed(self, position: TXID) -> Found | None:
+        """What a listing shows: that of level 0, and those of all levels when there is reason."""
+        self._listed_at = self._clock()
+        level0 = await self._lists.list_level(0, after=position - 1)
+        self._note(level0)
+        self._check_tip(level0, position)
+        quiet = bool(level0) and self.newest_txid <= position and not self._diverged
+        if quiet and self._clock() - self._fully_listed_at < FULL_LIST_INTERVAL_S:
+            return None
+        self._fully_listed_at = self._clock()
+        if not self._diverged:
+            files = await self.catalog.open(partial(self._steps, position), after=position - 1)
+            if files or not self._diverged:
+                return Found(files) if files else None
+        try:
+            return self._found_whole(await self.catalog.open(self._newest_plan(position)))
+        except ReplicaError:
+            return None
+
+    def _steps(self, position: TXID, files: Sequence[FileInfo]) -> list[FileInfo]:
+        """The files that lead on. Snapshots only when nothing else leads as far: they replace every page."""
+        self._note(files)
+        if not any(info.max_txid >= position for info in files):
+            self._diverge(f"the newest TXID of {self._store.url} is below ours, {position:016x}")
+            return []
+        every = plan_steps(files, after=position)
+        lean = plan_steps((info for info in files if info.min_txid > 1), after=position)
+        steps = lean if lean and lean[-1].max_txid == every[-1].max_txid else every
+        return steps[:MAX_FILES_PER_POLL]
+
+    def _newest_plan(self, position: TXID) -> Chooser:
+        def choose(files: Sequence[FileInfo]) -> list[FileInfo]:
+            self._note(files)
+            return self._reaching(position, plan_newest(files))
+
+        return choose
+
+    def _reaching(self, position: TXID, plan: list[FileInfo]) -> list[FileInfo]:
+        if plan[-1].max_txid < position:
+            raise GapError(
+                f"the files of {self._store.url} lead to TXID {plan[-1].max_txid:016x}, we are at {position:016x}",
+                have=plan[-1].max_txid,
+                want=position,
+                hint="mount the replica again if it was restored to an older state",
+            )
+        return plan
+
+    def _found_whole(self, files: list[OpenedFile]) -> Found:
+        log.warning("%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
+        self._diverged = False
+        self._tip = None
+        self._remember(files[-1])
+        return Found(files, whole=True)
+
+    def _note(self, files: Sequence[FileInfo]) -> None:
+        self.newest_txid = max((info.max_txid for info in files), default=self.newest_txid)
+
+    def _check_tip(self, files: Sequence[FileInfo], position: TXID) -> None:
+        """Is the L0 file of our position still the one that we knew?"""
+        tip = next((info for info in files if info.level == 0 and info.max_txid == position), None)
+        if tip is None:
+            return
+        if self._tip is not None and self._tip.max_txid == position and self._tip.size != tip.size:
+            self._diverge(f"{self._store.key(tip)} is not the file that it was")
+        self._tip = tip
+
+    def _diverge(self, reason: str) -> None:
+        if not self._diverged:
+            log.warning("%s: the replica was replaced or restored; serving what we have until it is ahead", reason)
+        self._diverged = True
+
+
+def goes_on(before: Header, after: Header) -> bool:
+    """Are the frames of `after` those that follow the frames of `before` in the same WAL?"""
+    same_wal = (before.wal_salt1, before.wal_salt2) == (after.wal_salt1, after.wal_salt2)
+    return bool(before.wal_offset) and same_wal and after.wal_offset == before.wal_offset + before.wal_size
+
+
+def left_behind(in_use: Iterable[FileInfo], lasting: Collection[FileInfo]) -> bool:
+    """Does retention delete one of these files before the newest of the lasting ones?
+
+    Everything that ends before the newest snapshot goes when that one has come of age, and the small files go soon
+    after their transactions are in a lasting one.
+    """
+    snapshot = max((info.max_txid for info in lasting if info.level == SNAPSHOT_LEVEL), default=0)
+    compacted = max((info.max_txid for info in lasting), default=0)
+    return any(
+        info.max_txid < snapshot or (info.level not in LASTING_LEVELS and info.max_txid <= compacted) for info in in_use
+    )
+
+
+def _l0(txid: TXID) -> FileInfo:
+    return FileInfo(0, txid, txid, 0)

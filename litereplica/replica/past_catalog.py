@@ -1,0 +1,150 @@
+"""The files of a replica as past states need them: listed now and then, their indexes kept for a while.
+
+Who looks into the past looks at many points in a row: a listing serves for some seconds, since what was listed stays
+true until retention deletes it, and that is noticed when a file is opened. What a listing does not show is asked for
+once more. Indexes are kept for states that share files, headers' times for listings of points.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+from cachetools import LRUCache
+
+from litereplica.compaction.retention import reachable_txids
+from litereplica.errors import DamagedFile, GapError
+from litereplica.history.timeline import timestamps
+from litereplica.ltxstore.catalog import Catalog, Chooser
+from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.types import TXID, FileInfo
+
+LISTING_S = 5.0
+"""How long a listing serves: ten LISTs, for whoever goes through the points of an hour."""
+
+DOUBT_S = 0.25
+"""A listing that is younger is believed also when it does not show what is looked for."""
+
+INDEX_MEMORY = 16 * 1024 * 1024
+"""Bytes of page indexes: those of the small files between two snapshots, for a database of any size."""
+
+TIMES = 4096
+"""Times of files that are remembered."""
+
+_ENTRY_SIZE, _FILE_OVERHEAD = 16, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A TXID that can be restored, and the time of its transaction in milliseconds since the epoch."""
+
+    txid: TXID
+    timestamp_ms: int
+
+
+class PastFiles(Catalog):
+    """A catalogue with a memory. It shares the knowledge of damaged files with the one `beside` it."""
+
+    def __init__(self, store: LTXStore, *, beside: Catalog) -> None:
+        super().__init__(store)
+        self._damaged = beside._damaged
+        self._listed_at: float | None = None
+        self.seen: set[int] = set()  # checksums of files that were in the store since it was listed
+        self._files: list[FileInfo] = []
+        self._points: list[TXID] | None = None
+        self._indexes: LRUCache[FileInfo, OpenedFile] = LRUCache(INDEX_MEMORY, getsizeof=_index_size)
+        self._times: LRUCache[FileInfo, int] = LRUCache(TIMES)
+
+    @property
+    def files(self) -> Sequence[FileInfo]:
+        """What was listed last."""
+        return self._files
+
+    def forget(self, *, indexes: bool = False) -> None:
+        """The listing is known to be out of date; or nothing that is remembered is to be relied upon."""
+        self._listed_at = None
+        if indexes:
+            self._indexes.clear()
+
+    async def list_anew(self) -> list[FileInfo]:
+        """The files of all levels, as of now."""
+        self.forget()
+        return await self.list_all()
+
+    async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
+        if self._listed_at is None or trio.current_time() - self._listed_at > LISTING_S:
+            self._files = await super().list_all(after=after)
+            self._points, self._listed_at = None, trio.current_time()
+            self.seen.clear()
+        return self._files
+
+    async def open_plan(self, choose: Chooser) -> list[OpenedFile]:
+        """As `open`; what a listing does not show is looked for in a new one."""
+        try:
+            return await self.open(choose)
+        except (GapError, DamagedFile):
+            if not self._is_doubtful():
+                raise
+            self.forget()
+            return await self.open(choose)
+
+    async def points(self, newest: int) -> list[Point]:
+        """The newest points, ascending; those whose files have gone meanwhile are left out."""
+        txids = await self._reachable()
+        return await self._timed(txids[-newest:])
+
+    async def point(self, txid: TXID) -> Point | None:
+        """The point of a TXID, or None."""
+        txids = await self._reachable()
+        if not _has(txids, txid) and self._is_doubtful():
+            self.forget()
+            txids = await self._reachable()
+        found = await self._timed([txid]) if _has(txids, txid) else []
+        return found[0] if found else None
+
+    async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:
+        known = self._indexes.get(info)
+        if known is not None:
+            return known
+        opened = await super()._open(info)
+        if isinstance(opened, OpenedFile):
+            self.seen.add(opened.file_checksum)
+            index = replace(opened, pages=None)
+            if _index_size(index) <= INDEX_MEMORY // 2:
+                self._indexes[info] = index
+        else:
+            self.forget()
+        return opened
+
+    def _is_doubtful(self) -> bool:
+        return self._listed_at is None or trio.current_time() - self._listed_at > DOUBT_S
+
+    async def _reachable(self) -> list[TXID]:
+        files = await self.list_all()
+        if self._points is None:
+            self._points = reachable_txids(files)
+        return self._points
+
+    async def _timed(self, txids: Sequence[TXID]) -> list[Point]:
+        ending: dict[TXID, list[FileInfo]] = {txid: [] for txid in txids}
+        for info in self._files:
+            if info.max_txid in ending:
+                ending[info.max_txid].append(info)
+        times = {txid: self._times[info] for txid, infos in ending.items() for info in infos if info in self._times}
+        for level in range(max(map(len, ending.values()), default=0)):
+            wanted = [infos[level] for txid, infos in ending.items() if txid not in times and level < len(infos)]
+            found = await timestamps(self.store, wanted)
+            self._times.update(found)
+            times |= {info.max_txid: timestamp_ms for info, timestamp_ms in found.items()}
+        return [Point(txid, times[txid]) for txid in txids if txid in times]
+
+
+def _has(txids: Sequence[TXID], txid: TXID) -> bool:
+    row = bisect_left(txids, txid)
+    return row < len(txids) and txids[row] == txid
+
+
+def _index_size(opened: OpenedFile) -> int:
+    return _ENTRY_SIZE * len(opened.index) + _FILE_OVERHEAD

@@ -1,0 +1,247 @@
+"""A restored database that keeps following its replica, as `litereplica restore -f` keeps it.
+
+The file is in rollback mode, whatever the primary is in, and every step is a transaction that `rollback.py` makes:
+clients read it meanwhile, and a crash at any moment leaves it at the old or at the new TXID. They must not write to it.
+
+Beside the file lies `<file>-txid` with the TXID in 16 hexadecimal digits, as Litestream's follow mode writes it, so
+that we go on where Litestream stopped. It may be one step behind; what the file really holds it tells itself: the
+change counter in its header is the TXID's low 32 bits. So the file differs from the primary's in its header: journal
+mode, change counter, the size (which only counts with it), and the version of the library that wrote it. By that
+version it also shows when somebody else has written to it. It is not touched then: its pages are no longer those that
+the replica's transactions change.
+
+New files of level 0 are applied as they come. Where they begin only behind a gap, files of any level bridge it, those
+that begin at TXID 1 last of all: they are whole databases. The pages of a step are collected in a file without a name
+first, and are checked before the database is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from litereplica.errors import (
+    DamagedFile,
+    LTXError,
+    PageSizeChanged,
+    PointNotFound,
+    StorageError,
+    UsageError,
+)
+from litereplica.format.names import format_txid, parse_txid
+from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset, with_journal_mode
+from litereplica.ltxstore.plan import plan_steps
+from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.database_builder import Assembly
+from litereplica.restore.output_file import OutputFile
+from litereplica.restore.plan_reader import PARALLELISM, SourceReader
+from litereplica.restore.rollback_journal import DatabaseBusy, change_database, exclusive_lock, roll_back
+from litereplica.types import TXID, FileInfo, Pgno
+
+log = logging.getLogger(__name__)
+
+TXID_SUFFIX = "-txid"
+POLL_INTERVAL_S = 1.0
+"""Litestream's default."""
+
+_JOURNAL_MODE = slice(18, 20)
+_COUNTER = slice(24, 28)
+_SIZE_IN_PAGES = slice(28, 32)
+_VALID_FOR = slice(92, 96)
+_WRITTEN_BY = slice(96, 100)
+_MARK = b"lite"
+"""In place of the version of the SQLite library that wrote last, which none reads: the change counter is a TXID."""
+_ROLLBACK_MODE = b"\1\1"
+_LOW, _HALF = 0xFFFFFFFF, 0x80000000
+
+
+def prepare(path: Path, temporary: Path, txid: TXID) -> None:
+    """Make a database, restored to `txid` and still under a temporary name, one that follows as `path`. Blocks."""
+    with temporary.open("r+b") as file:
+        page1 = file.read(HEADER_SIZE)
+        pages = temporary.stat().st_size // DatabaseHeader.decode(page1).page_size
+        file.seek(0)
+        file.write(_page1(page1, txid, pages))
+    write_position(path, txid)
+
+
+def position_of(path: Path) -> TXID:
+    """The TXID of a database that follows, after SQLite has put right what a crash may have left. Blocks.
+
+    Raises `UsageError` when it is none of ours or Litestream's, or has been written to.
+    """
+    place = Path(f"{path}{TXID_SUFFIX}")
+    try:
+        stored = parse_txid(place.read_text().strip())
+    except (OSError, ValueError, LTXError):
+        hint = "name another file, or add --force to restore it anew"
+        raise UsageError(f"{path} exists, but no {place.name} that says which TXID it is", hint=hint) from None
+    roll_back(path)
+    with path.open("rb") as file:
+        header = file.read(HEADER_SIZE)
+    _require_untouched(path, header)
+    if header[_WRITTEN_BY] != _MARK or header[_COUNTER] != header[_VALID_FOR]:
+        return stored  # Litestream's
+    return stored + (int.from_bytes(header[_COUNTER]) - stored + _HALF & _LOW) - _HALF
+
+
+def write_position(path: Path, txid: TXID) -> None:
+    """Write `<file>-txid`, durably and at once. Blocks."""
+    place = OutputFile(Path(f"{path}{TXID_SUFFIX}"), force=True)
+    try:
+        os.write(place.open(), f"{format_txid(txid)}\n".encode())
+        place.publish()
+    finally:
+        place.discard()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A step: from one TXID to another, by so many files."""
+
+    before: TXID
+    after: TXID
+    files: int
+
+
+class Follower:
+    """Keeps the database file `path` at a replica's newest TXID. `txid` is where it is."""
+
+    def __init__(self, store: LTXStore, path: Path, txid: TXID) -> None:
+        self.txid = txid
+        self._store = store
+        self._path = path
+        self._damaged: set[str] = set()
+
+    async def require_history(self) -> None:
+        """Raise `PointNotFound` when the replica is behind the file: it is not the replica that the file is of."""
+        files = await self._store.list_levels()
+        newest = max((info.max_txid for info in files), default=0)
+        if newest < self.txid:
+            raise PointNotFound(
+                f"{self._path} is at TXID {format_txid(self.txid)}, the replica only at {format_txid(newest)}",
+                hint="check the URL, or add --force to restore it anew",
+            )
+
+    async def run(self, interval_s: float, applied: Callable[[Applied], Awaitable[None]]) -> None:
+        """Follow until cancelled. What goes wrong with the store is logged, and tried again at the next interval.
+
+        Raises `PageSizeChanged`, `EnvironmentProblem`, and `UsageError` when somebody else has written to the file.
+        """
+        while True:
+            try:
+                step = await self.advance()
+                if step is not None:
+                    await applied(step)
+            except DamagedFile as exc:
+                self._damaged.add(exc.key)
+                log.error("%s: looking for other files that hold its transactions", exc)
+            except (StorageError, DatabaseBusy) as exc:
+                log.warning("%s: trying again in %g s", exc.message, interval_s)
+            await trio.sleep(interval_s)
+
+    async def advance(self) -> Applied | None:
+        """Go to the newest TXID that files lead to now; None when there is nothing new."""
+        steps = await self._steps()
+        if not steps:
+            return None
+        before = self.txid
+        with await trio.to_thread.run_sync(lambda: tempfile.TemporaryFile(dir=self._path.parent)) as staging:
+            staged = await self._stage(steps, staging.fileno())
+            await trio.to_thread.run_sync(self._apply, steps[-1].max_txid, staged, staging.fileno())
+        self.txid = steps[-1].max_txid
+        return Applied(before, self.txid, len(steps))
+
+    async def _steps(self) -> list[FileInfo]:
+        level0 = self._sound(await self._store.list_level(0, after=self.txid))
+        steps = plan_steps(level0, after=self.txid)
+        newest = max((info.max_txid for info in level0), default=self.txid)
+        if not self._damaged and (steps[-1].max_txid if steps else self.txid) == newest:
+            return steps
+        files = self._sound(await self._store.list_levels(after=self.txid))
+        partial = plan_steps([info for info in files if info.min_txid > 1], after=self.txid)
+        whole = plan_steps(files, after=self.txid)
+        best = max(partial, steps, whole, key=lambda each: each[-1].max_txid if each else 0)  # the first of equals
+        if newest > self.txid and not best:
+            log.warning("the replica has files up to TXID %s, none of which leads on", format_txid(newest))
+        return best
+
+    def _sound(self, files: Sequence[FileInfo]) -> list[FileInfo]:
+        return [info for info in files if self._store.key(info) not in self._damaged]
+
+    async def _stage(self, steps: Sequence[FileInfo], fd: int) -> Assembly:
+        """The pages that the steps change, at their places in the file `fd`, all of them checked."""
+        size = (await trio.to_thread.run_sync(self._path.stat)).st_size
+        output = OutputFile(self._path, force=True)
+        staged = Assembly(fd, base_bytes=size)
+        reader = SourceReader(self._store, staged, output, lambda total: nullcontext(lambda done: None))
+        await reader.read(steps, parallelism=PARALLELISM)
+        return staged
+
+    def _apply(self, txid: TXID, staged: Assembly, staging: int) -> None:
+        """One transaction on the database, then its position. In a thread."""
+        roll_back(self._path)  # a step that failed midway
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with OutputFile(self._path, force=True).reporting(), exclusive_lock(self._path, fd):
+                self._change(fd, txid, staged, staging)
+        finally:
+            os.close(fd)
+        write_position(self._path, txid)
+
+    def _change(self, fd: int, txid: TXID, staged: Assembly, staging: int) -> None:
+        page1 = os.pread(fd, HEADER_SIZE, 0)
+        _require_untouched(self._path, page1)
+        page_size = DatabaseHeader.decode(page1).page_size
+        if staged.page_size != page_size:
+            raise PageSizeChanged(
+                f"the database has pages of {staged.page_size} bytes at TXID {format_txid(txid)}, not of {page_size}",
+                before=page_size,
+                after=staged.page_size,
+            )
+        written = staged.final_pgnos()
+
+        def pages() -> Iterator[tuple[Pgno, bytes]]:
+            source = staging if written[:1] == [1] else fd
+            yield 1, _page1(os.pread(source, page_size, 0), txid, staged.commit)
+            for pgno in written:
+                if pgno > 1:
+                    yield pgno, os.pread(staging, page_size, page_offset(pgno, page_size))
+
+        change_database(
+            self._path,
+            fd,
+            page_size=page_size,
+            old_pages=os.fstat(fd).st_size // page_size,
+            new_pages=staged.commit,
+            pages=pages(),
+            written=written if written[:1] == [1] else [1, *written],
+        )
+
+
+def _require_untouched(path: Path, page1: bytes) -> None:
+    """Raise `UsageError` when SQLite has written, which leaves its version in the header.
+
+    In a file of Litestream's it has the version from the primary. But that one is in WAL mode, and where Litestream
+    makes it rollback mode, it also makes the counter a random number.
+    """
+    is_primarys = page1[_JOURNAL_MODE] != _ROLLBACK_MODE or page1[_COUNTER] != page1[_VALID_FOR]
+    if page1[_WRITTEN_BY] != _MARK and not is_primarys:
+        raise UsageError(f"{path} was written to by another program", hint="add --force to restore it anew")
+
+
+def _page1(page1: bytes, txid: TXID, pages: int) -> bytes:
+    """Page 1, or its beginning, as the file has it at a TXID."""
+    data = bytearray(with_journal_mode(page1, wal=False))
+    data[_COUNTER] = data[_VALID_FOR] = struct.pack(">I", txid & _LOW)
+    data[_SIZE_IN_PAGES] = struct.pack(">I", pages)
+    data[_WRITTEN_BY] = _MARK
+    return bytes(data)

@@ -1,0 +1,343 @@
+"""Reading the files of a restore plan into an `Assembly`.
+
+Small files are read whole, in one request each, header, index and pages. Of a large one only the index is read at
+first. When all files have claimed their pages, it is read whole and checked by its own checksum; or, if sums lie beside
+it and no more than half of it is wanted, in the ranges that are wanted, each frame checked by its sum. So nothing gets
+into a database that no checksum has vouched for. The oldest file is not asked for its index when the others are small
+beside it: it is read whole.
+
+Several requests are under way at a time; what they bring is taken in order, by one thread at a time. In memory are the
+pieces under way, and the indexes of large files of which parts are wanted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import trio
+
+from litereplica.errors import FileVanished, FormatError
+from litereplica.format.frame_checksums import wrong_frames
+from litereplica.format.frames import decode_frames
+from litereplica.ltxstore.concurrent import Job, in_order
+from litereplica.ltxstore.frame_checksums import FrameSums
+from litereplica.ltxstore.range_plan import Span, is_better_whole, plan_spans
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
+from litereplica.restore.database_builder import FEED_BYTES, Assembly, Claim
+from litereplica.restore.output_file import OutputFile
+from litereplica.storage.base import Blob, ByteRange
+from litereplica.types import FileInfo
+
+CHUNK_BYTES = 4 << 20
+"""A request's round trip is short against its transfer, and its cost against that of the bytes; small enough to have
+several in memory."""
+
+PARALLELISM = 8
+"""Requests under way or waiting to be written, of `CHUNK_BYTES` at most: 32 MiB, and as much again while answers are
+put together. Litestream's default."""
+
+BLIND_SHARE = 0.5
+"""Up to this part of the oldest file's bytes in newer ones, at least as much of it is wanted: it needs no index."""
+
+Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Given the bytes to be read, a context whose value is told of each further number of bytes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRead:
+    """What is read of a file: so many bytes in so many requests; `whole` if it is all of it."""
+
+    info: FileInfo
+    bytes: int
+    requests: int
+    whole: bool
+
+
+class _Step(Protocol):
+    """What a request has brought."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+
+    def apply(self) -> bool:
+        """Put it into the database, in a thread; is there more to be read?"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Large:
+    """A large file that has claimed pages: they are in `spans`, unless it is read whole."""
+
+    opened: OpenedFile
+    claim: Claim
+    spans: list[Span]
+    whole: bool
+
+
+class SourceReader:
+    """Reads plans. `file` words the errors of writing; None (and an assembly without a file) only finds out `reads`."""
+
+    def __init__(self, store: LTXStore, assembly: Assembly, file: OutputFile | None, progress: Progress) -> None:
+        self.reads: list[FileRead] = []
+        self.bytes_read = 0
+        self._store = store
+        self._assembly = assembly
+        self._file = file
+        self._progress = progress
+        self._sums = FrameSums()
+        self._without_sums: set[FileInfo] = set()  # they turned out to be damaged, or have gone
+        self._large: list[_Large] = []
+        self._first: Blob | None = None  # piece of the file that is being read whole
+
+    async def read(self, plan: Sequence[FileInfo], *, parallelism: int) -> None:
+        """Read what is still to be read of a plan. Raises `DamagedFile`, `NotFound`, and the errors of storage."""
+        self._assembly.begin(plan)
+        self._large = []
+        self.reads = []
+        newest_first = list(reversed(plan))
+        blind = self._blind(newest_first)
+        opened = [info for info in newest_first if info is not blind]
+        if blind is not None and not self._is_dry and not any(self._is_large(info) for info in opened):
+            jobs: Iterator[Job[_Step]] = itertools.chain(self._openings(opened), self._pieces(blind, None))
+            await self._run(jobs, sum(info.size for info in newest_first), parallelism)
+            return
+        await self._run(self._openings(opened), sum(info.size for info in opened), parallelism)
+        self.reads += [_read_of(large) for large in self._large]
+        size = sum(read.bytes for read in self.reads) + (blind.size if blind else 0)
+        await self._run(self._contents(blind), size, parallelism)
+
+    @property
+    def _is_dry(self) -> bool:
+        return self._file is None
+
+    def _blind(self, newest_first: Sequence[FileInfo]) -> FileInfo | None:
+        """The oldest file, if it is to be read whole without a look at its index."""
+        *newer, oldest = newest_first
+        if self._is_dry and not newer:
+            return None  # somebody has to tell how large the database is
+        if not self._is_large(oldest) or self._assembly.is_done(oldest) or oldest.min_txid != 1:
+            return None
+        return oldest if sum(info.size for info in newer) <= BLIND_SHARE * oldest.size else None
+
+    def _is_large(self, info: FileInfo) -> bool:
+        return info.size > WHOLE_FILE_LIMIT
+
+    async def _run(self, jobs: Iterator[Job[_Step]], size: int, parallelism: int) -> None:
+        with self._progress(size) as advance:
+
+            async def consume(step: _Step) -> bool:
+                self.bytes_read += step.size
+                advance(step.size)
+                return await trio.to_thread.run_sync(step.apply)
+
+            await in_order(jobs, consume, width=parallelism)
+
+    # --- every file, newest first --------------------------------------------------------------
+
+    def _openings(self, files: Sequence[FileInfo]) -> Iterator[Job[_Step]]:
+        for info in files:
+            yield partial(self._done if self._assembly.is_done(info) else self._open, info)
+
+    async def _done(self, info: FileInfo) -> _Step:
+        await trio.lowlevel.checkpoint()
+        return _Done(self._assembly, info)
+
+    async def _open(self, info: FileInfo) -> _Step:
+        opened = await self._store.open(info)
+        if opened.info.size != info.size:
+            raise self._replaced(info, opened.info.size)
+        return _Opened(self, opened)
+
+    def take_opened(self, opened: OpenedFile) -> bool:
+        """The turn of a file whose index is here. Runs in a thread."""
+        info, index, assembly = opened.info, opened.index, self._assembly
+        if assembly.is_claimed:
+            return False
+        with self._store.blame(info), self._reporting():
+            claim = assembly.claim(info, opened.header, index.pgno)
+            pgnos = index.pgno[claim.rows]
+            if opened.pages is not None:
+                self.reads.append(FileRead(info, info.size, 1, whole=True))
+                assembly.write(pgnos.tolist(), [opened.pages[row] for row in claim.rows.tolist()])
+        if opened.pages is not None:
+            if not self._is_dry:
+                assembly.settle(pgnos)
+                assembly.finish_file(info, opened.header)
+        elif len(claim.rows):
+            page_size = opened.header.page_size
+            spans = plan_spans(index, claim.rows, page_size=page_size, max_bytes=CHUNK_BYTES)
+            whole = opened.sums is None or info in self._without_sums or is_better_whole(spans, info.size)
+            self._large.append(_Large(opened, claim, spans, whole))
+        else:
+            assembly.finish_file(info, opened.header)
+        return not assembly.is_claimed
+
+    # --- the contents of large files -----------------------------------------------------------
+
+    def _contents(self, blind: FileInfo | None) -> Iterator[Job[_Step]]:
+        for large in () if self._is_dry else self._large:
+            if large.whole:
+                yield from self._pieces(large.opened.info, large)
+            else:
+                for span in large.spans:
+                    yield partial(self._fetch_span, large, span)
+        if blind is not None and not self._assembly.is_claimed:
+            yield from self._pieces(blind, None)
+
+    def _pieces(self, info: FileInfo, large: _Large | None) -> Iterator[Job[_Step]]:
+        if self._is_dry:
+            self.reads.append(FileRead(info, info.size, -(-info.size // CHUNK_BYTES), whole=True))
+            return
+        for start in range(0, info.size, CHUNK_BYTES):
+            yield partial(self._fetch_piece, info, large, start)
+
+    async def _fetch_piece(self, info: FileInfo, large: _Large | None, start: int) -> _Step:
+        return _Piece(self, info, large, start, await self._store.get(info, ByteRange(start, start + CHUNK_BYTES)))
+
+    def take_piece(self, piece: _Piece) -> bool:
+        """The next piece of a file that is read whole. Runs in a thread."""
+        self._require_whole(piece)
+        assembly = self._assembly
+        with self._store.blame(piece.info), self._reporting(), memoryview(piece.blob.data) as data:
+            if piece.start == 0:
+                assembly.open_file(piece.info, piece.large.claim if piece.large else None)
+            for start in range(0, len(data), FEED_BYTES):
+                trio.from_thread.check_cancelled()
+                assembly.feed(data[start : start + FEED_BYTES])
+            if piece.is_last:
+                assembly.close_file()
+        return not assembly.is_complete
+
+    def _require_whole(self, piece: _Piece) -> None:
+        """The pieces of a file are of one object, and that is the one that was listed."""
+        if piece.start == 0 or self._first is None:
+            self._first = _whole(piece.large.opened) if piece.large else piece.blob
+        self._store.require_same(piece.info, self._first, piece.blob)
+        if piece.blob.size != piece.info.size:
+            raise self._replaced(piece.info, piece.blob.size)
+
+    async def _fetch_span(self, large: _Large, span: Span) -> _Step:
+        opened = large.opened
+        blob = await self._store.get(opened.info, ByteRange(span.start, span.stop))
+        self._store.require_same(opened.info, _whole(opened), blob)
+        assert opened.sums is not None
+        sums = await self._sums.of(self._store.storage, opened.sums, opened.index.pgno[span.rows])
+        if None in sums:
+            self._without_sums.add(opened.info)
+            key = self._store.key(opened.info)
+            raise FileVanished(f"the sums of {key} have gone", key=key)  # to be planned again, and then read whole
+        return _SpanRead(self, large, span, blob, sums)
+
+    def take_span(self, read: _SpanRead) -> bool:
+        """Some wanted frames of a file. Runs in a thread."""
+        opened, rows = read.large.opened, read.span.rows
+        index, assembly = opened.index, self._assembly
+        pgnos = index.pgno[rows]
+        offsets = (index.offset[rows] - np.uint64(read.span.start)).tolist()
+        sizes = index.size[rows].tolist()
+        trio.from_thread.check_cancelled()
+        with self._store.blame(opened.info), self._reporting():
+            if wrong := wrong_frames(read.blob.data, offsets, sizes, read.sums):
+                raise FormatError(f"page {pgnos[wrong[0]]} is not as the sums beside the file say")
+            numbers = pgnos.tolist()
+            pages = []
+            for page in decode_frames(read.blob.data, offsets, sizes, numbers, page_size=opened.header.page_size):
+                if not isinstance(page, bytes):
+                    raise page
+                pages.append(page)
+            assembly.write(numbers, pages)
+        assembly.settle(pgnos)
+        if read.span is read.large.spans[-1]:
+            assembly.finish_file(opened.info, opened.header)
+        return not assembly.is_complete
+
+    def _replaced(self, info: FileInfo, size: int) -> FileVanished:
+        key = self._store.key(info)
+        return FileVanished(f"{key} has {size} bytes, but was listed with {info.size}", key=key)
+
+    def _reporting(self) -> AbstractContextManager[None]:
+        return self._file.reporting() if self._file is not None else nullcontext()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Done:
+    """A file of an earlier plan whose pages are all final."""
+
+    assembly: Assembly
+    info: FileInfo
+    size: int = 0
+
+    def apply(self) -> bool:
+        self.assembly.skip(self.info)
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    reader: SourceReader
+    opened: OpenedFile
+
+    @property
+    def size(self) -> int:
+        return self.opened.info.size if self.opened.pages is not None else 0
+
+    def apply(self) -> bool:
+        return self.reader.take_opened(self.opened)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Bytes of a file, from `start` on."""
+
+    reader: SourceReader
+    info: FileInfo
+    large: _Large | None
+    start: int
+    blob: Blob
+
+    @property
+    def size(self) -> int:
+        return len(self.blob.data)
+
+    @property
+    def is_last(self) -> bool:
+        return self.start + CHUNK_BYTES >= self.info.size
+
+    def apply(self) -> bool:
+        return self.reader.take_piece(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SpanRead:
+    """The bytes of a span, and the sums of its frames."""
+
+    reader: SourceReader
+    large: _Large
+    span: Span
+    blob: Blob
+    sums: list[int | None]
+
+    @property
+    def size(self) -> int:
+        return len(self.blob.data)
+
+    def apply(self) -> bool:
+        return self.reader.take_span(self)
+
+
+def _read_of(large: _Large) -> FileRead:
+    info = large.opened.info
+    if large.whole:
+        return FileRead(info, info.size, -(-info.size // CHUNK_BYTES), whole=True)
+    return FileRead(info, sum(span.stop - span.start for span in large.spans), len(large.spans), whole=False)
+
+
+def _whole(opened: OpenedFile) -> Blob:
+    """What all parts of the file are to be parts of."""
+    return Blob(b"", opened.info.size, opened.etag)

@@ -1,0 +1,386 @@
+"""One SQLite database that another program writes: how it is opened, held, and checkpointed.
+
+Three connections, all through apsw, whose SQLite is at least 3.51.3 (an older one can corrupt a WAL that two
+programs checkpoint). The *reader* holds a read transaction, which keeps the WAL from being restarted. The *barrier*
+holds the write lock for a moment, so that nobody commits. The *checkpointer* moves the WAL into the database.
+
+    held read on a WAL that is all in the database    the next writer may restart the WAL, once; no checkpoint of
+                                                      anybody moves anything (READ(0) is held)
+    held read on any other WAL                        nobody restarts it; checkpoints move at most what was committed
+                                                      when the read was taken
+
+So whatever is committed while the read is held stays in the WAL until we let go, and the database file only ever
+receives frames from before. Pages read from it, with the WAL's frames laid over them, are consistent.
+
+The first kind is a burden: a connection that checkpoints by itself, as SQLite's do from 1,000 frames on, sorts all
+of the WAL with each commit, only to find that it may not move anything. So when the WAL has been restarted, the read
+is renewed to one of the second kind (`renew_read`), without a moment in which none is held.
+
+POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
+read through one descriptor that is opened before the connections and closed after them, and no other code of this
+process may open the file meanwhile, be it for a moment: who wants to know whether a file is a database asks
+`looks_like_database`, which keeps its hands off those that are open. The `-wal` file carries no locks.
+
+Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but the one asked for, and
+none when the connections close. All methods block; `run` calls them in a thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+import trio
+
+from litereplica.errors import AlreadyReplicated, DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
+from litereplica.format.sqlite import HEADER_SIZE, MAGIC, DatabaseHeader, page_offset
+from litereplica.types import Pgno
+from litereplica.writer.database.state_directory import FileIdentity
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MIN_SQLITE = 3_051_003
+"""3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
+
+BUSY_TIMEOUT_MS = 1000
+"""As Litestream waits: for other programs that open, switch or recover the database."""
+BARRIER_ATTEMPTS = 200
+BARRIER_PAUSE_S = 0.0005
+"""For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
+coarse to find the gaps that a busy writer leaves."""
+
+STATE_ATTEMPTS = 100
+"""Of `BARRIER_PAUSE_S` each, for a moment that takes microseconds, and longer only if the writer is suspended in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalState:
+    """What SQLite says of the WAL, in frames; `log` is 0 for a WAL that will be restarted by the next writer."""
+
+    log: int
+    backfilled: int
+
+    @property
+    def sealed(self) -> bool:
+        """Is all of it in the database file?"""
+        return self.log == self.backfilled
+
+
+class Source:
+    """An open database. Obtain one from `open_source`.
+
+    `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` tells that the
+    database was in a rollback mode before; `may_restart` that the held read is of the first kind above.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.wal_path = path.with_name(path.name + "-wal")
+        self.page_size = 0
+        self.switched = False
+        self.may_restart = False
+        self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of the first kind
+        self._fd = -1
+        self._claimed = (0, 0)
+        self._limiter = trio.CapacityLimiter(1)
+        self._connections = contextlib.ExitStack()
+        self._reader: apsw.Connection
+        self._barrier: apsw.Connection
+        self._checkpointer: apsw.Connection
+
+    async def run(self, action: Callable[[], T]) -> T:
+        """Call a blocking `action` on this database in a thread, after those already under way."""
+        return await trio.to_thread.run_sync(action, limiter=self._limiter)
+
+    def open_file(self) -> None:
+        """Raises `UsageError` when it is no database, `EnvironmentProblem` when it cannot be read, `ConflictError`
+        when this process has it open already."""
+        self._fd, self._claimed = _open_file(self.path)
+
+    def connect(self) -> None:
+        """Raises `UsageError` when it cannot be replicated, `EnvironmentProblem` when it is in use or cannot be
+        written to, `DamagedFile`."""
+        with _explained(self.path):
+            self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
+            self._barrier.set_busy_handler(_wait_for_write_lock)
+            self.switched = self._switch_to_wal()
+            self.page_size = int(self._reader.pragma("page_size"))
+            self._read_schema(self._checkpointer)  # a connection knows the WAL only once it has read
+
+    def close(self) -> None:
+        """Let go of the database; the WAL stays as it is."""
+        self._connections.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            _files.release(self._claimed)
+            self._fd = -1
+
+    def take_read(self) -> WalState:
+        """Begin the held read at what is committed now, under the barrier; the state of the WAL then."""
+        self._reader.execute("BEGIN")
+        self._read_schema(self._reader)
+        state = self.wal_state()
+        self.may_restart = state.sealed
+        self._held_log = 0 if state.sealed else state.log
+        return state
+
+    def renew_read(self) -> bool:
+        """Take the held read anew, of the second kind, without the barrier. False when nothing was committed since.
+
+        Another connection's read covers the change. It is of the second kind as well, since there are frames that
+        the held read kept from being moved.
+        """
+        if self.wal_state().log <= self._held_log:
+            return False
+        self._checkpointer.execute("BEGIN")
+        try:
+            self._read_schema(self._checkpointer)
+            self.release_read()
+            self._reader.execute("BEGIN")
+            self._read_schema(self._reader)
+        finally:
+            self._checkpointer.execute("ROLLBACK")
+        self.may_restart = False
+        self._held_log = self.wal_state().log
+        return True
+
+    def release_read(self) -> None:
+        """End the held read, if there is one."""
+        if self._reader.in_transaction:
+            self._reader.execute("ROLLBACK")
+
+    def begin_barrier(self) -> bool:
+        """From now on nobody commits. False when another connection holds the write lock for too long."""
+        try:
+            self._barrier.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            return False
+        return True
+
+    def end_barrier(self) -> None:
+        """Let others commit again."""
+        if self._barrier.in_transaction:
+            self._barrier.execute("ROLLBACK")
+
+    def checkpoint(self) -> bool:
+        """Move what the readers, ours included, allow from the WAL to the database.
+
+        False when another connection is checkpointing.
+        """
+        try:
+            self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            return False
+        return True
+
+    def wal_state(self) -> WalState:
+        """The state of the WAL; exact under the barrier with the read held. Not within a transaction of ours on it.
+
+        SQLite refuses to tell in the moment in which a commit changes the WAL's index.
+        """
+        for _ in range(STATE_ATTEMPTS):
+            self._read_schema(self._checkpointer)
+            with contextlib.suppress(apsw.BusyError):
+                return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
+            time.sleep(BARRIER_PAUSE_S)
+        return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
+
+    def page_count(self) -> int:
+        """Size of the database in pages, as the held read sees it."""
+        return int(self._reader.pragma("page_count"))
+
+    def read_page(self, pgno: Pgno) -> bytes:
+        """A page of the database file; zeroes where the file ends before it."""
+        return os.pread(self._fd, self.page_size, page_offset(pgno, self.page_size)).ljust(self.page_size, b"\0")
+
+    def identity(self) -> FileIdentity:
+        """Of the database file."""
+        return FileIdentity.of(os.fstat(self._fd))
+
+    def is_in_place(self) -> bool:
+        """Is the file that we hold still the one under its name?"""
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._connections.callback(connection.close)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.pragma("wal_autocheckpoint", 0)
+        return connection
+
+    def _switch_to_wal(self) -> bool:
+        mode = self._reader.pragma("journal_mode")
+        if mode == "wal":
+            return False
+        switched = self._reader.pragma("journal_mode", "wal")
+        if switched != "wal":
+            raise UsageError(f"{self.path} stays in journal mode {switched}", hint="replicate a database in WAL mode")
+        log.info("switched %s from journal mode %s to WAL, which replication needs", self.path, mode)
+        return True
+
+    @staticmethod
+    def _read_schema(connection: apsw.Connection) -> None:
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+
+
+@asynccontextmanager
+async def open_source(path: Path) -> AsyncIterator[Source]:
+    """The file at `path`, not connected yet. Raises as `Source.open_file`."""
+    if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
+        raise EnvironmentProblem(
+            f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
+        )
+    source = Source(await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1)))
+    try:
+        await source.run(source.open_file)
+        yield source
+    finally:
+        with trio.CancelScope(shield=True):
+            await source.run(source.close)
+
+
+def _wait_for_write_lock(attempts: int) -> bool:
+    time.sleep(BARRIER_PAUSE_S)
+    return attempts < BARRIER_ATTEMPTS
+
+
+def looks_like_database(path: Path) -> bool:
+    """Does a file begin as a SQLite database does, or is it one that this process has open? Blocks.
+
+    Raises `OSError`: then it cannot be told.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_SIZE:
+        return False
+    key = (status.st_dev, status.st_ino)
+    if not _files.claim(key):
+        return True
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(fd, len(MAGIC), 0) == MAGIC
+        finally:
+            _close(fd, key)
+    finally:
+        _files.release(key)
+
+
+class _Files:
+    """Each database file, as (device, inode), is open once in this process. Opening one again, only to find that out
+    and to close it, would drop the locks; hence the claim comes first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._claimed: set[tuple[int, int]] = set()
+
+    def claim(self, key: tuple[int, int]) -> bool:
+        """False when another has it."""
+        with self._lock:
+            if key in self._claimed:
+                return False
+            self._claimed.add(key)
+            return True
+
+    def release(self, key: tuple[int, int]) -> None:
+        """The file is closed."""
+        with self._lock:
+            self._claimed.discard(key)
+
+
+_files = _Files()
+
+
+def _open_file(path: Path) -> tuple[int, tuple[int, int]]:
+    """A descriptor of what may be a database, and what it has claimed. Closed again before an error is raised."""
+    try:
+        status = path.stat()
+        claimed = (status.st_dev, status.st_ino)
+        if not _files.claim(claimed):
+            raise AlreadyReplicated(f"{path} is being replicated by this process", hint="replicate it once")
+        try:
+            return _open_claimed(path, claimed), claimed
+        except BaseException:
+            _files.release(claimed)
+            raise
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint="name an existing SQLite database") from None
+    except OSError as exc:
+        raise EnvironmentProblem(f"cannot open {path}: {exc.strerror}", hint="check its permissions") from exc
+
+
+def _open_claimed(path: Path, claimed: tuple[int, int]) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if _key(fd) != claimed:
+            raise EnvironmentProblem(f"{path} was replaced while it was opened", hint="try again")
+        _check_file(path, fd)
+    except BaseException:
+        _close(fd, claimed)
+        raise
+    return fd
+
+
+def _close(fd: int, claimed: tuple[int, int]) -> None:
+    """Close a descriptor that was to be of the claimed file. Of another one that is open it stays: better one
+    descriptor too many than locks that are dropped."""
+    key = _key(fd)
+    if key == claimed:
+        os.close(fd)
+    elif _files.claim(key):
+        os.close(fd)
+        _files.release(key)
+
+
+def _key(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _check_file(path: Path, fd: int) -> None:
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is a directory", hint="name the database file in it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is not a regular file", hint="name a SQLite database")
+    head = os.pread(fd, HEADER_SIZE, 0)
+    if not head:
+        raise UsageError(f"{path} is empty", hint="create a table in it first")
+    try:
+        DatabaseHeader.decode(head)
+    except SQLiteFormatError as exc:
+        raise UsageError(f"{path} is not a SQLite database: {exc.message}", hint="name a SQLite database") from exc
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors while opening into ours."""
+    try:
+        yield
+    except apsw.NotADBError as exc:
+        raise UsageError(f"{path} is not a SQLite database", hint="name a SQLite database") from exc
+    except apsw.BusyError as exc:
+        raise EnvironmentProblem(
+            f"{path} is locked by another program", hint="try again when its transaction has ended"
+        ) from exc
+    except apsw.CorruptError as exc:
+        raise DamagedFile(str(path), str(exc), hint="run 'PRAGMA integrity_check' on it") from exc
+    except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError, apsw.FullError) as exc:
+        raise EnvironmentProblem(
+            f"SQLite cannot open {path}: {exc}", hint="check space and permissions of the file and of its directory"
+        ) from exc

@@ -1,0 +1,45 @@
+"""How far the store is behind, as the log tells it: soon, and then at a bounded rate.
+
+A database that the store has lacked something of for `FIRST_S` is said, and again each time that has doubled; when
+nothing is missing any more, that is said once. With many at once the worst is named, and how many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from litereplica.writer.fleet.supervisor import DatabaseStatistics
+
+FIRST_S = 30.0
+"""A retry, a slow upload or a large transaction is over by then."""
+LOOK_INTERVAL_S = 5.0
+"""Between looks, which make no request."""
+
+
+class BehindLog:
+    """What has been said, and what is to be said next."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_S
+        self._said: frozenset[Path] = frozenset()
+
+    def line(self, databases: Sequence[DatabaseStatistics]) -> tuple[int, str] | None:
+        """What is to be said now, if anything, and at which level of the log."""
+        behind = [each for each in databases if each.behind_s >= FIRST_S]
+        if not behind:
+            self._next_s = FIRST_S
+            if self._said and not any(each.behind_s for each in databases if each.path in self._said):
+                self._said = frozenset()
+                return logging.INFO, "the store has everything again"
+            return None
+        worst = max(behind, key=lambda each: each.behind_s)
+        if worst.behind_s < self._next_s:
+            return None
+        self._next_s = 2 * worst.behind_s
+        self._said |= {each.path for each in behind}
+        what = f"the store is {worst.behind_s:.0f} s behind {worst.path}, {worst.unpublished_bytes} bytes of its WAL"
+        if len(behind) > 1:
+            what += f"; and behind {len(behind) - 1} other database(s)"
+        return logging.WARNING, what

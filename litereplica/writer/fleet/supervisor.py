@@ -1,0 +1,426 @@
+"""Many databases in one process: those named, and those of directories.
+
+Each database is a `Member`. With a single `DatabaseTarget`, what stops it ends the fleet, as its error says, unless
+that is a full disk; and it is looked at all the time. Otherwise a database that fails is said once, tried again with
+back-off, and named in the statistics, while the others go on; and one that is idle is put to rest (`dormant`), so that
+thousands cost little.
+
+A fleet has, besides a task for each database that is not at rest: one for each directory, one that looks at the
+databases at rest of each directory and one for those that were named, so that a directory that hangs is in nobody
+else's way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from litereplica.errors import ExitCode, LiteReplicaError, UsageError
+from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage.credentials import Credentials
+from litereplica.writer.database.parked import changed, rest_by_mark
+from litereplica.writer.fleet.directory_scan import Directory, printable
+from litereplica.writer.fleet.limits import Common, raise_descriptor_limit
+from litereplica.writer.fleet.managed_database import DatabaseStatistics, Member, State
+from litereplica.writer.fleet.replica_root import ReplicaRoot, join_url
+from litereplica.writer.replicator import wall_clock_ms
+from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
+
+__all__ = ["DatabaseStatistics", "Fleet", "FleetError", "FleetStatistics", "State", "open_fleet"]
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 1.0
+"""Between looks at a database at rest: two `stat`."""
+LOOKS_AT_ONCE = 250
+"""Half a millisecond; the looks at thousands are spread over the interval."""
+GONE_KEPT = 100
+"""Databases that are gone and still told of."""
+
+OpenStore = Callable[[str, Credentials | None], LTXStore]
+
+
+class FleetError(LiteReplicaError):
+    """Databases that could not be published: `errors`, by path. The exit code is that of the first."""
+
+    def __init__(self, errors: dict[Path, Exception]) -> None:
+        each = "; ".join(f"{path}: {error}" for path, error in errors.items())
+        super().__init__(f"{len(errors)} database(s) could not be published: {each}")
+        self.errors = errors
+        self.exit_code = next(
+            (error.exit_code for error in errors.values() if isinstance(error, LiteReplicaError)), ExitCode.BUG
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatistics:
+    """All databases, by path, and some that are gone; `leases` those that are held, by the URL of the root that they
+    are for."""
+
+    databases: tuple[DatabaseStatistics, ...]
+    leases: dict[str, Lease]
+
+
+class _Group:
+    """The databases of one target. `directory` is what follows them, if they are a directory's."""
+
+    def __init__(self, target: Target, root: ReplicaRoot) -> None:
+        self.target = target
+        self.root = root
+        self.directory = Directory(target) if isinstance(target, DirectoryTarget) else None
+        self.members: dict[Path, Member] = {}
+        self.tasks = trio.CancelScope()
+
+
+class Fleet:
+    """The databases of one process. Obtain one from `open_fleet`."""
+
+    def __init__(self, common: Common, open_store: OpenStore) -> None:
+        self._common = common
+        self._open_store = open_store
+        self._groups: list[_Group] = []
+        self._gone: list[DatabaseStatistics] = []
+        self._changing = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._error: Exception | None = None
+
+    async def run(
+        self, stop: trio.Event, *, task_status: trio.TaskStatus[FleetStatistics] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Replicate until `stop` is set, then publish what is left. Started once every database that can be published
+        is published once.
+
+        Raises what stops a single `DatabaseTarget`, and for a single directory the loss of its lease.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._guard, self._look_at_named)
+            nursery.start_soon(self._guard, self._end_what_is_overdue)
+            for group in self._groups:
+                self._begin(group, nursery)
+            await self._until_published_once(stop)
+            task_status.started(self.statistics())
+            await stop.wait()
+            async with self._changing:
+                await _finish(self._members())
+            nursery.cancel_scope.cancel()
+        self._nursery = None
+        if self._error is not None:
+            raise self._error
+
+    async def _until_published_once(self, stop: trio.Event) -> None:
+        """Or until `stop` is set: a store that does not answer must not keep the process from ending."""
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await stop.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            for member in self._members():
+                await member.done_once.wait()
+            nursery.cancel_scope.cancel()
+
+    async def publish_once(self) -> None:
+        """Publish what there is in each database. Raises what is in the way of one; with several, once all others are
+        published, `FleetError`."""
+        errors: dict[Path, Exception] = {}
+
+        async def publish(member: Member) -> None:
+            if member.state is State.DORMANT:
+                return
+            try:
+                await member.publish_once()
+            except Exception as exc:  # of one database, as in `Member.run`
+                errors[member.path] = exc
+
+        async with trio.open_nursery() as nursery:
+            for member in self._members():
+                nursery.start_soon(publish, member)
+        if errors and self._common.strict:
+            raise next(iter(errors.values()))
+        if errors:
+            raise FleetError(dict(sorted(errors.items())))
+
+    async def reconfigure(self, targets: Sequence[Target]) -> None:
+        """From now on, these. Databases that went away are finished and closed, new ones begin, and those that are
+        as before go on untouched.
+
+        Raises `UsageError`, `EnvironmentProblem` or `ConflictError`, and nothing has changed then.
+        """
+        targets = _checked(targets)
+        async with self._changing:
+            kept = [group for group in self._groups if group.target in targets]
+            ended = [group for group in self._groups if group.target not in targets]
+            replaced = list(ended)
+            opened: list[_Group] = []
+            try:
+                self._set_strictness(targets)
+                # what a directory with other settings has locked is to be given back first
+                locked = {group.target.path for group in ended}
+                new = [target for target in targets if all(target != group.target for group in kept)]
+                for target in sorted(new, key=lambda each: each.path in locked):
+                    if target.path in locked:
+                        await self._end_all(ended)
+                    opened.append(await self._open(target))
+            except BaseException:
+                await self._end_all(opened)
+                self._set_strictness([group.target for group in self._groups])
+                if not ended:
+                    self._groups = kept + await self._take_up_again(replaced)
+                raise
+            await self._end_all(ended)
+            self._groups = kept + opened
+            if self._nursery is not None:
+                for group in opened:
+                    self._begin(group, self._nursery)
+
+    async def _take_up_again(self, groups: Iterable[_Group]) -> list[_Group]:
+        """The targets of groups that have made room in vain; one that cannot be had any more is said."""
+        again = []
+        for group in groups:
+            try:
+                again.append(await self._open(group.target))
+            except (LiteReplicaError, OSError) as exc:
+                log.error("%s is not replicated any more: %s", printable(group.target.path), exc)
+        if self._nursery is not None:
+            for group in again:
+                self._begin(group, self._nursery)
+        return again
+
+    def statistics(self) -> FleetStatistics:
+        """A record of now. Makes no request."""
+        databases = [member.statistics() for member in self._members()]
+        leases = {each.url: each.lease for each in databases if each.lease is not None}
+        for group in self._groups:
+            if group.directory is not None:
+                for path in group.members:
+                    leases.pop(group.members[path].url, None)
+                if (lease := group.root.lease()) is not None:
+                    leases[group.target.url] = lease
+        here = {each.path for each in databases}
+        gone = (each for each in self._gone if each.path not in here)
+        return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
+
+    def tolerate_conflicts(self) -> None:
+        """From now on, a conflict about one of several databases is that database's own trouble."""
+        self._common.conflicts_end = False
+
+    async def aclose(self) -> None:
+        """Let go of everything."""
+        with trio.CancelScope(shield=True):
+            await self._end_all(self._groups)
+
+    # --- targets
+
+    def _members(self) -> list[Member]:
+        return [member for group in self._groups for member in group.members.values()]
+
+    def _set_strictness(self, targets: Sequence[Target]) -> None:
+        self._common.one_root = len(targets) == 1
+        self._common.strict = self._common.one_root and isinstance(targets[0], DatabaseTarget)
+
+    async def open(self, targets: Sequence[Target]) -> None:
+        """Of `open_fleet`."""
+        targets = _checked(targets)
+        self._set_strictness(targets)
+        for target in targets:
+            self._groups.append(await self._open(target))
+
+    async def _open(self, target: Target) -> _Group:
+        root = ReplicaRoot(target, self._open_store)
+        group = _Group(target, root)
+        try:
+            await trio.to_thread.run_sync(root.lock)
+            paths = {target.path} if group.directory is None else await group.directory.scan(())
+            await self._add(group, paths)
+        except BaseException:
+            await root.aclose()
+            raise
+        return group
+
+    async def _add(self, group: _Group, paths: Iterable[Path]) -> list[Member]:
+        """Members for new databases of a group; those that have not changed since the last run are at rest."""
+        named = {other.target.path for other in self._groups if other.directory is None}
+        added = []
+        for path in sorted(paths):
+            if group.directory is not None and path in named:
+                continue
+            prefix = "" if group.directory is None else path.relative_to(group.target.path).as_posix()
+            url = join_url(group.target.url, prefix)
+            member = Member(path, group.root, prefix, url=url, settings=group.target.settings, common=self._common)
+            group.members[path] = member
+            added.append(member)
+        if not self._common.strict:
+            rests = await trio.to_thread.run_sync(lambda: [rest_by_mark(each.path, each.url) for each in added])
+            for member, rest in zip(added, rests, strict=True):
+                if rest is not None:
+                    member.leave_at_rest(rest)
+        return added
+
+    def _begin(self, group: _Group, nursery: trio.Nursery) -> None:
+        for member in group.members.values():
+            self._start(member, nursery)
+        if group.directory is not None:
+            nursery.start_soon(self._guard, self._follow, group)
+
+    def _start(self, member: Member, nursery: trio.Nursery) -> None:
+        if member.rest is None:
+            nursery.start_soon(self._guard, member.run, nursery)
+
+    async def _end_all(self, groups: list[_Group]) -> None:
+        """Finish and close the databases of targets; `groups` is empty then."""
+        for group in groups:
+            group.tasks.cancel()
+        await _finish([member for group in groups for member in group.members.values()])
+        while groups:
+            await groups.pop().root.aclose()
+
+    async def _guard(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """A task of the fleet: its error, not a group of errors, ends the fleet."""
+        assert self._nursery is not None
+        try:
+            await task(*arguments)
+        except Exception as exc:
+            self._error = self._error or exc
+            self._nursery.cancel_scope.cancel()
+
+    # --- what goes on
+
+    async def _follow(self, group: _Group) -> None:
+        """Databases that appear and vanish, and looks at those at rest, of a directory."""
+        assert group.directory is not None
+        with group.tasks:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_at, group.members)
+                told = ""
+                while group.directory.target.watch:
+                    await group.directory.until_changed()
+                    try:
+                        await self._rescan(group, group.directory)
+                        told = ""
+                    except OSError as exc:
+                        if str(exc) != told:
+                            log.warning("cannot look into %s: %s", group.target.path, exc)
+                        told = str(exc)
+                await trio.sleep_forever()
+
+    async def _rescan(self, group: _Group, directory: Directory) -> None:
+        found = await directory.scan(group.members.keys())
+        async with self._changing:
+            assert self._nursery is not None
+            vanished = [each for each in group.members.values() if each.path not in found or each.state is State.GONE]
+            for member in vanished:
+                del group.members[member.path]
+                self._gone = [*self._gone, member.last_statistics()][-GONE_KEPT:]
+                self._nursery.start_soon(self._guard, self._dismiss, member)
+            for member in await self._add(group, found - group.members.keys()):
+                log.info("%s has appeared", printable(member.path))
+                self._start(member, self._nursery)
+
+    async def _dismiss(self, member: Member) -> None:
+        """A database that is no longer in its directory."""
+        await _finish([member])
+        log.info("%s has gone", printable(member.path))
+
+    async def _look_at_named(self) -> None:
+        """Looks at the databases at rest that are targets themselves."""
+        limiter = trio.CapacityLimiter(1)
+        while True:
+            members = [member for group in self._groups if group.directory is None for member in group.members.values()]
+            await self._look_once(members, limiter)
+
+    async def _look_at(self, members: dict[Path, Member]) -> None:
+        limiter = trio.CapacityLimiter(1)
+        while True:
+            await self._look_once(list(members.values()), limiter)
+
+    async def _look_once(self, members: Sequence[Member], limiter: trio.CapacityLimiter) -> None:
+        """At each of the members that is at rest, spread over the interval."""
+        at_rest = [(str(member.path), member) for member in members if member.rest is not None]
+        parts = [at_rest[start : start + LOOKS_AT_ONCE] for start in range(0, len(at_rest), LOOKS_AT_ONCE)]
+        for part in parts:
+            looks = [(path, member.rest) for path, member in part if member.rest is not None]
+            found = set(await trio.to_thread.run_sync(changed, looks, limiter=limiter, abandon_on_cancel=True))
+            for path, member in part:
+                if path in found and not member.stop.is_set() and member.closed.is_set():
+                    self._wake(member)
+            await trio.sleep(LOOK_INTERVAL_S / len(parts))
+        if not parts:
+            await trio.sleep(LOOK_INTERVAL_S)
+
+    def _wake(self, member: Member) -> None:
+        assert self._nursery is not None
+        member.closed = trio.Event()  # from now on, not only once its task has been scheduled
+        self._nursery.start_soon(self._guard, member.run, self._nursery)
+
+    async def _end_what_is_overdue(self) -> None:
+        """Turns that took too long, and the maintenance of databases at rest that has nothing left to do."""
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            self._common.beginning.end_overdue()
+            for member in self._members():
+                member.rest_from_maintenance()
+
+
+@asynccontextmanager
+async def open_fleet(
+    targets: Sequence[Target],
+    *,
+    now_ms: Callable[[], int] = wall_clock_ms,
+    rng: random.Random | None = None,
+    open_store: OpenStore = lambda url, credentials: open_ltx_store(url, credentials=credentials),
+    conflicts_end: bool = False,
+) -> AsyncIterator[Fleet]:
+    """A fleet of these targets. Nothing is published yet, and no database is opened; directories are locked.
+
+    `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
+
+    Raises `UsageError` for targets that exclude each other, `EnvironmentProblem` or `ConflictError` for a directory
+    that cannot be had.
+    """
+    if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
+        raise_descriptor_limit()
+    fleet = Fleet(Common(now_ms, rng or random.Random(), conflicts_end=conflicts_end), open_store)
+    try:
+        await fleet.open(targets)
+        yield fleet
+    finally:
+        await fleet.aclose()
+
+
+def _checked(targets: Sequence[Target]) -> list[Target]:
+    """With absolute paths. Raises `UsageError`."""
+    paths, urls = set[Path](), set[str]()
+    result: list[Target] = []
+    for target in targets:
+        absolute = replace(target, path=Path(os.path.abspath(target.path)))  # noqa: PTH100 - links stay
+        url = join_url(target.url, "")
+        if absolute.path in paths:
+            raise UsageError(f"{target.path} is named twice", hint="name it once")
+        if url in urls:
+            raise UsageError(f"two databases are to be published to {url}", hint="give each a URL of its own")
+        if isinstance(target, DirectoryTarget) and not absolute.path.is_dir():
+            raise UsageError(f"{target.path} is not a directory", hint="name an existing one")
+        paths.add(absolute.path)
+        urls.add(url)
+        result.append(absolute)
+    return result
+
+
+async def _finish(members: Iterable[Member]) -> None:
+    """Have members publish what is left, and wait until they are closed."""
+    members = list(members)
+    for member in members:
+        member.stop.set()
+    for member in members:
+        await member.closed.wait()
+        await member.aclose()

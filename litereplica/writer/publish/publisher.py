@@ -1,0 +1,340 @@
+"""LTX files from WAL frames and database pages, each put once under the next TXID.
+
+Invariants: a TXID is put with one sequence of bytes only; the position moves when the store has acknowledged the
+file, or has been found to hold it; a name that is taken by other content than ours is a `ConflictError`.
+A prepared file is kept until it is in the store, so that another attempt sends the same bytes.
+
+Knows nothing of when to publish, nor of checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from litereplica.errors import ConflictError, NotFound, PreconditionFailed
+from litereplica.format import ltx
+from litereplica.format.encoder import Encoder
+from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
+from litereplica.storage.base import Body, Suffix
+from litereplica.types import TXID, FileInfo, Pgno
+from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.database.sqlite_database import Source
+from litereplica.writer.database.state_directory import StateDirectory, discard_body
+from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch, WalTail
+from litereplica.writer.publish.lease_keeper import Tenure
+from litereplica.writer.publish.outage_log import StoreWatch
+from litereplica.writer.publish.page_checksums import PageChanges, PageSums, Version, page_sum
+from litereplica.writer.publish.wal_match import frames_covered, newest_file
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES = 64 << 20
+"""Of WAL in one file, as Litestream cuts it: a reader decodes a file of this size in well under a second."""
+
+PAGES_AT_ONCE = 256
+"""Between two looks at whether to give up the file that is being made: some milliseconds."""
+
+CONFLICT_HINT = "stop the other writer, or replicate to another URL"
+
+
+class WalMoved(Exception):
+    """The WAL was restarted while its frames were being read. Nothing was published; begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The newest file of the replica. `commit` is the database's size in pages there, `timestamp_ms` the header's,
+    `checksum` that of the file (0: not known)."""
+
+    txid: TXID = 0
+    commit: int = 0
+    timestamp_ms: int = 0
+    checksum: int = 0
+
+    @classmethod
+    def of(cls, file: OpenedFile | Prepared) -> Published:
+        header = file.header
+        return cls(header.max_txid, header.commit, header.timestamp_ms, file.file_checksum)
+
+    @property
+    def version(self) -> Version:
+        return Version(self.txid, self.checksum)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A file ready to be put; with it the frames before `end` are published. `file_checksum` as in `OpenedFile`.
+
+    `frame_sums` are put before it when it is large, and empty when it is not.
+    """
+
+    info: FileInfo
+    header: ltx.Header
+    body: Body
+    end: int
+    changes: PageChanges
+    file_checksum: int
+    whole: bool
+    frame_sums: bytes
+
+    @property
+    def pages(self) -> int:
+        return len(self.changes.pgno)
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A file that was found where ours was to be put; with it the frames before `end` are published."""
+
+    published: Published
+    end: int
+
+
+class Publisher:
+    """Publishes what `tail` has, one file after the other. `last` is the newest file of the replica."""
+
+    def __init__(
+        self,
+        store: LTXStore,
+        source: Source,
+        tail: WalTail,
+        *,
+        state: StateDirectory,
+        sums: PageSums,
+        tenure: Tenure,
+        watch: StoreWatch,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.last = Published()
+        self._store = store
+        self._source = source
+        self._tail = tail
+        self._state = state
+        self._sums = sums
+        self._tenure = tenure
+        self._watch = watch
+        self._now_ms = now_ms
+        self._prepared: Prepared | None = None
+
+    async def finish(self) -> Prepared | None:
+        """Put the file that was prepared and could not be put, if there is one. Raises as `publish_next`."""
+        return await self._put(self._prepared) if self._prepared is not None else None
+
+    async def publish_whole(self, *, commit: int | None) -> Prepared:
+        """The whole database as one file; `commit` as in `WalTail.whole`. Raises as `publish_next`."""
+        if self._prepared is None:
+            self._prepared = await self._source.run(lambda: self._encode(self._all(commit), check=commit is None))
+        return await self._put(self._prepared)
+
+    async def publish_difference(self, known: NDArray[np.uint64], *, commit: int | None) -> Prepared | None:
+        """The pages whose sums differ from those of the replica, `known`, as one file; None when there are none.
+
+        Otherwise as `publish_whole`.
+        """
+        if self._prepared is None:
+            self._prepared = await self._source.run(lambda: self._prepare_difference(known, commit))
+        return await self._put(self._prepared) if self._prepared is not None else None
+
+    async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
+        """Has the database other pages than `known`? Publishes nothing; arguments as in `publish_difference`.
+
+        Raises `WalMoved`.
+        """
+
+        def compare() -> bool:
+            batch = self._all(commit)
+            differ = batch.commit != len(known) or len(self._differing(batch, known)) > 0
+            if commit is None and not self._tail.is_intact():
+                raise WalMoved
+            return differ
+
+        return await self._source.run(compare)
+
+    async def publish_next(self) -> Prepared | None:
+        """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
+
+        Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, and the same file is put.
+        """
+        if self._prepared is None:
+            self._prepared = await self._source.run(self._prepare_next)
+        return await self._put(self._prepared) if self._prepared is not None else None
+
+    def discard(self) -> None:
+        """Forget the file that was prepared; only once it is in the store, or when nothing more is published."""
+        if self._prepared is not None:
+            discard_body(self._prepared.body)
+            self._prepared = None
+
+    def _prepare_next(self) -> Prepared | None:
+        if self._tail.committed == self._tail.position:
+            self._tail.scan()
+        batch = self._tail.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
+        return self._encode(batch, check=True) if batch is not None else None
+
+    def _prepare_difference(self, known: NDArray[np.uint64], commit: int | None) -> Prepared | None:
+        batch = self._all(commit)
+        rows = self._differing(batch, known)
+        if commit is None and not self._tail.is_intact():
+            raise WalMoved
+        if not len(rows) and batch.commit == len(known):
+            self._tail.advance(batch.end)
+            self.last = replace(self.last, commit=batch.commit)
+            return None
+        crash_point(CrashPoint.DIFFERENCE_FOUND)
+        if batch.end:  # by this page a later start finds out where in the WAL the file ends
+            last = np.flatnonzero(batch.pgno == self._tail.pgno_at(batch.end - 1))
+            rows = np.union1d(rows, last)
+        return self._encode(replace(batch, pgno=batch.pgno[rows], frame=batch.frame[rows]), check=commit is None)
+
+    def _all(self, commit: int | None) -> Batch:
+        return self._tail.whole(page_size=self._source.page_size, commit=commit)
+
+    def _differing(self, batch: Batch, known: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of the pages that are not as `known`, or not known."""
+        sums = np.fromiter((page_sum(page) for _, page in self._pages(batch)), np.uint64, len(batch.pgno))
+        differ = np.ones(len(sums), bool)
+        old = int(np.searchsorted(batch.pgno, len(known), side="right"))
+        differ[:old] = sums[:old] != known[batch.pgno[:old].astype(np.int64) - 1]
+        return np.flatnonzero(differ)
+
+    def _pages(self, batch: Batch) -> Iterator[tuple[Pgno, bytes]]:
+        for start in range(0, len(batch.pgno), PAGES_AT_ONCE):
+            trio.from_thread.check_cancelled()
+            part = slice(start, start + PAGES_AT_ONCE)
+            for pgno, frame in zip(batch.pgno[part].tolist(), batch.frame[part].tolist(), strict=True):
+                yield pgno, self._source.read_page(pgno) if frame == FROM_DATABASE else self._tail.read_page(frame)
+
+    def _encode(self, batch: Batch, *, check: bool) -> Prepared:
+        header = self._header(batch)
+        encoder = Encoder(header)
+        spool = self._state.spool()
+        sums = array("Q")
+        frame_sums = SumsEncoder()
+        try:
+            start = encoder.start()
+            frame_sums.feed(start)
+            spool.write(start)
+            for pgno, page in self._pages(batch):
+                sums.append(page_sum(page))
+                frame = encoder.page(pgno, page)
+                frame_sums.feed(frame)
+                if spool.write(frame):
+                    crash_point(CrashPoint.SPOOLED_PART)
+            tail = encoder.finish()
+            frame_sums.feed(tail)
+            spool.write(tail)
+            body = spool.finish()
+        except BaseException:
+            spool.discard()
+            raise
+        if check and not self._tail.is_intact():
+            discard_body(body)
+            raise WalMoved
+        crash_point(CrashPoint.PREPARED)
+        info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
+        changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
+        checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
+        whole = len(batch.pgno) == header.snapshot_page_count
+        beside = frame_sums.finish() if spool.size > WHOLE_FILE_LIMIT else b""
+        return Prepared(info, header, body, batch.end, changes, checksum, whole, beside)
+
+    def _header(self, batch: Batch) -> ltx.Header:
+        wal = self._tail.header
+        frame_size = wal.frame_size if wal else 0
+        txid = self.last.txid + 1
+        return ltx.Header(
+            page_size=self._source.page_size,
+            commit=batch.commit,
+            min_txid=txid,
+            max_txid=txid,
+            timestamp_ms=max(self._now_ms(), self.last.timestamp_ms),
+            wal_offset=WAL_HEADER_SIZE + batch.first * frame_size,
+            wal_size=(batch.end - batch.first) * frame_size,
+            wal_salt1=wal.salt1 if wal else 0,
+            wal_salt2=wal.salt2 if wal else 0,
+        )
+
+    async def _put(self, prepared: Prepared) -> Prepared:
+        adopted: Adopted | None = None
+        crash_point(CrashPoint.SENDING)
+        try:
+            with self._watch.waiting():
+                await self._tenure.put(lambda: self._send(prepared), verify=self._require_newest)
+        except PreconditionFailed as exc:
+            if not await self._is_in_store(prepared):
+                adopted = await self._adopt(prepared.info, exc)
+        crash_point(CrashPoint.PUT_DONE)
+        self.discard()
+        previous, self.last = self.last, adopted.published if adopted else Published.of(prepared)
+        self._tail.advance(adopted.end if adopted else prepared.end)
+        crash_point(CrashPoint.POSITION_MOVED)
+        if adopted is None:
+            with trio.CancelScope(shield=True):
+                await self._source.run(lambda: self._record(previous, prepared))
+        return prepared
+
+    def _record(self, previous: Published, prepared: Prepared) -> None:
+        if prepared.whole:
+            self._sums.replace(self.last.version, prepared.changes)
+        else:
+            self._sums.record(previous.version, self.last.version, prepared.changes)
+
+    async def _send(self, prepared: Prepared) -> None:
+        if prepared.frame_sums:
+            await self._store.put_sums(prepared.info, prepared.frame_sums)
+        timestamp_ms = prepared.header.timestamp_ms
+        if self._tenure.creates_exclusively():
+            await self._store.put(prepared.info, prepared.body, timestamp_ms=timestamp_ms)
+            return
+        key = self._store.key(prepared.info)
+        if await self._is_taken(prepared.info):
+            raise PreconditionFailed(f"{key} exists already", key=key)
+        await self._store.storage.put(key, prepared.body, modified_ms=timestamp_ms)
+
+    async def _is_taken(self, info: FileInfo) -> bool:
+        try:
+            await self._store.get(info, Suffix(0))
+        except NotFound:
+            return False
+        return True
+
+    async def _require_newest(self) -> None:
+        """Nobody has published behind `last`; the next TXID alone may be ours, and shows when it is put."""
+        txid, _ = await newest_file(self._store)
+        if txid > self.last.txid + 1:
+            raise self._conflict(txid)
+
+    def _conflict(self, txid: TXID) -> ConflictError:
+        return ConflictError(f"another writer has published TXID {txid:016x} to {self._store.url}", hint=CONFLICT_HINT)
+
+    async def _is_in_store(self, prepared: Prepared) -> bool:
+        """Does the object that has our name have our content? Size and trailer, which holds a CRC of it all, tell."""
+        blob = await self._store.get(prepared.info, Suffix(ltx.TRAILER_SIZE))
+        return blob.size == prepared.info.size and blob.data == ltx.encode_trailer(prepared.file_checksum)
+
+    async def _adopt(self, info: FileInfo, refused: PreconditionFailed) -> Adopted:
+        """The file that has our name, if it was made from our WAL.
+
+        It is one that we sent before we were killed, and that arrived after we had looked for it.
+        """
+        blob = await self._store.get(info, Suffix(0))
+        found = FileInfo(0, info.min_txid, info.max_txid, blob.size)
+        file = await self._store.open(found)
+        end = await frames_covered(self._store, file, self._tail)
+        if end is None or end <= self._tail.position or not self._continues(file.header):
+            raise self._conflict(info.max_txid) from refused
+        log.warning("%s was already in the store, from an earlier run: going on behind it", found)
+        return Adopted(Published.of(file), end)
+
+    def _continues(self, header: ltx.Header) -> bool:
+        wal = self._tail.header
+        return wal is not None and header.wal_offset == wal.frame_offset(self._tail.position)
