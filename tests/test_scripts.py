@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from lines import code_lines
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
@@ -48,3 +51,32 @@ def test_script_stops_at_the_first_error(script: Path) -> None:
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash\n")
     assert "\nset -euo pipefail\n" in text
+
+
+def test_hops_counts_every_operation() -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "hops.py")]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [line.rsplit(maxsplit=2) for line in result.stdout.splitlines()[1:]]
+    assert [name for name, _, _ in rows] == ["cached read", "cold read", "advance", "commit", "restore"]
+    assert all(int(functions) > 10 and int(switches) > 5 for _, functions, switches in rows)
+
+
+def test_code_lines_are_neither_blank_nor_docstring_nor_comment() -> None:
+    source = '''
+"""Docstring."""
+
+# comment
+x = (  # counts
+    1,
+)
+
+
+def f():
+    """Two
+    lines."""
+    return """a
+
+b"""
+'''
+    assert code_lines(source) == {5, 6, 7, 10, 13, 14, 15}
