@@ -66,7 +66,7 @@ class S3Storage(Storage):
     async def get(self, key: str, range: Range | None = None) -> Blob:
         where = self._where(key)
         validate_range(range)
-        if range is not None and _is_empty(range):
+        if range is not None and is_empty(range):
             return await self._get_nothing(key)
         header: dict[str, Any] = {} if range is None else {"Range": _range_header(range)}
 
@@ -99,11 +99,11 @@ class S3Storage(Storage):
     async def head(self, key: str) -> ObjectInfo:
         where = self._where(key)
         answer = await self._run(f"read {key}", lambda client: client.head_object(**where), key=key)
-        modified_ms = _timestamp_ms(answer["Metadata"].get(TIMESTAMP_METADATA, ""))
+        given_ms = timestamp_ms(answer["Metadata"].get(TIMESTAMP_METADATA, ""))
         return ObjectInfo(
             key=key,
             size=answer["ContentLength"],
-            modified_ms=_milliseconds(answer["LastModified"]) if modified_ms is None else modified_ms,
+            modified_ms=milliseconds(answer["LastModified"]) if given_ms is None else given_ms,
             etag=answer["ETag"],
         )
 
@@ -147,7 +147,7 @@ class S3Storage(Storage):
         return Blob(data=b"", size=info.size, etag=info.etag)
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, condition: dict[str, Any]) -> str:
-        metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: _rfc3339(modified_ms)}
+        metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: rfc3339(modified_ms)}
         target = Target(where=self._where(key), metadata=metadata, condition=condition)
 
         async def run(doing: str, action: Callable[[S3Client], T]) -> T:
@@ -188,7 +188,7 @@ class S3Storage(Storage):
         return ObjectInfo(
             key=entry["Key"].removeprefix(self._base),
             size=entry["Size"],
-            modified_ms=_milliseconds(entry["LastModified"]),
+            modified_ms=milliseconds(entry["LastModified"]),
             etag=entry.get("ETag", ""),
         )
 
@@ -213,7 +213,7 @@ class S3Storage(Storage):
             return self._client
 
 
-def _is_empty(range: Range) -> bool:
+def is_empty(range: Range) -> bool:
     """Whether a range asks for no byte, which HTTP cannot express."""
     return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0
 
@@ -258,21 +258,21 @@ def _read_body(answer: GetObjectOutputTypeDef) -> bytes:
     return data
 
 
-def _milliseconds(moment: datetime) -> int:
+def milliseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
-def _rfc3339(milliseconds: int) -> str:
+def rfc3339(milliseconds: int) -> str:
     """As Go's `time.RFC3339Nano` writes a time in UTC: no trailing zeros in the fraction."""
     moment = _EPOCH + timedelta(milliseconds=milliseconds)
     fraction = f".{milliseconds % 1000:03d}".rstrip("0").rstrip(".")
     return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
 
 
-def _timestamp_ms(text: str) -> int | None:
+def timestamp_ms(text: str) -> int | None:
     """Milliseconds of a time that Litestream or we wrote; None for anything else."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return _milliseconds(moment) if moment.tzinfo else None
+    return milliseconds(moment) if moment.tzinfo else None

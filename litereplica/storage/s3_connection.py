@@ -1,0 +1,139 @@
+"""obstore's S3 client: its configuration and its credentials.
+
+Key pairs that are given, or stand in the environment, are used as they are, and neither boto3 nor botocore is
+imported. For all others (profiles, web identity, assumed roles, single sign-on, metadata services) botocore's chain
+finds them and renews them; obstore asks for them through `_Provider`.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from litereplica.storage.s3_client import CONNECT_TIMEOUT_S, DEFAULT_REGION, READ_TIMEOUT_S
+
+if TYPE_CHECKING:
+    import botocore.session
+    from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
+
+    from litereplica.storage.credentials import Credentials
+    from litereplica.storage.url import ReplicaURL
+
+REQUEST_TIMEOUT_S = 600.0
+"""The whole of a request: bounds headers that drip. Bodies have a rate to keep, and listings a deadline of their own."""
+CREDENTIAL_LIFE = timedelta(minutes=5)
+"""botocore is asked again after so long; it renews what is about to expire, and reads nothing else anew."""
+
+_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_CONFIG_FILE = "AWS_CONFIG_FILE"
+
+
+def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
+    """Make a client. Blocks; no request is made. Raises botocore's errors of credentials."""
+    from obstore.store import S3Store
+
+    endpoint = url.endpoint or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
+    virtual_hosted = not url.force_path_style and "." not in url.bucket
+    config: S3Config = {"virtual_hosted_style_request": virtual_hosted}
+    if endpoint:
+        config["endpoint"] = _with_bucket(endpoint, url.bucket) if virtual_hosted else endpoint
+    keys = static_credentials(credentials)
+    session = None if keys is not None and (_named_region(url) or not _has_config_file()) else _botocore_session()
+    configured = None if session is None else session.get_config_variable("region")
+    config["region"] = _named_region(url) or configured or DEFAULT_REGION
+    provider = None
+    if keys is not None:
+        config.update(keys)
+    else:
+        assert session is not None
+        provider = _Provider(session)
+    return S3Store(
+        url.bucket,
+        prefix=url.path or None,
+        config=config,
+        client_options=_client_options(endpoint),
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
+        credential_provider=provider,
+    )
+
+
+def static_credentials(credentials: Credentials | None) -> S3Config | None:
+    """The key pair that is given, or AWS's in the environment, or Litestream's there; None for botocore's chain."""
+    if credentials is not None:
+        return {
+            "access_key_id": credentials.access_key_id,
+            "secret_access_key": credentials.secret_access_key,
+        }
+    for prefix in ("AWS", "LITESTREAM"):
+        names = [f"{prefix}_ACCESS_KEY_ID", f"{prefix}_SECRET_ACCESS_KEY"]
+        key_id, secret = (os.environ.get(name, "") for name in names)
+        if key_id and secret:
+            found: S3Config = {"access_key_id": key_id, "secret_access_key": secret}
+            token = os.environ.get("AWS_SESSION_TOKEN") if prefix == "AWS" else None
+            if token:
+                found["session_token"] = token
+            return found
+        if key_id or secret:
+            return None  # half a pair: botocore's message says which half is missing
+    return None
+
+
+class _Provider:
+    """Asks botocore for the credentials of a session. obstore calls it again when they expire."""
+
+    def __init__(self, session: botocore.session.Session) -> None:
+        import botocore.exceptions
+
+        found = session.get_credentials()
+        if found is None:
+            raise botocore.exceptions.NoCredentialsError
+        self.config: S3Config = {}
+        self._credentials: Any = found
+
+    def __call__(self) -> S3Credential:
+        frozen = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + CREDENTIAL_LIFE,
+        }
+
+
+def _client_options(endpoint: str) -> ClientConfig:
+    options: ClientConfig = {
+        "allow_http": endpoint.startswith("http://"),
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+    }
+    authorities = os.environ.get("AWS_CA_BUNDLE")
+    if authorities:
+        options["root_certificate"] = Path(authorities).read_bytes()
+    return options
+
+
+def _with_bucket(endpoint: str, bucket: str) -> str:
+    """An endpoint as obstore wants it for virtual-hosted requests: with the bucket in the name of its host."""
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
+
+
+def _named_region(url: ReplicaURL) -> str:
+    return url.region or next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), "")
+
+
+def _has_config_file() -> bool:
+    if os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"):
+        return True
+    return Path(os.environ.get(_CONFIG_FILE) or "~/.aws/config").expanduser().exists()
+
+
+def _botocore_session() -> botocore.session.Session:
+    import botocore.session
+
+    return botocore.session.get_session()

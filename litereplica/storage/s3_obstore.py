@@ -1,0 +1,337 @@
+"""Objects in an S3 bucket through obstore (Rust's object_store), with boto3 where obstore has no answer.
+
+`ObstoreS3Storage` is the data path: GET, ranges, HEAD, LIST, PUT and DELETE cost a tenth of boto3's CPU, and nothing
+imports boto3 for them. Its `complete` backend, `s3.S3Storage`, takes what obstore lacks:
+
+- conditional deletes, and uploads in parts;
+- listings with keys that obstore refuses to parse (control characters, empty components);
+- everything, from the first answer on that obstore cannot read (no Content-Length, `Content-Range: bytes a-b/*`):
+  said once.
+
+obstore's own retries are off: `wrappers.RetryStorage` is the one layer that tries again. Requests run in threads, and a
+cancelled one is left to end in its thread. `s3_connection.py` makes the client.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
+from litereplica.storage import s3_errors
+from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
+from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.s3 import (
+    DELETE_BATCH,
+    MIN_BYTES_PER_S,
+    TIMESTAMP_METADATA,
+    S3Storage,
+    is_empty,
+    milliseconds,
+    rfc3339,
+    timestamp_ms,
+)
+from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S
+from litereplica.storage.s3_connection import connect
+from litereplica.storage.s3_upload import MULTIPART_BYTES
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult, ObjectMeta, PutMode
+    from obstore.store import S3Store
+
+    from litereplica.storage.credentials import Credentials
+    from litereplica.storage.url import ReplicaURL
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIST_CHUNK = 1000
+"""Keys of one S3 listing page: cancellation and the deadline are looked at between pages."""
+LIST_TIMEOUT_S = 120.0
+"""A listing of 100,000 keys takes some 100 pages; a store that sends pages without end is given up."""
+BODY_CHUNK_BYTES = 1
+"""Chunks are handed over as they arrive, so that a body that drips is noticed."""
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
+_RANGE_NOT_SATISFIABLE = 416
+_NETWORK = re.compile(r"HTTP error|error sending request|error decoding|timed? ?out|connection|body", re.IGNORECASE)
+_UNREADABLE = re.compile(r"header|Content-Length|Content-Range|content length|content range|last.modified", re.IGNORECASE)
+
+
+class UnreadableAnswer(Exception):
+    """The store answered in a form that obstore cannot read, and boto3 may."""
+
+
+class ObstoreS3Storage(Storage):
+    """Objects of a bucket below the URL's path. Nothing is imported or connected before the first request."""
+
+    def __init__(self, url: ReplicaURL, credentials: Credentials | None = None) -> None:
+        self._url = url
+        self._credentials = credentials
+        self._base = url.path + "/" if url.path else ""
+        self._complete = S3Storage(url, credentials)
+        self._use_complete = False
+        self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._connecting = threading.Lock()
+        self._store: S3Store | None = None
+
+    @property
+    def url(self) -> str:
+        return str(self._url)
+
+    async def get(self, key: str, range: Range | None = None) -> Blob:
+        validate_key(key)
+        validate_range(range)
+        if range is not None and is_empty(range):
+            return await self._get_nothing(key)
+        options = _options(range)
+
+        def fetch(store: S3Store) -> Blob:
+            import obstore
+
+            return _blob(obstore.get(store, key, options=options), range)
+
+        try:
+            return await self._run(f"read {key}", fetch, lambda: self._complete.get(key, range), key=key)
+        except _BeyondTheEnd:
+            return await self._get_nothing(key)
+
+    async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._put(
+            key, body, modified_ms, "overwrite", lambda: self._complete.put(key, body, modified_ms=modified_ms)
+        )
+
+    async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
+        return await self._put(
+            key, body, modified_ms, "create", lambda: self._complete.put_if_absent(key, body, modified_ms=modified_ms)
+        )
+
+    async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
+        try:
+            return await self._put(
+                key,
+                body,
+                modified_ms,
+                {"e_tag": etag},
+                lambda: self._complete.put_if_match(key, body, etag, modified_ms=modified_ms),
+            )
+        except NotFound as exc:
+            raise PreconditionFailed(exc.message, key=key) from exc
+
+    async def head(self, key: str) -> ObjectInfo:
+        validate_key(key)
+
+        def fetch(store: S3Store) -> ObjectInfo:
+            import obstore
+
+            found = obstore.get(store, key, options={"head": True})
+            given_ms = timestamp_ms(str(found.attributes.get(TIMESTAMP_METADATA, "")))
+            info = _info(found.meta, key)
+            return info if given_ms is None else ObjectInfo(key, info.size, given_ms, info.etag)
+
+        return await self._run(f"read {key}", fetch, lambda: self._complete.head(key), key=key)
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        validate_prefix(prefix)
+        directory = prefix[: prefix.rfind("/") + 1]
+
+        def fetch(store: S3Store) -> list[ObjectInfo]:
+            import obstore
+
+            pages = obstore.list(store, directory or None, offset=start_after or None, chunk_size=LIST_CHUNK)
+            return [_info(meta, meta["path"]) for page in _bounded(pages) for meta in page]
+
+        doing = f"list {prefix or 'objects'}"
+        found = await self._run(
+            doing, fetch, lambda: self._complete.list(prefix, start_after=start_after), key=prefix
+        )
+        wanted = (
+            info for info in found if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
+        )
+        return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            validate_key(key)
+        for start in range(0, len(keys), DELETE_BATCH):
+            await self._delete_batch(keys[start : start + DELETE_BATCH])
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        await self._complete.delete_if_match(key, etag)
+
+    async def aclose(self) -> None:
+        self._store = None
+        await self._complete.aclose()
+
+    async def _get_nothing(self, key: str) -> Blob:
+        info = await self.head(key)
+        return Blob(data=b"", size=info.size, etag=info.etag)
+
+    async def _put(
+        self, key: str, body: Body, modified_ms: int | None, mode: PutMode, complete: Callable[[], Any]
+    ) -> str:
+        validate_key(key)
+        if isinstance(body, Path) and (await trio.to_thread.run_sync(body.stat)).st_size >= MULTIPART_BYTES:
+            etag: str = await complete()
+            return etag
+        attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: rfc3339(modified_ms)}
+
+        def send(store: S3Store) -> str:
+            import obstore
+
+            data = body.read_bytes() if isinstance(body, Path) else body
+            sent = obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
+            return sent["e_tag"] or ""
+
+        return await self._run(f"write {key}", send, complete, key=key)
+
+    async def _delete_batch(self, keys: Sequence[str]) -> None:
+        doing = f"delete {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"delete {keys[0]}"
+
+        def send(store: S3Store) -> None:
+            import obstore
+
+            obstore.delete(store, list(keys))
+
+        try:
+            await self._run(doing, send, lambda: self._complete.delete(keys), key=keys[0])
+        except NotFound:
+            return
+
+    async def _run(
+        self, doing: str, action: Callable[[S3Store], T], complete: Callable[[], Any], *, key: str
+    ) -> T:
+        """Run `action` in a thread, its errors translated; or `complete`, if obstore cannot read this store's answers.
+
+        `doing` is a verb with its object, for messages.
+        """
+        if not self._use_complete:
+            try:
+                return await trio.to_thread.run_sync(
+                    lambda: self._translating(doing, action, key), limiter=self._limiter, abandon_on_cancel=True
+                )
+            except UnreadableAnswer as exc:
+                if not self._use_complete:
+                    log.warning("%s: obstore cannot read an answer (%s): using boto3 from now on", self.url, exc)
+                self._use_complete = True
+            except _UnreadableKey as exc:
+                log.debug("%s: %s: asking boto3", self.url, exc)
+        found: T = await complete()
+        return found
+
+    def _translating(self, doing: str, action: Callable[[S3Store], T], key: str) -> T:
+        failure = s3_errors.Failure(doing, key=key, url=self.url)
+        try:
+            return action(self._connected(failure))
+        except (StorageError, _BeyondTheEnd):
+            raise
+        except Exception as exc:
+            raise translated(exc, failure) from exc
+
+    def _connected(self, failure: s3_errors.Failure) -> S3Store:
+        with self._connecting:
+            if self._store is None:
+                try:
+                    self._store = connect(self._url, self._credentials)
+                except Exception as exc:
+                    raise s3_errors.translated(exc, failure) or exc from exc
+            return self._store
+
+
+class _BeyondTheEnd(Exception):
+    """A range that begins at or beyond the end of the object (416)."""
+
+
+class _UnreadableKey(Exception):
+    """A listing names a key that obstore cannot parse."""
+
+
+def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
+    """obstore's error as one of the storage contract's, `UnreadableAnswer`, or `exc` itself for a bug of ours."""
+    import obstore.exceptions
+
+    text = str(exc).partition("\n\nDebug source:")[0]
+    status = _STATUS.search(text)
+    if status is not None:
+        if int(status[1]) == _RANGE_NOT_SATISFIABLE:
+            return _BeyondTheEnd()
+        code, message = _CODE.search(text), _MESSAGE.search(text)
+        reason = message[1] if message else f"HTTP status {status[1]}"
+        return s3_errors.of_code(code[1] if code else "", int(status[1]), reason, failure)
+    match exc:
+        case TimeoutError() | ConnectionError():
+            return failure.error(TransientStorageError, str(exc) or type(exc).__name__, s3_errors.HINT_ENDPOINT)
+        case FileNotFoundError() | obstore.exceptions.PermissionDeniedError() | obstore.exceptions.UnauthenticatedError():
+            code_name = "NoSuchKey" if isinstance(exc, FileNotFoundError) else "AccessDenied"
+            return s3_errors.of_code(code_name, 0, text, failure)
+        case obstore.exceptions.AlreadyExistsError() | obstore.exceptions.PreconditionError():
+            return s3_errors.of_code("PreconditionFailed", 0, text, failure)
+        case ValueError() if "pars" in text:
+            return _UnreadableKey(text)
+        case obstore.exceptions.BaseError():
+            if "certificate" in str(exc).lower() or "UnknownIssuer" in str(exc):
+                hint = "name the certificate authority in AWS_CA_BUNDLE"
+                return failure.error(StorageError, "the server's certificate is not trusted", hint)
+            if "Error parsing Path" in text or "illegal character" in text or "empty path segment" in text.lower():
+                return _UnreadableKey(text)
+            if _NETWORK.search(text) is not None:
+                return failure.error(TransientStorageError, text, s3_errors.HINT_ENDPOINT)
+            return UnreadableAnswer(" ".join(text.split())[: s3_errors.MAX_REASON_CHARACTERS])
+    return exc
+
+
+def _options(range: Range | None) -> GetOptions:
+    if range is None:
+        return {}
+    return {"range": (range.start, range.stop) if isinstance(range, ByteRange) else {"suffix": range.length}}
+
+
+def _blob(answer: GetResult, range: Range | None) -> Blob:
+    """The object or its part. Not more is read than was asked for, nor slower than `MIN_BYTES_PER_S`."""
+    meta = answer.meta
+    size = meta["size"]
+    start, stop = answer.range
+    wanted = resolve_range(range, size)
+    deadline = time.monotonic() + READ_TIMEOUT_S + (wanted.stop - wanted.start) / MIN_BYTES_PER_S
+    parts: list[bytes] = []
+    received = 0
+    for part in answer.stream(min_chunk_size=BODY_CHUNK_BYTES):
+        trio.from_thread.check_cancelled()
+        parts.append(bytes(part))
+        received += len(part)
+        if received > stop - start:
+            raise ConnectionError(f"the answer is longer than the {stop - start} bytes that it announces")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
+    if received != stop - start:
+        raise ConnectionError(f"the answer ended after {received} of {stop - start} bytes")
+    data = b"".join(parts)
+    if (start, stop) != (wanted.start, wanted.stop):
+        data = data[wanted.start - start : wanted.stop - start]
+    return Blob(data=data, size=size, etag=meta["e_tag"] or "")
+
+
+def _bounded(pages: Iterable[Sequence[ObjectMeta]]) -> Iterable[Sequence[ObjectMeta]]:
+    """The pages of a listing, as long as it is not cancelled and ends in time."""
+    deadline = time.monotonic() + LIST_TIMEOUT_S
+    for page in pages:
+        trio.from_thread.check_cancelled()
+        yield page
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the listing has not ended after {LIST_TIMEOUT_S:g} s")
+
+
+def _info(meta: ObjectMeta, key: str) -> ObjectInfo:
+    modified: datetime = meta["last_modified"]
+    return ObjectInfo(key, meta["size"], milliseconds(modified), meta["e_tag"] or "")
