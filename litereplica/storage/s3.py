@@ -10,6 +10,7 @@ Only `start_after` relies on the store's order, which is the same everywhere amo
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import trio
 
 from litereplica.errors import NotFound, PreconditionFailed
 from litereplica.storage import s3_errors
-from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
 from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S, connect
 from litereplica.storage.s3_upload import MULTIPART_BYTES, Target, upload_in_parts
@@ -43,7 +44,12 @@ DELETE_BATCH = 1000
 READ_CHUNK_BYTES = 1 << 20
 MIN_BYTES_PER_S = 64 << 10
 """A body may take `READ_TIMEOUT_S` and this rate: one that drips in slower is given up."""
+IGNORED_RANGE_LIMIT = 16 << 20
+"""From a store that ignores ranges so much is read for a part; an object beyond it cannot be read in parts there."""
+UNANNOUNCED_LIMIT = 64 << 20
+"""The longest body that may come without a length."""
 
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _RANGE_NOT_SATISFIABLE = 416
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -79,7 +85,7 @@ class S3Storage(Storage):
                 if _status(exc) == _RANGE_NOT_SATISFIABLE:
                     return None
                 raise
-            return _blob(answer, range)
+            return _blob(client, where, answer, range)
 
         blob = await self._run(f"read {key}", fetch, key=key)
         return await self._get_nothing(key) if blob is None else blob
@@ -99,12 +105,12 @@ class S3Storage(Storage):
     async def head(self, key: str) -> ObjectInfo:
         where = self._where(key)
         answer = await self._run(f"read {key}", lambda client: client.head_object(**where), key=key)
-        given_ms = timestamp_ms(answer["Metadata"].get(TIMESTAMP_METADATA, ""))
+        given_ms = timestamp_ms(answer.get("Metadata", {}).get(TIMESTAMP_METADATA, ""))
         return ObjectInfo(
             key=key,
             size=answer["ContentLength"],
-            modified_ms=milliseconds(answer["LastModified"]) if given_ms is None else given_ms,
-            etag=answer["ETag"],
+            modified_ms=given_ms or _modified_ms(answer),
+            etag=answer.get("ETag", ""),
         )
 
     async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
@@ -158,7 +164,7 @@ class S3Storage(Storage):
             if isinstance(body, Path) and size >= MULTIPART_BYTES:
                 return size
             data = body.read_bytes() if isinstance(body, Path) else body
-            return client.put_object(**target.where, Body=data, Metadata=metadata, **condition)["ETag"]
+            return client.put_object(**target.where, Body=data, Metadata=metadata, **condition).get("ETag", "")
 
         sent = await run("write", send)
         if isinstance(sent, str):
@@ -188,7 +194,7 @@ class S3Storage(Storage):
         return ObjectInfo(
             key=entry["Key"].removeprefix(self._base),
             size=entry["Size"],
-            modified_ms=milliseconds(entry["LastModified"]),
+            modified_ms=_modified_ms(entry),
             etag=entry.get("ETag", ""),
         )
 
@@ -226,36 +232,88 @@ def _status(exc: ClientError) -> int:
     return exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
-def _blob(answer: GetObjectOutputTypeDef, range: Range | None) -> Blob:
-    """The object or its part; a store that ignores ranges has sent the whole object."""
-    data = _read_body(answer)
-    content_range = answer.get("ContentRange", "")
-    if content_range:
-        return Blob(data=data, size=int(content_range.rpartition("/")[2]), etag=answer["ETag"])
-    return Blob(data=data[resolve_range(range, len(data))], size=len(data), etag=answer["ETag"])
+def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDef, range: Range | None) -> Blob:
+    """The object, or its part. Nothing is taken for granted that stores leave out, and no more is read than asked for.
+
+    Raises `ConnectionError`, `TimeoutError` or `ValueError` for an answer that does not fit the question.
+    """
+    try:
+        length = answer.get("ContentLength")
+        part = parse_content_range(answer.get("ContentRange", ""))
+        if part is None:
+            skipped, size = 0, length
+            limit = _whole_limit(range, length)
+        else:
+            start, stop, size = part
+            limit = stop - start
+            if isinstance(range, ByteRange) and (start, stop <= range.stop) != (range.start, True):
+                raise ValueError(f"the answer has bytes {start} to {stop - 1}, asked for were {_range_header(range)}")
+            if isinstance(range, Suffix) and limit > range.length:
+                raise ValueError(f"the answer has {limit} bytes, asked for were the last {range.length}")
+            skipped = start
+        data = _read_body(answer, limit)
+    except BaseException:
+        answer["Body"]._raw_stream.close()  # type: ignore[attr-defined] # the connection has bytes left
+        raise
+    if size is None:
+        size = len(data) if part is None else client.head_object(**where)["ContentLength"]
+    if part is None:
+        wanted = resolve_range(range, size)
+        data = data[wanted.start - skipped : wanted.stop - skipped]
+    return Blob(data=data, size=size, etag=answer.get("ETag", ""))
 
 
-def _read_body(answer: GetObjectOutputTypeDef) -> bytes:
-    """All of a body, but neither slower than `MIN_BYTES_PER_S` nor beyond a cancellation."""
-    length = answer["ContentLength"]
-    deadline = time.monotonic() + READ_TIMEOUT_S + length / MIN_BYTES_PER_S
+def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
+    """(start, stop, size) of a `Content-Range` header; size None for `*`; None without the header."""
+    if not text:
+        return None
+    match = _CONTENT_RANGE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"the answer has the Content-Range {text[:100]!r}")
+    start, last, size = match.groups()
+    return int(start), int(last) + 1, None if size == "*" else int(size)
+
+
+def _whole_limit(range: Range | None, length: int | None) -> int | None:
+    """Bytes to read of an answer that has the whole object; None: all of them."""
+    if range is None:
+        return length
+    stop = range.stop if isinstance(range, ByteRange) else length
+    limit = length if stop is None else stop if length is None else min(stop, length)
+    if limit is None or limit > IGNORED_RANGE_LIMIT:
+        raise ValueError("the store ignores the Range header, and the object is large")
+    return limit
+
+
+def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
+    """The first `limit` bytes of a body (None: all), neither slower than `MIN_BYTES_PER_S` nor beyond a cancellation."""
+    announced = answer.get("ContentLength")
+    deadline = time.monotonic() + READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
     # boto's own wrapper blocks until it has all bytes of a read, however slowly they come.
     stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
     parts: list[bytes] = []
-    try:
-        while part := stream.read1(READ_CHUNK_BYTES):
-            parts.append(part)
-            trio.from_thread.check_cancelled()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
-    except BaseException:
-        stream.close()  # the connection has bytes left that nobody wants
-        raise
-    stream.release_conn()
-    data = b"".join(parts)
-    if len(data) != length:
-        raise ConnectionError(f"the answer ended after {len(data)} of {length} bytes")
-    return data
+    received = 0
+    while (limit is None or received < limit) and (part := stream.read1(READ_CHUNK_BYTES)):
+        parts.append(part)
+        received += len(part)
+        trio.from_thread.check_cancelled()
+        if time.monotonic() > deadline + (received / MIN_BYTES_PER_S if limit is None else 0):
+            raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
+        if limit is None and received > UNANNOUNCED_LIMIT:
+            raise ValueError(f"the answer has no length, and more than {UNANNOUNCED_LIMIT} bytes")
+    if limit is not None and received < limit:
+        raise ConnectionError(f"the answer ended after {received} of {limit} bytes")
+    if received == announced or announced is None:
+        stream.release_conn()
+    else:
+        stream.close()  # the connection has bytes left
+    return b"".join(parts)[:limit]
+
+
+def _modified_ms(answer: Any) -> int:
+    """The time of an object, or of an entry of a listing; 0 where the store names none."""
+    modified: datetime | None = answer.get("LastModified")
+    return 0 if modified is None else milliseconds(modified)
 
 
 def milliseconds(moment: datetime) -> int:

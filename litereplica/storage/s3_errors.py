@@ -103,6 +103,9 @@ def translated(exc: Exception, failure: Failure) -> StorageError | None:
             return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
         case OSError():
             return failure.error(StorageError, str(exc), "check the local file that was to be sent")
+        case KeyError() | ValueError() | TypeError() | AttributeError():
+            reason = f"the store's answer has an unexpected form: {exc!r}"
+            return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
         case boto.BotoCoreError():
             return failure.error(StorageError, str(exc), HINT_ENDPOINT)
     return None

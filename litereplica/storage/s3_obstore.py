@@ -19,6 +19,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,9 +66,9 @@ BODY_CHUNK_BYTES = 1
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
+_DELETE_REFUSED = re.compile(r"request failed for key (?P<key>.+?): (?P<message>.*) \(code: (?P<code>\w+)\)", re.DOTALL)
 _RANGE_NOT_SATISFIABLE = 416
 _NETWORK = re.compile(r"HTTP error|error sending request|error decoding|timed? ?out|connection|body", re.IGNORECASE)
-_UNREADABLE = re.compile(r"header|Content-Length|Content-Range|content length|content range|last.modified", re.IGNORECASE)
 
 
 class UnreadableAnswer(Exception):
@@ -153,11 +155,11 @@ class ObstoreS3Storage(Storage):
             return [_info(meta, meta["path"]) for page in _bounded(pages) for meta in page]
 
         doing = f"list {prefix or 'objects'}"
-        found = await self._run(
-            doing, fetch, lambda: self._complete.list(prefix, start_after=start_after), key=prefix
-        )
+        found = await self._run(doing, fetch, lambda: self._complete.list(prefix, start_after=start_after), key=prefix)
         wanted = (
-            info for info in found if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
+            info
+            for info in found
+            if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
         )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
 
@@ -204,14 +206,10 @@ class ObstoreS3Storage(Storage):
 
             obstore.delete(store, list(keys))
 
-        try:
+        with suppress(NotFound):
             await self._run(doing, send, lambda: self._complete.delete(keys), key=keys[0])
-        except NotFound:
-            return
 
-    async def _run(
-        self, doing: str, action: Callable[[S3Store], T], complete: Callable[[], Any], *, key: str
-    ) -> T:
+    async def _run(self, doing: str, action: Callable[[S3Store], T], complete: Callable[[], Any], *, key: str) -> T:
         """Run `action` in a thread, its errors translated; or `complete`, if obstore cannot read this store's answers.
 
         `doing` is a verb with its object, for messages.
@@ -237,7 +235,7 @@ class ObstoreS3Storage(Storage):
         except (StorageError, _BeyondTheEnd):
             raise
         except Exception as exc:
-            raise translated(exc, failure) from exc
+            raise translated(exc, failure, self._base) from exc
 
     def _connected(self, failure: s3_errors.Failure) -> S3Store:
         with self._connecting:
@@ -257,8 +255,11 @@ class _UnreadableKey(Exception):
     """A listing names a key that obstore cannot parse."""
 
 
-def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
-    """obstore's error as one of the storage contract's, `UnreadableAnswer`, or `exc` itself for a bug of ours."""
+def translated(exc: Exception, failure: s3_errors.Failure, base: str) -> Exception:
+    """obstore's error as one of the storage contract's, `UnreadableAnswer`, or `exc` itself for a bug of ours.
+
+    `base` is the part of the bucket's keys that is not part of ours.
+    """
     import obstore.exceptions
 
     text = str(exc).partition("\n\nDebug source:")[0]
@@ -269,10 +270,18 @@ def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
         code, message = _CODE.search(text), _MESSAGE.search(text)
         reason = message[1] if message else f"HTTP status {status[1]}"
         return s3_errors.of_code(code[1] if code else "", int(status[1]), reason, failure)
+    refused = _DELETE_REFUSED.search(text)
+    if refused is not None:
+        key = refused["key"].removeprefix(base)
+        return s3_errors.of_code(
+            refused["code"], 0, refused["message"], replace(failure, doing=f"delete {key}", key=key)
+        )
     match exc:
         case TimeoutError() | ConnectionError():
             return failure.error(TransientStorageError, str(exc) or type(exc).__name__, s3_errors.HINT_ENDPOINT)
-        case FileNotFoundError() | obstore.exceptions.PermissionDeniedError() | obstore.exceptions.UnauthenticatedError():
+        case (
+            FileNotFoundError() | obstore.exceptions.PermissionDeniedError() | obstore.exceptions.UnauthenticatedError()
+        ):
             code_name = "NoSuchKey" if isinstance(exc, FileNotFoundError) else "AccessDenied"
             return s3_errors.of_code(code_name, 0, text, failure)
         case obstore.exceptions.AlreadyExistsError() | obstore.exceptions.PreconditionError():

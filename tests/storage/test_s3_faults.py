@@ -20,10 +20,11 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.storage import ByteRange, parse_url
+from litereplica.storage import ByteRange, Storage, parse_url
 from litereplica.storage import s3 as s3_module
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_errors import Failure, of_code
+from litereplica.storage.s3_obstore import ObstoreS3Storage
 from tests.helpers.waiting import wait_until
 
 SILENCE_S = 20.0
@@ -77,10 +78,18 @@ def test_each_code_of_s3_has_its_error(code: str, status: int, kind: type[Storag
 
 
 Serve = Callable[[socket.socket, bytes], None]
+Backend = type[S3Storage] | type[ObstoreS3Storage]
+
+
+@pytest.fixture(params=[S3Storage, ObstoreS3Storage], ids=["boto3", "obstore"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of the two clients."""
+    chosen: Backend = request.param
+    return chosen
 
 
 @contextmanager
-def tcp_server(serve: Serve) -> Iterator[tuple[S3Storage, list[bytes]]]:
+def tcp_server(backend: Backend, serve: Serve) -> Iterator[tuple[Storage, list[bytes]]]:
     """A server that reads the head of one request per connection, then does what the test says."""
     requests: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
@@ -110,7 +119,7 @@ def tcp_server(serve: Serve) -> Iterator[tuple[S3Storage, list[bytes]]]:
     thread.start()
     port = listener.getsockname()[1]
     try:
-        yield S3Storage(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")), requests
+        yield backend(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")), requests
     finally:
         with socket.create_connection(("127.0.0.1", port)) as last:
             last.sendall(b"stop\r\n\r\n")
@@ -120,11 +129,11 @@ def tcp_server(serve: Serve) -> Iterator[tuple[S3Storage, list[bytes]]]:
 
 def answer(body: bytes, *, length: int | None = None, status: str = "200 OK", extra: str = "") -> bytes:
     length = len(body) if length is None else length
-    head = f'HTTP/1.1 {status}\r\nETag: "e"\r\nContent-Length: {length}\r\n{extra}Connection: close\r\n\r\n'
-    return head.encode() + body
+    headers = f'ETag: "e"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {length}\r\n{extra}'
+    return f"HTTP/1.1 {status}\r\n{headers}Connection: close\r\n\r\n".encode() + body
 
 
-async def error_of_get(storage: S3Storage) -> StorageError:
+async def error_of_get(storage: Storage) -> StorageError:
     with pytest.raises(StorageError) as caught:
         await storage.get("0000/k")
     await storage.aclose()
@@ -133,54 +142,56 @@ async def error_of_get(storage: S3Storage) -> StorageError:
     return caught.value
 
 
-async def test_a_connection_that_is_refused_is_transient_and_the_endpoint_is_named() -> None:
+async def test_a_connection_that_is_refused_is_transient_and_the_endpoint_is_named(backend: Backend) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    error = await error_of_get(S3Storage(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")))
+    error = await error_of_get(backend(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")))
     assert isinstance(error, TransientStorageError)
     assert str(port) in str(error)
     assert "endpoint" in (error.hint or "")
 
 
-async def test_a_connection_that_is_closed_without_an_answer_is_transient() -> None:
-    with tcp_server(lambda connection, _: None) as (storage, requests):
+async def test_a_connection_that_is_closed_without_an_answer_is_transient(backend: Backend) -> None:
+    with tcp_server(backend, lambda connection, _: None) as (storage, requests):
         assert isinstance(await error_of_get(storage), TransientStorageError)
         assert len(requests) == 1, "boto must not try again by itself"
 
 
-async def test_a_reset_is_transient() -> None:
+async def test_a_reset_is_transient(backend: Backend) -> None:
     def reset(connection: socket.socket, _: bytes) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-    with tcp_server(reset) as (storage, _):
+    with tcp_server(backend, reset) as (storage, _):
         assert isinstance(await error_of_get(storage), TransientStorageError)
 
 
-async def test_a_body_that_ends_early_is_transient() -> None:
-    with tcp_server(lambda connection, _: connection.sendall(answer(b"12345", length=10))) as (storage, _):
+async def test_a_body_that_ends_early_is_transient(backend: Backend) -> None:
+    with tcp_server(backend, lambda connection, _: connection.sendall(answer(b"12345", length=10))) as (storage, _):
         assert isinstance(await error_of_get(storage), TransientStorageError)
 
 
 @pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"])
-async def test_a_busy_server_is_transient_and_asked_once(status: str) -> None:
+async def test_a_busy_server_is_transient_and_asked_once(backend: Backend, status: str) -> None:
     reply = answer(b"<html>busy</html>", status=status)
-    with tcp_server(lambda connection, _: connection.sendall(reply)) as (storage, requests):
+    with tcp_server(backend, lambda connection, _: connection.sendall(reply)) as (storage, requests):
         assert isinstance(await error_of_get(storage), TransientStorageError)
         assert len(requests) == 1
 
 
-async def test_silence_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_is_transient(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litereplica.storage.s3_client.READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("litereplica.storage.s3_connection.READ_TIMEOUT_S", 0.3)
 
     def silent(connection: socket.socket, _: bytes) -> None:
         connection.recv(1)  # until the client gives up
 
-    with tcp_server(silent) as (storage, _):
+    with tcp_server(backend, silent) as (storage, _):
         assert isinstance(await error_of_get(storage), TransientStorageError)
 
 
-async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_drips_is_given_up(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("litereplica.storage.s3_obstore.READ_TIMEOUT_S", 0.3)
 
     def drip(connection: socket.socket, _: bytes) -> None:
         connection.sendall(answer(b"", length=1000))
@@ -188,7 +199,7 @@ async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
             connection.sendall(b"x")
             time.sleep(0.02)
 
-    with tcp_server(drip) as (storage, _):
+    with tcp_server(backend, drip) as (storage, _):
         started = time.monotonic()
         error = await error_of_get(storage)
         assert isinstance(error, TransientStorageError)
@@ -196,13 +207,13 @@ async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         assert time.monotonic() - started < 5
 
 
-async def test_a_cancelled_read_returns_while_the_server_is_silent() -> None:
+async def test_a_cancelled_read_returns_while_the_server_is_silent(backend: Backend) -> None:
     release = threading.Event()
 
     def silent(_: socket.socket, __: bytes) -> None:
         release.wait(SILENCE_S)
 
-    with tcp_server(silent) as (storage, requests):
+    with tcp_server(backend, silent) as (storage, requests):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.get, "0000/k")
             await wait_until(lambda: len(requests) == 1, within_s=SILENCE_S)
@@ -212,17 +223,17 @@ async def test_a_cancelled_read_returns_while_the_server_is_silent() -> None:
         release.set()
 
 
-async def test_a_store_that_ignores_ranges_still_gives_the_part() -> None:
-    with tcp_server(lambda connection, _: connection.sendall(answer(b"0123456789"))) as (storage, requests):
+async def test_a_store_that_ignores_ranges_still_gives_the_part(backend: Backend) -> None:
+    with tcp_server(backend, lambda connection, _: connection.sendall(answer(b"0123456789"))) as (storage, requests):
         blob = await storage.get("0000/k", ByteRange(2, 4))
         await storage.aclose()
     assert (blob.data, blob.size) == (b"23", 10)
     assert b"bytes=2-3" in requests[0]
 
 
-async def test_something_that_is_not_s3_is_a_final_error() -> None:
+async def test_something_that_is_not_s3_is_a_final_error(backend: Backend) -> None:
     page = answer(b"<html><body>Welcome</body>", status="400 Bad Request")
-    with tcp_server(lambda connection, _: connection.sendall(page)) as (storage, _):
+    with tcp_server(backend, lambda connection, _: connection.sendall(page)) as (storage, _):
         with pytest.raises(StorageError) as caught:
             await storage.list("0000/")
         await storage.aclose()
@@ -230,22 +241,22 @@ async def test_something_that_is_not_s3_is_a_final_error() -> None:
     assert "endpoint" in (caught.value.hint or "")
 
 
-async def test_a_batch_deletion_reports_the_keys_that_failed() -> None:
+async def test_a_batch_deletion_reports_the_keys_that_failed(backend: Backend) -> None:
     error = b"<Error><Key>path/0000/b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
     failed = b"<DeleteResult>" + error + b"</DeleteResult>"
-    with tcp_server(lambda connection, _: connection.sendall(answer(failed))) as (storage, requests):
+    with tcp_server(backend, lambda connection, _: connection.sendall(answer(failed))) as (storage, requests):
         with pytest.raises(AccessDenied) as caught:
             await storage.delete(["0000/a", "0000/b"])
         await storage.aclose()
     assert caught.value.key == "0000/b"
     head = requests[0].lower()
     assert b"content-md5:" in head
-    assert b"x-amz-checksum" not in head
+    assert b"x-amz-trailer" not in head
     assert b"aws-chunked" not in head
 
 
-async def test_a_put_carries_no_checksum_trailer() -> None:
-    with tcp_server(lambda connection, _: connection.sendall(answer(b""))) as (storage, requests):
+async def test_a_put_carries_no_checksum_trailer(backend: Backend) -> None:
+    with tcp_server(backend, lambda connection, _: connection.sendall(answer(b""))) as (storage, requests):
         assert await storage.put_if_absent("0000/k", b"x") == '"e"'
         await storage.aclose()
     head = requests[0].lower()
@@ -253,3 +264,58 @@ async def test_a_put_carries_no_checksum_trailer() -> None:
     assert b"x-amz-checksum" not in head
     assert b"aws-chunked" not in head
     assert b"x-amz-trailer" not in head
+
+
+# Answers of another shape than S3's
+
+
+def headers(*lines: str, body: bytes = b"0123456789", status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "Connection: close", "", ""]).encode() + body
+
+
+TIME = "Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT"
+CHUNKED = b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        headers(TIME, "Content-Length: 10"),
+        headers('ETag: "e"', "Content-Length: 10"),
+        headers('etag: "e"', "last-modified: Thu, 01 Jan 2026 00:00:00 GMT", "content-length: 10"),
+        headers('ETag: "e"', TIME, "Transfer-Encoding: chunked", body=CHUNKED),
+        headers('ETag: "e"', TIME),
+        headers('ETag: "e"', TIME, "Content-Length: 10", "Content-Range: bytes 0-9/*", status="206 Partial Content"),
+    ],
+    ids=["no etag", "no time", "lower case", "chunked", "no length", "unknown size"],
+)
+async def test_an_answer_of_another_shape_is_read(backend: Backend, reply: bytes) -> None:
+    with tcp_server(backend, lambda connection, _: connection.sendall(reply)) as (storage, _):
+        blob = await storage.get("0000/k", ByteRange(0, 10))
+        await storage.aclose()
+    assert (blob.data, blob.size) == (b"0123456789", 10)
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["whole object", "longer part"])
+async def test_a_body_that_is_longer_than_the_range_is_not_read_to_its_end(backend: Backend, partial: bool) -> None:
+    sent = 0
+    length = 1 << 33
+    kind = [f"Content-Range: bytes 0-{length - 1}/{length}"] if partial else []
+    status = "206 Partial Content" if partial else "200 OK"
+
+    def flood(connection: socket.socket, _: bytes) -> None:
+        nonlocal sent
+        announced = f"Content-Length: {length}"
+        connection.sendall(headers('ETag: "e"', TIME, announced, *kind, body=b"", status=status))
+        while sent < length:
+            connection.sendall(bytes(1 << 20))
+            sent += 1 << 20
+
+    with tcp_server(backend, flood) as (storage, _):
+        if partial:
+            with pytest.raises(StorageError):
+                await storage.get("0000/k", ByteRange(0, 100))
+        else:
+            assert (await storage.get("0000/k", ByteRange(0, 100))).data == bytes(100)
+        await storage.aclose()
+    assert sent < 100 << 20
