@@ -10,21 +10,24 @@ Only `start_after` relies on the store's order, which is the same everywhere amo
 
 from __future__ import annotations
 
+import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from litereplica.errors import NotFound, PreconditionFailed
+from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
-from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S, connect
+from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S, connect, send_content_md5
+from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import MULTIPART_BYTES, Target, upload_in_parts
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
     from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -59,11 +64,10 @@ class S3Storage(Storage):
 
     def __init__(self, url: ReplicaURL, credentials: Credentials | None = None) -> None:
         self._url = url
-        self._credentials = credentials
         self._base = url.path + "/" if url.path else ""
         self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
-        self._connecting = threading.Lock()
-        self._client: S3Client | None = None
+        self._connection = Connection(lambda: connect(url, credentials))
+        self._deletes_singly = False  # Google's interoperability API has no DeleteObjects
 
     @property
     def url(self) -> str:
@@ -139,13 +143,19 @@ class S3Storage(Storage):
     async def delete_if_match(self, key: str, etag: str) -> None:
         where = self._where(key)
         try:
-            await self._run(f"delete {key}", lambda client: client.delete_object(**where, IfMatch=etag), key=key)
+            await self._run(
+                f"delete {key}",
+                lambda client: client.delete_object(**where, IfMatch=etag),
+                key=key,
+                conditional=True,
+            )
         except NotFound as exc:
             raise PreconditionFailed(exc.message, key=key) from exc
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            self._client.close()  # first of all: the caller may be cancelled
+        client = self._connection.take()
+        if client is not None:
+            client.close()  # first of all: the caller may be cancelled
         await trio.lowlevel.checkpoint()
 
     async def _get_nothing(self, key: str) -> Blob:
@@ -157,7 +167,7 @@ class S3Storage(Storage):
         target = Target(where=self._where(key), metadata=metadata, condition=condition)
 
         async def run(doing: str, action: Callable[[S3Client], T]) -> T:
-            return await self._run(f"{doing} {key}", action, key=key)
+            return await self._run(f"{doing} {key}", action, key=key, conditional=bool(condition))
 
         def send(client: S3Client) -> str | int:
             size = body.stat().st_size if isinstance(body, Path) else len(body)
@@ -173,18 +183,33 @@ class S3Storage(Storage):
         return await upload_in_parts(body, sent, target, run)
 
     async def _delete_batch(self, keys: Sequence[str]) -> None:
+        if self._deletes_singly:
+            await self._delete_singly(keys)
+            return
         batch = {"Objects": [{"Key": self._base + key} for key in keys], "Quiet": True}
-        answer = await self._run(
-            f"delete {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"delete {keys[0]}",
-            lambda client: client.delete_objects(Bucket=self._url.bucket, Delete=batch),  # type: ignore[arg-type] # a plain dict
-            key=keys[0],
-        )
+        try:
+            answer = await self._run(
+                f"delete {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"delete {keys[0]}",
+                lambda client: client.delete_objects(Bucket=self._url.bucket, Delete=batch),  # type: ignore[arg-type] # a plain dict
+                key=keys[0],
+            )
+        except NotSupported:
+            log.info("%s: the store lacks DeleteObjects: objects are deleted one by one", self.url)
+            self._deletes_singly = True
+            await self._delete_singly(keys)
+            return
         for failed in answer.get("Errors", ()):
             key = failed.get("Key", "").removeprefix(self._base)
             failure = s3_errors.Failure(f"delete {key}", key=key, url=self.url)
             error = s3_errors.of_code(failed.get("Code", ""), 0, failed.get("Message", ""), failure)
             if not isinstance(error, NotFound):
                 raise error
+
+    async def _delete_singly(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            where = self._where(key)
+            with suppress(NotFound):
+                await self._run(f"delete {key}", partial(_delete_one, where), key=key)
 
     def _where(self, key: str) -> dict[str, Any]:
         validate_key(key)
@@ -198,25 +223,39 @@ class S3Storage(Storage):
             etag=entry.get("ETag", ""),
         )
 
-    async def _run(self, doing: str, action: Callable[[S3Client], T], *, key: str) -> T:
+    async def _run(self, doing: str, action: Callable[[S3Client], T], *, key: str, conditional: bool = False) -> T:
         """Run a function of the client in a thread, its errors translated; `doing` is for the message."""
 
         def translating() -> T:
+            client = None
             try:
-                return action(self._connected())
+                client = self._connection.client()
+                return action(client)
             except Exception as exc:
-                error = s3_errors.translated(exc, s3_errors.Failure(doing, key=key, url=self.url))
+                if client is not None and self._is_worth_another_try(exc, client):
+                    return translating()
+                failure = s3_errors.Failure(doing, key=key, url=self.url, conditional=conditional)
+                error = s3_errors.translated(exc, failure)
                 if error is None or error is exc:
                     raise
                 raise error from exc
 
         return await trio.to_thread.run_sync(translating, limiter=self._limiter, abandon_on_cancel=True)
 
-    def _connected(self) -> S3Client:
-        with self._connecting:
-            if self._client is None:
-                self._client = connect(self._url, self._credentials)
-            return self._client
+    def _is_worth_another_try(self, exc: Exception, client: S3Client) -> bool:
+        """Whether something has been learnt from an error: new credentials, or that the store wants Content-MD5."""
+        from botocore.exceptions import ClientError
+
+        if not isinstance(exc, ClientError):
+            return False
+        error = exc.response.get("Error", {})
+        if s3_errors.refuses_credentials(error.get("Code", "")):
+            return self._connection.renew(client)
+        return s3_errors.wants_content_md5(error.get("Message", "")) and send_content_md5(client)
+
+
+def _delete_one(where: dict[str, Any], client: S3Client) -> object:
+    return client.delete_object(**where)
 
 
 def is_empty(range: Range) -> bool:
@@ -240,8 +279,9 @@ def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDe
     try:
         length = answer.get("ContentLength")
         part = parse_content_range(answer.get("ContentRange", ""))
+        size: int | None
         if part is None:
-            skipped, size = 0, length
+            size = length
             limit = _whole_limit(range, length)
         else:
             start, stop, size = part
@@ -250,7 +290,6 @@ def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDe
                 raise ValueError(f"the answer has bytes {start} to {stop - 1}, asked for were {_range_header(range)}")
             if isinstance(range, Suffix) and limit > range.length:
                 raise ValueError(f"the answer has {limit} bytes, asked for were the last {range.length}")
-            skipped = start
         data = _read_body(answer, limit)
     except BaseException:
         answer["Body"]._raw_stream.close()  # type: ignore[attr-defined] # the connection has bytes left
@@ -259,7 +298,7 @@ def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDe
         size = len(data) if part is None else client.head_object(**where)["ContentLength"]
     if part is None:
         wanted = resolve_range(range, size)
-        data = data[wanted.start - skipped : wanted.stop - skipped]
+        data = data[wanted]
     return Blob(data=data, size=size, etag=answer.get("ETag", ""))
 
 
@@ -276,17 +315,16 @@ def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
 
 def _whole_limit(range: Range | None, length: int | None) -> int | None:
     """Bytes to read of an answer that has the whole object; None: all of them."""
-    if range is None:
+    if range is None or length is None:
         return length
-    stop = range.stop if isinstance(range, ByteRange) else length
-    limit = length if stop is None else stop if length is None else min(stop, length)
-    if limit is None or limit > IGNORED_RANGE_LIMIT:
+    limit = min(range.stop, length) if isinstance(range, ByteRange) else length
+    if limit > IGNORED_RANGE_LIMIT:
         raise ValueError("the store ignores the Range header, and the object is large")
     return limit
 
 
 def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
-    """The first `limit` bytes of a body (None: all), neither slower than `MIN_BYTES_PER_S` nor beyond a cancellation."""
+    """The first `limit` bytes of a body (None: all). Ends on cancellation, or below `MIN_BYTES_PER_S`."""
     announced = answer.get("ContentLength")
     deadline = time.monotonic() + READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
     # boto's own wrapper blocks until it has all bytes of a read, however slowly they come.

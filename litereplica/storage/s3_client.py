@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -68,6 +69,19 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
     return client
 
 
+def send_content_md5(client: S3Client) -> bool:
+    """Make a client send Content-MD5 with each put, as buckets with Object Lock demand. False if it did so already."""
+    if client in _SENDING_MD5:
+        return False
+    _SENDING_MD5.add(client)
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"before-call.s3.{operation}", _use_content_md5)
+    return True
+
+
+_SENDING_MD5: WeakSet[Any] = WeakSet()
+
+
 def _region(url: ReplicaURL, configured: str | None) -> str:
     named = next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
     return url.region or named or configured or DEFAULT_REGION
@@ -90,7 +104,13 @@ def _litestream_credentials() -> dict[str, Any]:
 
 
 def _use_content_md5(params: dict[str, Any], **_: Any) -> None:
-    """Batch deletion must carry a checksum. MD5 is the one that every S3-compatible store understands."""
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    """Add Content-MD5: of all checksums the one that every S3-compatible store understands."""
+    body = params["body"]
+    if not isinstance(body, bytes):  # of a put: a file-like object
+        body.seek(0)
+        data = body.read()
+        body.seek(0)
+        body = data
+    digest = hashlib.md5(body, usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
     params["context"].pop("checksum", None)

@@ -1,4 +1,4 @@
-"""obstore's S3 client: its configuration and its credentials.
+"""obstore's S3 client, its configuration and its credentials; and when a client is made anew.
 
 Key pairs that are given, or stand in the environment, are used as they are, and neither boto3 nor botocore is
 imported. For all others (profiles, web identity, assumed roles, single sign-on, metadata services) botocore's chain
@@ -7,10 +7,14 @@ finds them and renews them; obstore asks for them through `_Provider`.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from litereplica.storage.s3_client import CONNECT_TIMEOUT_S, DEFAULT_REGION, READ_TIMEOUT_S
@@ -22,14 +26,61 @@ if TYPE_CHECKING:
     from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
 
+log = logging.getLogger(__name__)
+
+C = TypeVar("C")
+
 REQUEST_TIMEOUT_S = 600.0
-"""The whole of a request: bounds headers that drip. Bodies have a rate to keep, and listings a deadline of their own."""
+"""The whole of a request: bounds headers that drip. Bodies have a least rate, and listings have a deadline."""
+RENEW_INTERVAL_S = 10.0
+"""Credentials that are refused are looked up again at most this often: each time costs a request and some files."""
 CREDENTIAL_LIFE = timedelta(minutes=5)
 """botocore is asked again after so long; it renews what is about to expire, and reads nothing else anew."""
 
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CONFIG_FILE = "AWS_CONFIG_FILE"
+
+
+class Connection(Generic[C]):
+    """The client of one store: made at the first request, and anew when the store refuses its credentials.
+
+    Credentials change under a daemon that runs for weeks: files and tokens are replaced, keys are withdrawn. May be
+    used from several threads.
+    """
+
+    def __init__(self, connect: Callable[[], C], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._client: C | None = None
+        self._renewed_at = -RENEW_INTERVAL_S
+
+    def client(self) -> C:
+        """The client. Blocks while it is made; raises what `connect` raises."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def renew(self, refused: C) -> bool:
+        """Whether another client than `refused`, with credentials that were looked up later, is to be tried."""
+        with self._lock:
+            if self._client is not refused:
+                return True
+            now = self._clock()
+            if now - self._renewed_at < RENEW_INTERVAL_S:
+                return False
+            self._renewed_at = now
+            self._client = None
+        log.info("the store refuses the credentials: looking them up again")
+        return True
+
+    def take(self) -> C | None:
+        """The client, if there is one, which is forgotten here."""
+        with self._lock:
+            client, self._client = self._client, None
+            return client
 
 
 def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:

@@ -56,6 +56,8 @@ HINT_BUCKET = "create the bucket, or correct its name, the endpoint or the regio
 HINT_ENDPOINT = "check that the endpoint in the URL is right and that its server is running"
 HINT_REGION = "name the bucket's region in the URL: region=…"
 HINT_LATER = "try again later"
+HINT_LACKING = "the store does not offer this operation: see its documentation, or use another store"
+HINT_REFUSED = "the reason is the store's own: see its documentation or its operator"
 HINT_CONDITIONS = (
     "use a store that knows conditional requests, or make sure that no other writer ever publishes there and add "
     "--no-lease"
@@ -64,15 +66,29 @@ HINT_CONDITIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that failed: `doing` is a verb with its object, such as `read 0000/….ltx`."""
+    """A request that failed: `doing` is a verb with its object, such as `read 0000/….ltx`.
+
+    `conditional`: it had a condition, as If-None-Match.
+    """
 
     doing: str
     key: str
     url: str
+    conditional: bool = False
 
     def error(self, kind: type[StorageError], reason: str, hint: str | None = None) -> StorageError:
         one_line = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
         return kind(f"cannot {self.doing} in {self.url}: {one_line}", key=self.key, hint=hint)
+
+
+def refuses_credentials(code: str) -> bool:
+    """Whether an S3 error code says that the credentials are unknown, wrong or expired."""
+    return code in _WRONG_CREDENTIALS
+
+
+def wants_content_md5(message: str) -> bool:
+    """Whether an error says that a request lacks Content-MD5, or the checksum header that may replace it."""
+    return "content-md5" in message.lower()
 
 
 def translated(exc: Exception, failure: Failure) -> StorageError | None:
@@ -123,13 +139,14 @@ def of_code(code: str, status: int, message: str, failure: Failure) -> StorageEr
     if code in _WRONG_CREDENTIALS:
         return failure.error(AccessDenied, reason, HINT_CREDENTIALS)
     if code == "NotImplemented" or status == 501:
-        return failure.error(NotSupported, reason, HINT_CONDITIONS)
+        return failure.error(NotSupported, reason, HINT_CONDITIONS if failure.conditional else HINT_LACKING)
     if code in _TRANSIENT or status in _TRANSIENT_STATUS or status >= 500:
         return failure.error(TransientStorageError, reason, HINT_LATER)
     if code == "NoSuchKey" or status == 404:
         return failure.error(NotFound, "it does not exist")
     if code == "AccessDenied" or status in (401, 403):
-        return failure.error(AccessDenied, reason, HINT_RIGHTS)
+        unspecific = not code or code.isdigit() or code in ("AccessDenied", "Forbidden")
+        return failure.error(AccessDenied, reason, HINT_RIGHTS if unspecific else HINT_REFUSED)
     if code == "PreconditionFailed" or status == 412:
         return failure.error(PreconditionFailed, "it is in another state")
     return failure.error(StorageError, reason, HINT_ENDPOINT)

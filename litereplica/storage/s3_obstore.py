@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
+from litereplica.errors import NotFound, NotSupported, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage import s3_errors
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
@@ -42,7 +40,7 @@ from litereplica.storage.s3 import (
     timestamp_ms,
 )
 from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S
-from litereplica.storage.s3_connection import connect
+from litereplica.storage.s3_connection import Connection, connect
 from litereplica.storage.s3_upload import MULTIPART_BYTES
 
 if TYPE_CHECKING:
@@ -63,6 +61,8 @@ LIST_TIMEOUT_S = 120.0
 BODY_CHUNK_BYTES = 1
 """Chunks are handed over as they arrive, so that a body that drips is noticed."""
 
+_DEBUG = "\n\nDebug source:"
+"""Where the message of an error of obstore's ends and the dump of its internals begins."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
@@ -71,8 +71,8 @@ _RANGE_NOT_SATISFIABLE = 416
 _NETWORK = re.compile(r"HTTP error|error sending request|error decoding|timed? ?out|connection|body", re.IGNORECASE)
 
 
-class UnreadableAnswer(Exception):
-    """The store answered in a form that obstore cannot read, and boto3 may."""
+class Unusable(Exception):
+    """The store answers in a form that obstore cannot read, or wants what it does not send; boto3 may do."""
 
 
 class ObstoreS3Storage(Storage):
@@ -80,13 +80,11 @@ class ObstoreS3Storage(Storage):
 
     def __init__(self, url: ReplicaURL, credentials: Credentials | None = None) -> None:
         self._url = url
-        self._credentials = credentials
         self._base = url.path + "/" if url.path else ""
         self._complete = S3Storage(url, credentials)
         self._use_complete = False
         self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
-        self._connecting = threading.Lock()
-        self._store: S3Store | None = None
+        self._connection = Connection(lambda: connect(url, credentials))
 
     @property
     def url(self) -> str:
@@ -173,7 +171,7 @@ class ObstoreS3Storage(Storage):
         await self._complete.delete_if_match(key, etag)
 
     async def aclose(self) -> None:
-        self._store = None
+        self._connection.take()
         await self._complete.aclose()
 
     async def _get_nothing(self, key: str) -> Blob:
@@ -196,7 +194,7 @@ class ObstoreS3Storage(Storage):
             sent = obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
             return sent["e_tag"] or ""
 
-        return await self._run(f"write {key}", send, complete, key=key)
+        return await self._run(f"write {key}", send, complete, key=key, conditional=mode != "overwrite")
 
     async def _delete_batch(self, keys: Sequence[str]) -> None:
         doing = f"delete {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"delete {keys[0]}"
@@ -206,10 +204,22 @@ class ObstoreS3Storage(Storage):
 
             obstore.delete(store, list(keys))
 
-        with suppress(NotFound):
+        try:
             await self._run(doing, send, lambda: self._complete.delete(keys), key=keys[0])
+        except NotSupported:  # of DeleteObjects
+            await self._complete.delete(keys)
+        except NotFound:
+            return
 
-    async def _run(self, doing: str, action: Callable[[S3Store], T], complete: Callable[[], Any], *, key: str) -> T:
+    async def _run(
+        self,
+        doing: str,
+        action: Callable[[S3Store], T],
+        complete: Callable[[], Any],
+        *,
+        key: str,
+        conditional: bool = False,
+    ) -> T:
         """Run `action` in a thread, its errors translated; or `complete`, if obstore cannot read this store's answers.
 
         `doing` is a verb with its object, for messages.
@@ -217,34 +227,33 @@ class ObstoreS3Storage(Storage):
         if not self._use_complete:
             try:
                 return await trio.to_thread.run_sync(
-                    lambda: self._translating(doing, action, key), limiter=self._limiter, abandon_on_cancel=True
+                    lambda: self._translating(doing, action, key=key, conditional=conditional),
+                    limiter=self._limiter,
+                    abandon_on_cancel=True,
                 )
-            except UnreadableAnswer as exc:
+            except Unusable as exc:
                 if not self._use_complete:
-                    log.warning("%s: obstore cannot read an answer (%s): using boto3 from now on", self.url, exc)
+                    log.warning(
+                        "%s: obstore cannot be used with this store (%s): using boto3 from now on", self.url, exc
+                    )
                 self._use_complete = True
             except _UnreadableKey as exc:
                 log.debug("%s: %s: asking boto3", self.url, exc)
         found: T = await complete()
         return found
 
-    def _translating(self, doing: str, action: Callable[[S3Store], T], key: str) -> T:
-        failure = s3_errors.Failure(doing, key=key, url=self.url)
+    def _translating(self, doing: str, action: Callable[[S3Store], T], *, key: str, conditional: bool) -> T:
+        failure = s3_errors.Failure(doing, key=key, url=self.url, conditional=conditional)
         try:
-            return action(self._connected(failure))
-        except (StorageError, _BeyondTheEnd):
-            raise
+            store = self._connection.client()
         except Exception as exc:
+            raise s3_errors.translated(exc, failure) or exc from exc
+        try:
+            return action(store)
+        except Exception as exc:
+            if _refuses_credentials(exc) and self._connection.renew(store):
+                return self._translating(doing, action, key=key, conditional=conditional)
             raise translated(exc, failure, self._base) from exc
-
-    def _connected(self, failure: s3_errors.Failure) -> S3Store:
-        with self._connecting:
-            if self._store is None:
-                try:
-                    self._store = connect(self._url, self._credentials)
-                except Exception as exc:
-                    raise s3_errors.translated(exc, failure) or exc from exc
-            return self._store
 
 
 class _BeyondTheEnd(Exception):
@@ -255,19 +264,26 @@ class _UnreadableKey(Exception):
     """A listing names a key that obstore cannot parse."""
 
 
+def _refuses_credentials(exc: Exception) -> bool:
+    code = _CODE.search(str(exc).partition(_DEBUG)[0])
+    return code is not None and s3_errors.refuses_credentials(code[1])
+
+
 def translated(exc: Exception, failure: s3_errors.Failure, base: str) -> Exception:
-    """obstore's error as one of the storage contract's, `UnreadableAnswer`, or `exc` itself for a bug of ours.
+    """obstore's error as one of the storage contract's, `Unusable`, or `exc` itself for a bug of ours.
 
     `base` is the part of the bucket's keys that is not part of ours.
     """
     import obstore.exceptions
 
-    text = str(exc).partition("\n\nDebug source:")[0]
+    text = str(exc).partition(_DEBUG)[0]
     status = _STATUS.search(text)
     if status is not None:
         if int(status[1]) == _RANGE_NOT_SATISFIABLE:
             return _BeyondTheEnd()
         code, message = _CODE.search(text), _MESSAGE.search(text)
+        if message is not None and s3_errors.wants_content_md5(message[1]):
+            return Unusable("the store wants Content-MD5")
         reason = message[1] if message else f"HTTP status {status[1]}"
         return s3_errors.of_code(code[1] if code else "", int(status[1]), reason, failure)
     refused = _DELETE_REFUSED.search(text)
@@ -296,7 +312,7 @@ def translated(exc: Exception, failure: s3_errors.Failure, base: str) -> Excepti
                 return _UnreadableKey(text)
             if _NETWORK.search(text) is not None:
                 return failure.error(TransientStorageError, text, s3_errors.HINT_ENDPOINT)
-            return UnreadableAnswer(" ".join(text.split())[: s3_errors.MAX_REASON_CHARACTERS])
+            return Unusable(" ".join(text.split())[: s3_errors.MAX_REASON_CHARACTERS])
     return exc
 
 

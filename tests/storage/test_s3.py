@@ -16,6 +16,8 @@ from litereplica.errors import AccessDenied, BucketNotFound, PreconditionFailed,
 from litereplica.storage import Storage, parse_url, s3_upload
 from litereplica.storage import s3 as s3_module
 from litereplica.storage.s3 import S3Storage
+from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection
+from litereplica.storage.s3_obstore import ObstoreS3Storage
 from tests.helpers.seaweed import SeaweedServer
 from tests.storage.conformance import StorageConformance, Subject, keys_of
 from tests.storage.doors import S3Door
@@ -261,3 +263,56 @@ print(sorted(name for name in ("boto3", "botocore", "urllib3") if name in sys.mo
 def test_neither_import_nor_open_storage_imports_boto3() -> None:
     child = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING_EARLY], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "[]"
+
+
+# Credentials that change while the program runs
+
+
+@pytest.mark.parametrize("backend", [S3Storage, ObstoreS3Storage], ids=["boto3", "obstore"])
+async def test_credentials_that_are_replaced_in_their_file_are_picked_up(
+    seaweed: SeaweedServer,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    backend: type[S3Storage] | type[ObstoreS3Storage],
+) -> None:
+    for name in seaweed.credentials():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+    def write(secret: str) -> None:
+        file.write_text(f"[default]\naws_access_key_id = {seaweed.access_key}\naws_secret_access_key = {secret}\n")
+
+    write("no-longer-right")
+    async with backend(parse_url(seaweed.url(bucket, "rotated"))) as storage:
+        with pytest.raises(AccessDenied):
+            await storage.put("k", b"x")
+        monkeypatch.setattr("litereplica.storage.s3_connection.RENEW_INTERVAL_S", 0.0)
+        write(seaweed.secret_key)
+        await storage.put("k", b"x")
+        assert (await storage.get("k")).data == b"x"
+
+
+def test_refused_credentials_are_looked_up_again_once_in_a_while_and_not_by_each_request() -> None:
+    now = 100.0
+    made: list[object] = []
+
+    def connect() -> object:
+        made.append(object())
+        return made[-1]
+
+    connection = Connection(connect, clock=lambda: now)
+    first = connection.client()
+    assert connection.renew(first)
+    second = connection.client()
+    assert second is not first
+    assert connection.renew(first), "another request has renewed them already"
+    assert not connection.renew(second)
+    now += RENEW_INTERVAL_S
+    assert connection.renew(second)
+    assert connection.client() is not second
+    assert len(made) == 3

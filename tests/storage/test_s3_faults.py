@@ -319,3 +319,55 @@ async def test_a_body_that_is_longer_than_the_range_is_not_read_to_its_end(backe
             assert (await storage.get("0000/k", ByteRange(0, 100))).data == bytes(100)
         await storage.aclose()
     assert sent < 100 << 20
+
+
+# What some stores lack, or want
+
+
+def refusal(status: str, code: str, message: str) -> bytes:
+    return answer(f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode(), status=status)
+
+
+async def test_objects_are_deleted_one_by_one_where_the_store_lacks_batch_deletion(backend: Backend) -> None:
+    def serve(connection: socket.socket, head: bytes) -> None:
+        lacking = head.startswith(b"POST")
+        connection.sendall(refusal("501 Not Implemented", "NotImplemented", "no") if lacking else answer(b""))
+
+    with tcp_server(backend, serve) as (storage, requests):
+        await storage.delete(["0000/a", "0000/b"])
+        await storage.delete(["0000/c"])
+        await storage.aclose()
+    deleted = [head.split()[1] for head in requests if head.startswith(b"DELETE")]
+    assert deleted == [b"/bucket/path/0000/a", b"/bucket/path/0000/b", b"/bucket/path/0000/c"]
+
+
+async def test_content_md5_is_sent_to_a_store_that_wants_it(backend: Backend) -> None:
+    def serve(connection: socket.socket, head: bytes) -> None:
+        if b"content-md5:" in head.lower():
+            connection.sendall(answer(b""))
+        else:
+            message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock"
+            connection.sendall(refusal("400 Bad Request", "InvalidRequest", message))
+
+    with tcp_server(backend, serve) as (storage, requests):
+        assert await storage.put_if_absent("0000/k", b"x") == '"e"'
+        asked = len(requests)
+        assert await storage.put("0000/l", b"y") == '"e"'
+        await storage.aclose()
+    assert len(requests) == asked + 1, "it is known from then on"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "conditional", "hint"),
+    [
+        ("NotImplemented", 501, True, "no-lease"),
+        ("NotImplemented", 501, False, "does not offer"),
+        ("QuotaExceeded", 403, False, "store's own"),
+        ("AccessDenied", 403, False, "credentials"),
+    ],
+)
+def test_a_hint_names_the_cause(code: str, status: int, conditional: bool, hint: str) -> None:
+    failure = Failure("write 0000/k", key="0000/k", url="s3://bucket/path", conditional=conditional)
+    error = of_code(code, status, "the message", failure)
+    assert hint in (error.hint or "")
+    assert "the message" in str(error)
