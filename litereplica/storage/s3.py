@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
-from litereplica.storage import s3_errors
+from litereplica.storage import s3_client, s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
-from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S, connect, send_content_md5
+from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, send_content_md5
 from litereplica.storage.s3_connection import Connection
-from litereplica.storage.s3_upload import MULTIPART_BYTES, Target, upload_in_parts
+from litereplica.storage.s3_upload import Target, upload_in_parts
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -171,7 +171,7 @@ class S3Storage(Storage):
 
         def send(client: S3Client) -> str | int:
             size = body.stat().st_size if isinstance(body, Path) else len(body)
-            if isinstance(body, Path) and size >= MULTIPART_BYTES:
+            if isinstance(body, Path) and size >= s3_upload.MULTIPART_BYTES:
                 return size
             data = body.read_bytes() if isinstance(body, Path) else body
             return client.put_object(**target.where, Body=data, Metadata=metadata, **condition).get("ETag", "")
@@ -326,7 +326,7 @@ def _whole_limit(range: Range | None, length: int | None) -> int | None:
 def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
     """The first `limit` bytes of a body (None: all). Ends on cancellation, or below `MIN_BYTES_PER_S`."""
     announced = answer.get("ContentLength")
-    deadline = time.monotonic() + READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
+    deadline = time.monotonic() + s3_client.READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
     # boto's own wrapper blocks until it has all bytes of a read, however slowly they come.
     stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
     parts: list[bytes] = []

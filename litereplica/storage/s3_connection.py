@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from litereplica.storage.s3_client import CONNECT_TIMEOUT_S, DEFAULT_REGION, READ_TIMEOUT_S
+from litereplica.storage import s3_client
 
 if TYPE_CHECKING:
     import botocore.session
@@ -95,7 +95,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
     keys = static_credentials(credentials)
     session = None if keys is not None and (_named_region(url) or not _has_config_file()) else _botocore_session()
     configured = None if session is None else session.get_config_variable("region")
-    config["region"] = _named_region(url) or configured or DEFAULT_REGION
+    config["region"] = _named_region(url) or configured or s3_client.DEFAULT_REGION
     provider = None
     if keys is not None:
         config.update(keys)
@@ -158,8 +158,8 @@ class _Provider:
 def _client_options(endpoint: str) -> ClientConfig:
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        "connect_timeout": timedelta(seconds=s3_client.CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=s3_client.READ_TIMEOUT_S),
         "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
     }
     authorities = os.environ.get("AWS_CA_BUNDLE")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed, StorageError, TransientStorageError
-from litereplica.storage import s3_errors
+from litereplica.storage import s3_client, s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
 from litereplica.storage.s3 import (
@@ -39,9 +39,7 @@ from litereplica.storage.s3 import (
     rfc3339,
     timestamp_ms,
 )
-from litereplica.storage.s3_client import MAX_CONNECTIONS, READ_TIMEOUT_S
 from litereplica.storage.s3_connection import Connection, connect
-from litereplica.storage.s3_upload import MULTIPART_BYTES
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta, PutMode
@@ -83,7 +81,7 @@ class ObstoreS3Storage(Storage):
         self._base = url.path + "/" if url.path else ""
         self._complete = S3Storage(url, credentials)
         self._use_complete = False
-        self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._limiter = trio.CapacityLimiter(s3_client.MAX_CONNECTIONS)
         self._connection = Connection(lambda: connect(url, credentials))
 
     @property
@@ -182,7 +180,7 @@ class ObstoreS3Storage(Storage):
         self, key: str, body: Body, modified_ms: int | None, mode: PutMode, complete: Callable[[], Any]
     ) -> str:
         validate_key(key)
-        if isinstance(body, Path) and (await trio.to_thread.run_sync(body.stat)).st_size >= MULTIPART_BYTES:
+        if isinstance(body, Path) and (await trio.to_thread.run_sync(body.stat)).st_size >= s3_upload.MULTIPART_BYTES:
             etag: str = await complete()
             return etag
         attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: rfc3339(modified_ms)}
@@ -328,7 +326,7 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
     size = meta["size"]
     start, stop = answer.range
     wanted = resolve_range(range, size)
-    deadline = time.monotonic() + READ_TIMEOUT_S + (wanted.stop - wanted.start) / MIN_BYTES_PER_S
+    deadline = time.monotonic() + s3_client.READ_TIMEOUT_S + (wanted.stop - wanted.start) / MIN_BYTES_PER_S
     parts: list[bytes] = []
     received = 0
     for part in answer.stream(min_chunk_size=BODY_CHUNK_BYTES):

@@ -9,6 +9,7 @@ hold them.
 from __future__ import annotations
 
 import ipaddress
+import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from litereplica.storage.keys import is_key
 from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
 
 T = TypeVar("T")
+
+CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
+"""Chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and knows more stores' habits."""
 
 S3_FORM = "s3://bucket/path?endpoint=…&region=…"
 FILE_FORM = "file:///absolute/path"
@@ -115,9 +119,16 @@ def _open_backend(url: ReplicaURL, credentials: Credentials | None) -> Storage:
         from litereplica.storage.file import FileStorage
 
         return FileStorage(Path(url.path))
-    from litereplica.storage.s3 import S3Storage
+    client = os.environ.get(CLIENT_VARIABLE) or "obstore"
+    if client == "boto3":
+        from litereplica.storage.s3 import S3Storage
 
-    return S3Storage(url, credentials)
+        return S3Storage(url, credentials)
+    if client != "obstore":
+        raise UsageError(f"{CLIENT_VARIABLE} is {client!r}", hint="set it to obstore or boto3, or unset it")
+    from litereplica.storage.s3_obstore import ObstoreS3Storage
+
+    return ObstoreS3Storage(url, credentials)
 
 
 def _parse_file(url: str) -> ReplicaURL:

@@ -20,7 +20,7 @@ from litereplica.cli import logging_setup, main
 from litereplica.errors import ConflictError, ExitCode, LiteReplicaError, UsageError
 from tests.cli.logging_state import logging_restored
 
-HEAVY = {"boto3", "botocore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
+HEAVY = {"boto3", "botocore", "obstore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
 
 
 def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from litereplica.errors import AccessDenied, BucketNotFound, PreconditionFailed, StorageError
-from litereplica.storage import Storage, parse_url, s3_upload
-from litereplica.storage import s3 as s3_module
+from litereplica.errors import AccessDenied, BucketNotFound, PreconditionFailed, StorageError, UsageError
+from litereplica.storage import Storage, open_storage, parse_url, s3_upload
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection
 from litereplica.storage.s3_obstore import ObstoreS3Storage
@@ -104,7 +103,7 @@ def pending_uploads(client: S3Client, bucket: str) -> int:
 async def test_a_refused_upload_in_parts_is_aborted(
     subject: Subject, client: S3Client, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 1000)
+    monkeypatch.setattr(s3_upload, "MULTIPART_BYTES", 1000)
     source = tmp_path / "source"
     source.write_bytes(b"x" * 5000)
     subject.door.write("k", b"there")
@@ -117,7 +116,7 @@ async def test_a_refused_upload_in_parts_is_aborted(
 async def test_a_cancelled_upload_in_parts_is_aborted(
     subject: Subject, client: S3Client, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 1000)
+    monkeypatch.setattr(s3_upload, "MULTIPART_BYTES", 1000)
     source = tmp_path / "source"
     source.write_bytes(b"x" * 5000)
     with trio.CancelScope() as scope:
@@ -256,11 +255,11 @@ IMPORTS_NOTHING_EARLY = """
 import sys
 import litereplica.storage
 storage = litereplica.storage.open_storage("s3://bucket/path?endpoint=127.0.0.1:1")
-print(sorted(name for name in ("boto3", "botocore", "urllib3") if name in sys.modules))
+print(sorted(name for name in ("boto3", "botocore", "urllib3", "obstore") if name in sys.modules))
 """
 
 
-def test_neither_import_nor_open_storage_imports_boto3() -> None:
+def test_neither_import_nor_open_storage_imports_a_client() -> None:
     child = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING_EARLY], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "[]"
 
@@ -316,3 +315,38 @@ def test_refused_credentials_are_looked_up_again_once_in_a_while_and_not_by_each
     assert connection.renew(second)
     assert connection.client() is not second
     assert len(made) == 3
+
+
+USES_THE_STORE = """
+import sys
+import trio
+from litereplica.storage import ByteRange, open_storage
+async def use(url):
+    async with open_storage(url) as storage:
+        await storage.put("a/k", b"0123456789")
+        print((await storage.get("a/k", ByteRange(2, 4))).data, len(await storage.list("a/")))
+trio.run(use, sys.argv[1])
+print(sorted(name for name in ("boto3", "botocore", "obstore") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("client", "imported"), [("", ["obstore"]), ("obstore", ["obstore"]), ("boto3", ["boto3", "botocore"])]
+)
+def test_the_client_is_chosen_by_a_variable_and_the_other_is_not_imported(
+    seaweed: SeaweedServer, bucket: str, tmp_path: Path, client: str, imported: list[str]
+) -> None:
+    environment = seaweed.environment() | {
+        "LITEREPLICA_S3_CLIENT": client,
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }
+    command = [sys.executable, "-c", USES_THE_STORE, seaweed.url(bucket, "chosen")]
+    child = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert child.stdout.splitlines() == ["b'23' 1", str(imported)]
+
+
+def test_a_client_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITEREPLICA_S3_CLIENT", "curl")
+    with pytest.raises(UsageError, match="LITEREPLICA_S3_CLIENT"):
+        open_storage("s3://bucket/path")

@@ -21,7 +21,6 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.storage import ByteRange, Storage, parse_url
-from litereplica.storage import s3 as s3_module
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_errors import Failure, of_code
 from litereplica.storage.s3_obstore import ObstoreS3Storage
@@ -180,7 +179,6 @@ async def test_a_busy_server_is_transient_and_asked_once(backend: Backend, statu
 
 async def test_silence_is_transient(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litereplica.storage.s3_client.READ_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("litereplica.storage.s3_connection.READ_TIMEOUT_S", 0.3)
 
     def silent(connection: socket.socket, _: bytes) -> None:
         connection.recv(1)  # until the client gives up
@@ -190,8 +188,7 @@ async def test_silence_is_transient(backend: Backend, monkeypatch: pytest.Monkey
 
 
 async def test_a_body_that_drips_is_given_up(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "READ_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("litereplica.storage.s3_obstore.READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("litereplica.storage.s3_client.READ_TIMEOUT_S", 0.3)
 
     def drip(connection: socket.socket, _: bytes) -> None:
         connection.sendall(answer(b"", length=1000))

@@ -27,10 +27,10 @@ PROBABILITY = 0.25
 CATCH_UP_S = 60.0
 
 IMPATIENT = (
-    "import sys, litereplica.storage.s3 as s, litereplica.storage.s3_client as c, "
+    "import sys, litereplica.storage.s3_client as c, "
     "litereplica.writer.database.checkpoint as k, "
     "litereplica.writer.replicator as w; "
-    "s.READ_TIMEOUT_S = c.READ_TIMEOUT_S = 0.5; k.CHECKPOINT_FRAMES = 50; w.RETRY_MAX_S = 1.0; "
+    "c.READ_TIMEOUT_S = 0.5; k.CHECKPOINT_FRAMES = 50; w.RETRY_MAX_S = 1.0; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 """The program, with a store's silence counted as a timeout early, and frequent checkpoints."""

@@ -15,7 +15,7 @@ import trio
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
-from litereplica.storage import s3, s3_upload
+from litereplica.storage import s3_upload
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
@@ -27,9 +27,9 @@ PARTS = 4
 PART_BYTES = 5 << 20
 """The least that S3 accepts."""
 SMALL_PARTS = (
-    "import sys, litereplica.storage.s3 as s, litereplica.storage.s3_upload as u; "
+    "import sys, litereplica.storage.s3_upload as u; "
     "import litereplica.writer.database.state_directory as w; "
-    f"s.MULTIPART_BYTES = u.PART_BYTES = w.MEMORY_LIMIT = {PART_BYTES}; "
+    f"u.MULTIPART_BYTES = u.PART_BYTES = w.MEMORY_LIMIT = {PART_BYTES}; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 LARGE = "INSERT INTO t VALUES (randomblob(?))"
@@ -44,7 +44,7 @@ def proxy(s3_bucket: S3Bucket) -> Iterator[S3Proxy]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "MULTIPART_BYTES", PART_BYTES)
+    monkeypatch.setattr(s3_upload, "MULTIPART_BYTES", PART_BYTES)
     monkeypatch.setattr(s3_upload, "PART_BYTES", PART_BYTES)
 
 
