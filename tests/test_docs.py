@@ -1,4 +1,4 @@
-"""The documents tell of tests that exist, and of files that are there."""
+"""The documentation names tests and modules that exist, and its links lead to files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def test_each_statement_of_the_semantics_names_tests_that_exist() -> None:
@@ -27,3 +27,15 @@ def test_each_statement_of_the_semantics_names_tests_that_exist() -> None:
 def test_links_lead_to_files(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_modules_that_documents_name_exist(document: Path) -> None:
+    """`a/b.py` is below litereplica/ or tests/ or the root; a bare `b.py` anywhere in the package or the tests."""
+    for named in re.findall(r"`([\w./-]+\.py)\b", document.read_text()):
+        places = [ROOT / named, ROOT / "litereplica" / named, ROOT / "tests" / named]
+        assert any(place.exists() for place in places) or ("/" not in named and _found(named)), named
+
+
+def _found(name: str) -> bool:
+    return any(next((ROOT / room).rglob(name), None) is not None for room in ("litereplica", "tests", "scripts"))

@@ -100,7 +100,7 @@ async def test_without_levels_there_are_snapshots_only() -> None:
 
 
 async def test_requests_of_a_database_that_commits_every_second() -> None:
-    """docs/ARCHITECTURE.md has the figures of an hour: what is merged is read once, and there is one listing."""
+    """The requests of an hour: each file that is merged is read once, and there is one listing."""
     replica = Simulation()
     await load(replica, 30 * MINUTE_S)
     commits, requests = 30 * MINUTE_S, replica.requests()
