@@ -18,6 +18,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -25,6 +26,7 @@ import trio
 from litereplica import __version__
 from litereplica.cli.child import Child, check_program, start_child
 from litereplica.cli.params import format_duration
+from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
 from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
@@ -104,22 +106,9 @@ class Replication:
 
     async def _prepare(self, databases: Sequence[ConfiguredDatabase]) -> None:
         """Restore what is missing. Raises the first error."""
-        errors: list[LiteReplicaError] = []
         limiter = trio.CapacityLimiter(RESTORES_AT_ONCE)
-        async with trio.open_nursery() as nursery:
-
-            async def prepare(target: Target) -> None:
-                try:
-                    await restore_missing(target, self._stop, limiter)
-                except LiteReplicaError as exc:
-                    errors.append(exc)
-                    nursery.cancel_scope.cancel()
-
-            for database in databases:
-                if database.restore_if_missing:
-                    nursery.start_soon(prepare, database.target)
-        if errors:
-            raise errors[0]
+        missing = [database.target for database in databases if database.restore_if_missing]
+        await gather([partial(restore_missing, target, self._stop, limiter) for target in missing])
 
     def _single_path(self) -> Path | None:
         """Where the one database is, if there is but one, and it may be yet to be made."""

@@ -26,12 +26,12 @@ from typing import BinaryIO, TypeAlias, TypeVar
 import trio
 
 from litereplica.compaction.levels import Compaction
+from litereplica.concurrent import Job, in_order
 from litereplica.errors import EnvironmentProblem, FileVanished, FormatError, LiteReplicaError
 from litereplica.format import ltx
 from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import SumsEncoder
-from litereplica.ltxstore.concurrent import Job, in_order
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import Blob, Body, ByteRange
 from litereplica.types import TXID, FileInfo, Pgno

@@ -16,12 +16,12 @@ from typing import TypeAlias
 import numpy as np
 import trio
 
+from litereplica.concurrent import in_order
 from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
 from litereplica.format import checksum
 from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SUM_SIZE, SumsHead
 from litereplica.history.coverage import Contents
-from litereplica.ltxstore.concurrent import in_order
 from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import Blob, ByteRange

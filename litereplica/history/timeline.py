@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from functools import partial
 
 from litereplica.compaction.retention import reachable_txids
+from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
 from litereplica.format import ltx
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.concurrent import gather, in_order
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo

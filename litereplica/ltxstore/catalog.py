@@ -12,10 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-import trio
-
-from litereplica.errors import DamagedFile, LiteReplicaError, NotFound, ReplicaError, TransientStorageError
-from litereplica.format.names import LEVELS
+from litereplica.concurrent import gather
+from litereplica.errors import DamagedFile, NotFound, ReplicaError, TransientStorageError
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.types import TXID, FileInfo
 
@@ -50,8 +48,7 @@ class Catalog:
 
     async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
         """The files of all levels with a max TXID greater than `after`."""
-        levels = await together([partial(self.store.list_level, level, after=after) for level in LEVELS])
-        return [info for files in levels for info in files]
+        return await self.store.list_levels(after=after)
 
     async def open(self, choose: Chooser, *, after: TXID = 0) -> list[OpenedFile]:
         """The files that `choose` picks from those with a max TXID greater than `after`, opened.
@@ -71,7 +68,7 @@ class Catalog:
         self, choose: Chooser, files: Sequence[FileInfo], vanished: set[str]
     ) -> tuple[list[OpenedFile] | None, DamagedFile | None]:
         plan = self._choose(choose, files)
-        results = await together([partial(self._open, info) for info in plan])
+        results = await gather([partial(self._open, info) for info in plan], width=PARALLEL_REQUESTS)
         damage = None
         for info, result in zip(plan, results, strict=True):
             if isinstance(result, DamagedFile):
@@ -107,25 +104,3 @@ async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:
         return await read()
     except DamagedFile:
         return await read()
-
-
-async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results of several calls at a time, in their order; the first error of ours cancels the others."""
-    results: dict[int, T] = {}
-    errors: list[LiteReplicaError] = []
-    limiter = trio.CapacityLimiter(PARALLEL_REQUESTS)
-
-    async def run(i: int, call: Callable[[], Awaitable[T]]) -> None:
-        async with limiter:
-            try:
-                results[i] = await call()
-            except LiteReplicaError as exc:
-                errors.append(exc)
-                nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for i, call in enumerate(calls):
-            nursery.start_soon(run, i, call)
-    if errors:
-        raise errors[0]
-    return [results[i] for i in range(len(calls))]

@@ -15,11 +15,11 @@ from functools import partial
 
 import trio
 
+from litereplica.concurrent import gather
 from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
 from litereplica.format import decoder, ltx, names
 from litereplica.format.frame_checksums import HEAD_SIZE, SumsHead
 from litereplica.format.names import Layout
-from litereplica.ltxstore.concurrent import gather
 from litereplica.ltxstore.frame_checksums import SUMS_PREFIX, FileSums, sums_key
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.credentials import Credentials

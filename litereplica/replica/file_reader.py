@@ -17,10 +17,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from litereplica.concurrent import gather
 from litereplica.errors import FileVanished, FormatError, LTXError, NotFound
 from litereplica.format.decoder import decode_file
 from litereplica.format.ltx import TRAILER_SIZE, decode_trailer
-from litereplica.ltxstore.concurrent import gather
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.read_plan import Block, Decoded, decode_block

@@ -23,10 +23,10 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from litereplica.concurrent import in_order
 from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError
 from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import wrong_frames
-from litereplica.ltxstore.concurrent import in_order
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.fetch import Fetcher
 from litereplica.replica.file_reader import read_block, read_with_sums

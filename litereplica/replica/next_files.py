@@ -19,10 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from litereplica.concurrent import gather
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
 from litereplica.format.ltx import TRAILER_SIZE, Header, decode_trailer
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.catalog import Catalog, Chooser, again_if_damaged, together
+from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.request_costs import Ledger, Purpose
@@ -144,7 +145,7 @@ class Follower:
         if self._clock() - self._rebase_checked_at < REBASE_INTERVAL_S or self._diverged:
             return False
         self._rebase_checked_at = self._clock()
-        listed = await together([partial(self._lists.list_level, level) for level in LASTING_LEVELS])
+        listed = await gather([partial(self._lists.list_level, level) for level in LASTING_LEVELS])
         files = [info for level in listed for info in level if info.max_txid <= position]
         ground = frozenset(map(str, files))
         if ground == self._ground:
@@ -158,7 +159,7 @@ class Follower:
         while len(files) < MAX_FILES_PER_POLL:
             first = position + len(files) + 1
             batch = range(first, first + min(max(1, len(files)), MAX_BATCH))
-            for result in await together([partial(self._next_l0, txid) for txid in batch]):
+            for result in await gather([partial(self._next_l0, txid) for txid in batch], width=PARALLEL_REQUESTS):
                 if not isinstance(result, OpenedFile):
                     return files, result
                 files.append(result)

@@ -22,10 +22,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import trio
 
+from litereplica.concurrent import Job, in_order
 from litereplica.errors import FileVanished, FormatError
 from litereplica.format.frame_checksums import wrong_frames
 from litereplica.format.frames import decode_frames
-from litereplica.ltxstore.concurrent import Job, in_order
 from litereplica.ltxstore.frame_checksums import FrameSums
 from litereplica.ltxstore.range_plan import Span, is_better_whole, plan_spans
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile

@@ -19,10 +19,10 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from litereplica.concurrent import Job, in_order
 from litereplica.errors import DamagedFile, FormatError, NotFound, ReplicaError
 from litereplica.format import ltx
 from litereplica.format.decoder import Decoder
-from litereplica.ltxstore.concurrent import Job, in_order
 from litereplica.ltxstore.plan import plan_restore, plan_steps
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.restore.database_builder import FEED_BYTES, MIN_BYTES_PER_PAGE

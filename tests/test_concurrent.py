@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
+from litereplica.concurrent import gather, in_order, open_nursery
 from litereplica.errors import NotFound, StorageError
-from litereplica.ltxstore.concurrent import gather, in_order
 
 
 async def after(seconds: float, value: int) -> int:
@@ -87,3 +87,49 @@ async def test_bug_stays_in_its_group() -> None:
     with pytest.raises(ExceptionGroup) as error:
         await gather([partial(fail, 0, KeyError("bug"))])
     assert isinstance(error.value.exceptions[0], KeyError)
+
+
+async def test_gather_keeps_to_its_width(autojump_clock: trio.testing.MockClock) -> None:
+    assert await gather([partial(after, 1, number) for number in range(5)], width=2) == [0, 1, 2, 3, 4]
+    assert trio.current_time() == pytest.approx(3)
+
+
+async def test_first_error_of_gather_cancels_the_other_jobs(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(NotFound):
+        await gather([partial(after, 100, 1), partial(fail, 1, NotFound("gone", key="k"))])
+    assert trio.current_time() == pytest.approx(1)
+
+
+async def test_nursery_raises_the_first_error_of_its_block_or_tasks_bare(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def fail_twice() -> None:
+        async with open_nursery() as nursery:
+            nursery.start_soon(fail, 1, NotFound("gone", key="k"))
+            nursery.start_soon(fail, 2, StorageError("too late"))
+            await trio.sleep(10)
+
+    async def fail_in_block() -> None:
+        async with open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise StorageError("full")
+
+    with pytest.raises(NotFound):
+        await fail_twice()
+    assert trio.current_time() == pytest.approx(1)
+    with pytest.raises(StorageError):
+        await fail_in_block()
+
+
+async def test_cancellation_from_outside_goes_before_an_error() -> None:
+    with trio.CancelScope() as scope:
+        await gather([partial(fail_when_cancelled, scope), trio.sleep_forever])
+    assert scope.cancelled_caught
+
+
+async def fail_when_cancelled(scope: trio.CancelScope) -> None:
+    scope.cancel()
+    try:
+        await trio.sleep_forever()
+    except trio.Cancelled as exc:
+        raise StorageError("cut off") from exc
