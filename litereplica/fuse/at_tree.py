@@ -33,7 +33,7 @@ from litereplica.fuse import at_names
 from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node
 from litereplica.fuse.static import StaticFile
 from litereplica.replica.past_catalog import Point
-from litereplica.replica.past_snapshots import Identity, TimeTravel
+from litereplica.replica.past_snapshots import Identity, PastSnapshots
 from litereplica.types import TXID
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class AtTree:
 
     def __init__(
         self,
-        travel: TimeTravel,
+        past: PastSnapshots,
         *,
         name: str,
         idle_s: float = IDLE_S,
@@ -114,7 +114,7 @@ class AtTree:
         wall_s: Callable[[], float] = time.time,
         forget_name: Callable[[bytes], None] = _forget_name,
     ) -> None:
-        self._travel = travel
+        self._past = past
         self._name = name.encode()
         self._idle_s = idle_s
         self._max_unused = max_unused
@@ -165,7 +165,7 @@ class AtTree:
         if inode != Inode.AT:
             node = await self._appear(self._required(inode))
             return [(self._name, node)] if node is not None else []
-        points = await self._travel.points(LISTED_POINTS)
+        points = await self._past.points(LISTED_POINTS)
         return [
             (name, self._entered(name, point).node) for point in points for name in [at_names.txid_name(point.txid)]
         ]
@@ -221,10 +221,10 @@ class AtTree:
         if wanted is None:
             return None
         if wanted.txid:
-            return await self._travel.point(wanted.txid)
+            return await self._past.point(wanted.txid)
         if wanted.before_ms > self._wall_s() * 1000:
             return None  # what will have been then is not known yet
-        return await self._travel.before(wanted.before_ms)
+        return await self._past.before(wanted.before_ms)
 
     def _entered(self, name: bytes, point: Point) -> _Directory:
         """The directory of a name that means this point; the one that there is, if it does already."""
@@ -267,7 +267,7 @@ class AtTree:
         return None
 
     async def _opened(self, file: _File) -> StaticFile:
-        """The state of a file, opened if it was closed. Raises what `TimeTravel.open` does, and `_OtherState`."""
+        """The state of a file, opened if it was closed. Raises what `PastSnapshots.open` does, and `_OtherState`."""
         file.used_at = trio.current_time()
         if file.state is None:
             async with file.turn:
@@ -278,7 +278,7 @@ class AtTree:
         return state
 
     async def _open_state(self, file: _File) -> None:
-        past = await self._travel.open(file.txid)
+        past = await self._past.open(file.txid)
         if file.identity is None:
             file.identity = past.identity
         elif not past.identity.is_same(file.identity):

@@ -26,7 +26,8 @@ from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.status import status
 from litereplica.replica.database import Replica
-from litereplica.replica.poll_schedule import PAUSE_AFTER_S, Pace
+from litereplica.replica.observer import ReplicaObserver
+from litereplica.replica.poll_schedule import PAUSE_AFTER_S, PollSchedule
 from litereplica.replica.poller import run_poller
 from litereplica.replica.snapshot import Update
 
@@ -47,13 +48,13 @@ class MountedDatabase:
     mtime_ns = 0  # constant: a change of mtime makes the kernel drop the file's cached pages
 
     def __init__(
-        self, options: MountOptions, replica: Replica, live: LiveDatabase, pace: Pace, past: AtTree | None
+        self, options: MountOptions, replica: Replica, live: LiveDatabase, schedule: PollSchedule, past: AtTree | None
     ) -> None:
         self.names = file_names(options.name)
         self._options = options
         self._replica = replica
         self._live = live
-        self._pace = pace
+        self._schedule = schedule
         self._past = past
 
     def size(self, inode: Inode) -> int:
@@ -76,7 +77,7 @@ class MountedDatabase:
             self._options,
             mount=self._live.statistics(),
             replica=self._replica.statistics(),
-            polling=self._pace.statistics(),
+            polling=self._schedule.statistics(),
             past=past,
         )
 
@@ -91,8 +92,7 @@ async def serve(
     async with opening as replica:
         kernel = FuseKernelCache()
         live = LiveDatabase(replica, kernel)
-        replica.held_files = live.held_files
-        past = AtTree(replica.travel(), name=options.name)
+        past = AtTree(replica.past_snapshots(), name=options.name)
         await Session(options, replica, live, kernel, past).run(ready)
 
 
@@ -107,10 +107,10 @@ class Session(FuseSession):
         kernel: FuseKernelCache,
         past: AtTree | None = None,
     ) -> None:
-        self._pace = pace_of(options, lambda: self._operations.client_handles > 0)
-        files = MountedDatabase(options, replica, live, self._pace, past)
+        self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
+        files = MountedDatabase(options, replica, live, self._schedule, past)
         super().__init__(options, Operations(files, Owner(os.getuid(), os.getgid()), past))
-        self._operations.before_open = self._pace.freshen
+        self._operations.before_open = self._schedule.freshen
         self._replica = replica
         self._live = live
         self._kernel = kernel
@@ -122,7 +122,7 @@ class Session(FuseSession):
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[Block](PUSH_QUEUE)
             nursery.start_soon(self._push_blocks, receive)
-            self._replica.on_block = lambda *block: _offer(send, block)
+            self._replica.subscribe(_LiveObserver(self._live, send))
             log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
             ready()
             if self._options.max_staleness_s is not None:
@@ -141,7 +141,7 @@ class Session(FuseSession):
         """Apply what polls bring, as long as the files go on with our page size."""
         while True:
             try:
-                await run_poller(self._replica, self._apply, pace=self._pace)
+                await run_poller(self._replica, self._apply, schedule=self._schedule)
             except PageSizeChanged as exc:
                 log.error("serving TXID %016x from now on: %s", self._live.pos.txid, exc)
                 return
@@ -198,14 +198,24 @@ class Session(FuseSession):
         super()._close_own()
 
 
-def pace_of(options: MountOptions, in_use: Callable[[], bool]) -> Pace:
-    """The pace of a mount's polls. That nobody looks is no reason to be too old for `--max-staleness`."""
+def schedule_of(options: MountOptions, in_use: Callable[[], bool]) -> PollSchedule:
+    """The schedule of a mount's polls. That nobody looks is no reason to be too old for `--max-staleness`."""
     longest_s, pause_after_s = options.poll_interval_max_s, PAUSE_AFTER_S
     if options.max_staleness_s is not None:
         longest_s, pause_after_s = min(longest_s, options.max_staleness_s / 2), math.inf
-    return Pace(options.poll_interval_s, in_use=in_use, max_interval_s=longest_s, pause_after_s=pause_after_s)
+    return PollSchedule(options.poll_interval_s, in_use=in_use, max_interval_s=longest_s, pause_after_s=pause_after_s)
 
 
-def _offer(send: trio.MemorySendChannel[Block], block: Block) -> None:
-    with suppress(trio.WouldBlock):
-        send.send_nowait(block)
+class _LiveObserver(ReplicaObserver):
+    """Queues fetched blocks for the kernel's page cache, and names the files that the virtual WAL's frames lie in."""
+
+    def __init__(self, live: LiveDatabase, send: trio.MemorySendChannel[Block]) -> None:
+        self._live = live
+        self._send = send
+
+    def held_files(self) -> NDArray[np.uint32]:
+        return self._live.held_files()
+
+    def on_block(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
+        with suppress(trio.WouldBlock):
+            self._send.send_nowait((pgnos, locations, pages))

@@ -83,5 +83,5 @@ async def serve_static(
 ) -> None:
     """Mount the state at which `opening` opens the replica; otherwise as `mount.serve`."""
     async with opening as replica:
-        past = await replica.travel().open(replica.snapshot.pos.txid)
+        past = await replica.past_snapshots().open(replica.snapshot.pos.txid)
         await StaticSession(options, replica, StaticFile(past)).run(ready)

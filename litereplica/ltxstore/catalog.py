@@ -30,21 +30,21 @@ ATTEMPTS = 5
 
 
 class Catalog:
-    """The files below one root, as far as they can be used."""
+    """The usable files below one root. `damaged`: the known damaged ones, by name; catalogs of a root may share it."""
 
-    def __init__(self, store: LTXStore) -> None:
+    def __init__(self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None) -> None:
         self.store = store
-        self._damaged: dict[str, DamagedFile] = {}
+        self.damaged: dict[str, DamagedFile] = {} if damaged is None else damaged
 
     def avoid(self, info: FileInfo, damage: DamagedFile) -> bool:
         """Remember a damaged file. True when it was not known as such."""
-        is_new = str(info) not in self._damaged
-        self._damaged[str(info)] = damage
+        is_new = str(info) not in self.damaged
+        self.damaged[str(info)] = damage
         return is_new
 
     def trust(self, info: FileInfo) -> None:
         """A file has been read, and is sound: it may have been seen half written before."""
-        self._damaged.pop(str(info), None)
+        self.damaged.pop(str(info), None)
 
     async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
         """The files of all levels with a max TXID greater than `after`."""
@@ -80,13 +80,13 @@ class Catalog:
         return (opened if len(opened) == len(plan) else None), damage
 
     def _choose(self, choose: Chooser, files: Sequence[FileInfo]) -> list[FileInfo]:
-        sound = [info for info in files if str(info) not in self._damaged]
+        sound = [info for info in files if str(info) not in self.damaged]
         try:
             return choose(sound)
         except ReplicaError as exc:
             for info in files:
-                if str(info) in self._damaged:
-                    raise self._damaged[str(info)] from exc
+                if str(info) in self.damaged:
+                    raise self.damaged[str(info)] from exc
             raise
 
     async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:

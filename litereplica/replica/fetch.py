@@ -13,10 +13,9 @@ handed out (`source_read.py`). Large blocks are decoded in a thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 import trio
@@ -31,12 +30,14 @@ from litereplica.errors import (
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.file_reader import read_block
 from litereplica.replica.file_table import FileTable, SourceFile
+from litereplica.replica.neighbourhood import neighbourhood
+from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
-from litereplica.replica.read_plan import Block, Decoded, neighbourhood, plan_blocks
+from litereplica.replica.read_plan import Block, Decoded, plan_blocks
 from litereplica.replica.readahead import ReadAhead
-from litereplica.replica.throughput_model import Link
+from litereplica.replica.throughput_model import ThroughputModel
 
 PARALLEL_FETCHES = 8
 """Requests at the same time that readers wait for. With those below it stays within a usual pool of 16 connections."""
@@ -52,8 +53,6 @@ DECODE_HERE = 64 * 1024
 
 DECODERS = 2
 """Threads that decode: LZ4 lets others run meanwhile, the rest of it does not."""
-
-BlockListener: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -86,26 +85,26 @@ class Fetcher:
         self,
         store: LTXStore,
         ahead_store: LTXStore,
+        *,
         files: FileTable,
         pages: PageStore,
         nursery: trio.Nursery,
-        *,
-        page_size: int,
         timeout_s: float,
         on_damage: Callable[[SourceFile, DamagedFile], None],
+        observers: Sequence[ReplicaObserver],
     ) -> None:
-        self.on_block: BlockListener | None = None
         self.pages_fetched = 0
-        self.link = Link()
+        self.link = ThroughputModel()
         self._store = store
         self._ahead_store = ahead_store
         self._files = files
         self._pages = pages
         self._nursery = nursery
-        self._page_size = page_size
+        self._page_size = pages.page_size
         self._timeout_s = timeout_s
         self._on_damage = on_damage
-        self._policy = ReadAhead(page_size)
+        self._observers = observers
+        self._policy = ReadAhead(pages.page_size)
         self._limiter = trio.CapacityLimiter(PARALLEL_FETCHES)
         self._decoders = trio.CapacityLimiter(DECODERS)
         self._flights: dict[PageKey, _Flight] = {}
@@ -316,9 +315,12 @@ class Fetcher:
         return await trio.to_thread.run_sync(decode, limiter=self._decoders)
 
     def _announce(self, flight: _Flight, rows: list[int], pages: list[bytes]) -> None:
-        """Tell of the pages. The first one of a block that was fetched ahead is left out: that the kernel asks for it
-        shows how far its reader has come."""
+        """Report the pages to the observers, except the first one of a block that was fetched ahead.
+
+        The kernel's request for that one then shows how far its reader has come.
+        """
         start = 0 if flight.stream is None else 1
-        if self.on_block is not None and len(rows) > start:
+        if len(rows) > start:
             block = flight.block
-            self.on_block(block.pgnos[rows[start:]], block.locations[rows[start:]], pages[start:])
+            for observer in self._observers:
+                observer.on_block(block.pgnos[rows[start:]], block.locations[rows[start:]], pages[start:])

@@ -26,7 +26,7 @@ from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
-from litereplica.replica.request_costs import Ledger, Purpose
+from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
 
@@ -52,7 +52,7 @@ MAX_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class FoundFiles:
     """Files to apply, oldest first. `whole`: they are a plan from the start, and everything counts as changed."""
 
     files: list[OpenedFile]
@@ -68,14 +68,18 @@ class _Here:
     checksum: int
 
 
-class Follower:
-    """Knows where the store is, as far as it has been seen. Keeps no position of its own: callers tell theirs."""
+class NextFiles:
+    """Finds the files after a TXID. It keeps no position: callers pass theirs.
 
-    def __init__(self, ledger: Ledger, catalog: Catalog, *, clock: Callable[[], float], list_interval_s: float) -> None:
+    `newest_txid` is the highest TXID that the last listing or file showed; `catalog` is the store's files.
+    """
+
+    def __init__(self, costs: RequestCosts, *, clock: Callable[[], float], list_interval_s: float) -> None:
         self.newest_txid: TXID = 0
-        self._store = ledger.store(Purpose.POLL)
-        self._lists = ledger.store(Purpose.LIST)
-        self.catalog = catalog
+        self._store = costs.store(Purpose.POLL)
+        self._lists = costs.store(Purpose.LIST)
+        self.catalog = Catalog(self._lists)
+        self._first_catalog = Catalog(costs.store(Purpose.OPEN), damaged=self.catalog.damaged)
         self._clock = clock
         self._list_interval_s = list_interval_s
         self._listed_at = self._fully_listed_at = clock()
@@ -97,12 +101,11 @@ class Follower:
             self._check_tip(files, plan[-1].max_txid)
             return plan
 
-        files = await self.catalog.open(choose)
-        self.catalog.store = self._lists
+        files = await self._first_catalog.open(choose)
         self._remember(files[-1])
         return files
 
-    async def next_files(self, position: TXID) -> Found | None:
+    async def next_files(self, position: TXID) -> FoundFiles | None:
         """What leads on from a position: one GET when there is nothing, and a LIST when one is due."""
         damage = None
         if not self._diverged:
@@ -111,7 +114,7 @@ class Follower:
                 self._remember(files[-1])
                 for file in files:
                     self.catalog.trust(file.info)
-                return Found(self._passed(files))
+                return FoundFiles(self._passed(files))
             if files:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
                 damage, self._listed_at = None, -self._list_interval_s
@@ -123,7 +126,7 @@ class Follower:
             raise damage
         return found
 
-    async def files_at(self, position: TXID) -> Found:
+    async def files_at(self, position: TXID) -> FoundFiles:
         """A new plan for a position, or for a later one when no file ends there any more.
 
         Raises `GapError` when the files do not reach it.
@@ -138,7 +141,7 @@ class Follower:
 
         files = await self.catalog.open(self._newest_plan(position) if self._diverged else choose)
         self._listed_at = -self._list_interval_s  # there may be a gap before the next L0, too
-        return self._found_whole(files) if self._diverged else Found(files)
+        return self._found_whole(files) if self._diverged else FoundFiles(files)
 
     async def is_left_behind(self, in_use: Callable[[], Collection[FileInfo]], position: TXID) -> bool:
         """Are there newer files to read from than those `in_use`, which will be deleted? Two LISTs when one is due."""
@@ -200,7 +203,7 @@ class Follower:
             self._note([self._tip])
         return files
 
-    async def _listed(self, position: TXID) -> Found | None:
+    async def _listed(self, position: TXID) -> FoundFiles | None:
         """What a listing shows: that of level 0, and those of all levels when there is reason."""
         self._listed_at = self._clock()
         level0 = await self._lists.list_level(0, after=position - 1)
@@ -213,7 +216,7 @@ class Follower:
         if not self._diverged:
             files = await self.catalog.open(partial(self._steps, position), after=position - 1)
             if files or not self._diverged:
-                return Found(files) if files else None
+                return FoundFiles(files) if files else None
         try:
             return self._found_whole(await self.catalog.open(self._newest_plan(position)))
         except ReplicaError:
@@ -247,12 +250,12 @@ class Follower:
             )
         return plan
 
-    def _found_whole(self, files: list[OpenedFile]) -> Found:
+    def _found_whole(self, files: list[OpenedFile]) -> FoundFiles:
         log.warning("%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
         self._diverged = False
         self._tip = None
         self._remember(files[-1])
-        return Found(files, whole=True)
+        return FoundFiles(files, whole=True)
 
     def _note(self, files: Sequence[FileInfo]) -> None:
         self.newest_txid = max((info.max_txid for info in files), default=self.newest_txid)

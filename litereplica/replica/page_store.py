@@ -29,11 +29,6 @@ class PageStore:
         self._memory: LRUCache[PageKey, bytes] = LRUCache(memory_size, getsizeof=_cost)
         self._disk = disk
 
-    @property
-    def memory_used(self) -> int:
-        """Bytes that the memory tier counts, its overhead included."""
-        return int(self._memory.currsize)
-
     def get(self, key: PageKey) -> bytes | None:
         """A page in memory. No I/O."""
         return self._memory.get(key)

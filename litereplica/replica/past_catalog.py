@@ -44,12 +44,11 @@ class Point:
     timestamp_ms: int
 
 
-class PastFiles(Catalog):
-    """A catalogue with a memory. It shares the knowledge of damaged files with the one `beside` it."""
+class PastCatalog(Catalog):
+    """A catalog that remembers listings, indexes and times. It shares the known damaged files with `beside`."""
 
     def __init__(self, store: LTXStore, *, beside: Catalog) -> None:
-        super().__init__(store)
-        self._damaged = beside._damaged
+        super().__init__(store, damaged=beside.damaged)
         self._listed_at: float | None = None
         self.seen: set[int] = set()  # checksums of files that were in the store since it was listed
         self._files: list[FileInfo] = []

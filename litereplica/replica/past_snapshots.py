@@ -6,7 +6,7 @@ it reads it from: when files that it needs have gone, it plans again for the sam
 What is at hand is not fetched again. Pages are known by the content they come from, so two maps that name the same
 files share them. Beyond that, where the live map, or that of another past state, has the same version of a page in
 another file than the plan does, that location is taken; and when the live database moves to newer files and renames
-its cached pages, the maps of past states follow it (`follow`).
+its cached pages, the maps of past states follow it (`on_relocation`).
 
 That two maps speak of the same history is not taken for granted, since a replica may be made anew under its URL: a file
 of the other map has to be in the store still, with the same checksum in its trailer. It vouches for all before its end.
@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakSet, WeakValueDictionary
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import trio
@@ -42,18 +42,16 @@ from litereplica.history.timeline import find_txid
 from litereplica.ltxstore.catalog import Catalog
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore, OpenedFile
-from litereplica.replica.file_table import FileTable, SourceFile
-from litereplica.replica.page_key import page_key
+from litereplica.replica.current import Current, keep_pages
+from litereplica.replica.file_table import SourceFile
+from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import PageMap
-from litereplica.replica.page_store import PageStore
-from litereplica.replica.past_catalog import PastFiles, Point
+from litereplica.replica.page_reader import PageReader
+from litereplica.replica.past_catalog import PastCatalog, Point
 from litereplica.replica.readahead import ReadAhead
 from litereplica.replica.snapshot import Snapshot, assemble, following, placeholder, sharing
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
-
-if TYPE_CHECKING:
-    from litereplica.replica.database import Replica
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +94,13 @@ class Identity:
 
 
 class PastDatabase:
-    """The database at one TXID. Obtain it from `TimeTravel.open`."""
+    """The database at one TXID. Obtain it from `PastSnapshots.open`."""
 
-    def __init__(self, travel: TimeTravel, state: State, policy: ReadAhead) -> None:
+    def __init__(self, past: PastSnapshots, state: State, policy: ReadAhead) -> None:
         self.snapshot = state.snapshot
         self.identity = state.identity
         self.error: LiteReplicaError | None = None  # why some of its pages cannot be read any more
-        self._travel = travel
+        self._past = past
         self._base = state.base
         self._policy = policy
         self._turn = trio.Lock()
@@ -118,7 +116,7 @@ class PastDatabase:
         for attempt in range(READ_ATTEMPTS):
             pages = self.snapshot.pages
             try:
-                return await self._travel.read(pgnos, pages, self._policy)
+                return await self._past.read(pgnos, pages, self._policy)
             except (FileVanished, DamagedFile):
                 if attempt == READ_ATTEMPTS - 1:
                     raise
@@ -133,7 +131,7 @@ class PastDatabase:
             if self.error is not None and trio.current_time() - self._failed_at < LOST_FOR_S:
                 raise self.error.with_traceback(None)
             try:
-                state = await self._travel.rebuild(self.snapshot.pos.txid, self.identity)
+                state = await self._past.rebuild(self.snapshot.pos.txid, self.identity)
             except (ReplicaError, FileVanished, DamagedFile) as exc:
                 self.error, self._failed_at = exc, trio.current_time()
                 raise
@@ -157,25 +155,16 @@ class State:
     identity: Identity
 
 
-class TimeTravel:
-    """Past states of the database of `replica`. Obtain it from `Replica.travel`."""
+class PastSnapshots(ReplicaObserver):
+    """Past states of the database whose live state is `current`. Obtain it from `Replica.past_snapshots`."""
 
-    def __init__(
-        self,
-        replica: Replica,
-        store: LTXStore,
-        catalog: Catalog,
-        *,
-        files: FileTable,
-        pages: PageStore,
-        maps: WeakSet[PageMap],
-    ) -> None:
-        self._replica = replica
+    def __init__(self, current: Current, reader: PageReader, *, store: LTXStore, catalog: Catalog) -> None:
+        self._current = current
+        self._reader = reader
         self._store = store
-        self._listed = PastFiles(store, beside=catalog)
-        self._files = files
-        self._pages = pages
-        self._maps = maps  # of all whose files must not be forgotten
+        self._listed = PastCatalog(store, beside=catalog)
+        self._files = current.files
+        self._pages = current.pages
         self._open: WeakValueDictionary[TXID, PastDatabase] = WeakValueDictionary()
         self._bases: WeakValueDictionary[FileInfo, Base] = WeakValueDictionary()
         self._numbers = count(1)
@@ -188,8 +177,8 @@ class TimeTravel:
 
     async def point(self, txid: TXID) -> Point | None:
         """The point of a TXID, or None when nothing in the store leads there."""
-        if txid == self._replica.snapshot.pos.txid:
-            return Point(txid, self._replica.snapshot.timestamp_ms)
+        if txid == self._current.snapshot.pos.txid:
+            return Point(txid, self._current.snapshot.timestamp_ms)
         return await self._listed.point(txid)
 
     async def before(self, time_ms: int) -> Point | None:
@@ -209,7 +198,7 @@ class TimeTravel:
         known = self._open.get(txid)
         if known is not None:
             return known
-        live = self._replica.snapshot
+        live = self._current.snapshot
         if live.pos.txid == txid:
             state = State(live, None, Identity(live.timestamp_ms, live.commit, self._history))
         else:
@@ -221,8 +210,8 @@ class TimeTravel:
         return known
 
     async def read(self, pgnos: NDArray[np.uint32], pages: PageMap, policy: ReadAhead) -> list[bytes]:
-        """Pages of a map, as `Replica.read` has them."""
-        return await self._replica.read(pgnos, pages.lookup(pgnos), around=pages, policy=policy)
+        """Return pages of a map; see `PageReader.read`."""
+        return await self._reader.read(pgnos, pages.lookup(pgnos), around=pages, policy=policy)
 
     async def rebuild(self, txid: TXID, identity: Identity) -> State:
         """The same state from what the store has now. Locations of others are not taken over: they may be lost, too."""
@@ -233,15 +222,15 @@ class TimeTravel:
             raise ReplicaError(f"TXID {txid:016x} of {self._store.url} is not the state that it was")
         return state
 
-    async def follow(self, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> None:
-        """The live database reads from `after` what it read from `before`, but for the pages that have `changed`."""
+    async def on_relocation(self, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> None:
+        """Let the past states read from `after` what they read from the same places of `before`."""
         if len(changed) >= after.commit - 1:
             self._history += 1
         for past in list(self._open.values()):
             snapshot = past.snapshot
             pages = await self._compute(after.commit, partial(following, snapshot.pages, before, after, changed))
             if past.snapshot is snapshot:
-                self._maps.add(pages)
+                self._current.keep(pages)
                 past.snapshot = replace(snapshot, pages=pages)
 
     # --- building ----------------------------------------------------------------------------------
@@ -261,11 +250,11 @@ class TimeTravel:
             base = self._bases.get(plan[0])
             return plan if base is None else plan[1:]
 
-        live, history = self._replica.snapshot, self._history
+        live, history = self._current.snapshot, self._history
         opened = await self._listed.open_plan(choose)
         ids = [self._files.add(file) for file in opened]
         held = placeholder(ids)  # while the map is made, its files must not be forgotten
-        self._maps.add(held)
+        self._current.keep(held)
         entries = sum(len(file.index) for file in opened)
         snapshot, base = await self._compute(entries, partial(_make, opened, ids, base))
         if snapshot.page_size != self._pages.page_size:
@@ -281,8 +270,8 @@ class TimeTravel:
             for other in beside:
                 snapshot = await self._shared(snapshot, other, await self._agreed(other))
             snapshot = await self._shared(snapshot, live, agreed)
-        self._maps.add(snapshot.pages)
-        self._keep_pages(opened, ids, snapshot.pages)
+        self._current.keep(snapshot.pages)
+        keep_pages(self._pages, snapshot.pages, opened, self._files)
         is_ours = agreed >= txid and history == self._history
         return State(snapshot, base, Identity(snapshot.timestamp_ms, snapshot.commit, history if is_ours else 0))
 
@@ -319,14 +308,6 @@ class TimeTravel:
     async def _compute(self, pages: int, work: Callable[[], T]) -> T:
         """The result of work on so many pages: in a thread if it takes long for those who wait for this one."""
         return work() if pages <= PAGES_AT_ONCE else await trio.to_thread.run_sync(work, limiter=self._decoders)
-
-    def _keep_pages(self, opened: Sequence[OpenedFile], ids: Sequence[int], pages: PageMap) -> None:
-        """The pages that came along with the indexes of small files, those that the map takes from there."""
-        for file, file_id in zip(opened, ids, strict=True):
-            if file.pages is not None:
-                used = pages.lookup(file.index.pgno)["file"] == file_id
-                rows = zip(file.index.pgno.tolist(), file.pages, used.tolist(), strict=True)
-                self._pages.put({page_key(file.file_checksum, pgno): page for pgno, page, is_used in rows if is_used})
 
 
 def _make(opened: Sequence[OpenedFile], ids: Sequence[int], base: Base | None) -> tuple[Snapshot, Base | None]:

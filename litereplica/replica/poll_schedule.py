@@ -1,9 +1,9 @@
-"""When the next poll is due: every interval while anyone has a file open, less and less often while nobody has.
+"""When the next poll is due: every interval while a file is open, less and less often while none is.
 
-Open files are what counts, and nothing else. A reader whose pages the kernel has makes no request at all, so that who
-reads nothing cannot be told from who is not there; but who wants to read has a file open. So a replica that nobody has
-open is polled after a tenth of the time that it has been so, up to a limit, and at last not at all. Whoever opens a
-file then waits for a poll first, up to `FRESHEN_LIMIT_S`, so that it sees what it would have seen at the usual pace.
+Only open files count. The kernel answers reads of cached pages without a request, so an active reader may be invisible
+here, but it has a file open. Once the last file has been closed for `GRACE_S`, the pause between polls is a tenth of
+the idle time, up to a limit; after `PAUSE_AFTER_S` polls stop. An open then first waits for a poll, up to
+`FRESHEN_LIMIT_S`, so that its reader sees what it would have seen with regular polls.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import trio
 log = logging.getLogger(__name__)
 
 GRACE_S = 60.0
-"""Polled as usual for so long after the last file was closed: programs that run now and then notice nothing."""
+"""Polls stay regular for this time after the last close, so programs that run now and then notice nothing."""
 
 IDLE_SHARE = 0.1
-"""The pause, as a part of the time that nobody has had a file open."""
+"""The pause between polls as a share of the idle time."""
 
 MAX_INTERVAL_S = 30.0
 """Longest pause: at S3's list prices 3.5 cents a month."""
 
 PAUSE_AFTER_S = 600.0
-"""Without an open file for so long, a replica is not polled any more until somebody opens one."""
+"""Polls stop after this idle time, until a file is opened."""
 
 FRESHEN_LIMIT_S = 5.0
-"""How long an open waits for a poll; a store that does not answer by then leaves what is there."""
+"""How long an open waits for a poll; after that the reader gets the snapshot that is there."""
 
 
 class PollState(StrEnum):
@@ -43,15 +43,15 @@ class PollState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PaceStatistics:
-    """`idle_s`: since when nobody has had a file open."""
+class PollScheduleStatistics:
+    """`idle_s`: seconds since a file was last open."""
 
     state: PollState
     idle_s: float
 
 
 def pause_s(idle_s: float, interval_s: float, *, max_interval_s: float, pause_after_s: float) -> float:
-    """Time until the next poll, infinite for none. Pure."""
+    """Return the seconds until the next poll, infinite for none. Pure."""
     if idle_s < GRACE_S or max_interval_s <= interval_s:
         return interval_s
     if idle_s >= pause_after_s:
@@ -59,11 +59,11 @@ def pause_s(idle_s: float, interval_s: float, *, max_interval_s: float, pause_af
     return min(max_interval_s, max(interval_s, idle_s * IDLE_SHARE))
 
 
-class Pace:
-    """The pace of one replica's polls. `in_use` tells whether anyone has a file open; without it somebody has.
+class PollSchedule:
+    """The schedule of one replica's polls. `in_use` returns whether a file is open; by default one always is.
 
-    `max_interval_s` no longer than the interval, or a `pause_after_s` that is infinite, are for replicas that are to be
-    up to date with nobody looking.
+    A `max_interval_s` of at most the interval, or an infinite `pause_after_s`, keep the replica up to date while it is
+    idle.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Pace:
         self._wanted = trio.Event()
         self._polled = trio.Event()
 
-    def statistics(self) -> PaceStatistics:
-        return PaceStatistics(self._state, self._idle_s())
+    def statistics(self) -> PollScheduleStatistics:
+        return PollScheduleStatistics(self._state, self._idle_s())
 
     async def wait(self, least_s: float) -> None:
-        """Return when the next poll is due: after `least_s` at the earliest, unless somebody opens a file."""
+        """Return when the next poll is due: not before `least_s`, unless a file is opened."""
         idle_s = self._idle_s()
         limits = (self._max_interval_s, self._pause_after_s)
         pause = pause_s(idle_s, self.interval_s, max_interval_s=limits[0], pause_after_s=limits[1])
         if pause == math.inf:
             self._state = PollState.PAUSED
-            log.info("polling pauses: nobody has had a file open for %.0f s", idle_s)
+            log.info("polling stops until a file is opened: none has been open for %.0f s", idle_s)
         elif pause > self.interval_s:
             self._state = PollState.SLOWED
         self._wanted = trio.Event()
@@ -101,13 +101,13 @@ class Pace:
             await self._wanted.wait()
 
     def polled(self) -> None:
-        """A poll has been made, and what it brought has been applied; or it has failed."""
+        """Record that a poll has finished: its update has been applied, or it failed."""
         self._state = PollState.ACTIVE
         self._polled.set()
         self._polled = trio.Event()
 
     async def freshen(self) -> None:
-        """Somebody opens a file: unless polls come at the usual pace, wait for one that is made now."""
+        """Record that a file is being opened. Unless polls are regular, make one now and wait for it."""
         self._used_at = trio.current_time()
         if self._state is not PollState.ACTIVE:
             self._wanted.set()

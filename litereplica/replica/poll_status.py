@@ -8,7 +8,7 @@ from litereplica.errors import LiteReplicaError
 from litereplica.types import TXID
 
 
-class Progress:
+class PollStatus:
     """A record of polls; times are those of `clock`, in seconds. TXIDs are ours, and the newest that is known."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -1,9 +1,9 @@
-"""The loop that keeps a replica up to date. It is owned by whoever starts it in a nursery.
+"""The loop that keeps a replica up to date. The task that starts it in its nursery owns it.
 
-One pass polls, hands on what it brought and waits until that has been applied, then sleeps for as long as its `Pace`
-says. A store that fails is asked again for ever, hardly less often: a request that fails costs nothing, and all is to
-be well soon after the store is back. What is there stays served meanwhile. The log has one line when a run of failures
-begins and one when it ends.
+A pass polls, passes the update to `apply`, waits until that has returned, and sleeps until `PollSchedule` says that the
+next poll is due. While polls fail, the last snapshot stays served, and the pause grows to `MAX_BACK_OFF_S` at most: a
+failed request costs nothing, and the replica should catch up soon after the store is back. The log has one line when a
+run of failures begins and one when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 
 from litereplica.errors import LiteReplicaError, PageSizeChanged
 from litereplica.replica.database import Replica
-from litereplica.replica.poll_schedule import Pace
+from litereplica.replica.poll_schedule import PollSchedule
 from litereplica.replica.snapshot import Update
 
 log = logging.getLogger(__name__)
@@ -25,31 +25,31 @@ MAX_BACK_OFF_S = 2.0
 several times, with random pauses up to 3.2 s: that keeps many mounts of one store from asking all at once."""
 
 STALLED_POLLS = 3
-"""Polls without progress, while the replica is known to have more, until the log says so."""
+"""Polls without progress, while newer TXIDs are known, until the log reports a stall."""
 
 
 async def run_poller(
     replica: Replica,
     apply: Callable[[Update | None], Awaitable[None]],
     *,
-    pace: Pace,
+    schedule: PollSchedule,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Poll whenever `pace` says so, and await `apply` with what each poll brought, for ever.
+    """Poll when `schedule` says so, and await `apply` with the result of each poll, until cancelled.
 
-    That is None when there was nothing: whoever applies may have something left from before, or due by the clock.
+    The result is None when nothing is new; `apply` may still have earlier work to finish.
 
-    Ready after the first poll; its failure is raised. Later an error of ours, from the poll or from `apply`, only
-    lengthens the pause; `PageSizeChanged`, and any other exception, ends the loop.
+    Ready after the first poll; its failure is raised. A later `LiteReplicaError` from a poll or from `apply` only
+    lengthens the pause, but `PageSizeChanged` and any other exception end the loop.
     """
-    await _poll_once(replica, apply, pace)
+    await _poll_once(replica, apply, schedule)
     task_status.started()
     failures = 0
     stalled = False
     while True:
-        await pace.wait(_back_off_s(pace.interval_s, failures))
+        await schedule.wait(_back_off_s(schedule.interval_s, failures))
         try:
-            await _poll_once(replica, apply, pace)
+            await _poll_once(replica, apply, schedule)
         except PageSizeChanged:
             raise
         except LiteReplicaError as exc:
@@ -63,15 +63,17 @@ async def run_poller(
         stalled = _log_stall(replica, stalled)
 
 
-async def _poll_once(replica: Replica, apply: Callable[[Update | None], Awaitable[None]], pace: Pace) -> None:
+async def _poll_once(
+    replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule
+) -> None:
     try:
         await apply(await replica.poll())
     finally:
-        pace.polled()
+        schedule.polled()
 
 
 def _back_off_s(interval_s: float, failures: int) -> float:
-    """The interval, doubled with each failure after the first, up to a limit."""
+    """Return the interval, doubled with each failure after the first, up to a limit."""
     if failures <= 1:
         return interval_s
     return max(interval_s, min(MAX_BACK_OFF_S, interval_s * 2.0 ** min(failures - 1, 16)))

@@ -1,4 +1,4 @@
-"""Which frames come in one request: pure arithmetic over locations, and the decoding of what it brought."""
+"""Plans which frames are read in one request, and decodes the bytes that it brings. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from numpy.typing import NDArray
 from litereplica.errors import LTXError
 from litereplica.format.frame_checksums import wrong_frames
 from litereplica.format.frames import decode_frames
-from litereplica.replica.page_map import PageMap
 from litereplica.types import Pgno
-
-NEIGHBOURS = 512
-"""Pages to either side that are looked at for a window: it bounds the work for tiny frames."""
 
 MAX_BLOCK = 1024 * 1024
 """Bytes of one request that a reader waits for: larger ones gain little, and their pages arrive later."""
 
 MAX_GAP = 32 * 1024
-"""Bytes between two wanted frames that are read along rather than asked for in two requests."""
+"""Bytes between two wanted frames that are read too, rather than split into two requests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +33,7 @@ class Block:
 
 
 def plan_blocks(pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, max_size: int = MAX_BLOCK) -> list[Block]:
-    """The requests that bring these pages; the pages are in any order, each once."""
+    """Return the requests for these distinct pages, at most `max_size` bytes each."""
     order = np.lexsort((locations["offset"], locations["file"]))
     pgnos, locations = pgnos[order], locations[order]
     starts = locations["offset"].tolist()
@@ -58,33 +54,12 @@ def plan_blocks(pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, max_s
     return blocks
 
 
-def neighbourhood(
-    around: PageMap, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, window: int
-) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
-    """The pages that `around` takes from the same windows (bytes) of the same files as these pages."""
-    seen: set[tuple[int, int]] = set()
-    found_pgnos, found_locations = [pgnos], [locations]
-    windows = (locations["offset"] // window).tolist()
-    for pgno, file_id, number in zip(pgnos.tolist(), locations["file"].tolist(), windows, strict=True):
-        if (file_id, number) in seen:
-            continue
-        seen.add((file_id, number))
-        near = np.arange(max(1, pgno - NEIGHBOURS), min(around.commit, pgno + NEIGHBOURS) + 1, dtype=np.uint32)
-        rows = around.lookup(near)
-        inside = (rows["file"] == file_id) & (rows["offset"] // window == number)
-        found_pgnos.append(near[inside])
-        found_locations.append(rows[inside])
-    every = np.concatenate(found_pgnos)
-    _, first = np.unique(every, return_index=True)
-    return every[first], np.concatenate(found_locations)[first]
-
-
 Decoded: TypeAlias = tuple[list[int], list[bytes], list[tuple[Pgno, LTXError]]]
-"""The rows of a block that are sound, their pages, and what is wrong with the others."""
+"""The rows of a block that are sound, their pages, and (pgno, error) of each other row."""
 
 
 def decode_block(block: Block, data: bytes, page_size: int, sums: Sequence[int | None] | None = None) -> Decoded:
-    """The pages of a block, none of which differs from its frame's sum, where that is known."""
+    """Decode the pages of a block from its bytes; a frame that differs from its known checksum in `sums` is damaged."""
     offsets = (block.locations["offset"] - np.uint64(block.start)).tolist()
     sizes = block.locations["size"].tolist()
     pgnos = block.pgnos.tolist()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from litereplica.replica.throughput_model import Link
+from litereplica.replica.throughput_model import ThroughputModel
 from litereplica.types import Pgno
 
 MIN_WINDOW = 128 * 1024
@@ -80,7 +80,7 @@ class ReadAhead:
         self._streams: list[_Stream] = []  # the one read last comes last
         self._next_number = first_stream
 
-    def read(self, first: Pgno, last: Pgno, *, commit: int, now: float, link: Link) -> Advice:
+    def read(self, first: Pgno, last: Pgno, *, commit: int, now: float, link: ThroughputModel) -> Advice:
         """The pages first..last of `commit` are being read, at time `now` (seconds)."""
         window = int(min(MAX_WINDOW, max(MIN_WINDOW, link.bytes_in_latency)))
         over = self._drop_idle(now)
@@ -101,7 +101,7 @@ class ReadAhead:
         ahead, request = self._go_on(stream, commit, link)
         return Advice(stream.number, window, ahead, request, tuple(over))
 
-    def _go_on(self, stream: _Stream, commit: int, link: Link) -> tuple[range, int]:
+    def _go_on(self, stream: _Stream, commit: int, link: ThroughputModel) -> tuple[range, int]:
         """The next pages ahead, when a quarter of what should be there is not, and the bytes of one request."""
         limit = min(MAX_AHEAD_LIMIT, max(MIN_AHEAD_LIMIT, ROUND_TRIPS_AHEAD * link.bytes_in_latency))
         wanted = int(min(limit, max(FIRST_AHEAD, 2 * stream.ahead)))

@@ -44,14 +44,14 @@ class Purpose(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerEntry:
+class PurposeCosts:
     """Requests of one purpose by operation, those that were made; `usd` is their price in US dollars."""
 
     by_operation: Mapping[Operation, OperationStatistics]
     usd: float
 
 
-class Ledger:
+class RequestCosts:
     """The views of one store."""
 
     def __init__(self, store: LTXStore) -> None:
@@ -62,7 +62,7 @@ class Ledger:
         """The store as it is asked for one purpose."""
         return self._stores[purpose]
 
-    def statistics(self) -> Mapping[Purpose, LedgerEntry]:
+    def statistics(self) -> Mapping[Purpose, PurposeCosts]:
         """The counts of this moment, for every purpose."""
         return MappingProxyType({purpose: _entry(meter.statistics()) for purpose, meter in self._meters.items()})
 
@@ -72,6 +72,6 @@ def price_usd(statistics: StorageStatistics) -> float:
     return sum(S3_PRICES_USD[operation] * each.requests for operation, each in statistics.by_operation.items())
 
 
-def _entry(statistics: StorageStatistics) -> LedgerEntry:
+def _entry(statistics: StorageStatistics) -> PurposeCosts:
     made = {operation: each for operation, each in statistics.by_operation.items() if each.requests}
-    return LedgerEntry(MappingProxyType(made), price_usd(statistics))
+    return PurposeCosts(MappingProxyType(made), price_usd(statistics))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from litereplica.replica.request_costs import LedgerEntry, Purpose
+from litereplica.replica.request_costs import Purpose, PurposeCosts
 from litereplica.storage.wrappers import StorageStatistics
 from litereplica.types import TXID, Pos
 
@@ -60,5 +60,5 @@ class ReplicaStatistics:
     pages_from_store: int
     files: int
     requests: StorageStatistics | None
-    ledger: Mapping[Purpose, LedgerEntry]
+    ledger: Mapping[Purpose, PurposeCosts]
     hydration: HydrationStatistics

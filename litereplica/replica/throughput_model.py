@@ -24,7 +24,7 @@ _FAR = 1 << 20
 
 
 @dataclass(slots=True)
-class Link:
+class ThroughputModel:
     """Latency (s) and bandwidth (bytes/s) of one request among those at the same time."""
 
     _weight: float = 0.0

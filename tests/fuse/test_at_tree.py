@@ -99,7 +99,7 @@ async def opened(txids: int = 12, *, max_unused: int = 3, max_names: int = 1000)
     forgotten: list[bytes] = []
     async with open_replica(LTXStore(storage, Layout.S3)) as replica, trio.open_nursery() as nursery:
         tree = AtTree(
-            replica.travel(),
+            replica.past_snapshots(),
             name="app.db",
             idle_s=IDLE_S,
             max_unused=max_unused,
@@ -314,16 +314,15 @@ async def test_a_point_that_retention_took_is_not_there_any_more(
 
 
 async def test_a_state_of_which_pages_are_lost_is_left_to_those_who_have_it_open(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("litereplica.replica.database.MEMORY_SIZE", 0)
     async with opened() as scene:
         node = await scene.file(txid_name(5))
         await scene.tree.open(node.inode)
         await scene.history.snapshot()
         for txid in range(1, 12):
             await scene.history.delete(0, txid)
-        scene.replica._pages._memory.clear()
+        scene.replica._current.pages._memory.clear()
         for _ in range(3):
             with pytest.raises(pyfuse3.FUSEError) as failed:
                 await scene.tree.read(node.inode, 0, node.size)

@@ -27,6 +27,7 @@ from litereplica.fuse import live as live_module
 from litereplica.fuse.kernel_cache import FuseKernelCache
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import MountOptions, Session
+from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.types import Pos
@@ -43,7 +44,6 @@ class ScriptedReplica:
     """The part of `Replica` that a mount uses, over a database whose versions are made on demand."""
 
     url = "scripted"
-    on_block = None
 
     def __init__(self) -> None:
         self._pages = template()
@@ -67,6 +67,9 @@ class ScriptedReplica:
     async def poll(self) -> Update:
         self.snapshot = self._at(self.snapshot.pos.txid + 1)
         return Update(self.snapshot, self._changing, relocated=False)
+
+    def subscribe(self, observer: ReplicaObserver) -> None:
+        pass
 
     async def heal(self) -> None:
         return None

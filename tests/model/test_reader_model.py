@@ -111,7 +111,7 @@ class ReaderMachine(RuleBasedStateMachine):
             )
         )
 
-        self.past = self.replica.travel()
+        self.past = self.replica.past_snapshots()
 
     @rule(
         changes=st.dictionaries(st.integers(1, MAX_PAGES), st.binary(min_size=1, max_size=6), max_size=6),
@@ -237,7 +237,7 @@ class ReaderMachine(RuleBasedStateMachine):
             assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
         except FileVanished:
             names = {(info.level, info.min_txid, info.max_txid) for info in self.files()}
-            used = [self.replica._files.get(int(file_id)) for file_id in snapshot.pages.files()]
+            used = [self.replica._current.files.get(int(file_id)) for file_id in snapshot.pages.files()]
             assert any(
                 file is None or (file.info.level, file.info.min_txid, file.info.max_txid) not in names for file in used
             )
@@ -284,7 +284,7 @@ class ReaderMachine(RuleBasedStateMachine):
         flipped[data.draw(st.integers(0, len(flipped) - TRAILER - 1))] ^= 1 << bit
         self.memory.objects[key] = replace(stored, data=bytes(flipped))
         before = self.replica.snapshot
-        self.replica._pages._memory.clear()
+        self.replica._current.pages._memory.clear()
         try:
             for _ in range(2):
                 assert self.content(self.replica.snapshot) == self.history.at(self.replica.snapshot.pos.txid)
@@ -297,8 +297,8 @@ class ReaderMachine(RuleBasedStateMachine):
             except (DamagedFile, FileVanished, GapError, TransientStorageError):
                 pass
         self.memory.objects[key] = stored
-        self.replica._follower.catalog._damaged.clear()
-        self.replica._files.condemned.clear()
+        self.replica._next_files.catalog.damaged.clear()
+        self.replica._current.files.condemned.clear()
 
     @invariant()
     def content_is_the_models(self) -> None:

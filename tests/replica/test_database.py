@@ -26,6 +26,7 @@ from litereplica.errors import (
 from litereplica.format.names import Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
+from litereplica.replica.current import FORGET_EVERY
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.replica.page_map import LOCATION
@@ -34,6 +35,7 @@ from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, MeteredStorage, Operation
 from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import History
+from tests.replica.observer import Observer
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Bench:
     round_trip_s: float = 0.0
     read_timeout_s: float = 30.0
     memory_size: int = 1 << 20
+    forget_every: int = FORGET_EVERY
 
     def __post_init__(self) -> None:
         self.faults = FaultStorage(LatencyStorage(self.history.storage, self.round_trip_s), lambda request: None)
@@ -65,6 +68,7 @@ class Bench:
             cache_dir=cache_dir,
             memory_size=self.memory_size,
             read_timeout_s=self.read_timeout_s,
+            forget_every=self.forget_every,
             clock=self.clock,
         ) as replica:
             yield replica
@@ -564,7 +568,7 @@ async def test_a_cold_page_brings_its_neighbours_in_one_request() -> None:
     await large(bench.history)
     async with bench.replica() as replica:
         blocks: list[list[int]] = []
-        replica.on_block = lambda pgnos, locations, pages: blocks.append(pgnos.tolist())
+        replica.subscribe(Observer(on_block=blocks.append))
         with bench.spending(get=1, list=0):
             await read_one(replica, 100, around=True)
             await read_one(replica, 101)
@@ -607,7 +611,7 @@ async def test_neighbours_that_are_on_their_way_are_not_asked_for_again(
     await large(bench.history)
     async with bench.replica() as replica:
         brought: list[int] = []
-        replica.on_block = lambda pgnos, locations, pages: brought.extend(pgnos.tolist())
+        replica.subscribe(Observer(on_block=brought.extend))
         with bench.spending(get=2, list=0):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_one, replica, 10)
@@ -715,20 +719,8 @@ async def test_pages_survive_a_restart_in_the_cache_directory(tmp_path: Path) ->
         assert replica.statistics().pages_from_disk == 1500
 
 
-async def test_only_pages_in_memory_are_answered_at_once() -> None:
-    bench = Bench()
-    await bench.history.commit({1: b"a"})
-    async with bench.replica() as replica:
-        (location,) = replica.snapshot.pages.lookup(np.array([1], np.uint32))
-        assert replica.cached(1, location) == bench.history.at(1)[1]
-        other = location.copy()
-        other["file"] = 99
-        assert replica.cached(1, other) is None
-
-
-async def test_files_that_nobody_needs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("litereplica.replica.database.FORGET_EVERY", 10)
-    bench = Bench()
+async def test_files_that_nobody_needs_are_forgotten() -> None:
+    bench = Bench(forget_every=10)
     await bench.history.commit({1: b"a", 2: b"b"})
     async with bench.replica() as replica:
         pinned = replica.snapshot
@@ -740,12 +732,13 @@ async def test_files_that_nobody_needs_are_forgotten(monkeypatch: pytest.MonkeyP
         del pinned
         txid = replica.snapshot.pos.txid
         held = replica.snapshot.pages.lookup(np.array([1], np.uint32))
-        replica.held_files = lambda: held["file"]
+        observer = Observer(held=held["file"])
+        replica.subscribe(observer)
         for n in range(30):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()
         assert await replica.read(np.array([1], np.uint32), held) == [bench.history.at(txid)[1]]
-        replica.held_files = None
+        observer.held = None
         for n in range(30):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from litereplica.replica.neighbourhood import neighbourhood
 from litereplica.replica.page_map import LOCATION, PageMap
-from litereplica.replica.read_plan import MAX_BLOCK, MAX_GAP, neighbourhood, plan_blocks
+from litereplica.replica.read_plan import MAX_BLOCK, MAX_GAP, plan_blocks
 
 WINDOW = 256 * 1024
 

@@ -17,6 +17,7 @@ from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.readahead import IDLE_S
 from litereplica.storage.wrappers import LatencyStorage, MeteredStorage, Operation
 from tests.helpers.history import History
+from tests.replica.observer import Observer
 
 PAGES = 12_000
 ROUND_TRIP_S = 1.0
@@ -85,7 +86,7 @@ async def test_a_demand_read_never_waits_behind_what_is_fetched_ahead(
     far = Far(bytes_per_s=1e6)
     async with far.replica() as replica:
         first = 1
-        while len(replica._fetcher._ahead_running) < fetch.PARALLEL_AHEAD:
+        while len(replica._reader._fetcher._ahead_running) < fetch.PARALLEL_AHEAD:
             await read(replica, first, first + 31)
             first += 32
         started = trio.current_time()
@@ -99,10 +100,10 @@ async def test_a_page_that_waits_to_be_fetched_ahead_is_fetched_at_once_when_it_
     far = Far()
     async with far.replica() as replica:
         step = 1
-        while not replica._fetcher._queue:
+        while not replica._reader._fetcher._queue:
             await read(replica, step, step + 31)
             step += 32
-        waiting = replica._fetcher._queue[-1]
+        waiting = replica._reader._fetcher._queue[-1]
         started = trio.current_time()
         pgno = int(waiting.block.pgnos[0])
         assert await read(replica, pgno, pgno) == [far.history.at(1)[pgno]]
@@ -116,7 +117,7 @@ async def test_what_is_fetched_ahead_is_bounded(autojump_clock: trio.testing.Moc
         for step in range(0, 1600, 32):
             for start in (1, 3000, 6000, 9000):
                 await read(replica, start + step, start + step + 31)
-                flights = (*replica._fetcher._queue, *replica._fetcher._ahead_running)
+                flights = (*replica._reader._fetcher._queue, *replica._reader._fetcher._ahead_running)
                 most = max(most, sum(len(flight.keys) for flight in flights) * 4096)
         assert fetch.AHEAD_LIMIT // 2 <= most <= fetch.AHEAD_LIMIT
 
@@ -128,16 +129,16 @@ async def test_what_nobody_waits_for_any_more_is_cancelled(autojump_clock: trio.
             await read(replica, first, first + 31)
         far.latency._one_way_s = 1000
         first = 1001
-        while not replica._fetcher._ahead_running:
+        while not replica._reader._fetcher._ahead_running:
             with trio.move_on_after(0.01):
                 await read(replica, first, first + 31)
             first += 32
-        hanging = next(flight for flight in replica._fetcher._ahead_running if flight.stream is not None)
+        hanging = next(flight for flight in replica._reader._fetcher._ahead_running if flight.stream is not None)
         pgno = int(hanging.block.pgnos[0])
         await trio.sleep(IDLE_S + 1)
         far.latency._one_way_s = ROUND_TRIP_S / 2
         assert await read(replica, 11_000, 11_000) == [far.history.at(1)[11_000]]
-        assert hanging not in replica._fetcher._ahead_running
+        assert hanging not in replica._reader._fetcher._ahead_running
         assert await read(replica, pgno, pgno) == [far.history.at(1)[pgno]]
 
 
@@ -147,7 +148,7 @@ async def test_the_first_page_of_what_was_fetched_ahead_is_left_for_the_kernel_t
     far = Far()
     told: list[int] = []
     async with far.replica() as replica:
-        replica.on_block = lambda pgnos, locations, pages: told.extend(pgnos.tolist())
+        replica.subscribe(Observer(on_block=told.extend))
         for first in range(1, 1600, 32):
             await read(replica, first, first + 31)
         await trio.sleep(2 * ROUND_TRIP_S)

@@ -279,7 +279,7 @@ async def test_readers_go_first_and_hydration_still_goes_on(
 
         async def read_without_end() -> None:
             while True:
-                await replica._fetcher.fetch(
+                await replica._reader._fetcher.fetch(
                     np.array([9], np.uint32), replica.snapshot.pages.lookup(np.array([9], np.uint32)), None, window=1
                 )
 

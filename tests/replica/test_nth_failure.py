@@ -14,8 +14,9 @@ import trio
 from litereplica.errors import LiteReplicaError, NotFound, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica.database import READ_TIMEOUT_S, Replica, open_replica
+from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
+from litereplica.replica.page_reader import READ_TIMEOUT_S
 from litereplica.storage.base import Blob, ObjectInfo, Range
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import WrapperStorage

@@ -17,10 +17,12 @@ from litereplica.format.names import Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica import database, past_snapshots
+from litereplica.replica import past_snapshots
+from litereplica.replica.current import FORGET_EVERY
 from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.page_key import page_key
 from litereplica.replica.past_catalog import Point
-from litereplica.replica.past_snapshots import PastDatabase, TimeTravel
+from litereplica.replica.past_snapshots import PastDatabase, PastSnapshots
 from litereplica.replica.request_costs import Purpose
 from litereplica.storage.wrappers import Operation
 from litereplica.types import TXID, Pgno
@@ -36,7 +38,7 @@ class Scene:
 
     history: History
     replica: Replica
-    past: TimeTravel
+    past: PastSnapshots
 
     async def check(self, *txids: TXID) -> None:
         for txid in txids:
@@ -48,6 +50,11 @@ class Scene:
         before = self.requests(Operation.GET, Purpose.PAGE, Purpose.AHEAD)
         yield
         assert self.requests(Operation.GET, Purpose.PAGE, Purpose.AHEAD) - before == count
+
+    def is_in_memory(self, pgno: Pgno, location: np.void) -> bool:
+        current = self.replica._current
+        file = current.files.get(int(location["file"]))
+        return file is not None and current.pages.get(page_key(file.checksum, pgno)) is not None
 
     def requests(self, operation: Operation, *purposes: Purpose) -> int:
         ledger = self.replica.statistics().ledger
@@ -66,9 +73,12 @@ async def read_live(replica: Replica) -> dict[Pgno, bytes]:
 
 
 @asynccontextmanager
-async def opened(history: History, *, memory_size: int = 4 << 20) -> AsyncIterator[Scene]:
-    async with open_replica(LTXStore(history.storage, Layout.S3), memory_size=memory_size) as replica:
-        yield Scene(history, replica, replica.travel())
+async def opened(
+    history: History, *, memory_size: int = 4 << 20, forget_every: int = FORGET_EVERY
+) -> AsyncIterator[Scene]:
+    store = LTXStore(history.storage, Layout.S3)
+    async with open_replica(store, memory_size=memory_size, forget_every=forget_every) as replica:
+        yield Scene(history, replica, replica.past_snapshots())
 
 
 async def varied(txids: int = 12) -> History:
@@ -300,7 +310,7 @@ async def test_a_stream_in_a_past_state_is_read_ahead_although_the_live_one_is_r
             await past.read(first, first + 255)
         await trio.testing.wait_all_tasks_blocked(0.1)
         rows = past.snapshot.pages.lookup(np.arange(last + 100, last + 1000, dtype=np.uint32))
-        assert all(scene.replica.cached(pgno, row) for pgno, row in enumerate(rows, last + 100))
+        assert all(scene.is_in_memory(pgno, row) for pgno, row in enumerate(rows, last + 100))
 
 
 # --- files that go away ------------------------------------------------------------------------
@@ -414,10 +424,9 @@ async def test_a_replica_made_anew_is_not_mixed_with_what_was_opened_before(
         assert await content(newer) == other.at(3)
 
 
-async def test_files_of_a_past_state_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "FORGET_EVERY", 3)
+async def test_files_of_a_past_state_are_not_forgotten() -> None:
     history = await large(4)
-    async with opened(history, memory_size=0) as scene:
+    async with opened(history, memory_size=0, forget_every=3) as scene:
         past = await scene.past.open(3)
         for txid in range(5, 40):
             await history.commit(dict.fromkeys(range(1, 60), b"at %d" % txid))

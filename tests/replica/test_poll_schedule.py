@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from litereplica.format.names import Layout
-from litereplica.fuse.mount import pace_of
+from litereplica.fuse.mount import schedule_of
 from litereplica.fuse.session import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
@@ -21,7 +21,7 @@ from litereplica.replica.poll_schedule import (
     GRACE_S,
     MAX_INTERVAL_S,
     PAUSE_AFTER_S,
-    Pace,
+    PollSchedule,
     PollState,
     pause_s,
 )
@@ -61,7 +61,7 @@ class Bench:
         self.faults = FaultStorage(self.latency, lambda request: None)
         self.meter = MeteredStorage(self.faults)
         self.handles = 0
-        self.pace = Pace(1.0, in_use=lambda: self.handles > 0)
+        self.schedule = PollSchedule(1.0, in_use=lambda: self.handles > 0)
 
     @asynccontextmanager
     async def polling(self) -> AsyncIterator[Replica]:
@@ -69,7 +69,7 @@ class Bench:
         async with open_replica(LTXStore(self.meter, Layout.S3)) as replica, trio.open_nursery() as nursery:
 
             async def start(task_status: trio.TaskStatus[None]) -> None:
-                await run_poller(replica, self.apply, pace=self.pace, task_status=task_status)
+                await run_poller(replica, self.apply, schedule=self.schedule, task_status=task_status)
 
             await nursery.start(start)
             yield replica
@@ -79,7 +79,7 @@ class Bench:
         await trio.lowlevel.checkpoint()
 
     async def open_file(self) -> None:
-        await self.pace.freshen()
+        await self.schedule.freshen()
         self.handles += 1
 
     def requests(self) -> int:
@@ -103,7 +103,7 @@ async def test_with_a_file_open_every_interval_has_its_poll(autojump_clock: trio
         await bench.open_file()
         await trio.sleep(2 * PAUSE_AFTER_S)
         assert await bench.polls_in(replica, 10.5) in (10, 11)
-        assert bench.pace.statistics().state is PollState.ACTIVE
+        assert bench.schedule.statistics().state is PollState.ACTIVE
 
 
 async def test_nobody_looking_makes_polls_rare_and_at_last_there_are_none(
@@ -114,11 +114,11 @@ async def test_nobody_looking_makes_polls_rare_and_at_last_there_are_none(
         assert await bench.requests_in(GRACE_S - 2) >= GRACE_S - 4
         await trio.sleep(2)
         assert await bench.requests_in(PAUSE_AFTER_S - GRACE_S) < 60
-        assert bench.pace.statistics().state is PollState.SLOWED
+        assert bench.schedule.statistics().state is PollState.SLOWED
         await trio.sleep(MAX_INTERVAL_S)
-        assert bench.pace.statistics().state is PollState.PAUSED
+        assert bench.schedule.statistics().state is PollState.PAUSED
         assert await bench.requests_in(86_400) == 0
-        assert bench.pace.statistics().idle_s > 86_400
+        assert bench.schedule.statistics().idle_s > 86_400
 
 
 @pytest.mark.parametrize("idle_s", [GRACE_S + 20, PAUSE_AFTER_S + 3600])
@@ -172,7 +172,7 @@ async def test_with_nobody_looking_a_replica_stays_as_fresh_as_its_readers_will_
 ) -> None:
     bench = Bench()
     options = MountOptions(url="", path=tmp_path, name="", poll_interval_s=1.0, max_staleness_s=max_staleness_s)
-    bench.pace = pace_of(options, lambda: False)
+    bench.schedule = schedule_of(options, lambda: False)
     async with bench.polling() as replica:
         for _ in range(2000):
             await trio.sleep(1.3)

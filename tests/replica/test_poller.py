@@ -1,4 +1,4 @@
-"""The polling loop: its pace, its patience with a failing store, and what it says."""
+"""The polling loop: its schedule, its patience with a failing store, and what it says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S
-from litereplica.replica.poll_schedule import Pace
+from litereplica.replica.poll_schedule import PollSchedule
 from litereplica.replica.poller import MAX_BACK_OFF_S, run_poller
 from litereplica.replica.snapshot import Update
 from litereplica.storage.wrappers import Fault, FaultStorage, MeteredStorage, Operation
@@ -35,7 +35,7 @@ class Bench:
         async with open_replica(LTXStore(self.meter, Layout.S3)) as replica, trio.open_nursery() as nursery:
 
             async def start(task_status: trio.TaskStatus[None]) -> None:
-                await run_poller(replica, self.apply, pace=Pace(interval_s), task_status=task_status)
+                await run_poller(replica, self.apply, schedule=PollSchedule(interval_s), task_status=task_status)
 
             await nursery.start(start)
             yield replica
@@ -144,7 +144,7 @@ async def test_the_first_failure_is_the_callers(autojump_clock: trio.testing.Moc
     async with open_replica(LTXStore(bench.meter, Layout.S3)) as replica:
         bench.fail(True)
         with pytest.raises(TransientStorageError):
-            await run_poller(replica, bench.apply, pace=Pace(1))
+            await run_poller(replica, bench.apply, schedule=PollSchedule(1))
 
 
 async def test_no_progress_although_there_is_more_is_said_once_with_the_reason(

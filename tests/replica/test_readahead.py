@@ -20,15 +20,15 @@ from litereplica.replica.readahead import (
     Advice,
     ReadAhead,
 )
-from litereplica.replica.throughput_model import USUAL_BYTES_PER_S, USUAL_LATENCY_S, Link
+from litereplica.replica.throughput_model import USUAL_BYTES_PER_S, USUAL_LATENCY_S, ThroughputModel
 
 PAGE = 4096
 COMMIT = 1_000_000
 
 
-def link(latency_s: float, bytes_per_s: float) -> Link:
+def link(latency_s: float, bytes_per_s: float) -> ThroughputModel:
     """A link that has been measured often."""
-    measured = Link()
+    measured = ThroughputModel()
     for size in [4096, 300_000, 4_000_000] * 40:
         measured.observe(size, latency_s + size / bytes_per_s)
     return measured
@@ -38,7 +38,7 @@ FAR = link(0.02, 100e6)
 
 
 def reads(
-    ranges: list[tuple[int, int]], policy: ReadAhead | None = None, *, over: Link = FAR, commit: int = COMMIT
+    ranges: list[tuple[int, int]], policy: ReadAhead | None = None, *, over: ThroughputModel = FAR, commit: int = COMMIT
 ) -> list[Advice]:
     policy = policy or ReadAhead(PAGE)
     return [policy.read(first, last, commit=commit, now=0.0, link=over) for first, last in ranges]
@@ -55,9 +55,9 @@ def test_latency_and_bandwidth_are_told_apart(latency_s: float, bytes_per_s: flo
 
 
 def test_an_unknown_link_is_a_usual_one_and_a_strange_one_stays_within_bounds() -> None:
-    assert Link().latency_s == pytest.approx(USUAL_LATENCY_S)
-    assert Link().bytes_per_s == pytest.approx(USUAL_BYTES_PER_S)
-    strange = Link()
+    assert ThroughputModel().latency_s == pytest.approx(USUAL_LATENCY_S)
+    assert ThroughputModel().bytes_per_s == pytest.approx(USUAL_BYTES_PER_S)
+    strange = ThroughputModel()
     for _ in range(50):
         strange.observe(1000, 5.0)
         strange.observe(4_000_000, 0.0)
@@ -84,7 +84,7 @@ def test_random_reads_fetch_nothing_ahead() -> None:
         pytest.param(link(0.1, 0.5e6), MIN_WINDOW, MIN_WINDOW, id="far and thin"),
     ],
 )
-def test_the_window_is_what_arrives_in_one_round_trip(measured: Link, least: int, most: int) -> None:
+def test_the_window_is_what_arrives_in_one_round_trip(measured: ThroughputModel, least: int, most: int) -> None:
     (advice,) = reads([(500, 500)], over=measured)
     assert least <= advice.window <= most
 

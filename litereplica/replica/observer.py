@@ -1,0 +1,31 @@
+"""What a replica reports to the parts that hold locations or cached pages of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.replica.page_map import PageMap
+
+
+class ReplicaObserver:
+    """Base of the observers that `Replica.subscribe` takes. Each method does nothing until it is overridden.
+
+    All are called on the trio thread.
+    """
+
+    def held_files(self) -> NDArray[np.uint32]:
+        """Return the ids of files in locations that the observer keeps outside of any `PageMap`.
+
+        The file table may forget all other files that no map uses; their locations then read as vanished.
+        """
+        return np.empty(0, np.uint32)
+
+    def on_block(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
+        """One request to the store brought these pages. Must not block."""
+
+    async def on_relocation(self, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> None:
+        """`after` is about to replace `before`; only the pages in `changed` may differ in content.
+
+        Cached pages already have the keys of `after`.
+        """

@@ -1,0 +1,123 @@
+"""Reads pages by their locations: from memory, then from the disk, then from the store.
+
+`PageReader.read` turns each location into a page key (the checksum of its file and the page number) and looks for it in
+
+1. the page store's memory, without a checkpoint (`page_store.py`);
+2. the page store's disk tier, in a thread (`disk_pages.py`);
+3. the store, through `Fetcher` (`fetch.py`), which adds the page's neighbourhood (`neighbourhood.py`), plans the
+   requests (`read_plan.py`) and reads ahead of sequential readers (`readahead.py`).
+
+A reader brings its own locations, so it needs no current position: reads of the live database, of its virtual WAL and
+of past states all come through here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from litereplica.errors import FileVanished, ReplicaError, TransientStorageError
+from litereplica.format.sqlite import lock_pgno
+from litereplica.replica.fetch import Fetcher
+from litereplica.replica.file_table import FileTable
+from litereplica.replica.page_key import PageKey, page_key
+from litereplica.replica.page_map import PageMap
+from litereplica.replica.page_store import PageStore
+from litereplica.replica.readahead import MIN_WINDOW, ReadAhead
+
+READ_TIMEOUT_S = 15.0
+"""An uncached read fails after this time. A client of a mount may wait for twice that: the kernel asks once more."""
+
+_LOCK_PAGE: PageKey = -1
+"""Stands in for the key of the lock page, which is in no file."""
+
+
+class PageReader:
+    """Reads pages of one page size. `url` is for messages; `timeout_s` bounds the part of a read that is not cached."""
+
+    def __init__(
+        self, files: FileTable, pages: PageStore, *, fetcher: Fetcher, url: str, timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
+        self.pages_from_memory = 0
+        self.pages_from_disk = 0
+        self._files = files
+        self._pages = pages
+        self._fetcher = fetcher
+        self._url = url
+        self._timeout_s = timeout_s
+
+    @property
+    def pages_from_store(self) -> int:
+        return self._fetcher.pages_fetched
+
+    async def read(
+        self,
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        *,
+        around: PageMap | None = None,
+        policy: ReadAhead | None = None,
+    ) -> list[bytes]:
+        """Return the pages in the order asked. The lock page is zeroes.
+
+        A page that is fetched brings its neighbours in the map `around` with it. `policy` is the read-ahead policy for
+        readers of another map than the current one.
+
+        Raises:
+            FileVanished, DamagedFile: heal the replica, take the new locations and read once more.
+            ReplicaError: a page is in no file.
+            TransientStorageError: the time limit has passed.
+            StorageError: from the store.
+        """
+        keys = self._keys(pgnos, locations)
+        window = MIN_WINDOW if around is None or not keys else self._fetcher.note_read(pgnos, around, policy)
+        found: dict[PageKey, bytes] = {_LOCK_PAGE: bytes(self._pages.page_size)}
+        missing: dict[PageKey, int] = {}
+        for i, key in enumerate(keys):
+            page = found.get(key) or self._pages.get(key)
+            if page is None:
+                missing[key] = i
+            else:
+                found[key] = page
+        self.pages_from_memory += len(found) - 1
+        if missing:
+            try:
+                with trio.fail_after(self._timeout_s):
+                    found |= await self._load(missing, pgnos, locations, around, window)
+            except trio.TooSlowError:
+                raise TransientStorageError(f"no answer from {self._url} in {self._timeout_s:g} s") from None
+        return [found[key] for key in keys]
+
+    def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
+        keys = []
+        condemned = self._files.condemned
+        for pgno, file_id in zip(pgnos.tolist(), locations["file"].tolist(), strict=True):
+            file = self._files.get(file_id)
+            if file_id in condemned:
+                raise condemned[file_id].with_traceback(None)
+            if file is not None:
+                keys.append(page_key(file.checksum, pgno))
+            elif file_id:
+                raise FileVanished(f"file {file_id} of page {pgno} is no longer part of {self._url}")
+            elif pgno == lock_pgno(self._pages.page_size):
+                keys.append(_LOCK_PAGE)
+            else:
+                raise ReplicaError(f"page {pgno} is in no file of {self._url}")
+        return keys
+
+    async def _load(
+        self,
+        missing: dict[PageKey, int],
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        around: PageMap | None,
+        window: int,
+    ) -> dict[PageKey, bytes]:
+        """Return the pages of these keys from disk or store; the values of `missing` are rows of `pgnos`."""
+        found = await self._pages.load(list(missing))
+        self.pages_from_disk += len(found)
+        rows = [row for key, row in missing.items() if key not in found]
+        if rows:
+            found |= await self._fetcher.fetch(pgnos[rows], locations[rows], around, window=window)
+        return found
