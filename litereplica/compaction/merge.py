@@ -26,14 +26,15 @@ from typing import BinaryIO, TypeAlias, TypeVar
 import trio
 
 from litereplica.compaction.levels import Compaction
-from litereplica.concurrent import Job, in_order
-from litereplica.errors import EnvironmentProblem, FileVanished, FormatError, LiteReplicaError
+from litereplica.concurrent import in_order
+from litereplica.errors import EnvironmentProblem, FormatError, LiteReplicaError
 from litereplica.format import ltx
 from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.ltxstore.file_stream import FEED_BYTES, PIECE_BYTES, ListedObject, piece_jobs
 from litereplica.ltxstore.store import LTXStore, check_name
-from litereplica.storage.base import Blob, Body, ByteRange
+from litereplica.storage.base import Blob, Body
 from litereplica.types import TXID, FileInfo, Pgno
 
 T = TypeVar("T")
@@ -43,12 +44,6 @@ FAN_IN = 64
 
 BUFFER_BYTES = 32 << 20
 """Pieces of inputs in memory, of all inputs together."""
-
-FEED_BYTES = 64 * 1024
-"""Of each input, as frames one by one: they take several times as much when they are well compressed."""
-
-MAX_CHUNK_BYTES = 4 << 20
-"""A request's round trip is short against its transfer."""
 
 PARALLELISM = 8
 """Requests under way; a single large input uses them all."""
@@ -141,7 +136,7 @@ class Merge:
     ) -> T:
         """Run `work` in a thread, on the pages of the inputs, which are fetched meanwhile."""
         width = max(MIN_WIDTH, PARALLELISM // len(inputs))
-        chunk_bytes = min(MAX_CHUNK_BYTES, BUFFER_BYTES // (len(inputs) * (width + 1)))
+        chunk_bytes = min(PIECE_BYTES, BUFFER_BYTES // (len(inputs) * (width + 1)))
         feed_bytes = min(chunk_bytes, FEED_BYTES)
         outcome: T | LiteReplicaError
         async with trio.open_nursery() as nursery:
@@ -168,39 +163,25 @@ class _Fetch:
     """The bytes of one file of the store, in order, several requests at a time."""
 
     def __init__(self, store: LTXStore, info: FileInfo, chunk_bytes: int, width: int, advance: Advance) -> None:
-        self._store = store
-        self._info = info
-        self._chunk_bytes = chunk_bytes
+        self._jobs = piece_jobs(store, info, piece_bytes=chunk_bytes)
         self._width = width
         self._advance = advance
-        self._first: Blob | None = None
+        self._object = ListedObject(store, info)
 
     async def run(self, channel: trio.MemorySendChannel[bytes | LiteReplicaError]) -> None:
         """Send the chunks, or the error in the place of the one that it is about."""
 
         async def send(blob: Blob) -> bool:
-            self._require_whole(blob)
+            self._object.require(blob)
             self._advance(len(blob.data))
             await channel.send(blob.data)
             return True
 
         async with channel:
             try:
-                await in_order(self._jobs(), send, width=self._width)
+                await in_order(self._jobs, send, width=self._width)
             except LiteReplicaError as exc:
                 await channel.send(exc)
-
-    def _jobs(self) -> Iterator[Job[Blob]]:
-        for start in range(0, self._info.size, self._chunk_bytes):
-            yield partial(self._store.get, self._info, ByteRange(start, start + self._chunk_bytes))
-
-    def _require_whole(self, blob: Blob) -> None:
-        """The chunks are of one object, and that is the one that was listed."""
-        self._first = self._first or blob
-        self._store.require_same(self._info, self._first, blob)
-        if blob.size != self._info.size:
-            key = self._store.key(self._info)
-            raise FileVanished(f"{key} has {blob.size} bytes, but was listed with {self._info.size}", key=key)
 
 
 def _received(channel: trio.MemoryReceiveChannel[bytes | LiteReplicaError]) -> Iterator[bytes]:
@@ -326,7 +307,7 @@ def _verify(spool: Spool, expected: ltx.Header) -> None:
     """The result is a valid file with this header. Runs in a thread."""
     with _own():
         decoder = Decoder()
-        for data in _slices(spool.chunks(MAX_CHUNK_BYTES), FEED_BYTES):
+        for data in _slices(spool.chunks(PIECE_BYTES), FEED_BYTES):
             decoder.feed_frames(data)
         header = decoder.finish().header
         if header != expected:

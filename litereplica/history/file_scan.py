@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import trio
 
-from litereplica.concurrent import in_order
+from litereplica.concurrent import Job, in_order
 from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
 from litereplica.format import checksum
-from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SUM_SIZE, SumsHead
 from litereplica.history.coverage import Contents
+from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.frame_checksums import sums_key
-from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
@@ -33,13 +32,13 @@ PARALLELISM = 16
 PIECE_BYTES = 2 << 20
 """A request's round trip is short against its transfer; 32 MiB of them are in memory."""
 
-FEED_BYTES = 64 * 1024
-"""A page takes a 250th of its size in a file at best: 16 MB of pages from one such part."""
-
 Answer: TypeAlias = Contents | DamagedFile | NotFound
 """What a file holds, or what is wrong with it, or that it has gone."""
 
 Advance: TypeAlias = Callable[[int], None]
+
+_Piece: TypeAlias = tuple[FileInfo, Blob | NotFound | None]
+"""Bytes of a file, or why there are none; None when the file has its answer already."""
 
 
 async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
@@ -51,7 +50,7 @@ async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advanc
 
     async def take(piece: _Piece) -> bool:
         await trio.to_thread.run_sync(reader.take, piece)
-        advance(len(piece.answer.data) if isinstance(piece.answer, Blob) else 0)
+        advance(len(piece[1].data) if isinstance(piece[1], Blob) else 0)
         return True
 
     await in_order(reader.jobs(files), take, width=PARALLELISM)
@@ -118,70 +117,47 @@ async def wrong_sums(store: LTXStore, contents: Mapping[FileInfo, Contents]) -> 
 Read: TypeAlias = Callable[[LTXStore, Sequence[FileInfo], Advance], Awaitable[dict[FileInfo, Answer]]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Bytes of a file from `start` on, or why there are none."""
-
-    info: FileInfo
-    start: int
-    answer: Blob | NotFound | None
-
-    @property
-    def is_last(self) -> bool:
-        return self.start + PIECE_BYTES >= self.info.size
-
-
 class _Reader:
     """Decodes the pieces of one file after the other."""
 
     def __init__(self, store: LTXStore) -> None:
         self.answers: dict[FileInfo, Answer] = {}
         self._store = store
-        self._decoder = Decoder()
+        self._stream: FileStream | None = None
         self._digests = array("Q")
-        self._first: Blob | None = None
 
-    def jobs(self, files: Sequence[FileInfo]) -> Iterator[Callable[[], Awaitable[_Piece]]]:
+    def jobs(self, files: Sequence[FileInfo]) -> Iterator[Job[_Piece]]:
         for info in files:
-            for start in range(0, max(info.size, 1), PIECE_BYTES):
-                yield partial(self._fetch, info, start)
+            for get in piece_jobs(self._store, info, piece_bytes=PIECE_BYTES):
+                yield partial(self._fetch, info, get)
 
     def take(self, piece: _Piece) -> None:
         """The next piece, in order. Runs in a thread."""
-        info = piece.info
-        if info in self.answers or piece.answer is None:
+        info, answer = piece
+        if info in self.answers or answer is None:
             return
-        if isinstance(piece.answer, NotFound):
-            self.answers[info] = piece.answer
+        if isinstance(answer, NotFound):
+            self.answers[info] = answer
             return
         try:
-            self._feed(piece, piece.answer)
+            self._feed(info, answer)
         except (DamagedFile, FileVanished) as exc:
             self.answers[info] = exc
 
-    async def _fetch(self, info: FileInfo, start: int) -> _Piece:
+    async def _fetch(self, info: FileInfo, get: Job[Blob]) -> _Piece:
         if info in self.answers:
-            return _Piece(info, start, None)
+            return info, None
         try:
-            return _Piece(info, start, await self._store.get(info, ByteRange(start, start + PIECE_BYTES)))
+            return info, await get()
         except NotFound as exc:
-            return _Piece(info, start, exc)
+            return info, exc
 
-    def _feed(self, piece: _Piece, blob: Blob) -> None:
-        info = piece.info
-        if piece.start == 0 or self._first is None:
-            self._decoder, self._digests, self._first = Decoder(), array("Q"), blob
-        self._store.require_same(info, self._first, blob)
-        if blob.size != info.size:
-            key = self._store.key(info)
-            raise FileVanished(f"{key} has {blob.size} bytes, but was listed with {info.size}", key=key)
-        with self._store.blame(info), memoryview(blob.data) as data:
-            for start in range(0, len(data), FEED_BYTES):
-                trio.from_thread.check_cancelled()
-                pages = self._decoder.feed(data[start : start + FEED_BYTES])
-                self._digests.extend(checksum.update(None, page) for _, page in pages)
-            if piece.is_last:
-                file = self._decoder.finish()
-                check_name(info, file.header)
-                digests = np.frombuffer(self._digests, np.uint64)
-                self.answers[info] = Contents(file.header, file.index.pgno, digests, file.file_checksum)
+    def _feed(self, info: FileInfo, blob: Blob) -> None:
+        if self._stream is None or self._stream.info is not info:
+            self._stream, self._digests = FileStream(self._store, info), array("Q")
+        for pages in self._stream.feed(blob):
+            self._digests.extend(checksum.update(None, page) for _, page in pages)
+        if self._stream.is_complete:
+            file = self._stream.finish()
+            digests = np.frombuffer(self._digests, np.uint64)
+            self.answers[info] = Contents(file.header, file.index.pgno, digests, file.file_checksum)

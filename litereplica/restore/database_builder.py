@@ -24,13 +24,8 @@ from numpy.typing import NDArray
 
 from litereplica.errors import FormatError
 from litereplica.format import ltx
-from litereplica.format.decoder import Decoder
 from litereplica.format.sqlite import lock_pgno, page_offset
-from litereplica.ltxstore.store import check_name
 from litereplica.types import TXID, FileInfo, Pgno
-
-FEED_BYTES = 64 * 1024
-"""A page takes a 250th of its size in a file at best: 16 MB of pages from one such piece."""
 
 MIN_BYTES_PER_PAGE = ltx.FRAME_HEADER_SIZE + 1 + 3
 """What a page takes in a file, frame and index entry: files of so many bytes hold no larger database."""
@@ -52,7 +47,6 @@ class _Reading:
 
     info: FileInfo
     claim: Claim | None
-    decoder: Decoder = field(default_factory=Decoder)
     number: int = 0
     runs: list[tuple[Pgno, int]] = field(default_factory=list)
 
@@ -63,7 +57,7 @@ class Assembly:
     `base_bytes` are those of a database that the files are applied to, if they do not hold all of one.
 
     For each plan `begin`; then for each file, newest first, `claim`, or `skip` if `is_done`. Then, in any order of
-    the files, `write` and `settle` what they claimed, or `open_file`, `feed` all its bytes, `close_file`; a file that
+    the files, `write` and `settle` what they claimed, or `open_file`, `take` all its pages, `close_file`; a file that
     claimed nothing is read that way, too, but as the last one. Until `is_complete`; at last `finish`.
     """
 
@@ -153,16 +147,15 @@ class Assembly:
         self._done[info] = header.commit
 
     def open_file(self, info: FileInfo, claim: Claim | None = None) -> None:
-        """The bytes of this file follow; without a claim it claims all that is left."""
+        """The pages of this file follow; without a claim it claims all that is left."""
         self._reading = _Reading(info, claim)
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """The next bytes of the file, best `FEED_BYTES`. Raises `FormatError`; `OSError` when it cannot write."""
+    def take(self, header: ltx.Header, pages: Sequence[tuple[Pgno, bytes]]) -> None:
+        """Write the next pages of the file, as far as it has claimed them. Raises `FormatError`, `OSError`."""
         reading = self._reading
         assert reading is not None
-        pages = reading.decoder.feed(data)
-        if not reading.number and reading.decoder.header is not None:
-            reading.number = self._begin_file(reading, reading.decoder.header)
+        if not reading.number:
+            reading.number = self._begin_file(reading, header)
         wanted = [each for each in pages if each[0] <= self.commit and self._owner[each[0]] == reading.number]
         for pgno, _ in wanted:
             if reading.runs and sum(reading.runs[-1]) == pgno:
@@ -171,11 +164,10 @@ class Assembly:
                 reading.runs.append((pgno, 1))
         self.write([pgno for pgno, _ in wanted], [page for _, page in wanted])
 
-    def close_file(self) -> None:
-        """The file has ended: check it; its pages are final. Raises `FormatError`."""
+    def close_file(self, header: ltx.Header) -> None:
+        """The file has ended and has passed its checks: its pages are final."""
         reading, self._reading = self._reading, None
         assert reading is not None
-        header = reading.decoder.finish().header
         for first, count in reading.runs:
             self.settle(np.arange(first, first + count, dtype=np.uint32))
         self.finish_file(reading.info, header)
@@ -201,7 +193,6 @@ class Assembly:
             _write_all(self._fd, bytes(self.page_size), page_offset(lock, self.page_size))
 
     def _begin_file(self, reading: _Reading, header: ltx.Header) -> int:
-        check_name(reading.info, header)
         if reading.claim is not None:
             return reading.claim.number
         number = self._enter(reading.info, header)

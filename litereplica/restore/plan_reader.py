@@ -26,20 +26,17 @@ from litereplica.concurrent import Job, in_order
 from litereplica.errors import FileVanished, FormatError
 from litereplica.format.frame_checksums import wrong_frames
 from litereplica.format.frames import decode_frames
+from litereplica.ltxstore.file_stream import PIECE_BYTES, FileStream, piece_jobs
 from litereplica.ltxstore.frame_checksums import FrameSums
 from litereplica.ltxstore.range_plan import Span, is_better_whole, plan_spans
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
-from litereplica.restore.database_builder import FEED_BYTES, Assembly, Claim
+from litereplica.restore.database_builder import Assembly, Claim
 from litereplica.restore.output_file import OutputFile
 from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
-CHUNK_BYTES = 4 << 20
-"""A request's round trip is short against its transfer, and its cost against that of the bytes; small enough to have
-several in memory."""
-
 PARALLELISM = 8
-"""Requests under way or waiting to be written, of `CHUNK_BYTES` at most: 32 MiB, and as much again while answers are
+"""Requests under way or waiting to be written, of `PIECE_BYTES` at most: 32 MiB, and as much again while answers are
 put together. Litestream's default."""
 
 BLIND_SHARE = 0.5
@@ -93,12 +90,13 @@ class SourceReader:
         self._sums = FrameSums()
         self._without_sums: set[FileInfo] = set()  # they turned out to be damaged, or have gone
         self._large: list[_Large] = []
-        self._first: Blob | None = None  # piece of the file that is being read whole
+        self._stream: FileStream | None = None  # the file that is being read whole
 
     async def read(self, plan: Sequence[FileInfo], *, parallelism: int) -> None:
         """Read what is still to be read of a plan. Raises `DamagedFile`, `NotFound`, and the errors of storage."""
         self._assembly.begin(plan)
         self._large = []
+        self._stream = None
         self.reads = []
         newest_first = list(reversed(plan))
         blind = self._blind(newest_first)
@@ -171,7 +169,7 @@ class SourceReader:
                 assembly.finish_file(info, opened.header)
         elif len(claim.rows):
             page_size = opened.header.page_size
-            spans = plan_spans(index, claim.rows, page_size=page_size, max_bytes=CHUNK_BYTES)
+            spans = plan_spans(index, claim.rows, page_size=page_size, max_bytes=PIECE_BYTES)
             whole = opened.sums is None or info in self._without_sums or is_better_whole(spans, info.size)
             self._large.append(_Large(opened, claim, spans, whole))
         else:
@@ -192,35 +190,28 @@ class SourceReader:
 
     def _pieces(self, info: FileInfo, large: _Large | None) -> Iterator[Job[_Step]]:
         if self._is_dry:
-            self.reads.append(FileRead(info, info.size, -(-info.size // CHUNK_BYTES), whole=True))
+            self.reads.append(FileRead(info, info.size, -(-info.size // PIECE_BYTES), whole=True))
             return
-        for start in range(0, info.size, CHUNK_BYTES):
-            yield partial(self._fetch_piece, info, large, start)
+        for get in piece_jobs(self._store, info, piece_bytes=PIECE_BYTES):
+            yield partial(self._fetch_piece, info, large, get)
 
-    async def _fetch_piece(self, info: FileInfo, large: _Large | None, start: int) -> _Step:
-        return _Piece(self, info, large, start, await self._store.get(info, ByteRange(start, start + CHUNK_BYTES)))
+    async def _fetch_piece(self, info: FileInfo, large: _Large | None, get: Job[Blob]) -> _Step:
+        return _Piece(self, info, large, await get())
 
     def take_piece(self, piece: _Piece) -> bool:
         """The next piece of a file that is read whole. Runs in a thread."""
-        self._require_whole(piece)
-        assembly = self._assembly
-        with self._store.blame(piece.info), self._reporting(), memoryview(piece.blob.data) as data:
-            if piece.start == 0:
-                assembly.open_file(piece.info, piece.large.claim if piece.large else None)
-            for start in range(0, len(data), FEED_BYTES):
-                trio.from_thread.check_cancelled()
-                assembly.feed(data[start : start + FEED_BYTES])
-            if piece.is_last:
-                assembly.close_file()
+        info, large, assembly = piece.info, piece.large, self._assembly
+        if self._stream is None or self._stream.info is not info:
+            self._stream = FileStream(self._store, info, first=_whole(large.opened) if large else None)
+            assembly.open_file(info, large.claim if large else None)
+        stream = self._stream
+        with self._store.blame(info), self._reporting():
+            for pages in stream.feed(piece.blob):
+                if stream.header is not None:
+                    assembly.take(stream.header, pages)
+        if stream.is_complete:
+            assembly.close_file(stream.finish().header)
         return not assembly.is_complete
-
-    def _require_whole(self, piece: _Piece) -> None:
-        """The pieces of a file are of one object, and that is the one that was listed."""
-        if piece.start == 0 or self._first is None:
-            self._first = _whole(piece.large.opened) if piece.large else piece.blob
-        self._store.require_same(piece.info, self._first, piece.blob)
-        if piece.blob.size != piece.info.size:
-            raise self._replaced(piece.info, piece.blob.size)
 
     async def _fetch_span(self, large: _Large, span: Span) -> _Step:
         opened = large.opened
@@ -293,21 +284,16 @@ class _Opened:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Piece:
-    """Bytes of a file, from `start` on."""
+    """The next bytes of a file."""
 
     reader: SourceReader
     info: FileInfo
     large: _Large | None
-    start: int
     blob: Blob
 
     @property
     def size(self) -> int:
         return len(self.blob.data)
-
-    @property
-    def is_last(self) -> bool:
-        return self.start + CHUNK_BYTES >= self.info.size
 
     def apply(self) -> bool:
         return self.reader.take_piece(self)
@@ -334,7 +320,7 @@ class _SpanRead:
 def _read_of(large: _Large) -> FileRead:
     info = large.opened.info
     if large.whole:
-        return FileRead(info, info.size, -(-info.size // CHUNK_BYTES), whole=True)
+        return FileRead(info, info.size, -(-info.size // PIECE_BYTES), whole=True)
     return FileRead(info, sum(span.stop - span.start for span in large.spans), len(large.spans), whole=False)
 
 

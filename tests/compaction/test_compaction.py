@@ -123,7 +123,7 @@ async def test_more_inputs_than_are_merged_at_once_make_the_same_file(
 async def test_large_files_are_fetched_in_pieces_several_at_a_time(
     spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "MAX_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(merge, "PIECE_BYTES", 1000)
     monkeypatch.setattr(merge, "SPOOL_MEMORY_BYTES", 1000)
     history = History()
     history.commit(300)

@@ -100,7 +100,7 @@ async def test_input_that_is_not_the_one_that_was_listed_has_vanished() -> None:
 
 async def test_input_that_is_replaced_while_it_is_read_has_vanished(monkeypatch: pytest.MonkeyPatch) -> None:
     """By one of the same size, in the middle of several requests."""
-    monkeypatch.setattr(merge, "MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr(merge, "PIECE_BYTES", 100)
     monkeypatch.setattr(merge, "PARALLELISM", 2)
     storage = MemoryStorage()
     store = memory_store(storage)
@@ -203,7 +203,7 @@ async def test_request_that_fails_leaves_all_or_nothing(when: When, for_good: bo
 
 async def test_cancelled_compaction_leaves_nothing(spool_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge, "SPOOL_MEMORY_BYTES", 100)
-    monkeypatch.setattr(merge, "MAX_CHUNK_BYTES", 300)
+    monkeypatch.setattr(merge, "PIECE_BYTES", 300)
     history = history_of(random.Random(1), 6)
     for after in range(6):  # every file takes a request at least
         storage = _HaltingStorage(after)

@@ -20,6 +20,7 @@ from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsHead, sum_of
 from litereplica.format.names import Layout
 from litereplica.history import file_scan as contents_module
 from litereplica.history.verify import Problem, Report, Severity, verify
+from litereplica.ltxstore import file_stream
 from litereplica.ltxstore import store as store_module
 from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.plan import plan_restore
@@ -467,7 +468,7 @@ async def test_files_of_many_pieces_are_read_whole_and_told_of(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents_module, "PIECE_BYTES", 100)
-    monkeypatch.setattr(contents_module, "FEED_BYTES", 30)
+    monkeypatch.setattr(file_stream, "FEED_BYTES", 30)
     store = memory_store()
     infos = await fill(store, history, *l0(1, 8), (9, 1, 8))
     told = []

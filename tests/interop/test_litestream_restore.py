@@ -99,7 +99,7 @@ async def test_restore_of_each_state_equals_litestreams(tmp_path: Path, page_siz
 async def test_restore_from_s3_equals_litestreams(
     tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_reader, "CHUNK_BYTES", 10_000)  # several requests a file
+    monkeypatch.setattr(plan_reader, "PIECE_BYTES", 10_000)  # several requests a file
     db = tmp_path / "app.db"
     make_database(db, page_size=4096, auto_vacuum=2)
     with LitestreamProcess(db, s3_bucket.url, sync_interval=NEVER) as litestream:

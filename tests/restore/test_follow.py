@@ -124,7 +124,7 @@ async def test_large_files_are_applied_in_parts(
 
     for module in (plan_reader, store_module):
         monkeypatch.setattr(module, "WHOLE_FILE_LIMIT", 2000)
-    monkeypatch.setattr(plan_reader, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(plan_reader, "PIECE_BYTES", 3000)
     store = open_ltx_store(publisher.url)
     follower = await begin(store, tmp_path / "out.db")
     workload = Workload(publisher.connection, page_size=512, seed=2)

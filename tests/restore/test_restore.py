@@ -26,6 +26,7 @@ from litereplica.errors import (
     UsageError,
 )
 from litereplica.format import sqlite
+from litereplica.format.decoder import decode_file
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore import database_builder, output_file, plan_reader
 from litereplica.restore.restore import MAX_PLANS, restore
@@ -131,8 +132,9 @@ def test_lock_page_is_zeroes_whatever_a_damaged_file_wrote_there(
         made.begin([info])
         os.pwrite(file.fileno(), b"x" * 10 * PAGE_SIZE, 0)
         made.open_file(info)
-        made.feed(data)
-        made.close_file()
+        file_read = decode_file(data)
+        made.take(file_read.header, list(zip(file_read.index.pgno.tolist(), file_read.pages, strict=True)))
+        made.close_file(file_read.header)
         made.finish()
         assert made.is_complete
         assert file.read() == history.database(1)
@@ -140,7 +142,7 @@ def test_lock_page_is_zeroes_whatever_a_damaged_file_wrote_there(
 
 
 async def test_large_file_is_read_in_pieces_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_reader, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(plan_reader, "PIECE_BYTES", 1000)
     monkeypatch.setattr(plan_reader, "WHOLE_FILE_LIMIT", 2000)
     history = long_history(3)
     meter = MeteredStorage(MemoryStorage())

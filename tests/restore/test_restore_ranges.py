@@ -42,7 +42,7 @@ def small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_reader, "WHOLE_FILE_LIMIT", 900)
     monkeypatch.setattr(store_module, "WHOLE_FILE_LIMIT", 900)
     monkeypatch.setattr(store_module, "TAIL_READ", 300)
-    monkeypatch.setattr(plan_reader, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(plan_reader, "PIECE_BYTES", 600)
     monkeypatch.setattr(range_plan, "MAX_GAP", 60)
     monkeypatch.setattr(range_plan, "MAX_SPAN_PAGES_BYTES", 20 * PAGE_SIZE)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import trio
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from litereplica.concurrent import Job, in_order
 from litereplica.errors import DamagedFile, FormatError, NotFound, ReplicaError
 from litereplica.format import ltx
-from litereplica.format.decoder import Decoder
+from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.plan import plan_restore, plan_steps
-from litereplica.ltxstore.store import LTXStore, check_name
-from litereplica.restore.database_builder import FEED_BYTES, MIN_BYTES_PER_PAGE
-from litereplica.storage.base import Blob, ByteRange, Suffix
+from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.database_builder import MIN_BYTES_PER_PAGE
+from litereplica.storage.base import Blob, Suffix
 from litereplica.types import TXID, FileInfo
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.publish.outage_log import StoreWatch
@@ -35,13 +35,13 @@ from litereplica.writer.publish.wal_match import check_page_size
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 4 << 20
-"""A request's round trip is short against its transfer."""
 PARALLELISM = 4
 """Pieces under way or waiting: 16 MiB of memory. The application is not to be slowed down by it."""
 ATTEMPTS = 3
 """Plans that are tried: files vanish between a listing and the reading when somebody compacts."""
 REPLAN_DELAY_S = 0.25
+
+_Piece: TypeAlias = tuple[FileInfo, Blob]
 
 
 async def known_pages(
@@ -86,27 +86,13 @@ async def keep_sums(source: Source, sums: PageSums, version: Version, known: NDA
     await source.run(lambda: sums.replace(version, PageChanges(len(known), pgno, known)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Bytes of a file, from `start` on."""
-
-    info: FileInfo
-    start: int
-    blob: Blob
-
-    @property
-    def is_last(self) -> bool:
-        return self.start + CHUNK_BYTES >= self.info.size
-
-
-@dataclass(slots=True, eq=False)
-class _Reading:
+class _FilePages:
     """The file that is being read, and the sums of its pages so far."""
 
-    first: Blob
-    decoder: Decoder = field(default_factory=Decoder)
-    pgno: array[int] = field(default_factory=lambda: array("I"))
-    sums: array[int] = field(default_factory=lambda: array("Q"))
+    def __init__(self, store: LTXStore, info: FileInfo) -> None:
+        self.stream = FileStream(store, info)
+        self.pgno = array("I")
+        self.sums = array("Q")
 
 
 class _Reader:
@@ -120,7 +106,7 @@ class _Reader:
         self._keep = keep
         self._known = np.empty(0, np.uint64)
         self._most_pages = 0
-        self._reading: _Reading | None = None
+        self._reading: _FilePages | None = None
 
     async def establish(self, last: Version) -> NDArray[np.uint64]:
         """The sums at `last`. Raises `ReplicaError`, `NotFound`, `DamagedFile`, `OSError` when they cannot be made."""
@@ -163,31 +149,29 @@ class _Reader:
 
     def _jobs(self, files: Sequence[FileInfo]) -> Iterator[Job[_Piece]]:
         for info in files:
-            for start in range(0, max(info.size, 1), CHUNK_BYTES):
-                yield partial(self._fetch, info, start)
+            for get in piece_jobs(self._store, info):
+                yield partial(self._fetch, info, get)
 
-    async def _fetch(self, info: FileInfo, start: int) -> _Piece:
+    async def _fetch(self, info: FileInfo, get: Job[Blob]) -> _Piece:
         with self._watch.waiting():
-            return _Piece(info, start, await self._store.get(info, ByteRange(start, start + CHUNK_BYTES)))
+            return info, await get()
 
     def _take(self, piece: _Piece) -> None:
         """The next piece. Runs in a thread."""
-        if piece.start == 0 or self._reading is None:
-            self._reading = _Reading(piece.blob)
+        info, blob = piece
+        if self._reading is None or self._reading.stream.info is not info:
+            self._reading = _FilePages(self._store, info)
         reading = self._reading
-        self._store.require_same(piece.info, reading.first, piece.blob)
-        with self._store.blame(piece.info), memoryview(piece.blob.data) as data:
-            for start in range(0, len(data), FEED_BYTES):
-                trio.from_thread.check_cancelled()
-                for pgno, page in reading.decoder.feed(data[start : start + FEED_BYTES]):
-                    reading.pgno.append(pgno)
-                    reading.sums.append(page_sum(page))
-            if piece.is_last:
-                header = reading.decoder.finish().header
-                check_name(piece.info, header)
+        for pages in reading.stream.feed(blob):
+            for pgno, page in pages:
+                reading.pgno.append(pgno)
+                reading.sums.append(page_sum(page))
+        if reading.stream.is_complete:
+            header = reading.stream.finish().header
+            with self._store.blame(info):
                 self._apply(header, reading)
 
-    def _apply(self, header: ltx.Header, reading: _Reading) -> None:
+    def _apply(self, header: ltx.Header, reading: _FilePages) -> None:
         """A file was read to its end, and is right."""
         check_page_size(header, self._source.page_size, url=self._store.url)
         if header.commit > self._most_pages:

@@ -1,0 +1,102 @@
+"""Reading one LTX file whole, in pieces.
+
+    piece_jobs ──► concurrent.in_order ──► FileStream.feed, in a thread ──► pages
+    (requests)      (several at a time)    FileStream.finish after the last piece
+
+A piece counts only if it is of the object that the first piece was of, and if that object has the size that was
+listed: else the file was replaced, which is a `FileVanished`. The header must agree with the file's name. Pages are
+right only after `finish`, because the checksum is at the file's end. What to do with the pages, and when to list
+again, is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import trio
+
+from litereplica.concurrent import Job
+from litereplica.errors import FileVanished
+from litereplica.format import ltx
+from litereplica.format.decoder import Decoder, LTXFile
+from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.storage.base import Blob, ByteRange
+from litereplica.types import FileInfo, Pgno
+
+PIECE_BYTES = 4 << 20
+"""A request's round trip is short against its transfer, and its cost against that of the bytes."""
+
+FEED_BYTES = 64 * 1024
+"""Decoded at once. A page takes a 250th of its size in a file at best: that is 16 MB of pages."""
+
+
+def piece_jobs(store: LTXStore, info: FileInfo, *, piece_bytes: int = PIECE_BYTES) -> Iterator[Job[Blob]]:
+    """The requests for a file's bytes, in order: at least one, so that an empty file is found out."""
+    for start in range(0, max(info.size, 1), piece_bytes):
+        yield partial(store.get, info, ByteRange(start, start + piece_bytes))
+
+
+class ListedObject:
+    """The object that was listed as a file. `first` is a part of it that was read before, if any."""
+
+    def __init__(self, store: LTXStore, info: FileInfo, *, first: Blob | None = None) -> None:
+        self._store = store
+        self._info = info
+        self._first = first
+
+    def require(self, piece: Blob) -> None:
+        """Raise `FileVanished` unless the piece is of the same object as the others, with the size that was listed."""
+        self._first = self._first or piece
+        self._store.require_same(self._info, self._first, piece)
+        if piece.size != self._info.size:
+            key = self._store.key(self._info)
+            raise FileVanished(f"{key} has {piece.size} bytes, but was listed with {self._info.size}", key=key)
+
+
+class FileStream:
+    """Decodes the pieces of one file, in their order. Runs in worker threads, one at a time.
+
+    Raises `DamagedFile` when the file fails its checks, `FileVanished` when it was replaced, `trio.Cancelled` between
+    parts of a piece. Afterwards the stream is of no use.
+    """
+
+    def __init__(self, store: LTXStore, info: FileInfo, *, first: Blob | None = None) -> None:
+        self.info = info
+        self._store = store
+        self._object = ListedObject(store, info, first=first)
+        self._decoder = Decoder()
+        self._fed = 0
+        self._is_named = False
+
+    @property
+    def header(self) -> ltx.Header | None:
+        """The header, which agrees with the file's name, once it has been fed."""
+        return self._decoder.header
+
+    @property
+    def is_complete(self) -> bool:
+        """True when all bytes have been fed: `finish` comes next."""
+        return self._fed >= self.info.size
+
+    def feed(self, piece: Blob) -> Iterator[list[tuple[Pgno, bytes]]]:
+        """Take the next piece; yield the pages that it completes, ascending, those of `FEED_BYTES` at a time."""
+        self._object.require(piece)
+        with memoryview(piece.data) as data:
+            for start in range(0, len(data), FEED_BYTES):
+                trio.from_thread.check_cancelled()
+                with self._store.blame(self.info):
+                    pages = self._decoder.feed(data[start : start + FEED_BYTES])
+                    self._check_name()
+                yield pages
+        self._fed += len(piece.data)
+
+    def finish(self) -> LTXFile:
+        """Check the whole. Returns header, index and checksum, without pages."""
+        with self._store.blame(self.info):
+            return self._decoder.finish()
+
+    def _check_name(self) -> None:
+        if not self._is_named and self._decoder.header is not None:
+            check_name(self.info, self._decoder.header)
+            self._is_named = True
