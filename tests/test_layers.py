@@ -42,6 +42,9 @@ ALLOWED = {
         "difference",
     },
 }
+# The writer's wings, lowest first; modules of the writer itself, and fleet, may use them all.
+WINGS = ("database", "publish", "resume")
+ABOVE_THE_WINGS = {"replicator", "maintenance", "fleet"}
 NOT_SANS_IO = {"os", "io", "time", "logging", "trio", "boto3", "sqlite3", "apsw", "pathlib", "socket", "threading"}
 
 
@@ -83,3 +86,19 @@ def test_format_does_no_input_or_output() -> None:
     assert files
     for path in files:
         assert not {name.split(".")[0] for name in imported(path)} & NOT_SANS_IO, path
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wing_of_the_writer_imports_only_lower_wings(wing: str) -> None:
+    files = files_of(f"writer/{wing}")
+    assert files
+    higher = {*WINGS[WINGS.index(wing) + 1 :], *ABOVE_THE_WINGS}
+    for path in files:
+        ours = {name.split(".")[2] for name in imported(path) if name.startswith("litereplica.writer.")}
+        assert not ours & higher, path
+
+
+def test_replicator_and_maintenance_do_not_import_fleet() -> None:
+    for module in ("replicator", "maintenance"):
+        names = imported(PACKAGE / "writer" / f"{module}.py")
+        assert not [name for name in names if name.startswith("litereplica.writer.fleet")], module

@@ -35,8 +35,8 @@ from litereplica.writer.database.sqlite_database import Source, open_source
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, News, WalTail
 from litereplica.writer.publish.lease_keeper import LeaseMode, Tenure, open_tenure
-from litereplica.writer.publish.outage_log import StoreWatch
-from litereplica.writer.publish.page_checksums import PageSums
+from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, Publisher, WalMoved
 from litereplica.writer.resume import resume_point
 from litereplica.writer.resume.begin import Beginning
@@ -66,7 +66,7 @@ class Replicator:
         source: Source,
         store: LTXStore,
         state: StateDirectory,
-        sums: PageSums,
+        sums: PageChecksums,
         tenure: Tenure,
         *,
         sync_interval_s: float,
@@ -92,7 +92,7 @@ class Replicator:
         self._on_published = on_published
         self._tail = WalTail(source.wal_path)
         self._litestream = LitestreamWatch(source.path)
-        self._watch = StoreWatch(store.url)
+        self._watch = OutageLog(store.url)
         self._publisher = Publisher(
             store, source, self._tail, state=state, sums=sums, tenure=tenure, watch=self._watch, now_ms=now_ms
         )
@@ -467,7 +467,7 @@ async def open_replicator(
             quiet_s = await source.run(lambda: quiet_for_s(source.path))
             await source.run(source.connect)
             crash_point(CrashPoint.SOURCE_OPENED)
-            sums = PageSums(state.page_sums)
+            sums = PageChecksums(state.page_sums)
             await source.run(lambda: sums.open(inode=source.identity().inode, page_size=source.page_size))
             replicator = Replicator(
                 source,

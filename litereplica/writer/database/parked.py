@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from litereplica.types import TXID
+from litereplica.writer.database.published import Published
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity, read_mark
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
-from litereplica.writer.publish.publisher import Published
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class StateDirectory(LockedDirectory):
 
     @property
     def page_sums(self) -> Path:
-        """The file of `PageSums`."""
+        """The file of `PageChecksums`."""
         return self.path / _PAGE_SUMS
 
     def spool(self) -> Spool:

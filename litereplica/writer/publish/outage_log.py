@@ -15,7 +15,7 @@ SILENCE_S = 4.0
 LOOK_INTERVAL_S = 0.5
 
 
-class StoreWatch:
+class OutageLog:
     """Knows since when the store has been waited for. `url` is for the log."""
 
     def __init__(self, url: str) -> None:

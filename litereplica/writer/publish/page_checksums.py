@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from litereplica.types import TXID
 from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.database.published import Version
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,6 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def page_sum(page: bytes) -> int:
     """CRC-64 with the ECMA polynomial: that of LTX files is too sparse to tell similar pages apart as surely."""
     return crc64.xz(page) or 1
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One content of a replica: its newest TXID, and the checksum of the L0 file that has it (0: not known)."""
-
-    txid: TXID
-    checksum: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +83,7 @@ class _Header:
         return cls(*fields) if magic == _MAGIC else None
 
 
-class PageSums:
+class PageChecksums:
     """The sums in the file at `path`. `version` is what they hold for, None when they hold for nothing."""
 
     def __init__(self, path: Path) -> None:

@@ -23,16 +23,17 @@ from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
 from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
-from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.database.published import Published
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.state_directory import StateDirectory, discard_body
 from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch, WalTail
 from litereplica.writer.publish.lease_keeper import Tenure
-from litereplica.writer.publish.outage_log import StoreWatch
-from litereplica.writer.publish.page_checksums import PageChanges, PageSums, Version, page_sum
+from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.publish.page_checksums import PageChanges, PageChecksums, page_sum
 from litereplica.writer.publish.wal_match import frames_covered, newest_file
 
 log = logging.getLogger(__name__)
@@ -48,26 +49,6 @@ CONFLICT_HINT = "stop the other writer, or replicate to another URL"
 
 class WalMoved(Exception):
     """The WAL was restarted while its frames were being read. Nothing was published; begin again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The newest file of the replica. `commit` is the database's size in pages there, `timestamp_ms` the header's,
-    `checksum` that of the file (0: not known)."""
-
-    txid: TXID = 0
-    commit: int = 0
-    timestamp_ms: int = 0
-    checksum: int = 0
-
-    @classmethod
-    def of(cls, file: OpenedFile | Prepared) -> Published:
-        header = file.header
-        return cls(header.max_txid, header.commit, header.timestamp_ms, file.file_checksum)
-
-    @property
-    def version(self) -> Version:
-        return Version(self.txid, self.checksum)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +90,9 @@ class Publisher:
         tail: WalTail,
         *,
         state: StateDirectory,
-        sums: PageSums,
+        sums: PageChecksums,
         tenure: Tenure,
-        watch: StoreWatch,
+        watch: OutageLog,
         now_ms: Callable[[], int],
     ) -> None:
         self.last = Published()
@@ -274,7 +255,8 @@ class Publisher:
                 adopted = await self._adopt(prepared.info, exc)
         crash_point(CrashPoint.PUT_DONE)
         self.discard()
-        previous, self.last = self.last, adopted.published if adopted else Published.of(prepared)
+        sent = Published.of(prepared.header, prepared.file_checksum)
+        previous, self.last = self.last, adopted.published if adopted else sent
         self._tail.advance(adopted.end if adopted else prepared.end)
         crash_point(CrashPoint.POSITION_MOVED)
         if adopted is None:
@@ -333,7 +315,7 @@ class Publisher:
         if end is None or end <= self._tail.position or not self._continues(file.header):
             raise self._conflict(info.max_txid) from refused
         log.warning("%s was already in the store, from an earlier run: going on behind it", found)
-        return Adopted(Published.of(file), end)
+        return Adopted(Published.of(file.header, file.file_checksum), end)
 
     def _continues(self, header: ltx.Header) -> bool:
         wal = self._tail.header

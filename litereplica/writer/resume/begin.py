@@ -6,13 +6,14 @@ from litereplica.errors import NotFound
 from litereplica.ltxstore.store import LTXStore
 from litereplica.types import FileInfo
 from litereplica.writer.database.parked import Rest
+from litereplica.writer.database.published import Published
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.database.wal_follower import WalTail
 from litereplica.writer.publish.lease_keeper import Tenure
-from litereplica.writer.publish.outage_log import StoreWatch
-from litereplica.writer.publish.page_checksums import PageSums
-from litereplica.writer.publish.publisher import Prepared, Published, Publisher
+from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.publish.page_checksums import PageChecksums
+from litereplica.writer.publish.publisher import Prepared, Publisher
 from litereplica.writer.resume import resume_point
 from litereplica.writer.resume.replica_pages import carry_on, known_pages
 from litereplica.writer.resume.resume_point import Start
@@ -29,9 +30,9 @@ class Beginning:
         publisher: Publisher,
         *,
         state: StateDirectory,
-        sums: PageSums,
+        sums: PageChecksums,
         tenure: Tenure,
-        watch: StoreWatch,
+        watch: OutageLog,
         left: Rest | None,
     ) -> None:
         self._store = store
@@ -76,7 +77,8 @@ class Beginning:
             file = await self._store.open(FileInfo(0, left.txid, left.txid, 0))
         except NotFound:
             return None
-        return resume_point.Remote(left.txid, file) if Published.of(file) == left.last else None
+        found = Published.of(file.header, file.file_checksum)
+        return resume_point.Remote(left.txid, file) if found == left.last else None
 
     async def publish_content(self, commit: int | None) -> Prepared | None:
         """What the database holds, or what of it differs from the replica; `commit` as in `WalTail.whole`."""

@@ -28,9 +28,10 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import MIN_BYTES_PER_PAGE
 from litereplica.storage.base import Blob, Suffix
 from litereplica.types import TXID, FileInfo
+from litereplica.writer.database.published import Version
 from litereplica.writer.database.sqlite_database import Source
-from litereplica.writer.publish.outage_log import StoreWatch
-from litereplica.writer.publish.page_checksums import PageChanges, PageSums, Version, page_sum
+from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.publish.page_checksums import PageChanges, PageChecksums, page_sum
 from litereplica.writer.publish.wal_match import check_page_size
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ _Piece: TypeAlias = tuple[FileInfo, Blob]
 
 
 async def known_pages(
-    store: LTXStore, source: Source, sums: PageSums, *, last: Version, watch: StoreWatch, keep: bool = True
+    store: LTXStore, source: Source, sums: PageChecksums, *, last: Version, watch: OutageLog, keep: bool = True
 ) -> NDArray[np.uint64] | None:
     """The sums of pages 1, 2, … at `last`, the replica's newest version; None when they cannot be established.
 
@@ -67,7 +68,7 @@ async def known_pages(
 
 
 async def carry_on(
-    store: LTXStore, source: Source, sums: PageSums, *, newest: FileInfo, last: Version, watch: StoreWatch
+    store: LTXStore, source: Source, sums: PageChecksums, *, newest: FileInfo, last: Version, watch: OutageLog
 ) -> None:
     """Bring sums that are one file behind, since we were killed before they were written, to `last`."""
     if sums.version is None or sums.version.txid != newest.min_txid - 1:
@@ -80,7 +81,7 @@ async def carry_on(
         log.debug("the sums of %s stay behind: %s", sums.version, exc)
 
 
-async def keep_sums(source: Source, sums: PageSums, version: Version, known: NDArray[np.uint64]) -> None:
+async def keep_sums(source: Source, sums: PageChecksums, version: Version, known: NDArray[np.uint64]) -> None:
     """`sums` is `known` from now on, those of pages 1, 2, … at `version`."""
     pgno = np.arange(1, len(known) + 1, dtype=np.uint32)
     await source.run(lambda: sums.replace(version, PageChanges(len(known), pgno, known)))
@@ -98,7 +99,7 @@ class _FilePages:
 class _Reader:
     """Reads sums from the files of a replica."""
 
-    def __init__(self, store: LTXStore, source: Source, sums: PageSums, watch: StoreWatch, *, keep: bool) -> None:
+    def __init__(self, store: LTXStore, source: Source, sums: PageChecksums, watch: OutageLog, *, keep: bool) -> None:
         self._store = store
         self._source = source
         self._sums = sums

@@ -23,12 +23,13 @@ from litereplica.errors import ConflictError, EnvironmentProblem
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.writer.crash import CrashPoint, crash_point
+from litereplica.writer.database.published import Published, Version
 from litereplica.writer.database.sqlite_database import Source, WalState
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity
 from litereplica.writer.database.wal_follower import WalTail
-from litereplica.writer.publish.outage_log import StoreWatch
-from litereplica.writer.publish.page_checksums import PageSums, Version
-from litereplica.writer.publish.publisher import Published, Publisher
+from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.publish.page_checksums import PageChecksums
+from litereplica.writer.publish.publisher import Publisher
 from litereplica.writer.publish.wal_match import check_page_size, frames_covered, newest_file, same_generation
 from litereplica.writer.resume.replica_pages import keep_sums, known_pages
 
@@ -123,7 +124,7 @@ async def decide(
     if file is None:
         return Start.DIFFERENCE, Published(remote.txid)
     check_page_size(file.header, source.page_size, url=store.url)
-    published = Published.of(file)
+    published = Published.of(file.header, file.file_checksum)
     frames = await frames_covered(store, file, tail) if same_file else None
     if frames is not None:
         tail.advance(frames)
@@ -134,7 +135,7 @@ async def decide(
 
 
 async def require_continuation(
-    store: LTXStore, source: Source, publisher: Publisher, *, hold: Hold, sums: PageSums, watch: StoreWatch
+    store: LTXStore, source: Source, publisher: Publisher, *, hold: Hold, sums: PageChecksums, watch: OutageLog
 ) -> None:
     """After `Start.DIFFERENCE`: raise `ConflictError` unless the database continues the replica's newest version.
 
@@ -161,7 +162,7 @@ async def require_continuation(
     )
 
 
-def _published_it(sums: PageSums, last: Version) -> bool:
+def _published_it(sums: PageChecksums, last: Version) -> bool:
     """The checksum of a version is not known any more when its L0 file has been compacted."""
     own = sums.version
     if own is None or sums.tells_of_another_file:

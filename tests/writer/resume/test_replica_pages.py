@@ -146,8 +146,8 @@ async def test_sums_are_not_trusted_after_a_loss_of_power(tmp_path: Path, monkey
     changes = page_checksums.PageChanges(0, np.empty(0, np.uint32), np.empty(0, np.uint64))
     version = page_checksums.Version(1, 7)
 
-    def opened() -> page_checksums.PageSums:
-        sums = page_checksums.PageSums(tmp_path / "pages.sums")
+    def opened() -> page_checksums.PageChecksums:
+        sums = page_checksums.PageChecksums(tmp_path / "pages.sums")
         sums.open(inode=1, page_size=4096)
         return sums
 
@@ -164,7 +164,7 @@ async def test_sums_whose_writing_was_cut_short_hold_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = page_checksums.PageChanges(1, np.array([1], np.uint32), np.array([5], np.uint64))
-    sums = page_checksums.PageSums(tmp_path / "pages.sums")
+    sums = page_checksums.PageChecksums(tmp_path / "pages.sums")
     sums.open(inode=1, page_size=4096)
     sums.replace(page_checksums.Version(1, 7), changes)
 
@@ -174,7 +174,7 @@ async def test_sums_whose_writing_was_cut_short_hold_for_nothing(
     monkeypatch.setattr(page_checksums, "_write_sums", killed)
     with pytest.raises(KeyboardInterrupt):
         sums.record(page_checksums.Version(1, 7), page_checksums.Version(2, 8), changes)
-    again = page_checksums.PageSums(tmp_path / "pages.sums")
+    again = page_checksums.PageChecksums(tmp_path / "pages.sums")
     again.open(inode=1, page_size=4096)
     assert again.version is None
 
