@@ -66,7 +66,7 @@ class _Difference:
 )
 @output.json_option
 def command(replica_url: str, before: Point, after: Point, names: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Tell what changed between two points: pages, schema, and rows by table.
+    """Show the changes between two points: pages, schema, and rows by table.
 
     Both databases are restored to a private temporary directory (TMPDIR), which is removed. A time means the newest
     point before it. Rows are matched by their primary key; without one, whole rows are compared. Values must be of the

@@ -1,9 +1,12 @@
 """The `litereplica` program: its command group, and the one boundary where errors become exit codes.
 
-A command lives in `litereplica.cli.<name>` as a click command called `command`, and that module is imported
-only when the command is invoked: `litereplica --help` loads click and nothing heavier. Commands raise;
-nothing below this module prints an error or chooses an exit code. Every error is one line on stderr,
-`litereplica: error: <what happened>: <next step>`; a traceback is shown only on `--debug`.
+To add a command: write `litereplica/cli/<name>.py` with a click command called `command` whose docstring ends in an
+example, add its line to `COMMANDS` below, and run `scripts/gen-cli-docs`. Nothing else needs an edit. Options that
+several commands share are in `params.py`, output in `output.py`, and `on_store.py` runs a function on a replica.
+
+A command's module is imported only when the command is invoked: `litereplica --help` loads click and nothing heavier.
+Commands raise; only this module prints an error or chooses an exit code. Every error is one line on stderr,
+`litereplica: error: <cause>: <next step>`; a traceback is shown only with `--debug`.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ HELP_WIDTH = 100
 
 COMMANDS = {
     "replicate": "Publish the transactions of databases to their replicas as they are committed.",
-    "status": "Show what writers, a mount or a replica are at.",
+    "status": "Show the state of writers, a mount or a replica.",
     "databases": "Show the databases that a configuration file names.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
     "restore": "Write a replica's state, the latest or a former one, to a database file.",
     "history": "List the points that a replica can be restored to.",
-    "diff": "Tell what changed between two points.",
-    "verify": "Check that all that a replica promises can be restored.",
+    "diff": "Show the changes between two points.",
+    "verify": "Check that every point of a replica can be restored.",
     "ltx": "List the LTX files of a replica.",
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",
@@ -228,7 +231,3 @@ def _stdout_is_gone() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return True
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ from litereplica.config import Config, ConfiguredDatabase
 from litereplica.config.config import split_command
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
-from litereplica.writer.fleet.supervisor import DatabaseStatistics
+from litereplica.writer.fleet.statistics import DatabaseStatistics
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, WriterSettings
 

@@ -30,9 +30,10 @@ from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
 from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
-from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, BehindLog
+from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, LagLog
 from litereplica.writer.fleet.restore_missing import is_there, restore_missing, wait_for_database
-from litereplica.writer.fleet.supervisor import DatabaseStatistics, Fleet, FleetStatistics, State, open_fleet
+from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
+from litereplica.writer.fleet.supervisor import Supervisor, open_fleet
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 
@@ -66,7 +67,7 @@ class Replication:
         self._until_ready = trio.CancelScope()
         self._may_start_program = trio.Event()
         self._reload_wanted = trio.Event()
-        self._fleet: Fleet | None = None
+        self._fleet: Supervisor | None = None
         self._child: Child | None = None
         self._code: int = ExitCode.OK
 
@@ -195,15 +196,15 @@ class Replication:
 
     # --- while it runs
 
-    async def _tell_lag(self, fleet: Fleet) -> None:
-        told = BehindLog()
+    async def _tell_lag(self, fleet: Supervisor) -> None:
+        told = LagLog()
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
             news = told.line(fleet.statistics().databases)
             if news is not None:
                 log.log(news[0], "%s", news[1])
 
-    async def _reload_on_demand(self, fleet: Fleet, reread: Callable[[], Config]) -> None:
+    async def _reload_on_demand(self, fleet: Supervisor, reread: Callable[[], Config]) -> None:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted = trio.Event()

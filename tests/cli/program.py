@@ -11,5 +11,5 @@ DEADLINE_S = 30.0
 
 def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `litereplica` to its end."""
-    command = [sys.executable, "-m", "litereplica.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "litereplica", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)

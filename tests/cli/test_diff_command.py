@@ -127,7 +127,7 @@ def test_what_is_not_there_is_one_line(publisher: Publisher, arguments: list[str
 
 def test_full_file_system_names_the_way_out(publisher: Publisher) -> None:
     """A limit on the size of files stands in for a full disk."""
-    command = f"{sys.executable} -m litereplica.cli.main diff {publisher.url} --from {txid(1)}"
+    command = f"{sys.executable} -m litereplica diff {publisher.url} --from {txid(1)}"
     limited = f"ulimit -f 8; exec {command}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT

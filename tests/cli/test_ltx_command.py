@@ -20,7 +20,7 @@ from tests.ltxstore.replicas import History, publish
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "litereplica.cli.main", "ltx", *arguments]
+    command = [sys.executable, "-m", "litereplica", "ltx", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 

@@ -24,7 +24,7 @@ HEAVY = {"boto3", "botocore", "obstore", "numpy", "pyfuse3", "rich", "trio", "ap
 
 
 def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "litereplica.cli.main", *arguments]
+    command = [sys.executable, "-m", "litereplica", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 

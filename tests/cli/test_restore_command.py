@@ -126,7 +126,7 @@ def test_damaged_file_is_named(tmp_path: Path, replica: str) -> None:
 
 def test_full_file_system_is_an_environment_problem(tmp_path: Path, replica: str) -> None:
     """A limit on the size of files stands in for a full disk."""
-    limited = f"ulimit -f 1; exec {sys.executable} -m litereplica.cli.main restore {replica} -o {tmp_path}/out.db"
+    limited = f"ulimit -f 1; exec {sys.executable} -m litereplica restore {replica} -o {tmp_path}/out.db"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "out.db" in done.stderr
@@ -319,7 +319,7 @@ def test_all_databases_of_a_prefix_are_restored_and_one_that_fails_is_named(
 def test_follow_keeps_up_until_it_is_stopped_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     out = tmp_path / "out.db"
     with Publisher(tmp_path / "primary", setup="CREATE TABLE t(x)") as publisher:
-        command = [sys.executable, "-m", "litereplica.cli.main", "restore", "-f", publisher.url, "-o", str(out)]
+        command = [sys.executable, "-m", "litereplica", "restore", "-f", publisher.url, "-o", str(out)]
         for number in range(2):
             with subprocess.Popen(
                 [*command, "--follow-interval", "50ms"], stderr=subprocess.PIPE, text=True

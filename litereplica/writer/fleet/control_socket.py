@@ -22,7 +22,7 @@ import trio
 
 from litereplica.errors import EnvironmentProblem
 from litereplica.ltxstore.lease import Lease, format_time
-from litereplica.writer.fleet.supervisor import DatabaseStatistics, FleetStatistics
+from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""How far the store is behind, as the log tells it: soon, and then at a bounded rate.
+"""Log lines about lag, at a bounded rate.
 
-A database that the store has lacked something of for `FIRST_S` is said, and again each time that has doubled; when
-nothing is missing any more, that is said once. With many at once the worst is named, and how many there are.
+A database for which the store is behind by `FIRST_S` is logged, and logged again each time the lag has doubled. When
+the store has caught up, one line says so. With several databases the line names the worst and counts the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from litereplica.writer.fleet.supervisor import DatabaseStatistics
+from litereplica.writer.fleet.statistics import DatabaseStatistics
 
 FIRST_S = 30.0
 """A retry, a slow upload or a large transaction is over by then."""
@@ -18,15 +18,15 @@ LOOK_INTERVAL_S = 5.0
 """Between looks, which make no request."""
 
 
-class BehindLog:
-    """What has been said, and what is to be said next."""
+class LagLog:
+    """Decides which lag is logged. Call `line` once in `LOOK_INTERVAL_S`."""
 
     def __init__(self) -> None:
         self._next_s = FIRST_S
         self._said: frozenset[Path] = frozenset()
 
     def line(self, databases: Sequence[DatabaseStatistics]) -> tuple[int, str] | None:
-        """What is to be said now, if anything, and at which level of the log."""
+        """Returns the log level and the line to log now, or None."""
         behind = [each for each in databases if each.behind_s >= FIRST_S]
         if not behind:
             self._next_s = FIRST_S

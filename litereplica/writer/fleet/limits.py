@@ -20,9 +20,9 @@ PATIENCE_S = 10.0
 """After which one that is not done makes room for the next, so that a hung one is in nobody's way."""
 MERGES = 2
 """At once, of all databases: each takes memory, and a core for a while."""
-REST_AFTER_S = 10.0
+PARK_AFTER_S = 10.0
 """Without a change. To come back takes a few requests, and to read the database if the WAL does not reach back:"""
-REST_BYTES_PER_S = 10 << 20
+PARK_BYTES_PER_S = 10 << 20
 """so a large one is kept open for longer, a gigabyte for two minutes."""
 DESCRIPTORS_EACH = 12
 """Of an open database: three connections, our own of its file, its WAL and its lock, and one more for a moment."""
@@ -31,9 +31,9 @@ OTHER_DESCRIPTORS = 128
 MAX_DESCRIPTORS = 1 << 16
 """That are asked for."""
 MAX_OPEN = 32
-"""When more than these are open, with some ten descriptors each, those without a change for `CROWDED_REST_AFTER_S` are
+"""When more than these are open, with some ten descriptors each, those without a change for `CROWDED_PARK_AFTER_S` are
 put to rest at once."""
-CROWDED_REST_AFTER_S = 1.0
+CROWDED_PARK_AFTER_S = 1.0
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -86,11 +86,11 @@ class Common:
             return True
         return named and self.conflicts_end and isinstance(error, ConflictError)
 
-    def may_rest(self, idle_s: float, size: int) -> bool:
-        """Is a database, idle for so long and of so many bytes, to be put to rest?"""
-        if idle_s > REST_AFTER_S + size / REST_BYTES_PER_S:
+    def may_park(self, idle_s: float, size: int) -> bool:
+        """True if a database of `size` bytes that has been idle for `idle_s` seconds is to be parked."""
+        if idle_s > PARK_AFTER_S + size / PARK_BYTES_PER_S:
             return True
-        return self.pace.open > MAX_OPEN and idle_s > CROWDED_REST_AFTER_S
+        return self.pace.open > MAX_OPEN and idle_s > CROWDED_PARK_AFTER_S
 
 
 def raise_descriptor_limit() -> None:

@@ -1,10 +1,10 @@
-"""One database of a fleet: active, at rest, failing, gone.
+"""One database of a fleet: its states and the task that replicates it while it is open.
 
-A database that is active, or about to be, has a task (`Member.run`), which ends when it is at rest or gone; whoever
-sees that a database at rest has changed starts another. Nothing of one at rest is open.
+An open database has a task, `ManagedDatabase.run`, which ends when the database is parked or gone. A parked database
+has no open file; `parking.py` watches it, and the supervisor starts another task when it has changed.
 
-What goes wrong is said once and tried again with back-off, except where that could do harm: a database beside which
-another writer has published stays as it is until the process is started again.
+An error is logged once and the database tried again with back-off. A conflict with another writer is final: the
+database is left alone until the process is started again.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 import trio
 
 from litereplica.errors import AlreadyReplicated, ConflictError, LeaseConflict, LiteReplicaError
-from litereplica.ltxstore.lease import Lease
-from litereplica.types import TXID, FileInfo
+from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
 from litereplica.writer.database.parked import Rest
 from litereplica.writer.database.state_directory import StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import Common
 from litereplica.writer.fleet.replica_root import ReplicaRoot
+from litereplica.writer.fleet.statistics import NOTHING_DONE, DatabaseStatistics, State, accumulated
 from litereplica.writer.maintenance import Maintenance
 from litereplica.writer.publish.lease_keeper import Tenure
 from litereplica.writer.replicator import Replicator, open_replicator
@@ -37,42 +35,7 @@ from litereplica.writer.statistics import Statistics
 log = logging.getLogger(__name__)
 
 
-class State(StrEnum):
-    """What becomes of a database."""
-
-    STARTING = "starting"
-    ACTIVE = "active"
-    DORMANT = "dormant"  # nothing has changed for a while: closed, looked at once a second
-    WAITING = "waiting"  # for the lease that another writer holds
-    FAILED = "failed"  # tried again with back-off
-    GONE = "gone"  # deleted or renamed, or no longer to be replicated
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseStatistics:
-    """One database. `txid` is the newest one published (0: none, or not looked at yet), `wal_frames` those of the WAL
-    that are not in the database file; counts are since the start of the process.
-
-    `unpublished_bytes` of the WAL are known to be committed and not in the store; `behind_s` is for how long the store
-    has lacked something, 0 when it lacks nothing.
-    """
-
-    path: Path
-    url: str
-    state: State
-    txid: TXID = 0
-    files: int = 0
-    pages: int = 0
-    bytes: int = 0
-    checkpoints: int = 0
-    wal_frames: int = 0
-    unpublished_bytes: int = 0
-    behind_s: float = 0.0
-    error: str | None = None
-    lease: Lease | None = None
-
-
-class Member:
+class ManagedDatabase:
     """The database at `path`, replicated to `prefix` below `root`."""
 
     __slots__ = (
@@ -92,8 +55,8 @@ class Member:
         self.error: str | None = None
         self.rest: Rest | None = None
         self.stop = trio.Event()
-        self.closed = trio.Event()  # while it has no task
-        self.done_once = trio.Event()  # published, at rest, failed or gone
+        self.closed = trio.Event()  # set while the database has no task
+        self.done_once = trio.Event()  # set once the database is published, parked, failed or gone
         self.closed.set()
         self._common = common
         self._replicator: Replicator | None = None
@@ -101,20 +64,21 @@ class Member:
         self._maintenance: Maintenance | None = None
         self._maintaining: trio.CancelScope | None = None
         self._maintained = trio.Event()
-        self._before = Statistics(0, 0, 0, 0, 0, 0)  # of earlier times when it was open
+        self._before = NOTHING_DONE  # by the replicators that have been closed
         self._failures = 0
-        self._failed_s = 0.0  # when the first of them was, in succession
+        self._failed_s = 0.0  # trio time of the first failure in a row
 
-    def leave_at_rest(self, rest: Rest) -> None:
-        """It is at rest, and has no task."""
+    def park(self, rest: Rest) -> None:
+        """Records that the database is parked. It must not have a task."""
         self.rest = rest
         self.state, self.error = State.DORMANT, None
         self.done_once.set()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Until it is at rest or gone, or `stop` is set. `nursery` is for what goes on when it is at rest.
+        """Replicate until the database is parked or gone, or `stop` is set. Maintenance runs in `nursery`, since it
+        continues while the database is parked.
 
-        Raises what ends the fleet: everything if it is strict, else nothing.
+        Raises: the errors that end the fleet (`Common.ends_fleet`).
         """
         if self.closed.is_set():
             self.closed = trio.Event()
@@ -126,7 +90,7 @@ class Member:
             self.closed.set()
 
     async def publish_once(self) -> None:
-        """Publish what there is. Raises whatever is in the way."""
+        """Publish all that is committed, and close the database. Raises the errors of opening and publishing."""
         await self._common.beginning.begin(self)
         try:
             async with self._open() as replicator:
@@ -140,48 +104,48 @@ class Member:
         self.state = State.ACTIVE
 
     async def aclose(self) -> None:
-        """End what goes on at rest; it has no task any more."""
+        """End maintenance and give the lease back. The task must have ended."""
         await self._end_maintenance()
         if self._tenure is not None and self._tenure.lease() is not None:
             with trio.CancelScope(shield=True):
                 await self._tenure.end()
         self.state = State.GONE
 
-    def rest_from_maintenance(self) -> None:
-        """End its task if nothing is left to do until the next change."""
+    def end_settled_maintenance(self) -> None:
+        """End the maintenance task of a parked database if nothing is left to do until the next change."""
         idle = self.rest is not None and self._maintenance is not None and self._maintenance.is_settled
         if idle and self._maintaining is not None:
             self._maintaining.cancel()
 
     def statistics(self) -> DatabaseStatistics:
-        """A record of now."""
-        before, now = self._before, self._replicator.statistics() if self._replicator is not None else None
+        """Returns a record of the present state. Makes no request."""
+        now = self._replicator.statistics() if self._replicator is not None else None
+        total = self._before if now is None else accumulated(self._before, now)
         state, error = self.state, self.error
         if now is not None and state in (State.ACTIVE, State.STARTING):
             state = State.WAITING if now.waits else State.FAILED if now.error is not None else state
             error = now.error or error
         maintenance = self._maintenance.statistics().error if self._maintenance is not None else ""
-        latest = now or before
         record = DatabaseStatistics(
             path=self.path,
             url=self.url,
             state=state,
-            txid=latest.txid or before.txid or (self.rest.txid if self.rest is not None else 0),
-            files=before.files + (now.files if now is not None else 0),
-            pages=before.pages + (now.pages if now is not None else 0),
-            bytes=before.bytes + (now.bytes if now is not None else 0),
-            checkpoints=before.checkpoints + (now.checkpoints if now is not None else 0),
+            txid=total.txid or (self.rest.txid if self.rest is not None else 0),
+            files=total.files,
+            pages=total.pages,
+            bytes=total.bytes,
+            checkpoints=total.checkpoints,
             wal_frames=now.wal_frames if now is not None else 0,
             unpublished_bytes=now.unpublished_bytes if now is not None else 0,
             behind_s=now.behind_s if now is not None else self._failing_s(),
             error=error or maintenance or None,
             lease=self._tenure.lease() if self._tenure is not None else None,
         )
-        return record if state is not State.GONE else _of_gone(record)
+        return record if state is not State.GONE else record.of_gone()
 
     def last_statistics(self) -> DatabaseStatistics:
-        """The record of a database that is gone."""
-        return _of_gone(self.statistics())
+        """Returns the record that is kept after the database is gone."""
+        return self.statistics().of_gone()
 
     # --- its task
 
@@ -190,7 +154,7 @@ class Member:
             self.state = State.STARTING
             try:
                 rest = await self._replicate(nursery)
-            except Exception as exc:  # whatever one database does must not end the others
+            except Exception as exc:  # the failure of one database must not end the others
                 if self._common.ends_fleet(exc, named=not self.prefix):
                     raise
                 if not await self._after_failure(exc):
@@ -198,7 +162,7 @@ class Member:
                 continue
             self._failures = 0
             if rest is not None and not self.stop.is_set():
-                self.leave_at_rest(rest)
+                self.park(rest)
                 return
         self.state = State.GONE
 
@@ -220,7 +184,7 @@ class Member:
                 self._replicator = replicator
                 self._common.pace.open += 1
                 try:
-                    may_rest = None if self._common.strict else self._common.may_rest
+                    may_rest = None if self._common.strict else self._common.may_park
                     started = _Started(lambda: self._begun(nursery))
                     return await replicator.run(self.stop, may_rest=may_rest, task_status=started)
                 finally:
@@ -251,14 +215,14 @@ class Member:
         return self._tenure
 
     def _begun(self, nursery: trio.Nursery) -> None:
-        """All is published once."""
+        """Called when the replicator has published all that was committed when it started."""
         self.state, self.error, self._failures = State.ACTIVE, None, 0
         self._common.beginning.end(self)
         self.done_once.set()
         self._maintain(nursery)
 
     async def _after_failure(self, error: Exception) -> bool:
-        """Say it, and wait; False when there is no point in another attempt."""
+        """Log the error and wait for the next attempt. Returns False if the database is gone."""
         self._common.beginning.end(self)
         if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._common.files):
             self.state = State.GONE
@@ -267,7 +231,7 @@ class Member:
             self._failed_s = trio.current_time()
         self._failures += 1
         self.state = State.FAILED
-        if not self._common.strict:  # what is waited for is that database alone, else
+        if not self._common.strict:  # a strict fleet waits for its only database
             self.done_once.set()
         final = isinstance(error, ConflictError) and not isinstance(error, AlreadyReplicated | LeaseConflict)
         if self.error != str(error):
@@ -285,19 +249,11 @@ class Member:
         log.error("cannot replicate %s: %s; %s", printable(self.path), error, then, exc_info=None if known else error)
 
     def _failing_s(self) -> float:
-        """For how long the store may have lacked something, while nobody can look."""
+        """Returns for how many seconds attempts have failed, 0.0 if the last one did not."""
         return trio.current_time() - self._failed_s if self._failures else 0.0
 
     def _remember(self, done: Statistics) -> None:
-        before = self._before
-        self._before = Statistics(
-            done.txid or before.txid,
-            before.files + done.files,
-            before.pages + done.pages,
-            before.bytes + done.bytes,
-            before.checkpoints + done.checkpoints,
-            0,
-        )
+        self._before = accumulated(self._before, done)
 
     # --- compaction and retention
 
@@ -341,15 +297,10 @@ class Member:
 
 
 class _Started:
-    """Is told that all is published once, as a nursery is."""
+    """A `trio.TaskStatus` that calls a function."""
 
     def __init__(self, begun: Callable[[], None]) -> None:
         self._begun = begun
 
     def started(self, value: object = None) -> None:
         self._begun()
-
-
-def _of_gone(record: DatabaseStatistics) -> DatabaseStatistics:
-    """Nothing of a database that is gone is missing any more."""
-    return replace(record, state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)

@@ -1,13 +1,13 @@
-"""Many databases in one process: those named, and those of directories.
+"""Replicates many databases in one process (a fleet): those that are named, and those of directories.
 
-Each database is a `Member`. With a single `DatabaseTarget`, what stops it ends the fleet, as its error says, unless
-that is a full disk; and it is looked at all the time. Otherwise a database that fails is said once, tried again with
-back-off, and named in the statistics, while the others go on; and one that is idle is put to rest (`dormant`), so that
-thousands cost little.
+Each database is a `ManagedDatabase`. A fleet of a single `DatabaseTarget` is strict: the database stays open, and its
+errors end the fleet, except for a full disk. In any other fleet a database that fails is logged once, tried again with
+back-off and shown in the statistics while the others go on, and one that is idle is parked, so that thousands cost
+little.
 
-A fleet has, besides a task for each database that is not at rest: one for each directory, one that looks at the
-databases at rest of each directory and one for those that were named, so that a directory that hangs is in nobody
-else's way.
+The tasks of a fleet: one for each open database, one for each directory (databases that appear and vanish), and one
+watcher of parked databases (`parking.py`) for each directory and one for the named ones, so that a file system that
+hangs stops only the databases on it.
 """
 
 from __future__ import annotations
@@ -17,33 +17,30 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from litereplica.errors import ExitCode, LiteReplicaError, UsageError
-from litereplica.ltxstore.lease import Lease
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
-from litereplica.writer.database.parked import changed, rest_by_mark
+from litereplica.writer.database.parked import rest_by_mark
 from litereplica.writer.fleet.directory_scan import Directory, printable
 from litereplica.writer.fleet.limits import Common, raise_descriptor_limit
-from litereplica.writer.fleet.managed_database import DatabaseStatistics, Member, State
+from litereplica.writer.fleet.managed_database import ManagedDatabase
+from litereplica.writer.fleet.parking import watch_parked
 from litereplica.writer.fleet.replica_root import ReplicaRoot, join_url
+from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
 from litereplica.writer.replicator import wall_clock_ms
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 
-__all__ = ["DatabaseStatistics", "Fleet", "FleetError", "FleetStatistics", "State", "open_fleet"]
-
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 1.0
-"""Between looks at a database at rest: two `stat`."""
-LOOKS_AT_ONCE = 250
-"""Half a millisecond; the looks at thousands are spread over the interval."""
+OVERDUE_INTERVAL_S = 1.0
+"""Between looks for turns that took too long and for maintenance that is done."""
 GONE_KEPT = 100
-"""Databases that are gone and still told of."""
+"""Databases that are gone and still in the statistics."""
 
 OpenStore = Callable[[str, Credentials | None], LTXStore]
 
@@ -60,15 +57,6 @@ class FleetError(LiteReplicaError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FleetStatistics:
-    """All databases, by path, and some that are gone; `leases` those that are held, by the URL of the root that they
-    are for."""
-
-    databases: tuple[DatabaseStatistics, ...]
-    leases: dict[str, Lease]
-
-
 class _Group:
     """The databases of one target. `directory` is what follows them, if they are a directory's."""
 
@@ -76,12 +64,12 @@ class _Group:
         self.target = target
         self.root = root
         self.directory = Directory(target) if isinstance(target, DirectoryTarget) else None
-        self.members: dict[Path, Member] = {}
+        self.members: dict[Path, ManagedDatabase] = {}
         self.tasks = trio.CancelScope()
 
 
-class Fleet:
-    """The databases of one process. Obtain one from `open_fleet`."""
+class Supervisor:
+    """Replicates the databases of one process. Obtain one from `open_fleet`."""
 
     def __init__(self, common: Common, open_store: OpenStore) -> None:
         self._common = common
@@ -102,7 +90,7 @@ class Fleet:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._guard, self._look_at_named)
+            nursery.start_soon(self._guard, self._watch_named)
             nursery.start_soon(self._guard, self._end_what_is_overdue)
             for group in self._groups:
                 self._begin(group, nursery)
@@ -134,12 +122,12 @@ class Fleet:
         published, `FleetError`."""
         errors: dict[Path, Exception] = {}
 
-        async def publish(member: Member) -> None:
+        async def publish(member: ManagedDatabase) -> None:
             if member.state is State.DORMANT:
                 return
             try:
                 await member.publish_once()
-            except Exception as exc:  # of one database, as in `Member.run`
+            except Exception as exc:  # of one database, as in `ManagedDatabase.run`
                 errors[member.path] = exc
 
         async with trio.open_nursery() as nursery:
@@ -151,10 +139,10 @@ class Fleet:
             raise FleetError(dict(sorted(errors.items())))
 
     async def reconfigure(self, targets: Sequence[Target]) -> None:
-        """From now on, these. Databases that went away are finished and closed, new ones begin, and those that are
-        as before go on untouched.
+        """Replace the targets. Databases of targets that are no longer named are published and closed, new ones
+        begin, and those of unchanged targets go on undisturbed.
 
-        Raises `UsageError`, `EnvironmentProblem` or `ConflictError`, and nothing has changed then.
+        Raises `UsageError`, `EnvironmentProblem` or `ConflictError`; the targets are then as before.
         """
         targets = _checked(targets)
         async with self._changing:
@@ -184,7 +172,7 @@ class Fleet:
                     self._begin(group, self._nursery)
 
     async def _take_up_again(self, groups: Iterable[_Group]) -> list[_Group]:
-        """The targets of groups that have made room in vain; one that cannot be had any more is said."""
+        """Open again the groups that were closed for a change that failed. Logs each that cannot be opened."""
         again = []
         for group in groups:
             try:
@@ -197,7 +185,7 @@ class Fleet:
         return again
 
     def statistics(self) -> FleetStatistics:
-        """A record of now. Makes no request."""
+        """Returns a record of the present state. Makes no request."""
         databases = [member.statistics() for member in self._members()]
         leases = {each.url: each.lease for each in databases if each.lease is not None}
         for group in self._groups:
@@ -211,17 +199,17 @@ class Fleet:
         return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
 
     def tolerate_conflicts(self) -> None:
-        """From now on, a conflict about one of several databases is that database's own trouble."""
+        """From now on a conflict about one of several databases fails that database, not the fleet."""
         self._common.conflicts_end = False
 
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Close all databases, give leases back and unlock directories."""
         with trio.CancelScope(shield=True):
             await self._end_all(self._groups)
 
     # --- targets
 
-    def _members(self) -> list[Member]:
+    def _members(self) -> list[ManagedDatabase]:
         return [member for group in self._groups for member in group.members.values()]
 
     def _set_strictness(self, targets: Sequence[Target]) -> None:
@@ -229,7 +217,7 @@ class Fleet:
         self._common.strict = self._common.one_root and isinstance(targets[0], DatabaseTarget)
 
     async def open(self, targets: Sequence[Target]) -> None:
-        """Of `open_fleet`."""
+        """Open the targets; called once, by `open_fleet`."""
         targets = _checked(targets)
         self._set_strictness(targets)
         for target in targets:
@@ -247,8 +235,8 @@ class Fleet:
             raise
         return group
 
-    async def _add(self, group: _Group, paths: Iterable[Path]) -> list[Member]:
-        """Members for new databases of a group; those that have not changed since the last run are at rest."""
+    async def _add(self, group: _Group, paths: Iterable[Path]) -> list[ManagedDatabase]:
+        """Add new databases to a group. Those that have not changed since the last run are parked."""
         named = {other.target.path for other in self._groups if other.directory is None}
         added = []
         for path in sorted(paths):
@@ -256,14 +244,16 @@ class Fleet:
                 continue
             prefix = "" if group.directory is None else path.relative_to(group.target.path).as_posix()
             url = join_url(group.target.url, prefix)
-            member = Member(path, group.root, prefix, url=url, settings=group.target.settings, common=self._common)
+            member = ManagedDatabase(
+                path, group.root, prefix, url=url, settings=group.target.settings, common=self._common
+            )
             group.members[path] = member
             added.append(member)
         if not self._common.strict:
             rests = await trio.to_thread.run_sync(lambda: [rest_by_mark(each.path, each.url) for each in added])
             for member, rest in zip(added, rests, strict=True):
                 if rest is not None:
-                    member.leave_at_rest(rest)
+                    member.park(rest)
         return added
 
     def _begin(self, group: _Group, nursery: trio.Nursery) -> None:
@@ -272,7 +262,7 @@ class Fleet:
         if group.directory is not None:
             nursery.start_soon(self._guard, self._follow, group)
 
-    def _start(self, member: Member, nursery: trio.Nursery) -> None:
+    def _start(self, member: ManagedDatabase, nursery: trio.Nursery) -> None:
         if member.rest is None:
             nursery.start_soon(self._guard, member.run, nursery)
 
@@ -285,7 +275,7 @@ class Fleet:
             await groups.pop().root.aclose()
 
     async def _guard(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """A task of the fleet: its error, not a group of errors, ends the fleet."""
+        """Run a task of the fleet. Its first error ends the fleet, and `run` raises it ungrouped."""
         assert self._nursery is not None
         try:
             await task(*arguments)
@@ -296,11 +286,11 @@ class Fleet:
     # --- what goes on
 
     async def _follow(self, group: _Group) -> None:
-        """Databases that appear and vanish, and looks at those at rest, of a directory."""
+        """Follow a directory: databases that appear and vanish, and parked ones that change."""
         assert group.directory is not None
         with group.tasks:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look_at, group.members)
+                nursery.start_soon(watch_parked, lambda: list(group.members.values()), self._wake)
                 told = ""
                 while group.directory.target.watch:
                     await group.directory.until_changed()
@@ -326,49 +316,29 @@ class Fleet:
                 log.info("%s has appeared", printable(member.path))
                 self._start(member, self._nursery)
 
-    async def _dismiss(self, member: Member) -> None:
-        """A database that is no longer in its directory."""
+    async def _dismiss(self, member: ManagedDatabase) -> None:
+        """Publish the remainder of a database that has left its directory, and close it."""
         await _finish([member])
         log.info("%s has gone", printable(member.path))
 
-    async def _look_at_named(self) -> None:
-        """Looks at the databases at rest that are targets themselves."""
-        limiter = trio.CapacityLimiter(1)
-        while True:
-            members = [member for group in self._groups if group.directory is None for member in group.members.values()]
-            await self._look_once(members, limiter)
+    async def _watch_named(self) -> None:
+        await watch_parked(
+            lambda: [each for group in self._groups if group.directory is None for each in group.members.values()],
+            self._wake,
+        )
 
-    async def _look_at(self, members: dict[Path, Member]) -> None:
-        limiter = trio.CapacityLimiter(1)
-        while True:
-            await self._look_once(list(members.values()), limiter)
-
-    async def _look_once(self, members: Sequence[Member], limiter: trio.CapacityLimiter) -> None:
-        """At each of the members that is at rest, spread over the interval."""
-        at_rest = [(str(member.path), member) for member in members if member.rest is not None]
-        parts = [at_rest[start : start + LOOKS_AT_ONCE] for start in range(0, len(at_rest), LOOKS_AT_ONCE)]
-        for part in parts:
-            looks = [(path, member.rest) for path, member in part if member.rest is not None]
-            found = set(await trio.to_thread.run_sync(changed, looks, limiter=limiter, abandon_on_cancel=True))
-            for path, member in part:
-                if path in found and not member.stop.is_set() and member.closed.is_set():
-                    self._wake(member)
-            await trio.sleep(LOOK_INTERVAL_S / len(parts))
-        if not parts:
-            await trio.sleep(LOOK_INTERVAL_S)
-
-    def _wake(self, member: Member) -> None:
+    def _wake(self, member: ManagedDatabase) -> None:
         assert self._nursery is not None
         member.closed = trio.Event()  # from now on, not only once its task has been scheduled
         self._nursery.start_soon(self._guard, member.run, self._nursery)
 
     async def _end_what_is_overdue(self) -> None:
-        """Turns that took too long, and the maintenance of databases at rest that has nothing left to do."""
+        """End turns that took too long, and the maintenance of parked databases that has nothing left to do."""
         while True:
-            await trio.sleep(LOOK_INTERVAL_S)
+            await trio.sleep(OVERDUE_INTERVAL_S)
             self._common.beginning.end_overdue()
             for member in self._members():
-                member.rest_from_maintenance()
+                member.end_settled_maintenance()
 
 
 @asynccontextmanager
@@ -379,7 +349,7 @@ async def open_fleet(
     rng: random.Random | None = None,
     open_store: OpenStore = lambda url, credentials: open_ltx_store(url, credentials=credentials),
     conflicts_end: bool = False,
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[Supervisor]:
     """A fleet of these targets. Nothing is published yet, and no database is opened; directories are locked.
 
     `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
@@ -389,7 +359,7 @@ async def open_fleet(
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
-    fleet = Fleet(Common(now_ms, rng or random.Random(), conflicts_end=conflicts_end), open_store)
+    fleet = Supervisor(Common(now_ms, rng or random.Random(), conflicts_end=conflicts_end), open_store)
     try:
         await fleet.open(targets)
         yield fleet
@@ -416,8 +386,8 @@ def _checked(targets: Sequence[Target]) -> list[Target]:
     return result
 
 
-async def _finish(members: Iterable[Member]) -> None:
-    """Have members publish what is left, and wait until they are closed."""
+async def _finish(members: Iterable[ManagedDatabase]) -> None:
+    """Stop the databases, and wait until each has published its remainder and is closed."""
     members = list(members)
     for member in members:
         member.stop.set()

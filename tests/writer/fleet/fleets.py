@@ -15,16 +15,16 @@ from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.wrappers import MeteredStorage
-from litereplica.writer.fleet import limits
-from litereplica.writer.fleet import supervisor as fleet_module
-from litereplica.writer.fleet.supervisor import DatabaseStatistics, Fleet, State, open_fleet
+from litereplica.writer.fleet import limits, parking, supervisor
+from litereplica.writer.fleet.statistics import DatabaseStatistics, State
+from litereplica.writer.fleet.supervisor import Supervisor, open_fleet
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
 from tests.helpers.waiting import wait_until
 
 SETTINGS = WriterSettings(sync_interval_s=0.01, levels=None)
 WITHOUT_LEASE = WriterSettings(sync_interval_s=0.01, levels=None, lease=LeaseMode.OFF)
-REST_AFTER_S = 0.15
+PARK_AFTER_S = 0.15
 LOOK_INTERVAL_S = 0.05
 
 CREATE = """
@@ -39,8 +39,9 @@ for path in sys.argv[1:]:
 @pytest.fixture
 def soon_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Databases are put to rest after a moment, and looked at often."""
-    monkeypatch.setattr(limits, "REST_AFTER_S", REST_AFTER_S)
-    monkeypatch.setattr(fleet_module, "LOOK_INTERVAL_S", LOOK_INTERVAL_S)
+    monkeypatch.setattr(limits, "PARK_AFTER_S", PARK_AFTER_S)
+    monkeypatch.setattr(parking, "LOOK_INTERVAL_S", LOOK_INTERVAL_S)
+    monkeypatch.setattr(supervisor, "OVERDUE_INTERVAL_S", LOOK_INTERVAL_S)
 
 
 class Stores:
@@ -63,7 +64,7 @@ class Stores:
 @asynccontextmanager
 async def running(
     targets: Sequence[Target], *, stores: Callable[[str, Credentials | None], LTXStore] | None = None
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[Supervisor]:
     """A fleet that has published once; stopped in the ordinary way at the end."""
     stop = trio.Event()
     async with open_fleet(targets, open_store=stores or Stores()) as fleet, trio.open_nursery() as nursery:
@@ -95,17 +96,17 @@ def replica(tmp_path: Path, name: str) -> LTXStore:
     return open_ltx_store(f"file://{tmp_path}/replica/{name}")
 
 
-def of(fleet: Fleet, name: str) -> DatabaseStatistics:
+def of(fleet: Supervisor, name: str) -> DatabaseStatistics:
     """One database of a fleet, by its file's name."""
     return next(each for each in fleet.statistics().databases if each.path.name == name)
 
 
-def states(fleet: Fleet) -> dict[str, State]:
+def states(fleet: Supervisor) -> dict[str, State]:
     """By the files' names."""
     return {each.path.name: each.state for each in fleet.statistics().databases}
 
 
-async def until_at_rest(fleet: Fleet) -> None:
+async def until_at_rest(fleet: Supervisor) -> None:
     """All databases."""
     await wait_until(lambda: set(states(fleet).values()) == {State.DORMANT})
 

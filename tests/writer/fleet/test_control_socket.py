@@ -16,7 +16,7 @@ from litereplica.errors import EnvironmentProblem
 from litereplica.ltxstore.lease import Lease
 from litereplica.writer.fleet import control_socket
 from litereplica.writer.fleet.control_socket import ask, encode, listening, serve, socket_directory
-from litereplica.writer.fleet.supervisor import DatabaseStatistics, FleetStatistics, State
+from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
 
 DOCUMENT = b'{"databases": []}'
 

@@ -11,7 +11,7 @@ import trio
 from litereplica.writer.database.sqlite_database import looks_like_database, open_source
 from litereplica.writer.fleet import directory_scan as directory_module
 from litereplica.writer.fleet.directory_scan import Directory
-from litereplica.writer.fleet.supervisor import State
+from litereplica.writer.fleet.statistics import State
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.fleet.fleets import create, directory, of, replica, running, soon_at_rest, states

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from litereplica.writer.fleet.lag_log import FIRST_S, BehindLog
-from litereplica.writer.fleet.supervisor import DatabaseStatistics, State
+from litereplica.writer.fleet.lag_log import FIRST_S, LagLog
+from litereplica.writer.fleet.statistics import DatabaseStatistics, State
 
 
 def behind(*seconds: float) -> list[DatabaseStatistics]:
@@ -17,18 +17,18 @@ def behind(*seconds: float) -> list[DatabaseStatistics]:
 
 
 def test_nothing_is_said_of_what_is_up_to_date_or_soon_is() -> None:
-    told = BehindLog()
+    told = LagLog()
     assert [told.line(behind(seconds)) for seconds in (0.0, 5.0, FIRST_S - 1, 0.0)] == [None] * 4
 
 
 def test_it_is_said_soon_and_then_each_time_it_has_doubled() -> None:
-    told = BehindLog()
+    told = LagLog()
     said = [seconds for seconds in range(0, 1000, 5) if told.line(behind(seconds))]
     assert said == [30, 60, 120, 240, 480, 960]
 
 
 def test_it_is_said_when_all_is_well_again_and_once() -> None:
-    told = BehindLog()
+    told = LagLog()
     assert told.line(behind(31.0, 0.0)) == (logging.WARNING, "the store is 31 s behind /0.db, 10 bytes of its WAL")
     assert told.line(behind(2.0, 1.0)) is None
     assert told.line(behind(0.0, 1.0)) == (logging.INFO, "the store has everything again")
@@ -37,6 +37,6 @@ def test_it_is_said_when_all_is_well_again_and_once() -> None:
 
 
 def test_of_many_the_worst_is_named() -> None:
-    news = BehindLog().line(behind(31.0, 50.0, 40.0, 1.0))
+    news = LagLog().line(behind(31.0, 50.0, 40.0, 1.0))
     assert news is not None
     assert news[1] == "the store is 50 s behind /1.db, 10 bytes of its WAL; and behind 2 other database(s)"

@@ -25,9 +25,9 @@ from litereplica.writer.database.parked import Files, Rest, certain_now
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
-from litereplica.writer.fleet import limits
-from litereplica.writer.fleet import supervisor as fleet_module
-from litereplica.writer.fleet.supervisor import FleetError, State, open_fleet
+from litereplica.writer.fleet import limits, parking, supervisor
+from litereplica.writer.fleet.statistics import State
+from litereplica.writer.fleet.supervisor import FleetError, open_fleet
 from litereplica.writer.publish import lease_keeper
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import Replicator
@@ -91,9 +91,9 @@ async def test_idle_databases_have_no_descriptors_and_cause_no_requests(tmp_path
 async def test_no_more_than_a_few_idle_databases_are_open_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(limits, "PARK_AFTER_S", 1e9)
     monkeypatch.setattr(limits, "MAX_OPEN", 3)
-    monkeypatch.setattr(limits, "CROWDED_REST_AFTER_S", 0.1)
+    monkeypatch.setattr(limits, "CROWDED_PARK_AFTER_S", 0.1)
     create(named(directory(tmp_path).path.parent, 12))
     async with running([directory(tmp_path)]) as fleet:
         await wait_until(lambda: list(states(fleet).values()).count(State.DORMANT) >= 9)
@@ -104,7 +104,7 @@ async def test_no_more_databases_are_open_than_the_process_has_descriptors_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have their turn when some are at rest."""
-    monkeypatch.setattr(limits, "REST_AFTER_S", 0.1)
+    monkeypatch.setattr(limits, "PARK_AFTER_S", 0.1)
     monkeypatch.setattr(limits, "_most_open", lambda: 2)
     target = directory(tmp_path)
     create(named(tmp_path, 8))
@@ -229,7 +229,7 @@ async def test_databases_put_to_rest_at_any_moment_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Commits fall before, during and after the letting go; the WAL is restarted, deleted, the database rewritten."""
-    monkeypatch.setattr(limits, "REST_AFTER_S", 0.03)
+    monkeypatch.setattr(limits, "PARK_AFTER_S", 0.03)
     monkeypatch.setattr(replicator, "REST_RETRY_S", 0.1)
     target = directory(tmp_path)
     with Application(target.path / "app.db") as app:
@@ -340,7 +340,7 @@ async def test_another_writer_of_a_database_at_rest_is_noticed_when_it_changes(t
 
 
 async def test_single_database_is_never_put_to_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "REST_AFTER_S", 0.0)
+    monkeypatch.setattr(limits, "PARK_AFTER_S", 0.0)
     create([tmp_path / "app.db"])
     async with running([single(tmp_path, "app.db")]) as fleet:
         await trio.sleep(0.5)
@@ -423,7 +423,8 @@ async def test_database_that_another_writer_publishes_is_left_alone_and_the_othe
 async def test_databases_that_hang_are_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than are opened at once, and than trio has threads to lend."""
     monkeypatch.setattr(limits, "PATIENCE_S", 0.02)
-    monkeypatch.setattr(fleet_module, "LOOK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(parking, "LOOK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(supervisor, "OVERDUE_INTERVAL_S", 0.02)
     target = directory(tmp_path)
     create(named(tmp_path, 45))
     connect, go_on, hung = Source.connect, threading.Event(), []

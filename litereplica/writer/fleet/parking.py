@@ -1,0 +1,50 @@
+"""Parks idle databases and watches them with stat(): when a database is parked, and when it is opened again.
+
+    ManagedDatabase   asks `Common.may_park` while the database is idle, and publishes, checkpoints and closes it then
+    watch_parked      compares each parked database and its WAL with their records once in `LOOK_INTERVAL_S`
+    Supervisor        opens again the databases that `watch_parked` reports
+
+`writer/database/parked.py` has the record of one parked database and the proof that it has not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from litereplica.writer.database.parked import changed
+from litereplica.writer.fleet.managed_database import ManagedDatabase
+
+LOOK_INTERVAL_S = 1.0
+"""Between checks of a parked database, which cost two `stat`."""
+LOOKS_AT_ONCE = 250
+"""Take half a millisecond; the checks of thousands are spread over the interval."""
+
+
+async def watch_parked(
+    databases: Callable[[], Sequence[ManagedDatabase]], wake: Callable[[ManagedDatabase], None]
+) -> None:
+    """Call `wake` for each parked database that has changed. Never returns.
+
+    A watcher has one worker thread: a file system that hangs stops only the watcher of its own directory.
+    """
+    limiter = trio.CapacityLimiter(1)
+    while True:
+        await _check_once(databases(), wake, limiter)
+
+
+async def _check_once(
+    databases: Sequence[ManagedDatabase], wake: Callable[[ManagedDatabase], None], limiter: trio.CapacityLimiter
+) -> None:
+    parked = [(str(each.path), each) for each in databases if each.rest is not None]
+    parts = [parked[start : start + LOOKS_AT_ONCE] for start in range(0, len(parked), LOOKS_AT_ONCE)]
+    for part in parts:
+        looks = [(path, each.rest) for path, each in part if each.rest is not None]
+        found = set(await trio.to_thread.run_sync(changed, looks, limiter=limiter, abandon_on_cancel=True))
+        for path, each in part:
+            if path in found and not each.stop.is_set() and each.closed.is_set():
+                wake(each)
+        await trio.sleep(LOOK_INTERVAL_S / len(parts))
+    if not parts:
+        await trio.sleep(LOOK_INTERVAL_S)

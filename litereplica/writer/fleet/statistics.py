@@ -1,0 +1,78 @@
+"""Statistics of the databases that a process replicates.
+
+`ManagedDatabase.statistics` makes one `DatabaseStatistics`, `Supervisor.statistics` a `FleetStatistics` of all of them.
+The control socket, `litereplica status` and the lag in the log read only these records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from litereplica.ltxstore.lease import Lease
+from litereplica.types import TXID
+from litereplica.writer.statistics import Statistics
+
+
+class State(StrEnum):
+    """The state of a database in a fleet."""
+
+    STARTING = "starting"
+    ACTIVE = "active"
+    DORMANT = "dormant"  # parked: idle, closed, and watched with stat() once a second
+    WAITING = "waiting"  # for the lease that another writer holds
+    FAILED = "failed"  # tried again with back-off
+    GONE = "gone"  # deleted, renamed or no longer configured
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatistics:
+    """Statistics of one database. Counts are since the start of the process.
+
+    `txid` is the newest one published (0: none, or not read yet). `wal_frames` counts the frames that no checkpoint
+    has copied into the database file. `unpublished_bytes` is the committed part of the WAL that the store lacks, in
+    bytes, and `behind_s` the time in seconds for which the store has lacked any of it, 0 if it lacks nothing.
+    """
+
+    path: Path
+    url: str
+    state: State
+    txid: TXID = 0
+    files: int = 0
+    pages: int = 0
+    bytes: int = 0
+    checkpoints: int = 0
+    wal_frames: int = 0
+    unpublished_bytes: int = 0
+    behind_s: float = 0.0
+    error: str | None = None
+    lease: Lease | None = None
+
+    def of_gone(self) -> DatabaseStatistics:
+        """The record with state GONE: it holds no lease, and the store lacks nothing of it."""
+        return replace(self, state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatistics:
+    """Statistics of all databases, by path, followed by some that are gone. `leases` maps the URL of a replica root to
+    the lease that is held there."""
+
+    databases: tuple[DatabaseStatistics, ...]
+    leases: dict[str, Lease]
+
+
+NOTHING_DONE = Statistics(0, 0, 0, 0, 0, 0)
+
+
+def accumulated(before: Statistics, now: Statistics) -> Statistics:
+    """The counts of two successive replicators of one database added up, with the newest TXID and no WAL frames."""
+    return Statistics(
+        now.txid or before.txid,
+        before.files + now.files,
+        before.pages + now.pages,
+        before.bytes + now.bytes,
+        before.checkpoints + now.checkpoints,
+        0,
+    )
