@@ -94,7 +94,7 @@ def test_full_file_system_is_an_environment_problem(
     """A limit on the size of files stands in for a full disk, and a small limit of memory for a large replica."""
     (tmp_path / "spool").mkdir()
     small = (
-        "from litereplica.ltxstore import merge; merge.SPOOL_MEMORY_BYTES = 10000\n"
+        "from litereplica.compaction import merge; merge.SPOOL_MEMORY_BYTES = 10000\n"
         "from litereplica.cli.main import main; main()\n"
     )
     (tmp_path / "small.py").write_text(small)
