@@ -34,9 +34,8 @@ import trio
 
 import litereplica
 from litereplica.format.names import Layout
-from litereplica.fuse.kernel_cache import Store
+from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
-from litereplica.fuse.nodes import Inode
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import open_replica
 from litereplica.restore.restore import restore
@@ -100,7 +99,7 @@ class NoKernel:
         for _ in stores:  # the caller may produce them on the way
             pass
 
-    async def invalidate(self, inode: int) -> None:
+    async def invalidate(self, file: LiveFile) -> None:
         pass
 
 
@@ -143,7 +142,7 @@ async def count_reader(
             await live.activate(locks.fileno())
             for name in ("cold read", "cached read"):
                 with profiler.counting(name):
-                    await live.read(Inode.DATABASE, READ_OFFSET, PAGE_SIZE)
+                    await live.read(LiveFile.DATABASE, READ_OFFSET, PAGE_SIZE)
             insert(connection)
             with profiler.counting("commit"):
                 await replicator.publish_once()

@@ -22,15 +22,14 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
 
 from litereplica.errors import PageSizeChanged, ReplicaError
 from litereplica.fuse import at_names
-from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node
+from litereplica.fuse.nodes import Attributes, InodeTable, Node
 from litereplica.fuse.static import StaticFile
 from litereplica.replica.past_catalog import Point
 from litereplica.replica.past_snapshots import Identity, PastSnapshots
@@ -70,41 +69,155 @@ class PastStatistics:
     error: str
 
 
-@dataclass(slots=True, eq=False)
-class _File:
-    """`known`: how often the kernel has been told of it. `state` None: closed."""
+class PastFile(Node):
+    """The database file of one TXID. `state` is None while it is closed."""
 
-    inode: int
-    txid: TXID
-    used_at: float
-    known: int = 0
-    handles: int = 0
-    state: StaticFile | None = None
-    identity: Identity | None = None
-    node: Node | None = None
-    turn: trio.Lock = field(default_factory=trio.Lock)
+    def __init__(self, inode: int, tree: AtDirectory, txid: TXID) -> None:
+        super().__init__(inode)
+        self.txid = txid
+        self.used_at = trio.current_time()
+        self.handles = 0
+        self.state: StaticFile | None = None
+        self.identity: Identity | None = None
+        self.turn = trio.Lock()
+        self._tree = tree
+        self._attributes: Attributes | None = None
+
+    def attributes(self) -> Attributes:
+        assert self._attributes is not None, "the kernel learns of a file only once its state has been open"
+        return self._attributes
+
+    async def open(self, *, own: bool) -> None:
+        self.handles += 1  # at once, so that it is not closed meanwhile
+        try:
+            self._tree.check_in_use()
+            await self.opened()
+            if self.is_lost:
+                raise OSError(errno.ENOENT, f"no file in the store leads to TXID {self.txid:016x} any more")
+        except ReplicaError as exc:
+            self.release()
+            raise OSError(errno.ENOENT, str(exc)) from exc
+        except BaseException:
+            self.release()
+            raise
+
+    async def read(self, offset: int, size: int) -> bytes:
+        state = await self.opened()
+        return await state.read(offset, size)
+
+    def release(self) -> None:
+        self.handles -= 1
+        self.used_at = trio.current_time()
+
+    @property
+    def is_lost(self) -> bool:
+        """True if a page of the open state is in no file any more. Clients that have it open read the other pages."""
+        return self.state is not None and self.state.past.error is not None
+
+    async def opened(self) -> StaticFile:
+        """The state, opened if it was closed. Raises the errors of `PastSnapshots.open`, and `_OtherState`."""
+        self.used_at = trio.current_time()
+        if self.state is None:
+            async with self.turn:
+                if self.state is None:
+                    await self._open_state()
+        state = self.state
+        assert state is not None
+        return state
+
+    async def _open_state(self) -> None:
+        past = await self._tree.past.open(self.txid)
+        if self.identity is None:
+            self.identity = past.identity
+        elif not past.identity.is_same(self.identity):
+            raise _OtherState(f"TXID {self.txid:016x} is another state now")
+        state = StaticFile(past)
+        if self._attributes is None:
+            self._attributes = Attributes(size=state.size, mtime_ns=state.mtime_ns, entry_timeout_s=NAME_TIMEOUT_S)
+        self.state = state
+        self.used_at = trio.current_time()
+        self._tree.close_unused()
+
+    def close_state(self) -> None:
+        """Close the state; the next use opens it again."""
+        self.state = None
+
+    def statistics(self) -> PastStatistics:
+        """Statistics of the state, which must be open."""
+        assert self.state is not None
+        past = self.state.past
+        return PastStatistics(
+            txid=self.txid,
+            timestamp_ms=past.identity.timestamp_ms,
+            commit=past.snapshot.commit,
+            handles=self.handles,
+            unused_s=0.0 if self.handles else trio.current_time() - self.used_at,
+            error=past.error.message if past.error is not None else "",
+        )
 
 
-@dataclass(slots=True, eq=False)
-class _Directory:
-    inode: int
-    name: bytes
-    file: _File
-    node: Node
-    used_at: float
-    known: int = 0
+class PastDirectory(Node):
+    """The directory that a name in `.at` means; its one entry is the database file."""
+
+    def __init__(self, inode: int, tree: AtDirectory, *, name: bytes, point: Point, file: PastFile) -> None:
+        super().__init__(inode)
+        self.parent_inode = tree.inode
+        self.name = name
+        self.file = file
+        self.used_at = trio.current_time()
+        self._tree = tree
+        self._attributes = Attributes(
+            is_directory=True, mtime_ns=point.timestamp_ms * 1_000_000, entry_timeout_s=NAME_TIMEOUT_S
+        )
+
+    def attributes(self) -> Attributes:
+        return self._attributes
+
+    async def lookup(self, name: bytes) -> Node | None:
+        if name != self._tree.database_name:
+            return None
+        self.use()
+        return await self._appear()
+
+    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        file = await self._appear()
+        return [(self._tree.database_name, file)] if file is not None else []
+
+    def use(self) -> None:
+        """Note that the name is in use now."""
+        self.used_at = trio.current_time()
+
+    async def _appear(self) -> PastFile | None:
+        """The file, its state open; None if the state cannot be reached any more."""
+        try:
+            for _ in range(2):
+                file = self.file
+                try:
+                    await file.opened()
+                except _OtherState:
+                    self.file = self._tree.replaced(file)
+                    continue
+                return None if file.is_lost else file
+        except PageSizeChanged as exc:
+            log.warning("%s; mount it by itself, with --txid", exc.message)
+        except ReplicaError as exc:
+            log.info("%s cannot be opened: %s", self.name.decode(errors="replace"), exc.message)
+        return None
 
 
-def _forget_name(name: bytes) -> None:
-    """Ask the kernel to forget a name in `.at` and what is below it; it tells when it has."""
-    pyfuse3.invalidate_entry_async(pyfuse3.InodeT(Inode.AT), pyfuse3.FileNameT(name), ignore_enoent=True)
+def _forget_name(inode: int, name: bytes) -> None:
+    """Ask the kernel to drop a name in the directory `inode`, and what is below it; FORGET requests follow."""
+    pyfuse3.invalidate_entry_async(pyfuse3.InodeT(inode), pyfuse3.FileNameT(name), ignore_enoent=True)
 
 
-class AtTree:
-    """See the module. `run` closes what is unused; `name` is that of the database file."""
+class AtDirectory(Node):
+    """The directory `.at`. `run` closes what is unused; `name` is that of the database file."""
+
+    absent_names_stay_absent = False
 
     def __init__(
         self,
+        inodes: InodeTable,
         past: PastSnapshots,
         *,
         name: str,
@@ -112,20 +225,21 @@ class AtTree:
         max_unused: int = MAX_UNUSED,
         max_names: int = MAX_NAMES,
         wall_s: Callable[[], float] = time.time,
-        forget_name: Callable[[bytes], None] = _forget_name,
+        forget_name: Callable[[int, bytes], None] = _forget_name,
     ) -> None:
-        self._past = past
-        self._name = name.encode()
+        super().__init__(inodes.allocate())
+        self.past = past
+        self.database_name = name.encode()
+        self._inodes = inodes
         self._idle_s = idle_s
         self._max_unused = max_unused
         self._max_names = max_names
         self._wall_s = wall_s
         self._forget_name = forget_name
-        self._inodes = count(FIRST_PAST_INODE)
-        self._names: dict[bytes, _Directory] = {}
-        self._directories: dict[int, _Directory] = {}
-        self._txids: dict[TXID, _File] = {}
-        self._files: dict[int, _File] = {}
+        self._names: dict[bytes, PastDirectory] = {}
+        self._directories: dict[int, PastDirectory] = {}
+        self._txids: dict[TXID, PastFile] = {}
+        self._files: dict[int, PastFile] = {}
 
     async def run(self) -> None:
         """Close and forget what is unused, for ever."""
@@ -135,221 +249,106 @@ class AtTree:
 
     def statistics(self) -> list[PastStatistics]:
         """The states that are open."""
-        return [_statistics(file) for file in self._files.values() if file.state is not None]
+        return [file.statistics() for file in self._files.values() if file.state is not None]
 
-    # --- what the kernel asks ----------------------------------------------------------------------
+    def attributes(self) -> Attributes:
+        return Attributes(is_directory=True)
 
-    def node(self, inode: int) -> Node:
-        if inode == Inode.AT:
-            return Node(inode=inode, is_directory=True)
-        if inode in self._directories:
-            return self._directories[inode].node
-        node = self._file(inode).node
-        assert node is not None, "the kernel is told of a file only when its state has been open"
-        return node
-
-    def is_absent_for_ever(self, parent: int) -> bool:
-        return parent != Inode.AT
-
-    async def lookup(self, parent: int, name: bytes) -> Node | None:
-        if parent == Inode.AT:
-            directory = await self._directory(name)
-            return directory.node if directory is not None else None
-        if name != self._name:
-            return None
-        directory = self._required(parent)
-        directory.used_at = trio.current_time()
-        return await self._appear(directory)
-
-    async def list(self, inode: int) -> Sequence[tuple[bytes, Node]]:
-        if inode != Inode.AT:
-            node = await self._appear(self._required(inode))
-            return [(self._name, node)] if node is not None else []
-        points = await self._past.points(LISTED_POINTS)
-        return [
-            (name, self._entered(name, point).node) for point in points for name in [at_names.txid_name(point.txid)]
-        ]
-
-    async def open(self, inode: int) -> None:
-        file = self._file(inode)
-        file.handles += 1  # at once, so that it is not closed meanwhile
-        try:
-            if sum(each.handles > 0 for each in self._files.values()) > MAX_IN_USE:
-                raise OSError(errno.ENFILE, f"more than {MAX_IN_USE} past states are in use")
-            await self._opened(file)
-            if _is_lost(file):
-                raise OSError(errno.ENOENT, f"nothing in the store leads to TXID {file.txid:016x} any more")
-        except ReplicaError as exc:
-            self.release(inode)
-            raise OSError(errno.ENOENT, str(exc)) from exc
-        except BaseException:
-            self.release(inode)
-            raise
-
-    async def read(self, inode: int, offset: int, size: int) -> bytes:
-        state = await self._opened(self._file(inode))
-        return await state.read(offset, size)
-
-    def release(self, inode: int) -> None:
-        file = self._file(inode)
-        file.handles -= 1
-        file.used_at = trio.current_time()
-
-    def remember(self, inode: int) -> None:
-        record = self._directories.get(inode) or self._files.get(inode)
-        if record is not None:
-            record.known += 1
-
-    def forget(self, inode: int, count: int) -> None:
-        record = self._directories.get(inode) or self._files.get(inode)
-        if record is not None:
-            record.known -= count
-
-    # --- names -------------------------------------------------------------------------------------
-
-    async def _directory(self, name: bytes) -> _Directory | None:
-        """What a name means, or meant when it was last in use."""
+    async def lookup(self, name: bytes) -> Node | None:
+        """The directory that a name means, or meant when it was last in use."""
         known = self._names.get(name)
         if known is not None and self._is_in_use(known):
-            known.used_at = trio.current_time()
+            known.use()
             return known
         point = await self._find(name)
         return self._entered(name, point) if point is not None else None
+
+    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        points = await self.past.points(LISTED_POINTS)
+        names = [at_names.txid_name(point.txid) for point in points]
+        return [(name, self._entered(name, point)) for name, point in zip(names, points, strict=True)]
+
+    # --- names -------------------------------------------------------------------------------------
 
     async def _find(self, name: bytes) -> Point | None:
         wanted = at_names.parse(name)
         if wanted is None:
             return None
         if wanted.txid:
-            return await self._past.point(wanted.txid)
+            return await self.past.point(wanted.txid)
         if wanted.before_ms > self._wall_s() * 1000:
-            return None  # what will have been then is not known yet
-        return await self._past.before(wanted.before_ms)
+            return None  # the state at a time to come is not known yet
+        return await self.past.before(wanted.before_ms)
 
-    def _entered(self, name: bytes, point: Point) -> _Directory:
-        """The directory of a name that means this point; the one that there is, if it does already."""
+    def _entered(self, name: bytes, point: Point) -> PastDirectory:
+        """The directory of a name that means this point: the existing one, if it means the same."""
         file = self._file_of(point.txid)
         directory = self._names.get(name)
         if directory is None or directory.file.txid != point.txid:
-            node = Node(
-                inode=next(self._inodes),
-                is_directory=True,
-                mtime_ns=point.timestamp_ms * 1_000_000,
-                entry_timeout_s=NAME_TIMEOUT_S,
-            )
-            directory = _Directory(node.inode, name, file, node, trio.current_time())
-            self._names[name] = self._directories[node.inode] = directory
-        directory.used_at = trio.current_time()
+            directory = PastDirectory(self._inodes.allocate(), self, name=name, point=point, file=file)
+            self._names[name] = self._directories[directory.inode] = self._inodes.add(directory)
+        directory.use()
         return directory
 
-    def _is_in_use(self, directory: _Directory) -> bool:
+    def _is_in_use(self, directory: PastDirectory) -> bool:
         unused_since = max(directory.used_at, directory.file.used_at)
         return directory.file.handles > 0 or trio.current_time() - unused_since < self._idle_s
 
     # --- states ------------------------------------------------------------------------------------
 
-    async def _appear(self, directory: _Directory) -> Node | None:
-        """The file of a directory, its state open; None when that cannot be reached any more."""
-        try:
-            for _ in range(2):
-                file = directory.file
-                try:
-                    await self._opened(file)
-                except _OtherState:
-                    self._txids.pop(file.txid, None)
-                    directory.file = self._file_of(file.txid)
-                    continue
-                return None if _is_lost(file) else file.node
-        except PageSizeChanged as exc:
-            log.warning("%s; mount it by itself, with --txid", exc.message)
-        except ReplicaError as exc:
-            log.info("%s is not there: %s", directory.name.decode(errors="replace"), exc.message)
-        return None
+    def check_in_use(self) -> None:
+        """Raise `OSError` (ENFILE) if too many states are in use."""
+        if sum(each.handles > 0 for each in self._files.values()) > MAX_IN_USE:
+            raise OSError(errno.ENFILE, f"more than {MAX_IN_USE} past states are in use; close some")
 
-    async def _opened(self, file: _File) -> StaticFile:
-        """The state of a file, opened if it was closed. Raises what `PastSnapshots.open` does, and `_OtherState`."""
-        file.used_at = trio.current_time()
-        if file.state is None:
-            async with file.turn:
-                if file.state is None:
-                    await self._open_state(file)
-        state = file.state
-        assert state is not None
-        return state
+    def replaced(self, file: PastFile) -> PastFile:
+        """A new file for the TXID of one that is another state now."""
+        self._txids.pop(file.txid, None)
+        return self._file_of(file.txid)
 
-    async def _open_state(self, file: _File) -> None:
-        past = await self._past.open(file.txid)
-        if file.identity is None:
-            file.identity = past.identity
-        elif not past.identity.is_same(file.identity):
-            raise _OtherState(f"TXID {file.txid:016x} is not the state that it was")
-        state = StaticFile(past)
-        if file.node is None:
-            file.node = Node(inode=file.inode, size=state.size, mtime_ns=state.mtime_ns, entry_timeout_s=NAME_TIMEOUT_S)
-        file.state = state
-        file.used_at = trio.current_time()
-        self._close_unused()
+    def close_unused(self) -> None:
+        """Close the unused states that exceed `max_unused`, oldest first."""
+        unused = [file for file in self._files.values() if file.state is not None and not file.handles]
+        unused.sort(key=lambda file: file.used_at)
+        for file in unused[: max(0, len(unused) - self._max_unused)]:
+            file.close_state()
+
+    def _file_of(self, txid: TXID) -> PastFile:
+        if txid not in self._txids:
+            file = self._inodes.add(PastFile(self._inodes.allocate(), self, txid))
+            self._txids[txid] = self._files[file.inode] = file
+        return self._txids[txid]
+
+    # --- tidying -----------------------------------------------------------------------------------
 
     def _tidy(self) -> None:
         now = trio.current_time()
-        for file in list(self._files.values()):
+        for file in self._files.values():
             if not file.handles and now - file.used_at >= self._idle_s:
-                file.state = None
+                file.close_state()
+        self._drop_directories()
+        unused = [each for each in self._directories.values() if each.references and not self._is_in_use(each)]
+        for directory in sorted(unused, key=lambda each: each.used_at)[: max(0, len(unused) - self._max_names)]:
+            self._forget_name(self.inode, directory.name)
+        self._drop_files()
+
+    def _drop_directories(self) -> None:
         for directory in list(self._directories.values()):
-            if not directory.known and not self._is_in_use(directory):
+            if not directory.references and not self._is_in_use(directory):
+                self._inodes.remove(directory)
                 del self._directories[directory.inode]
                 if self._names.get(directory.name) is directory:
                     del self._names[directory.name]
-        unused = [each for each in self._directories.values() if each.known and not self._is_in_use(each)]
-        for directory in sorted(unused, key=lambda each: each.used_at)[: max(0, len(unused) - self._max_names)]:
-            self._forget_name(directory.name)
+
+    def _drop_files(self) -> None:
         named = {directory.file.inode for directory in self._directories.values()}
         for file in list(self._files.values()):
-            if not file.known and not file.handles and file.inode not in named and file.state is None:
+            if not file.references and not file.handles and file.inode not in named and file.state is None:
+                self._inodes.remove(file)
                 del self._files[file.inode]
                 if self._txids.get(file.txid) is file:
                     del self._txids[file.txid]
 
-    def _close_unused(self) -> None:
-        unused = [file for file in self._files.values() if file.state is not None and not file.handles]
-        unused.sort(key=lambda file: file.used_at)
-        for file in unused[: max(0, len(unused) - self._max_unused)]:
-            file.state = None
-
-    def _file_of(self, txid: TXID) -> _File:
-        if txid not in self._txids:
-            file = _File(next(self._inodes), txid, trio.current_time())
-            self._txids[txid] = self._files[file.inode] = file
-        return self._txids[txid]
-
-    def _file(self, inode: int) -> _File:
-        if inode not in self._files:
-            raise OSError(errno.ESTALE, f"no past state has inode {inode}")
-        return self._files[inode]
-
-    def _required(self, inode: int) -> _Directory:
-        if inode not in self._directories:
-            raise OSError(errno.ENOTDIR if inode in self._files else errno.ESTALE, f"no directory has inode {inode}")
-        return self._directories[inode]
-
 
 class _OtherState(ReplicaError):
-    """The replica was made anew: the TXID of a file is that of another state now."""
-
-
-def _is_lost(file: _File) -> bool:
-    """Has a page of the open state been looked for in vain? Who has it open reads what there is."""
-    return file.state is not None and file.state.past.error is not None
-
-
-def _statistics(file: _File) -> PastStatistics:
-    assert file.state is not None
-    past = file.state.past
-    return PastStatistics(
-        txid=file.txid,
-        timestamp_ms=past.identity.timestamp_ms,
-        commit=past.snapshot.commit,
-        handles=file.handles,
-        unused_s=0.0 if file.handles else trio.current_time() - file.used_at,
-        error=past.error.message if past.error is not None else "",
-    )
+    """The replica was made anew: the TXID of a file is another state now."""

@@ -1,16 +1,17 @@
-"""What the daemon tells the kernel's page cache. One ordered path for all files of a mount.
+"""Notifications to the kernel's page cache, in one ordered path for the files of one live database.
 
 A store lands after every READ of the same page that is in flight, because the kernel holds the page's lock until
 the READ is answered. It may therefore wait for the event loop: every call is made in a worker thread, one at a time.
-The caller changes its own memory first, so that whoever reads in between gets the new bytes either way.
+The caller changes its own memory first, so that a READ in between gets the new bytes either way.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 import pyfuse3
@@ -19,61 +20,81 @@ import trio
 log = logging.getLogger(__name__)
 
 PIECE_SIZE = 1 << 20
-"""Bytes of one store: the kernel takes pages one by one anyway; more only holds memory."""
+"""Bytes of one store. The kernel copies page by page in any case, so larger pieces only hold more memory."""
+
+
+class LiveFile(Enum):
+    """The files of a live database that the kernel caches, by the suffix of their names."""
+
+    DATABASE = ""
+    WAL = "-wal"
+    SHM = "-shm"
 
 
 class Store(NamedTuple):
-    """Bytes to be put into the kernel's cache of a file."""
+    """Bytes to put into the kernel's cache of a file."""
 
-    inode: int
+    file: LiveFile
     offset: int
     data: bytes
 
 
 class KernelCache(Protocol):
-    """What `live.py` needs of a kernel. All calls take effect in the order in which they are made."""
+    """The kernel as `LiveDatabase` sees it. All calls take effect in the order in which they are made."""
 
     async def store(self, stores: Iterable[Store]) -> None:
-        """Put bytes into the cached pages of files, one store after the other; a file grows by that where needed."""
+        """Put bytes into the cached pages of files, one store after the other; a store past the end grows the file."""
 
-    async def invalidate(self, inode: int) -> None:
-        """Drop a file's cached pages and attributes, and have the kernel ask for its size.
+    async def invalidate(self, file: LiveFile) -> None:
+        """Drop a file's cached pages and attributes, and make the kernel ask for its size at once.
 
-        It must not go by the old size: a store that ends there would count as the file's end, and what lies behind
-        it in the last page as zeroes; and a client's own question, answered late, would cut off what was stored since.
+        With the old size, a later store that ends there would count as the file's end, and the kernel would take the
+        rest of the last page for zeroes; and a client's GETATTR, answered late, would cut off newer stores.
         """
 
 
 class FuseKernelCache:
-    """The kernel behind the mount of this process."""
+    """The kernel behind the mount of this process. `inodes` are those of the database's files."""
 
-    def __init__(self) -> None:
+    def __init__(self, inodes: Mapping[LiveFile, int]) -> None:
+        self._inodes = inodes
         self._limiter = trio.CapacityLimiter(1)
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[LiveFile, int] = {}
 
-    def watch(self, descriptors: dict[int, int]) -> None:
-        """Tell by which open descriptors of ours the kernel can be made to ask for the size of an inode."""
-        self._descriptors = descriptors
+    def open_files(self, database: str) -> None:
+        """Open the database and its WAL (O_PATH), so that the kernel knows their inodes until `close_files`.
+
+        `database` is the path of the database in the mount. Makes requests to this process: call it in a thread.
+        """
+        for file in (LiveFile.DATABASE, LiveFile.WAL):
+            self._descriptors[file] = os.open(database + file.value, os.O_PATH | os.O_CLOEXEC)
+
+    def close_files(self) -> None:
+        """Close what `open_files` opened. Call it in a thread, too."""
+        descriptors, self._descriptors = self._descriptors, {}
+        for fd in descriptors.values():
+            os.close(fd)
 
     async def store(self, stores: Iterable[Store]) -> None:
         await trio.to_thread.run_sync(self._store_all, list(stores), limiter=self._limiter)
 
-    async def invalidate(self, inode: int) -> None:
-        await trio.to_thread.run_sync(self._invalidate, inode, limiter=self._limiter)
+    async def invalidate(self, file: LiveFile) -> None:
+        await trio.to_thread.run_sync(self._invalidate, file, limiter=self._limiter)
 
     def _store_all(self, stores: list[Store]) -> None:
-        for inode, offset, data in stores:
+        for file, offset, data in stores:
+            inode = self._inodes[file]
             try:
                 for start in range(0, len(data), PIECE_SIZE):
                     pyfuse3.notify_store(inode, offset + start, data[start : start + PIECE_SIZE])
             except FileNotFoundError:
-                continue  # the kernel does not know the file, so it caches nothing of it
+                continue  # the kernel does not know the inode, so it caches nothing of it
             except OSError as exc:
                 log.warning("the kernel refused %d bytes at %d of inode %d: %s", len(data), offset, inode, exc)
-                self._invalidate(inode)  # it must ask again, rather than go on with what it has
+                self._invalidate(file)  # so that it asks again instead of serving old pages
 
-    def _invalidate(self, inode: int) -> None:
+    def _invalidate(self, file: LiveFile) -> None:
         with suppress(FileNotFoundError):
-            pyfuse3.invalidate_inode(inode)
-        if inode in self._descriptors:
-            os.fstat(self._descriptors[inode])
+            pyfuse3.invalidate_inode(self._inodes[file])
+        if file in self._descriptors:
+            os.fstat(self._descriptors[file])

@@ -29,9 +29,8 @@ from litereplica.errors import DamagedFile, FileVanished
 from litereplica.format import walindex
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.walindex import Patch, WalIndex
-from litereplica.fuse.kernel_cache import KernelCache, Store
+from litereplica.fuse.kernel_cache import KernelCache, LiveFile, Store
 from litereplica.fuse.locks import OFDLocks
-from litereplica.fuse.nodes import Inode
 from litereplica.fuse.virtual_wal import VirtualWal
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
@@ -104,27 +103,27 @@ class LiveDatabase:
         self._last_advance = self._last_checkpoint = trio.current_time()
         self._tried_frames = 0  # frames in the WAL at the last checkpoint
         self._counts = {"advances": 0, "backfills": 0, "restarts": 0, "pushed_pages": 0}
-        self._reads = dict.fromkeys((Inode.DATABASE, Inode.WAL, Inode.SHM), 0)
+        self._reads = dict.fromkeys((LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM), 0)
 
     # --- what clients read -------------------------------------------------------------------
 
-    def size(self, inode: Inode) -> int:
+    def size(self, file: LiveFile) -> int:
         """Bytes of one of the three files, as of now."""
-        if inode is Inode.DATABASE:
+        if file is LiveFile.DATABASE:
             return self._base.commit * self._base.page_size
-        return self._wal.size if inode is Inode.WAL else len(self._index.data)
+        return self._wal.size if file is LiveFile.WAL else len(self._index.data)
 
     @property
     def pos(self) -> Pos:
         """The position that a transaction which begins now will see."""
         return self._pos
 
-    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+    async def read(self, file: LiveFile, offset: int, size: int) -> bytes:
         """Answer a READ: exactly `size` bytes, zeroes behind the end. Errors are those of `Replica.read`."""
-        self._reads[inode] += 1
-        if inode is Inode.SHM:
+        self._reads[file] += 1
+        if file is LiveFile.SHM:
             return bytes(self._index.data[offset : offset + size]).ljust(size, b"\0")
-        if inode is Inode.WAL:
+        if file is LiveFile.WAL:
             return await self._read_wal(offset, size)
         return await self._read_database(offset, size)
 
@@ -223,8 +222,8 @@ class LiveDatabase:
     async def forget_cached(self) -> None:
         """Make clients ask us for every page again, those included that a connection has in its own cache."""
         async with self._lock:
-            await self._kernel.invalidate(Inode.DATABASE)
-            await self._kernel.invalidate(Inode.WAL)
+            await self._kernel.invalidate(LiveFile.DATABASE)
+            await self._kernel.invalidate(LiveFile.WAL)
             await self._publish(self._index.header.commit)
 
     def held_files(self) -> NDArray[np.uint32]:
@@ -237,9 +236,9 @@ class LiveDatabase:
             base=self._base_pos,
             wal_frames=self._wal.frames,
             backfilled_frames=self._index.backfilled,
-            reads_database=self._reads[Inode.DATABASE],
-            reads_wal=self._reads[Inode.WAL],
-            reads_shm=self._reads[Inode.SHM],
+            reads_database=self._reads[LiveFile.DATABASE],
+            reads_wal=self._reads[LiveFile.WAL],
+            reads_shm=self._reads[LiveFile.SHM],
             **self._counts,
         )
 
@@ -271,7 +270,7 @@ class LiveDatabase:
             entries = self._index.append(pgnos)
             self._pending = np.empty(0, np.uint32)
             if pages is None:
-                await self._kernel.invalidate(Inode.WAL)
+                await self._kernel.invalidate(LiveFile.WAL)
                 await self._kernel.store(_shm_stores(entries))
             else:
                 await self._kernel.store([self._wal_store(first, pgnos, pages), *_shm_stores(entries)])
@@ -284,7 +283,7 @@ class LiveDatabase:
         """The store of new frames; with the file's header before the first, so that the kernel has its page whole."""
         frames = b"".join(map(self._wal.encode, pgnos.tolist(), pages))
         offset = self._wal.offset(first)
-        return Store(Inode.WAL, 0, bytes(offset) + frames) if first == 1 else Store(Inode.WAL, offset, frames)
+        return Store(LiveFile.WAL, 0, bytes(offset) + frames) if first == 1 else Store(LiveFile.WAL, offset, frames)
 
     async def _next_transaction(self) -> tuple[Snapshot, NDArray[np.uint32], list[bytes] | None]:
         """The position to go to, the pages that changed, and their content when it is small enough to be pushed."""
@@ -370,7 +369,7 @@ class LiveDatabase:
             self._base = self._base.applied(pgnos[kept], locations[kept], commit=end.commit)
             self._base_pos = end.pos
             if shrinks or pages is None:
-                await self._kernel.invalidate(Inode.DATABASE)
+                await self._kernel.invalidate(LiveFile.DATABASE)
             else:
                 await self._kernel.store(self._database_stores(pages))
             await self._kernel.store(_shm_stores(self._index.set_backfilled(safe)))
@@ -397,7 +396,7 @@ class LiveDatabase:
         self._counts["restarts"] += 1
         if self._wal.size > WAL_KEEP_SIZE:
             self._wal.truncate()
-            await self._kernel.invalidate(Inode.WAL)
+            await self._kernel.invalidate(LiveFile.WAL)
         return True
 
     def _try_lock(self, held: ExitStack, start: int, length: int = 1) -> bool:
@@ -415,9 +414,9 @@ class LiveDatabase:
         for i in range(1, len(pgnos) + 1):
             if i == len(pgnos) or pgnos[i] != pgnos[i - 1] + 1:
                 data = b"".join(pages[pgno] for pgno in pgnos[start:i])
-                yield Store(Inode.DATABASE, (pgnos[start] - 1) * self._base.page_size, data)
+                yield Store(LiveFile.DATABASE, (pgnos[start] - 1) * self._base.page_size, data)
                 start = i
 
 
 def _shm_stores(patches: list[Patch]) -> list[Store]:
-    return [Store(Inode.SHM, offset, data) for offset, data in patches]
+    return [Store(LiveFile.SHM, offset, data) for offset, data in patches]

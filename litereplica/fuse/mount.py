@@ -1,8 +1,9 @@
-"""A live mount: open the replica, show it, follow it.
+"""A live mount: open the replica, mount it, apply what polls bring.
 
 Start: open the replica (position, indexes) → mount → open our own files through the mount and take the locks → ready.
 End: stop following → close those descriptors, which keep the mount busy → unmount → the session ends by itself.
-Between the two, nobody else can open a file: clients would meet a wal-index that nobody keeps.
+Before the first step is done and after the last has begun, clients that open a file wait: without the daemon's locks
+they would try to recover the wal-index.
 """
 
 from __future__ import annotations
@@ -10,23 +11,26 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
 from litereplica.errors import LiteReplicaError, PageSizeChanged
-from litereplica.fuse.at_tree import AtTree
-from litereplica.fuse.kernel_cache import FuseKernelCache
+from litereplica.fuse import nodes
+from litereplica.fuse.at_tree import AtDirectory
+from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
-from litereplica.fuse.nodes import Inode, Owner, file_names
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.status import status
 from litereplica.replica.database import Replica
 from litereplica.replica.observer import ReplicaObserver
+from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_schedule import PAUSE_AFTER_S, PollSchedule
 from litereplica.replica.poller import run_poller
 from litereplica.replica.snapshot import Update
@@ -34,52 +38,50 @@ from litereplica.replica.snapshot import Update
 log = logging.getLogger(__name__)
 
 PUSH_QUEUE = 8
-"""Fetched blocks that wait to be pushed to the kernel; more are dropped, since pushing only saves a later READ."""
+"""Fetched blocks that wait to be pushed to the kernel; more are dropped, since pushing only saves later READs."""
 
 STALENESS_CHECK_S = 0.1
-"""Time between looks at a replica that is too old; `--max-staleness` is meant in seconds."""
+"""How often a replica that is too old is checked; the limit is given in seconds, so 0.1 s is precise enough."""
 
 Block = tuple[NDArray[np.uint32], NDArray[np.void], list[bytes]]
 
 
-class MountedDatabase:
-    """The file system of a mount with one database: what `Operations` asks."""
+class LiveNode(Node):
+    """One of the three files of a live database.
 
-    mtime_ns = 0  # constant: a change of mtime makes the kernel drop the file's cached pages
+    `before_open` is awaited before a client's open. `require_fresh` raises if the replica is too old to be read; `-shm`
+    has none, because clients map it, and an error there kills a client with SIGBUS.
+    """
 
     def __init__(
-        self, options: MountOptions, replica: Replica, live: LiveDatabase, schedule: PollSchedule, past: AtTree | None
+        self,
+        inode: int,
+        live: LiveDatabase,
+        *,
+        file: LiveFile,
+        before_open: Callable[[], Awaitable[None]],
+        require_fresh: Callable[[], None] | None,
     ) -> None:
-        self.names = file_names(options.name)
-        self._options = options
-        self._replica = replica
+        super().__init__(inode)
+        self.daemon_may_write = file is LiveFile.SHM
         self._live = live
-        self._schedule = schedule
-        self._past = past
+        self._file = file
+        self._before_open = before_open
+        self._require_fresh = require_fresh
 
-    def size(self, inode: Inode) -> int:
-        return self._live.size(inode)
+    def attributes(self) -> Attributes:
+        return Attributes(size=self._live.size(self._file))
 
-    def check_open(self, inode: Inode) -> None:
-        """Readers who want nothing stale get nothing then. `-shm` is mapped, and an error there kills who reads it."""
-        if self._options.max_staleness_s is not None and inode in (Inode.DATABASE, Inode.WAL):
-            self._replica.require_fresh(self._options.max_staleness_s)
+    async def open(self, *, own: bool) -> None:
+        if not own:
+            await self._before_open()
+            if self._require_fresh is not None:
+                self._require_fresh()
 
-    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
-        self.check_open(inode)
-        return await self._live.read(inode, offset, size)
-
-    def generate(self, inode: Inode) -> bytes:
-        if inode is Inode.POS:
-            return f"{self._live.pos}\n".encode()
-        past = self._past.statistics() if self._past is not None else []
-        return status(
-            self._options,
-            mount=self._live.statistics(),
-            replica=self._replica.statistics(),
-            polling=self._schedule.statistics(),
-            past=past,
-        )
+    async def read(self, offset: int, size: int) -> bytes:
+        if self._require_fresh is not None:
+            self._require_fresh()
+        return await self._live.read(self._file, offset, size)
 
 
 async def serve(
@@ -90,31 +92,57 @@ async def serve(
     `mountpoint.prepare` must have been called. Raises the errors of `opening`, and `EnvironmentProblem`.
     """
     async with opening as replica:
-        kernel = FuseKernelCache()
-        live = LiveDatabase(replica, kernel)
-        past = AtTree(replica.past_snapshots(), name=options.name)
-        await Session(options, replica, live, kernel, past).run(ready)
+        await Session(options, replica, past=replica.past_snapshots()).run(ready)
 
 
 class Session(FuseSession):
-    """The session of a live mount. `past` is its tree of past states, if it has one."""
+    """The session of a live mount. With `past`, past states are in its directory `.at`."""
 
-    def __init__(
-        self,
-        options: MountOptions,
-        replica: Replica,
-        live: LiveDatabase,
-        kernel: FuseKernelCache,
-        past: AtTree | None = None,
-    ) -> None:
-        self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
-        files = MountedDatabase(options, replica, live, self._schedule, past)
-        super().__init__(options, Operations(files, Owner(os.getuid(), os.getgid()), past))
-        self._operations.before_open = self._schedule.freshen
+    def __init__(self, options: MountOptions, replica: Replica, *, past: PastSnapshots | None) -> None:
+        inodes = InodeTable()
+        root = inodes.allocate()
+        files = {file: inodes.allocate() for file in LiveFile}
         self._replica = replica
-        self._live = live
-        self._kernel = kernel
-        self._past = past
+        self._kernel = FuseKernelCache(files)
+        self._past = AtDirectory(inodes, past, name=options.name) if past is not None else None
+        self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
+        self.live = LiveDatabase(replica, self._kernel)
+        visible = self._database_nodes(options, inodes, files)
+        about = inodes.add(GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False))
+        hidden: dict[bytes, Node] = {nodes.STATUS_NAME.encode(): about}
+        if self._past is not None:
+            hidden[nodes.AT_NAME.encode()] = inodes.add(self._past)
+        inodes.add(Directory(root, visible, hidden=hidden))
+        owner = Owner(os.getuid(), os.getgid())
+        super().__init__(options, Operations(inodes, owner, total_size=lambda: self.live.size(LiveFile.DATABASE)))
+
+    def _database_nodes(
+        self, options: MountOptions, inodes: InodeTable, files: Mapping[LiveFile, int]
+    ) -> dict[bytes, Node]:
+        """The nodes of the live database by name, entered in the table."""
+        freshen, limit_s = self._schedule.freshen, options.max_staleness_s
+        require_fresh = partial(self._replica.require_fresh, limit_s) if limit_s is not None else None
+        by_name: dict[bytes, Node] = {}
+        for file, inode in files.items():
+            fresh = require_fresh if file is not LiveFile.SHM else None
+            node = LiveNode(inode, self.live, file=file, before_open=freshen, require_fresh=fresh)
+            by_name[f"{options.name}{file.value}".encode()] = inodes.add(node)
+        attributes = Attributes(size=nodes.POS_SIZE)
+        pos = GeneratedFile(inodes.allocate(), self._pos, attributes=attributes, before_open=freshen)
+        by_name[f"{options.name}-pos".encode()] = inodes.add(pos)
+        return by_name
+
+    def _pos(self) -> bytes:
+        return f"{self.live.pos}\n".encode()
+
+    def _status(self) -> bytes:
+        return status(
+            self._options,
+            mount=self.live.statistics(),
+            replica=self._replica.statistics(),
+            polling=self._schedule.statistics(),
+            past=self._past.statistics() if self._past is not None else [],
+        )
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         """Take the locks, let clients in, and follow."""
@@ -122,8 +150,8 @@ class Session(FuseSession):
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[Block](PUSH_QUEUE)
             nursery.start_soon(self._push_blocks, receive)
-            self._replica.subscribe(_LiveObserver(self._live, send))
-            log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self._live.pos.txid)
+            self._replica.subscribe(_BlockQueue(send))
+            log.info("mounted %s at %s, TXID %016x", self._options.url, self._options.path, self.live.pos.txid)
             ready()
             if self._options.max_staleness_s is not None:
                 nursery.start_soon(self._watch_staleness, self._options.max_staleness_s)
@@ -135,7 +163,7 @@ class Session(FuseSession):
 
     async def _apply(self, update: Update | None) -> None:
         with self._as_a_whole():
-            await self._live.apply(update)
+            await self.live.apply(update)
 
     async def _follow(self) -> None:
         """Apply what polls bring, as long as the files go on with our page size."""
@@ -143,7 +171,7 @@ class Session(FuseSession):
             try:
                 await run_poller(self._replica, self._apply, schedule=self._schedule)
             except PageSizeChanged as exc:
-                log.error("serving TXID %016x from now on: %s", self._live.pos.txid, exc)
+                log.error("serving TXID %016x from now on: %s", self.live.pos.txid, exc)
                 return
             except LiteReplicaError as exc:
                 log.warning("the first poll failed, trying again: %s", exc)
@@ -156,7 +184,7 @@ class Session(FuseSession):
     async def _push(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
         if self._replica.staleness_s <= (self._options.max_staleness_s or math.inf):
             with self._as_a_whole():
-                await self._live.push(pgnos, locations, pages)
+                await self.live.push(pgnos, locations, pages)
 
     async def _watch_staleness(self, limit_s: float) -> None:
         """When the replica is too old for its readers, take away what the kernel would answer without us."""
@@ -164,57 +192,52 @@ class Session(FuseSession):
             while (left_s := limit_s - self._replica.staleness_s) >= 0:  # noqa: ASYNC110 - see below
                 await trio.sleep(left_s + STALENESS_CHECK_S)
             with self._as_a_whole():
-                await self._live.forget_cached()
+                await self.live.forget_cached()
             log.error("reads fail: no news from %s for more than %g s", self._options.url, limit_s)
             while self._replica.staleness_s > limit_s:  # noqa: ASYNC110 - a poll wakes nobody
                 await trio.sleep(STALENESS_CHECK_S)
-            log.info("reads work again, at TXID %016x", self._live.pos.txid)
+            log.info("reads work again, at TXID %016x", self.live.pos.txid)
 
     async def _hydrate(self) -> None:
         await self._replica.hydrate(push=self._push, rate=self._options.hydrate_rate)
 
     async def _open_own(self) -> None:
-        """Open our own files; in a thread, because this makes requests to ourselves.
+        """Open the daemon's descriptors on its own files and take the locks; in a thread, since this makes requests.
 
-        `-shm` for its locks. The others so that the kernel knows them for as long as we tell it of changes.
-        And one is closed at once, which tells the kernel that we do not want to know when files are closed. Without
-        that, a child of ours that begins by closing what it inherited waits for our answer, and we wait for it to
-        begin.
+        `-shm` is for the locks; the kernel cache opens the other two. `-pos` is opened and closed at once: the answer
+        to that FLUSH makes the kernel send no other. Without it, a child of this process that begins by closing
+        inherited descriptors would wait for our answer, while we wait for the child to begin.
         """
         if not self._own:
             self._own = await trio.to_thread.run_sync(self._open_files)
-            self._kernel.watch(dict(zip((Inode.DATABASE, Inode.WAL), self._own[1:], strict=True)))
-            await self._live.activate(self._own[0])
+            await self.live.activate(self._own[0])
         self._operations.open_to_others()
 
     def _open_files(self) -> list[int]:
         path = str(self._options.path / self._options.name)
         shm = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
         os.close(os.open(f"{path}-pos", os.O_RDONLY | os.O_CLOEXEC))  # see above
-        return [shm, *(os.open(name, os.O_PATH | os.O_CLOEXEC) for name in (path, f"{path}-wal"))]
+        self._kernel.open_files(path)
+        return [shm]
 
     def _close_own(self) -> None:
-        self._kernel.watch({})
+        self._kernel.close_files()
         super()._close_own()
 
 
 def schedule_of(options: MountOptions, in_use: Callable[[], bool]) -> PollSchedule:
-    """The schedule of a mount's polls. That nobody looks is no reason to be too old for `--max-staleness`."""
+    """The schedule of a mount's polls. An idle mount still polls often enough for `--max-staleness`."""
     longest_s, pause_after_s = options.poll_interval_max_s, PAUSE_AFTER_S
     if options.max_staleness_s is not None:
         longest_s, pause_after_s = min(longest_s, options.max_staleness_s / 2), math.inf
     return PollSchedule(options.poll_interval_s, in_use=in_use, max_interval_s=longest_s, pause_after_s=pause_after_s)
 
 
-class _LiveObserver(ReplicaObserver):
-    """Queues fetched blocks for the kernel's page cache, and names the files that the virtual WAL's frames lie in."""
+class _BlockQueue(ReplicaObserver):
+    """Queues fetched blocks for the kernel's page cache; a full queue drops them."""
 
-    def __init__(self, live: LiveDatabase, send: trio.MemorySendChannel[Block]) -> None:
-        self._live = live
+    def __init__(self, send: trio.MemorySendChannel[Block]) -> None:
         self._send = send
-
-    def held_files(self) -> NDArray[np.uint32]:
-        return self._live.held_files()
 
     def on_block(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
         with suppress(trio.WouldBlock):

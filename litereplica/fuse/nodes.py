@@ -1,16 +1,28 @@
-"""The files of a mount: names, inodes, attributes.
+"""The tree of files that a mount shows: what a node answers, and the table of inodes.
 
-A mount of one database shows `app.db`, `app.db-wal`, `app.db-shm` and `app.db-pos`, and answers for one hidden file,
-`.litereplica`, which tells what the daemon is and does as JSON, and one hidden directory, `.at`, of past states. What
-is in there has inodes of its own, from `FIRST_PAST_INODE` up (`at_tree.py`). A mount of a past state shows `app.db` and
-`app.db-pos`.
+A mount of one database has these nodes; each answers for itself, and `Operations` knows none of them by name.
+
+    /                     Directory      the entries below
+    ├── app.db            LiveNode       (mount.py), or FixedNode (static_mount.py) and neither -wal nor -shm
+    ├── app.db-wal        LiveNode
+    ├── app.db-shm        LiveNode
+    ├── app.db-pos        GeneratedFile  position of a transaction that begins now
+    ├── .litereplica      GeneratedFile  the daemon's status as JSON; not listed
+    └── .at               AtDirectory    (at_tree.py) past states, which appear when they are looked up; not listed
+
+A node is found by its inode, which `InodeTable` allocates and never reuses. Nodes that come and go count the kernel's
+references (`remember`, `forget`), and leave the table when there are none. A directory of many databases is one more
+node whose `lookup` makes the nodes of a database.
 """
 
 from __future__ import annotations
 
+import errno
 import stat
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from itertools import count
+from typing import TypeVar
 
 import pyfuse3
 
@@ -22,39 +34,172 @@ POS_SIZE = 34
 """Bytes of `-pos`: two numbers of 16 hexadecimal digits, a slash, a newline."""
 
 FOREVER_S = 1e9
-"""Timeout of entries and attributes: we tell the kernel of every change ourselves, and each question costs a hot
-query more than its answer is worth."""
+"""Timeout of entries and attributes: the daemon notifies the kernel of every change, and a GETATTR costs more than a
+hot query."""
 
 _RESERVED_SUFFIXES = ("-wal", "-shm", "-journal", "-pos")
 _MTIME_NS = 0
 """Constant: a change of mtime makes the kernel drop the file's cached pages."""
 
-FIRST_PAST_INODE = 1024
-"""Below it are the files of `Inode`."""
-
-
-class Inode(IntEnum):
-    """Inode numbers; the root's is given by FUSE."""
-
-    ROOT = 1
-    DATABASE = 2
-    WAL = 3
-    SHM = 4
-    POS = 5
-    STATUS = 6
-    AT = 7
-
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose files these are."""
+    """User and group that own every file of a mount."""
 
     uid: int
     gid: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """Attributes of a node. `size` is in bytes; the kernel may use the name for `entry_timeout_s` without asking."""
+
+    is_directory: bool = False
+    size: int = 0
+    mtime_ns: int = _MTIME_NS
+    entry_timeout_s: float = FOREVER_S
+
+
+class Node:
+    """A file or a directory. A file overrides `read`; a directory overrides `lookup` and `entries`.
+
+    Errors are `OSError` or one of `litereplica.errors`; `Operations` translates them.
+    """
+
+    waits_until_ready = True
+    """False: clients can open it before the mount is ready."""
+
+    daemon_may_write = False
+    """True: the daemon itself may open it for writing, to take locks. Clients never may."""
+
+    absent_names_stay_absent = True
+    """True: the kernel may remember for ever that a directory does not have a name."""
+
+    parent_inode: int = pyfuse3.ROOT_INODE
+
+    def __init__(self, inode: int) -> None:
+        self.inode = inode
+        self.references = 0
+
+    def attributes(self) -> Attributes:
+        """Attributes as of now."""
+        raise NotImplementedError
+
+    async def open(self, *, own: bool) -> bytes | None:
+        """Open a file, for the daemon itself if `own`. Returns the content if it is generated at this moment."""
+        return None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Answer a READ of an open file."""
+        raise OSError(errno.EISDIR, f"inode {self.inode} is a directory")
+
+    def release(self) -> None:
+        """Close one handle."""
+
+    async def lookup(self, name: bytes) -> Node | None:
+        """Return the entry with this name, or None."""
+        raise OSError(errno.ENOTDIR, f"inode {self.inode} is not a directory")
+
+    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        """Return what a listing of the directory shows."""
+        raise OSError(errno.ENOTDIR, f"inode {self.inode} is not a directory")
+
+    def remember(self) -> None:
+        """Count one kernel reference: the answer to a LOOKUP or an entry of a READDIRPLUS."""
+        self.references += 1
+
+    def forget(self, count: int) -> None:
+        """Drop `count` kernel references (FORGET)."""
+        self.references -= count
+
+
+_N = TypeVar("_N", bound=Node)
+
+
+class InodeTable:
+    """Nodes by inode. The first inode allocated is the root's; none is allocated twice."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[int, Node] = {}
+        self._inodes = count(pyfuse3.ROOT_INODE)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, inode: int) -> bool:
+        return inode in self._nodes
+
+    def allocate(self) -> int:
+        """Return an inode that was never used."""
+        return next(self._inodes)
+
+    def add(self, node: _N) -> _N:
+        """Enter a node; returns it."""
+        self._nodes[node.inode] = node
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Drop a node. Requests for its inode fail from now on."""
+        del self._nodes[node.inode]
+
+    def get(self, inode: int) -> Node:
+        """Return the node of an inode. Raises `OSError` (ESTALE) when there is none."""
+        node = self._nodes.get(inode)
+        if node is None:
+            raise OSError(errno.ESTALE, f"no file has inode {inode}")
+        return node
+
+
+class Directory(Node):
+    """A directory with fixed entries. `hidden` ones can be looked up but are not listed."""
+
+    def __init__(self, inode: int, visible: Mapping[bytes, Node], *, hidden: Mapping[bytes, Node]) -> None:
+        super().__init__(inode)
+        self._visible = visible
+        self._all = {**visible, **hidden}
+
+    def attributes(self) -> Attributes:
+        return Attributes(is_directory=True)
+
+    async def lookup(self, name: bytes) -> Node | None:
+        return self._all.get(name)
+
+    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        return list(self._visible.items())
+
+
+class GeneratedFile(Node):
+    """A file whose content is generated at each open and not cached by the kernel.
+
+    `before_open` is awaited before a client's open. `waits_until_ready` is as in `Node`.
+    """
+
+    def __init__(
+        self,
+        inode: int,
+        generate: Callable[[], bytes],
+        *,
+        attributes: Attributes | None = None,
+        before_open: Callable[[], Awaitable[None]] | None = None,
+        waits_until_ready: bool = True,
+    ) -> None:
+        super().__init__(inode)
+        self.waits_until_ready = waits_until_ready
+        self._generate = generate
+        self._attributes = attributes or Attributes()
+        self._before_open = before_open
+
+    def attributes(self) -> Attributes:
+        return self._attributes
+
+    async def open(self, *, own: bool) -> bytes:
+        if self._before_open is not None and not own:
+            await self._before_open()
+        return self._generate()
+
+
 def check_database_name(name: str) -> str:
-    """Return `name` when it can name a database in a mount, else raise `UsageError`."""
+    """Return `name` if a database in a mount can have it, else raise `UsageError`."""
     hint = "choose another with --name"
     if not name or name in (".", "..", STATUS_NAME, AT_NAME) or "/" in name or len(name.encode(errors="replace")) > 240:
         raise UsageError(f"{name!r} is not a file name", hint=hint)
@@ -65,47 +210,25 @@ def check_database_name(name: str) -> str:
     return name
 
 
-def file_names(database: str) -> dict[bytes, Inode]:
-    """The names that a directory listing shows."""
-    base = database.encode()
-    return {base: Inode.DATABASE, base + b"-wal": Inode.WAL, base + b"-shm": Inode.SHM, base + b"-pos": Inode.POS}
-
-
-def static_file_names(database: str) -> dict[bytes, Inode]:
-    """The same for a mount of a past state: no `-wal` and no `-shm`, so that clients take it as it is."""
-    base = database.encode()
-    return {base: Inode.DATABASE, base + b"-pos": Inode.POS}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A file or a directory as the kernel gets to know it. `size` in bytes; its name may be believed for a time."""
-
-    inode: int
-    is_directory: bool = False
-    size: int = 0
-    mtime_ns: int = _MTIME_NS
-    entry_timeout_s: float = FOREVER_S
-
-
-def attributes(node: Node, owner: Owner) -> pyfuse3.EntryAttributes:
-    """Attributes of a file or directory. Nobody but us changes it, so they are true until we say otherwise."""
+def entry_of(node: Node, owner: Owner) -> pyfuse3.EntryAttributes:
+    """The attributes of a node as the kernel takes them. They are valid until the daemon notifies it of a change."""
+    attributes = node.attributes()
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = node.inode
-    entry.st_mode = stat.S_IFDIR | 0o555 if node.is_directory else stat.S_IFREG | 0o444
-    entry.st_nlink = 2 if node.is_directory else 1
-    entry.st_size = node.size
-    entry.st_blocks = -(-node.size // 512)
+    entry.st_mode = stat.S_IFDIR | 0o555 if attributes.is_directory else stat.S_IFREG | 0o444
+    entry.st_nlink = 2 if attributes.is_directory else 1
+    entry.st_size = attributes.size
+    entry.st_blocks = -(-attributes.size // 512)
     entry.st_blksize = 4096
     entry.st_uid, entry.st_gid = owner.uid, owner.gid
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.mtime_ns
-    entry.entry_timeout, entry.attr_timeout = node.entry_timeout_s, FOREVER_S
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns
+    entry.entry_timeout, entry.attr_timeout = attributes.entry_timeout_s, FOREVER_S
     return entry
 
 
-def no_entry(*, ever: bool = True) -> pyfuse3.EntryAttributes:
-    """The answer for a name that does not exist, and `ever` will not, such as `app.db-journal`."""
+def no_entry(*, for_ever: bool) -> pyfuse3.EntryAttributes:
+    """The answer to a lookup of a name that does not exist. `for_ever`: the kernel need not ask again."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
-    entry.entry_timeout = FOREVER_S if ever else 0
+    entry.entry_timeout = FOREVER_S if for_ever else 0
     return entry

@@ -1,4 +1,4 @@
-"""A mount of one past state: nothing to follow, no locks to hold, one file that never changes."""
+"""A mount of one past state: no polling, no locks, one database file that never changes."""
 
 from __future__ import annotations
 
@@ -9,65 +9,54 @@ from contextlib import AbstractAsyncContextManager
 
 import trio
 
-from litereplica.fuse.nodes import Inode, Owner, static_file_names
+from litereplica.fuse import nodes
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.static import StaticFile
 from litereplica.fuse.status import status
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
-from litereplica.types import Pos
 
 log = logging.getLogger(__name__)
 
 
-class StaticDatabase:
-    """The file system of such a mount: what `Operations` asks."""
+class FixedNode(Node):
+    """The database file."""
 
-    def __init__(self, options: MountOptions, replica: Replica, file: StaticFile) -> None:
-        self.names = static_file_names(options.name)
-        self.mtime_ns = file.mtime_ns
-        self._options = options
-        self._replica = replica
+    def __init__(self, inode: int, file: StaticFile) -> None:
+        super().__init__(inode)
         self._file = file
 
-    def size(self, inode: Inode) -> int:
-        return self._file.size
+    def attributes(self) -> Attributes:
+        return Attributes(size=self._file.size, mtime_ns=self._file.mtime_ns)
 
-    def check_open(self, inode: Inode) -> None:
-        """It is as old as it is meant to be."""
-
-    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int) -> bytes:
         return await self._file.read(offset, size)
-
-    def generate(self, inode: Inode) -> bytes:
-        pos = self._file.past.snapshot.pos
-        if inode is Inode.POS:
-            return f"{pos}\n".encode()
-        return status(self._options, static=self._about(pos), replica=self._replica.statistics())
-
-    def _about(self, pos: Pos) -> dict[str, object]:
-        error = self._file.past.error
-        return {
-            "txid": pos.txid,
-            "timestamp_ms": self._file.past.identity.timestamp_ms,
-            "size": self._file.size,
-            "error": error.message if error is not None else "",
-        }
 
 
 class StaticSession(FuseSession):
-    """The session of such a mount."""
+    """The session of a mount of one past state."""
 
     def __init__(self, options: MountOptions, replica: Replica, file: StaticFile) -> None:
-        super().__init__(options, Operations(StaticDatabase(options, replica, file), Owner(os.getuid(), os.getgid())))
         self._replica = replica
         self._file = file
+        inodes, name = InodeTable(), options.name.encode()
+        root = inodes.allocate()
+        pos_attributes = Attributes(size=nodes.POS_SIZE, mtime_ns=file.mtime_ns)
+        database = FixedNode(inodes.allocate(), file)
+        pos = GeneratedFile(inodes.allocate(), self._pos, attributes=pos_attributes)
+        about = GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)
+        visible = {name: database, name + b"-pos": pos}
+        for node in (Directory(root, visible, hidden={nodes.STATUS_NAME.encode(): about}), database, pos, about):
+            inodes.add(node)
+        owner = Owner(os.getuid(), os.getgid())
+        super().__init__(options, Operations(inodes, owner, total_size=lambda: file.size))
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._operations.open_to_others()
         txid = self._file.past.snapshot.pos.txid
-        log.info("mounted %s at %s, at TXID %016x for good", self._options.url, self._options.path, txid)
+        log.info("mounted %s at %s, fixed at TXID %016x", self._options.url, self._options.path, txid)
         ready()
         if self._options.hydrate:
             await self._replica.hydrate(self._pages, rate=self._options.hydrate_rate)
@@ -76,6 +65,19 @@ class StaticSession(FuseSession):
 
     def _pages(self) -> PageMap:
         return self._file.past.snapshot.pages
+
+    def _pos(self) -> bytes:
+        return f"{self._file.past.snapshot.pos}\n".encode()
+
+    def _status(self) -> bytes:
+        past = self._file.past
+        about = {
+            "txid": past.snapshot.pos.txid,
+            "timestamp_ms": past.identity.timestamp_ms,
+            "size": self._file.size,
+            "error": past.error.message if past.error is not None else "",
+        }
+        return status(self._options, static=about, replica=self._replica.statistics())
 
 
 async def serve_static(

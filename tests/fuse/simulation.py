@@ -21,9 +21,8 @@ from litereplica.errors import FileVanished, StorageError, TransientStorageError
 from litereplica.format import walindex
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE, checksum_words
-from litereplica.fuse.kernel_cache import Store
+from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
-from litereplica.fuse.nodes import Inode
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.types import Pos
@@ -240,14 +239,14 @@ class FakeKernel:
         self._chance = chance
         self._locks = locks
         self._in_order = trio.Lock()
-        self._files: dict[int, _File] = {}
+        self._files: dict[LiveFile, _File] = {}
         self.daemon: DaemonLocks | None = None
         self.live: LiveDatabase
         self.getattr_is_slow = True
 
     def know_files(self) -> None:
         """The first look-up of each file."""
-        for inode in (Inode.DATABASE, Inode.WAL, Inode.SHM):
+        for inode in (LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM):
             self._files[inode] = _File(self.live.size(inode))
 
     # what the daemon calls
@@ -258,7 +257,7 @@ class FakeKernel:
                 await self._chance.pause()
                 await self._store(*store)
 
-    async def invalidate(self, inode: int) -> None:
+    async def invalidate(self, inode: LiveFile) -> None:
         async with self._in_order:
             await self._chance.pause()
             file = self._files[inode]
@@ -267,9 +266,9 @@ class FakeKernel:
             await self._drop_pages(file)
         await self.fstat_size(inode)
 
-    async def _store(self, inode: int, offset: int, data: bytes) -> None:
+    async def _store(self, inode: LiveFile, offset: int, data: bytes) -> None:
         file = self._files[inode]
-        if inode == Inode.SHM:
+        if inode == LiveFile.SHM:
             await self._check_index_store(offset, data)
         end = offset + len(data)
         if end > file.size:
@@ -284,7 +283,7 @@ class FakeKernel:
                 if number not in file.pages and whole:
                     file.pages[number] = bytearray(KERNEL_PAGE)
                 if number in file.pages:
-                    await self._copy(file.pages[number], start, piece, torn=inode == Inode.SHM)
+                    await self._copy(file.pages[number], start, piece, torn=inode == LiveFile.SHM)
             offset += len(piece)
 
     async def _copy(self, page: bytearray, start: int, piece: bytes, *, torn: bool) -> None:
@@ -297,12 +296,12 @@ class FakeKernel:
 
     # what clients call
 
-    async def fstat_size(self, inode: int) -> int:
+    async def fstat_size(self, inode: LiveFile) -> int:
         file = self._files[inode]
         if not file.attributes_valid:
             version = file.version
             await self._chance.pause()
-            size = self.live.size(Inode(inode))
+            size = self.live.size(inode)
             if self.getattr_is_slow:
                 await self._chance.pause()
             if version == file.version:
@@ -321,7 +320,7 @@ class FakeKernel:
             async with file.busy[number]:
                 file.pages.pop(number, None)
 
-    async def read(self, inode: int, offset: int, size: int) -> bytes:
+    async def read(self, inode: LiveFile, offset: int, size: int) -> bytes:
         """`pread`."""
         known = await self.fstat_size(inode)
         size = max(0, min(size, known - offset))
@@ -331,22 +330,22 @@ class FakeKernel:
 
     async def load(self, offset: int, size: int) -> bytes:
         """A load from `-shm`, which clients map. Within one page."""
-        if offset + size > self._files[Inode.SHM].size:
+        if offset + size > self._files[LiveFile.SHM].size:
             raise ProtocolError(f"SIGBUS at {offset} of -shm")
         number = offset // KERNEL_PAGE
-        page = self._files[Inode.SHM].pages.get(number)
+        page = self._files[LiveFile.SHM].pages.get(number)
         if page is None:
-            await self._page(Inode.SHM, number)
-            page = self._files[Inode.SHM].pages.get(number, bytearray(KERNEL_PAGE))
+            await self._page(LiveFile.SHM, number)
+            page = self._files[LiveFile.SHM].pages.get(number, bytearray(KERNEL_PAGE))
         start = offset % KERNEL_PAGE
         return bytes(page[start : start + size])
 
-    async def _page(self, inode: int, number: int) -> bytes:
+    async def _page(self, inode: LiveFile, number: int) -> bytes:
         file = self._files[inode]
         await self._chance.pause()
         async with file.busy[number]:
             if number not in file.pages:
-                data = await self.live.read(Inode(inode), number * KERNEL_PAGE, KERNEL_PAGE)
+                data = await self.live.read(inode, number * KERNEL_PAGE, KERNEL_PAGE)
                 if len(data) != KERNEL_PAGE:
                     raise ProtocolError(f"a READ of {KERNEL_PAGE} bytes was answered with {len(data)}")
                 await self._chance.pause()
@@ -365,7 +364,7 @@ class FakeKernel:
     async def _check_index_store(self, offset: int, data: bytes) -> None:
         self._hold(walindex.LOCK_WRITE, "the wal-index is written without the WRITE lock")
         if offset == 0:
-            second = self._files[Inode.SHM].pages.get(0, bytearray())[48:96]
+            second = self._files[LiveFile.SHM].pages.get(0, bytearray())[48:96]
             if second and second != data:
                 raise ProtocolError("the header's first copy is stored before its second")
             await self._check_header(data)
@@ -377,7 +376,7 @@ class FakeKernel:
                     raise ProtocolError("mark 1 has left the floor")
         if offset == walindex.CHECKPOINT_INFO and len(data) == 4:
             self._hold(walindex.LOCK_READ, "nBackfill is stored without READ(0)")
-            await self.check_cached(Inode.DATABASE)
+            await self.check_cached(LiveFile.DATABASE)
 
     def _hold(self, place: int, what: str) -> None:
         assert self.daemon is not None
@@ -392,13 +391,13 @@ class FakeKernel:
                 self._hold(walindex.LOCK_READ + reader, f"the WAL is restarted without READ({reader})")
         await self.check_frames(max_frame)
         for number in range(1, -(-walindex.block_of(max_frame or 1) + 1) * walindex.BLOCK_SIZE // KERNEL_PAGE):
-            await self._check_page(Inode.SHM, number, KERNEL_PAGE)
+            await self._check_page(LiveFile.SHM, number, KERNEL_PAGE)
 
     async def check_frames(self, count: int) -> None:
         """The same for the first `count` frames of the WAL; what an earlier generation left behind them is nobody's."""
-        await self.check_cached(Inode.WAL, HEADER_SIZE + count * (FRAME_HEADER_SIZE + PAGE_SIZE))
+        await self.check_cached(LiveFile.WAL, HEADER_SIZE + count * (FRAME_HEADER_SIZE + PAGE_SIZE))
 
-    async def check_cached(self, inode: Inode, end: int | None = None) -> None:
+    async def check_cached(self, inode: LiveFile, end: int | None = None) -> None:
         """No cached byte before `end` (default: the file's) differs from what a READ would be answered now."""
         end = self.live.size(inode) if end is None else end
         file = self._files[inode]
@@ -407,7 +406,7 @@ class FakeKernel:
         for number in list(file.pages):
             await self._check_page(inode, number, end - number * KERNEL_PAGE)
 
-    async def _check_page(self, inode: Inode, number: int, count: int) -> None:
+    async def _check_page(self, inode: LiveFile, number: int, count: int) -> None:
         try:
             expected = await self.live.read(inode, number * KERNEL_PAGE, KERNEL_PAGE)
         except StorageError:
@@ -508,9 +507,9 @@ class Reader:
         frame = await self._find(view, pgno)
         if frame:
             offset = HEADER_SIZE + (frame - 1) * (FRAME_HEADER_SIZE + PAGE_SIZE) + FRAME_HEADER_SIZE
-            data = await self._kernel.read(Inode.WAL, offset, PAGE_SIZE)
+            data = await self._kernel.read(LiveFile.WAL, offset, PAGE_SIZE)
         else:
-            data = await self._kernel.read(Inode.DATABASE, (pgno - 1) * PAGE_SIZE, PAGE_SIZE)
+            data = await self._kernel.read(LiveFile.DATABASE, (pgno - 1) * PAGE_SIZE, PAGE_SIZE)
         return data.ljust(PAGE_SIZE, b"\0")  # as SQLite takes a short read
 
     async def _find(self, view: View, pgno: int) -> int:
@@ -524,7 +523,7 @@ class Reader:
 
     async def _find_in_block(self, view: View, block: int, pgno: int) -> int:
         base, zero = block * walindex.BLOCK_SIZE, walindex.frames_before(block)
-        if await self._kernel.fstat_size(Inode.SHM) < base + walindex.BLOCK_SIZE:
+        if await self._kernel.fstat_size(LiveFile.SHM) < base + walindex.BLOCK_SIZE:
             raise ProtocolError("a frame lies in a block that -shm does not have")
         entries = base + (walindex.PREAMBLE_SIZE if block == 0 else 0)
         slot, found = pgno * walindex.HASH_MULTIPLIER & walindex.HASH_SLOTS - 1, 0

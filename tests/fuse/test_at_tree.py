@@ -18,8 +18,8 @@ from litereplica.format.names import Layout
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.fuse import at_tree
 from litereplica.fuse.at_names import txid_name
-from litereplica.fuse.at_tree import AtTree
-from litereplica.fuse.nodes import FIRST_PAST_INODE, Inode, Node
+from litereplica.fuse.at_tree import AtDirectory
+from litereplica.fuse.nodes import InodeTable, Node
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.storage.wrappers import Fault, FaultStorage
@@ -40,6 +40,20 @@ class Wall:
         return self.now
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A node as the kernel knows it."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def seen(node: Node) -> Seen:
+    attributes = node.attributes()
+    return Seen(node.inode, attributes.size, attributes.mtime_ns)
+
+
 @dataclass
 class Scene:
     """A tree over a replica of a history; it stands in for a kernel that has forgotten nothing yet."""
@@ -47,38 +61,63 @@ class Scene:
     history: History
     faults: list[Fault]
     replica: Replica
-    tree: AtTree
+    inodes: InodeTable
+    tree: AtDirectory
     wall: Wall
     forgotten: list[bytes] = field(default_factory=list)
     told: dict[int, int] = field(default_factory=dict)
 
-    async def lookup(self, parent: int, name: bytes) -> Node | None:
-        node = await self.tree.lookup(parent, name)
-        if node is not None:
-            self.tree.remember(node.inode)
-            self.told[node.inode] = self.told.get(node.inode, 0) + 1
-        return node
+    @property
+    def at(self) -> int:
+        return self.tree.inode
 
-    async def directory(self, name: bytes) -> Node:
-        node = await self.lookup(Inode.AT, name)
+    def node(self, inode: int) -> Seen:
+        """What GETATTR answers."""
+        return seen(self.inodes.get(inode))
+
+    async def lookup(self, parent: int, name: bytes) -> Seen | None:
+        node = await self.inodes.get(parent).lookup(name)
+        if node is None:
+            return None
+        node.remember()
+        self.told[node.inode] = self.told.get(node.inode, 0) + 1
+        return seen(node)
+
+    async def list(self, inode: int) -> list[tuple[bytes, Seen]]:
+        return [(name, seen(node)) for name, node in await self.inodes.get(inode).entries()]
+
+    async def open(self, inode: int) -> None:
+        await self.inodes.get(inode).open(own=False)
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        return await self.inodes.get(inode).read(offset, size)
+
+    def release(self, inode: int) -> None:
+        self.inodes.get(inode).release()
+
+    def forget(self, inode: int, count: int) -> None:
+        self.inodes.get(inode).forget(count)
+
+    async def directory(self, name: bytes) -> Seen:
+        node = await self.lookup(self.at, name)
         assert node is not None
         return node
 
-    async def file(self, name: bytes) -> Node:
+    async def file(self, name: bytes) -> Seen:
         node = await self.lookup((await self.directory(name)).inode, NAME)
         assert node is not None
         return node
 
     async def content(self, name: bytes) -> bytes:
         node = await self.file(name)
-        await self.tree.open(node.inode)
-        content = await self.tree.read(node.inode, 0, node.size)
-        self.tree.release(node.inode)
+        await self.open(node.inode)
+        content = await self.read(node.inode, 0, node.size)
+        self.release(node.inode)
         return content
 
     def forget_all(self) -> None:
         for inode, count in self.told.items():
-            self.tree.forget(inode, count)
+            self.forget(inode, count)
         self.told.clear()
 
     def open_txids(self) -> set[TXID]:
@@ -98,17 +137,21 @@ async def opened(txids: int = 12, *, max_unused: int = 3, max_names: int = 1000)
     storage = FaultStorage(history.storage, lambda request: faults[0] if faults else None)
     forgotten: list[bytes] = []
     async with open_replica(LTXStore(storage, Layout.S3)) as replica, trio.open_nursery() as nursery:
-        tree = AtTree(
+        inodes = InodeTable()
+        assert inodes.allocate() == pyfuse3.ROOT_INODE
+        tree = AtDirectory(
+            inodes,
             replica.past_snapshots(),
             name="app.db",
             idle_s=IDLE_S,
             max_unused=max_unused,
             max_names=max_names,
             wall_s=wall,
-            forget_name=forgotten.append,
+            forget_name=lambda inode, name: forgotten.append(name) if inode == tree.inode else None,
         )
+        inodes.add(tree)
         nursery.start_soon(tree.run)
-        yield Scene(history, faults, replica, tree, wall, forgotten)
+        yield Scene(history, faults, replica, inodes, tree, wall, forgotten)
         nursery.cancel_scope.cancel()
 
 
@@ -129,11 +172,11 @@ async def test_each_state_is_a_file_of_rollback_mode(autojump_clock: trio.testin
 async def test_a_read_is_answered_in_full_wherever_it_begins(autojump_clock: trio.testing.MockClock) -> None:
     async with opened() as scene:
         node = await scene.file(txid_name(4))
-        await scene.tree.open(node.inode)
+        await scene.open(node.inode)
         content = scene.database(4)
         for offset, size in ((0, 20), (10, 512), (511, 2), (512, 1024), (node.size - 5, 100), (node.size + 512, 7)):
             expected = content[offset : offset + size].ljust(size, b"\0")
-            assert await scene.tree.read(node.inode, offset, size) == expected
+            assert await scene.read(node.inode, offset, size) == expected
 
 
 async def test_only_the_database_is_in_a_directory(autojump_clock: trio.testing.MockClock) -> None:
@@ -141,9 +184,9 @@ async def test_only_the_database_is_in_a_directory(autojump_clock: trio.testing.
         directory = await scene.directory(txid_name(4))
         for name in (b"app.db-journal", b"app.db-wal", b"other"):
             assert await scene.lookup(directory.inode, name) is None
-        assert scene.tree.is_absent_for_ever(directory.inode)
-        assert not scene.tree.is_absent_for_ever(Inode.AT)
-        ((name, node),) = await scene.tree.list(directory.inode)
+        assert scene.inodes.get(directory.inode).absent_names_stay_absent
+        assert not scene.tree.absent_names_stay_absent
+        ((name, node),) = await scene.list(directory.inode)
         assert (name, node.size) == (NAME, len(scene.database(4)))
 
 
@@ -151,7 +194,7 @@ async def test_listed_names_lead_to_their_points_and_nothing_is_opened_for_a_lis
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with opened() as scene:
-        listed = await scene.tree.list(Inode.AT)
+        listed = await scene.list(scene.at)
         assert [name for name, _ in listed] == [txid_name(txid) for txid in range(1, 13)]
         assert [node.mtime_ns // 1_000_000 - FIRST_TIMESTAMP_MS for _, node in listed] == list(range(1, 13))
         assert scene.open_txids() == set()
@@ -171,7 +214,7 @@ async def test_lookups_at_the_same_time_get_one_inode(autojump_clock: trio.testi
             for _ in range(5):
                 nursery.start_soon(look)
         assert len(inodes) == 2
-        assert min(inodes) >= FIRST_PAST_INODE
+        assert scene.at not in inodes
 
 
 # --- how long they stay ------------------------------------------------------------------------
@@ -184,21 +227,21 @@ async def test_an_unused_state_is_closed_and_opened_again_under_the_same_inode(
         before = await scene.file(txid_name(3))
         await trio.sleep(2 * IDLE_S)
         assert scene.open_txids() == set()
-        assert scene.tree.node(before.inode) == before, "the kernel may ask for what it knows at any time"
-        await scene.tree.open(before.inode)
+        assert scene.node(before.inode) == before, "the kernel may ask for what it knows at any time"
+        await scene.open(before.inode)
         assert scene.open_txids() == {3}
-        assert await scene.tree.read(before.inode, 0, before.size) == scene.database(3)
+        assert await scene.read(before.inode, 0, before.size) == scene.database(3)
 
 
 async def test_an_open_state_stays_open(autojump_clock: trio.testing.MockClock) -> None:
     async with opened() as scene:
         node = await scene.file(txid_name(3))
-        await scene.tree.open(node.inode)
+        await scene.open(node.inode)
         for txid in (4, 5, 6, 7, 8):
             await scene.content(txid_name(txid))
         await trio.sleep(10 * IDLE_S)
         assert scene.open_txids() == {3}
-        scene.tree.release(node.inode)
+        scene.release(node.inode)
         await trio.sleep(2 * IDLE_S)
         assert scene.open_txids() == set()
 
@@ -217,13 +260,13 @@ async def test_no_more_than_a_number_are_in_use_at_a_time(
     monkeypatch.setattr(at_tree, "MAX_IN_USE", 2)
     async with opened() as scene:
         nodes = [await scene.file(txid_name(txid)) for txid in (1, 2, 3)]
-        await scene.tree.open(nodes[0].inode)
-        await scene.tree.open(nodes[1].inode)
+        await scene.open(nodes[0].inode)
+        await scene.open(nodes[1].inode)
         with pytest.raises(OSError) as refused:
-            await scene.tree.open(nodes[2].inode)
+            await scene.open(nodes[2].inode)
         assert refused.value.errno == errno.ENFILE
-        scene.tree.release(nodes[0].inode)
-        await scene.tree.open(nodes[2].inode)
+        scene.release(nodes[0].inode)
+        await scene.open(nodes[2].inode)
 
 
 async def test_what_the_kernel_has_forgotten_is_gone_and_its_inode_is_not_given_again(
@@ -235,7 +278,7 @@ async def test_what_the_kernel_has_forgotten_is_gone_and_its_inode_is_not_given_
         await trio.sleep(3 * IDLE_S)
         for inode in (directory.inode, file.inode):
             with pytest.raises(OSError) as gone:
-                scene.tree.node(inode)
+                scene.node(inode)
             assert gone.value.errno == errno.ESTALE
         assert (await scene.directory(txid_name(3))).inode > file.inode
         assert (await scene.file(txid_name(3))).inode > file.inode
@@ -246,11 +289,11 @@ async def test_a_file_stays_as_long_as_the_kernel_knows_it_although_its_director
 ) -> None:
     async with opened() as scene:
         directory, file = await scene.directory(txid_name(3)), await scene.file(txid_name(3))
-        scene.tree.forget(directory.inode, scene.told[directory.inode])
+        scene.forget(directory.inode, scene.told[directory.inode])
         await trio.sleep(3 * IDLE_S)
         with pytest.raises(OSError):
-            scene.tree.node(directory.inode)
-        assert scene.tree.node(file.inode) == file
+            scene.node(directory.inode)
+        assert scene.node(file.inode) == file
         assert (await scene.file(txid_name(3))).inode == file.inode
 
 
@@ -276,21 +319,21 @@ async def test_a_time_is_decided_once_while_it_is_in_use_and_again_later(
         name = time_name(9)
         node = await scene.file(name)
         assert node.size == len(scene.database(5))
-        await scene.tree.open(node.inode)
+        await scene.open(node.inode)
         await scene.history.commit({1: b"made before that time, published after it"})
         await trio.sleep(10 * IDLE_S)
         assert (await scene.file(name)).inode == node.inode
-        scene.tree.release(node.inode)
+        scene.release(node.inode)
         await trio.sleep(2 * IDLE_S)
         assert await scene.content(name) == scene.database(6)
         assert (await scene.file(name)).inode != node.inode
-        assert scene.tree.node(node.inode) == node
+        assert scene.node(node.inode) == node
 
 
 async def test_a_time_to_come_is_not_there_yet(autojump_clock: trio.testing.MockClock) -> None:
     async with opened(5) as scene:
         scene.wall.now = (FIRST_TIMESTAMP_MS + 6) / 1000
-        assert await scene.lookup(Inode.AT, time_name(6)) is None
+        assert await scene.lookup(scene.at, time_name(6)) is None
         assert (await scene.file(time_name(5))).size == len(scene.database(5))
         scene.wall.now += 1
         assert (await scene.file(time_name(6))).size == len(scene.database(5))
@@ -305,31 +348,31 @@ async def test_a_point_that_retention_took_is_not_there_any_more(
         for txid in range(1, 12):
             await scene.history.delete(0, txid)
         await trio.sleep(2 * IDLE_S)
-        assert await scene.lookup(Inode.AT, txid_name(5)) is None
+        assert await scene.lookup(scene.at, txid_name(5)) is None
         with pytest.raises(OSError) as gone:
-            await scene.tree.open(node.inode)
+            await scene.open(node.inode)
         assert gone.value.errno == errno.ENOENT
-        assert await scene.lookup(Inode.AT, txid_name(12)) is not None
+        assert await scene.lookup(scene.at, txid_name(12)) is not None
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 async def test_a_state_of_which_pages_are_lost_is_left_to_those_who_have_it_open(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as scene:
         node = await scene.file(txid_name(5))
-        await scene.tree.open(node.inode)
+        await scene.open(node.inode)
         await scene.history.snapshot()
         for txid in range(1, 12):
             await scene.history.delete(0, txid)
         scene.replica._current.pages._memory.clear()
         for _ in range(3):
             with pytest.raises(pyfuse3.FUSEError) as failed:
-                await scene.tree.read(node.inode, 0, node.size)
+                await scene.read(node.inode, 0, node.size)
             assert failed.value.errno == errno.EIO
         assert await scene.lookup((await scene.directory(txid_name(5))).inode, NAME) is None
         with pytest.raises(OSError) as gone:
-            await scene.tree.open(node.inode)
+            await scene.open(node.inode)
         assert gone.value.errno == errno.ENOENT
         assert [each.error != "" for each in scene.tree.statistics()] == [True]
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -369,7 +412,7 @@ async def test_a_replica_made_anew_gets_inodes_of_its_own(
         new = await scene.file(txid_name(5))
         assert new.inode != old.inode
         with pytest.raises(OSError) as gone:
-            await scene.tree.open(old.inode)
+            await scene.open(old.inode)
         assert gone.value.errno == errno.ENOENT
 
 
@@ -380,5 +423,5 @@ async def test_a_store_that_fails_is_not_taken_for_a_point_that_is_not_there(
         known = await scene.file(txid_name(5))
         scene.faults.append(Fault())
         with pytest.raises(TransientStorageError):
-            await scene.lookup(Inode.AT, time_name(4))
+            await scene.lookup(scene.at, time_name(4))
         assert (await scene.file(txid_name(5))).inode == known.inode, "what is open needs no store"

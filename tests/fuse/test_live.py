@@ -23,9 +23,8 @@ from litereplica.errors import ReplicaError, StorageError, TransientStorageError
 from litereplica.format import walindex
 from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE
 from litereplica.fuse import live as live_module
-from litereplica.fuse.kernel_cache import Store
+from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
-from litereplica.fuse.nodes import Inode
 from tests.fuse.simulation import (
     PAGE_SIZE,
     Chance,
@@ -85,10 +84,10 @@ class World:
 
     async def check(self) -> None:
         """Nothing stale is cached, and a new reader is at the newest."""
-        for inode in (Inode.DATABASE, Inode.SHM):
+        for inode in (LiveFile.DATABASE, LiveFile.SHM):
             await self.kernel.check_cached(inode)
         await self.kernel.check_frames(self.live.statistics().wal_frames)
-        for inode in (Inode.DATABASE, Inode.SHM):
+        for inode in (LiveFile.DATABASE, LiveFile.SHM):
             assert await self.kernel.fstat_size(inode) == self.live.size(inode), inode.name
         assert await self.look() == self.live.pos.txid
 
@@ -293,7 +292,7 @@ async def test_frames_are_found_in_every_block_of_the_wal_index() -> None:
     for _ in range(14):
         world.commit(set(range(1, 701)))
         await world.advance()
-    assert world.live.size(Inode.SHM) == 3 * walindex.BLOCK_SIZE
+    assert world.live.size(LiveFile.SHM) == 3 * walindex.BLOCK_SIZE
     assert await world.look() == 15
     assert world.txid_of(await world.content(pinned, view)) == 1
     pinned.end(view)
@@ -337,7 +336,7 @@ async def test_a_read_is_answered_while_apply_waits_for_the_kernel() -> None:
         nursery.start_soon(world.advance)
         await waiting.wait()
         with trio.fail_after(5):
-            for inode in (Inode.DATABASE, Inode.WAL, Inode.SHM):
+            for inode in (LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM):
                 assert len(await world.live.read(inode, 0, 4096)) == 4096
         assert world.live.pos.txid == 1
         go_on.set()
@@ -350,7 +349,7 @@ async def test_frames_of_one_read_may_hold_page_1_several_times() -> None:
         world.commit({1})
         await world.advance()
     frame = FRAME_HEADER_SIZE + PAGE_SIZE
-    data = await world.live.read(Inode.WAL, HEADER_SIZE, 3 * frame)
+    data = await world.live.read(LiveFile.WAL, HEADER_SIZE, 3 * frame)
     pages = [data[i * frame + FRAME_HEADER_SIZE :][:PAGE_SIZE] for i in range(3)]
     assert pages == [page_of(1, txid) for txid in (2, 3, 4)]
 
@@ -374,7 +373,7 @@ async def test_the_size_follows_the_commit_when_the_database_shrinks_and_grows(m
     for pages in (3, 9, 1, 12, 11):
         world.commit({1}, pages=pages)
         await world.advance()
-        assert world.live.size(Inode.DATABASE) == pages * PAGE_SIZE
+        assert world.live.size(LiveFile.DATABASE) == pages * PAGE_SIZE
         await world.check()
 
 

@@ -19,30 +19,39 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.fuse.nodes import Inode, Owner, file_names
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
 from litereplica.fuse.operations import Operations
 
 READ_ONLY = pyfuse3.FlagT(os.O_RDONLY)
 
 
-class Files:
-    """A file system whose reads fail with `error`."""
+class FailingFile(Node):
+    """A file whose reads fail with `error`."""
 
-    names = file_names("app.db")
-    mtime_ns = 0
     error: Exception = OSError(errno.ENOSPC, "no space")
 
-    def size(self, inode: Inode) -> int:
-        return 4096
+    def attributes(self) -> Attributes:
+        return Attributes(size=4096)
 
-    def check_open(self, inode: Inode) -> None:
-        pass
-
-    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int) -> bytes:
         raise self.error
 
-    def generate(self, inode: Inode) -> bytes:
-        return b"0123456789"
+
+class Files:
+    """The nodes of a mount whose reads fail."""
+
+    def __init__(self) -> None:
+        self.inodes = InodeTable()
+        root = self.inodes.allocate()
+        self.database, self.shm = (self.inodes.add(FailingFile(self.inodes.allocate())) for _ in range(2))
+        self.pos, self.status = (
+            self.inodes.add(GeneratedFile(self.inodes.allocate(), lambda: b"0123456789", waits_until_ready=waits))
+            for waits in (True, False)
+        )
+        self.inodes.add(Directory(root, {b"app.db": self.database}, hidden={b".litereplica": self.status}))
+
+    def operations(self) -> Operations:
+        return Operations(self.inodes, Owner(0, 0), total_size=lambda: 4096)
 
 
 class Context:
@@ -59,13 +68,13 @@ def files() -> Files:
 
 @pytest.fixture
 def operations(files: Files) -> Operations:
-    operations = Operations(files, Owner(0, 0))
+    operations = files.operations()
     operations.open_to_others()
     return operations
 
 
-async def opened(operations: Operations, inode: Inode = Inode.DATABASE) -> pyfuse3.FileHandleT:
-    info = await operations.open(pyfuse3.InodeT(inode), READ_ONLY, Context())  # type: ignore[arg-type]
+async def opened(operations: Operations, node: Node) -> pyfuse3.FileHandleT:
+    info = await operations.open(pyfuse3.InodeT(node.inode), READ_ONLY, Context())  # type: ignore[arg-type]
     return info.fh
 
 
@@ -86,8 +95,8 @@ async def opened(operations: Operations, inode: Inode = Inode.DATABASE) -> pyfus
 async def test_a_read_that_fails_is_answered_with_an_errno_and_logged_once(
     error: Exception, number: int, files: Files, operations: Operations, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files.error = error
-    handle = await opened(operations)
+    files.database.error = error
+    handle = await opened(operations, files.database)
     with pytest.raises(pyfuse3.FUSEError) as answered:
         await operations.read(handle, 0, 10)
     assert answered.value.errno == number
@@ -103,31 +112,31 @@ async def test_a_handle_that_was_never_opened_is_an_error_and_no_more(operations
     assert answered.value.errno == errno.EIO
 
 
-async def test_generated_files_are_read_as_they_were_when_opened(operations: Operations) -> None:
-    handle = await opened(operations, Inode.POS)
+async def test_generated_files_are_read_as_they_were_when_opened(files: Files, operations: Operations) -> None:
+    handle = await opened(operations, files.pos)
     assert await operations.read(handle, 0, 4) == b"0123"
     assert await operations.read(handle, 8, 100) == b"89"
     assert await operations.read(handle, 50, 100) == b""
 
 
 async def test_whoever_opens_a_file_too_early_waits_until_the_mount_is_ready(files: Files) -> None:
-    operations = Operations(files, Owner(0, 0))
+    operations = files.operations()
     handles: list[pyfuse3.FileHandleT] = []
 
     async def open_database() -> None:
-        handles.append(await opened(operations))
+        handles.append(await opened(operations, files.database))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_database)
         await trio.testing.wait_all_tasks_blocked()
         assert handles == []
-        assert await opened(operations, Inode.STATUS), "who asks how it goes need not wait"
+        assert await opened(operations, files.status), "who asks how it goes need not wait"
         operations.open_to_others()
     assert len(handles) == 1
 
 
-async def test_the_last_client_to_leave_is_noticed(operations: Operations) -> None:
-    first, second = await opened(operations), await opened(operations, Inode.SHM)
+async def test_the_last_client_to_leave_is_noticed(files: Files, operations: Operations) -> None:
+    first, second = await opened(operations, files.database), await opened(operations, files.shm)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(operations.wait_until_unused)
         await operations.release(first)
@@ -135,3 +144,13 @@ async def test_the_last_client_to_leave_is_noticed(operations: Operations) -> No
         assert len(nursery.child_tasks) == 1
         await operations.release(second)
     assert operations.client_handles == 0
+
+
+async def test_every_request_that_would_change_a_file_is_refused(files: Files, operations: Operations) -> None:
+    for name in (
+        *("setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link"),
+        *("write", "setxattr", "removexattr", "create"),
+    ):
+        with pytest.raises(pyfuse3.FUSEError) as refused:
+            await getattr(operations, name)(files.database.inode, b"name", Context())
+        assert refused.value.errno == errno.EROFS

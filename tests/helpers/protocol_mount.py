@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from litereplica.format import walindex
 from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
-from litereplica.fuse.kernel_cache import FuseKernelCache
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import MountOptions, Session
 from litereplica.replica.observer import ReplicaObserver
@@ -138,15 +137,13 @@ def weaken(option: str) -> None:
 
 async def main(path: Path, advances: int) -> None:
     replica = ScriptedReplica()
-    kernel = FuseKernelCache()
-    live = LiveDatabase(replica, kernel)  # type: ignore[arg-type]
     options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6)
-    session = Session(options, replica, live, kernel)  # type: ignore[arg-type]
+    session = Session(options, replica, travel=None)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
 
         def ready() -> None:
             print("ready", flush=True)
-            nursery.start_soon(drive, session, live, replica, advances)
+            nursery.start_soon(drive, session, session.live, replica, advances)
 
         await session.run(ready)
         nursery.cancel_scope.cancel()
