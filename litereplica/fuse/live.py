@@ -96,7 +96,7 @@ class LiveDatabase:
         self._locks: OFDLocks | None = None
         self._base: PageMap = snapshot.pages
         self._base_pos = self._pos = snapshot.pos
-        self._wal = VirtualWal(snapshot.page_size)
+        self._wal = VirtualWal(snapshot.page_size, replica.holders)
         self._index = WalIndex(page_size=snapshot.page_size, commit=snapshot.commit, salt1=_SALT1, salt2=_SALT2)
         self._pending = np.empty(0, np.uint32)  # pages that changed between `_pos` and the replica's snapshot
         self._lock = trio.Lock()  # held by whoever changes what clients see
@@ -225,10 +225,6 @@ class LiveDatabase:
             await self._kernel.invalidate(LiveFile.DATABASE)
             await self._kernel.invalidate(LiveFile.WAL)
             await self._publish(self._index.header.commit)
-
-    def held_files(self) -> NDArray[np.uint32]:
-        """Ids of the files that frames lie in; those of the base are known by its map."""
-        return self._wal.files()
 
     def statistics(self) -> LiveStatistics:
         return LiveStatistics(

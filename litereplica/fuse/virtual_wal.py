@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.format import wal
+from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.page_map import LOCATION
 from litereplica.types import Pos
 
@@ -32,7 +33,7 @@ class Commit:
 class VirtualWal:
     """The frames since the last restart. `size` (bytes) is what the file has reached: a restart does not shrink it."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, holders: FileHolders | None = None) -> None:
         self.page_size = page_size
         self.frame_size = wal.FRAME_HEADER_SIZE + page_size
         self.size = wal.HEADER_SIZE
@@ -40,6 +41,8 @@ class VirtualWal:
         self._commits: list[Commit] = []
         self._pgnos = np.empty(_INITIAL_FRAMES, np.uint32)
         self._locations = np.empty(_INITIAL_FRAMES, LOCATION)
+        if holders is not None:
+            holders.add(self)
 
     def append(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, commit: int, pos: Pos) -> int:
         """Add the frames of one transaction; returns the number of its first frame."""

@@ -1,12 +1,11 @@
-"""The current snapshot of a replica, and the maps and files that are in use.
+"""The current snapshot of a replica, with its files, cached pages and observers.
 
 `Current.replace` is the one assignment by which the replica moves on. Once it returns, the pages that came with the new
-files are cached, and the files that no map and no observer uses have been forgotten if enough had gathered.
+files are cached, and the files that no location names have been forgotten if enough had gathered.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 from litereplica.ltxstore.store import OpenedFile
@@ -22,10 +21,7 @@ FORGET_EVERY = 1024
 
 
 class Current:
-    """The current snapshot, and the files, cached pages and observers that belong to it.
-
-    Maps given to `keep` count as users of their files for as long as they live.
-    """
+    """The current snapshot, and the files, cached pages and observers that belong to it."""
 
     def __init__(
         self,
@@ -40,21 +36,14 @@ class Current:
         self.pages = pages
         self.observers: list[ReplicaObserver] = []
         self._forget_every = forget_every
-        self._maps: weakref.WeakSet[PageMap] = weakref.WeakSet([snapshot.pages])
         self._clean_at = len(files) + forget_every
-
-    def keep(self, pages: PageMap) -> None:
-        """Keep the files of a map from being forgotten while the map lives."""
-        self._maps.add(pages)
 
     def replace(self, snapshot: Snapshot, opened: Sequence[OpenedFile]) -> None:
         """Make `snapshot`, to which the files `opened` led, the current one."""
         keep_pages(self.pages, snapshot.pages, opened, self.files)
-        self._maps.add(snapshot.pages)
         self.snapshot = snapshot
         if len(self.files) >= self._clean_at:
-            held = (observer.held_files() for observer in self.observers)
-            self.files.forget(*held, *(pages.files() for pages in self._maps))
+            self.files.forget_unused()
             self._clean_at = len(self.files) + self._forget_every
 
 

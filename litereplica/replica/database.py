@@ -26,6 +26,7 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.current import FORGET_EVERY, Current, keep_pages
 from litereplica.replica.disk_pages import open_disk_pages
 from litereplica.replica.fetch import Fetcher
+from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.hydrate import Hydrator, Push
 from litereplica.replica.next_files import LIST_INTERVAL_S, FoundFiles, NextFiles
@@ -84,8 +85,13 @@ class Replica:
         """The snapshot that is current now."""
         return self._current.snapshot
 
+    @property
+    def holders(self) -> FileHolders:
+        """Where an object that keeps locations outside of a `PageMap` registers itself."""
+        return self._current.files.holders
+
     def subscribe(self, observer: ReplicaObserver) -> None:
-        """Report blocks and relocations to `observer`, and ask it for the files that it holds."""
+        """Report blocks and relocations to `observer`."""
         self._current.observers.append(observer)
 
     async def poll(self) -> Update | None:

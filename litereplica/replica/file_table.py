@@ -1,8 +1,9 @@
 """The LTX files that pages are read from, by the small numbers that a `LOCATION` holds.
 
 An id stands for one file of one content for as long as this process runs: a file that was replaced under its
-name gets another id, and no id is ever used again. What is no longer needed is forgotten now and then, so that
-weeks of polling cost no memory; a location of a forgotten file reads as that of a file that has vanished.
+name gets another id, and no id is ever used again. A file stays as long as a location names it: whatever has
+locations is among the table's `holders` (`file_holders.py`). The others are dropped now and then, so that weeks of
+polling cost no memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from litereplica.errors import DamagedFile
 from litereplica.ltxstore.frame_checksums import FileSums, FrameSums
 from litereplica.ltxstore.store import OpenedFile
+from litereplica.replica.file_holders import FileHolders
 from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
 
@@ -30,10 +32,11 @@ class SourceFile:
 
 
 class FileTable:
-    """id ↔ file, ids from 1 up. `frame_sums` are those of all files' frames."""
+    """id ↔ file, ids from 1 up. `frame_sums` are those of all files' frames, `holders` whatever names files here."""
 
     def __init__(self) -> None:
         self.frame_sums = FrameSums()
+        self.holders = FileHolders()
         self._files: dict[int, SourceFile] = {}
         self._ids: dict[tuple[str, int], int] = {}
         self._by_name: dict[str, int] = {}
@@ -84,14 +87,14 @@ class FileTable:
         return ids, np.array([file.info.max_txid for _, file in usable], np.uint64)
 
     def is_same_object(self, file_id: int, blob: Blob) -> bool:
-        """Is `blob` a part of the object that was opened as the file that this id stands for?
+        """True if `blob` is known to be a part of the object that was opened as this file.
 
-        A file without an etag takes that of the first blob.
+        False may also mean that it is not known: stores leave etags out, and change them.
         """
         file = self._files.get(file_id)
         if file is None or blob.size != file.info.size:
             return False
-        return self._etags.setdefault(file_id, blob.etag) == blob.etag
+        return bool(blob.etag) and self._etags.get(file_id) == blob.etag
 
     def note_etag(self, file_id: int, etag: str) -> None:
         """The file has been recognised by its content in an object with this etag."""
@@ -102,9 +105,9 @@ class FileTable:
         known = self._by_name.get(str(opened.info))
         return known is not None and self._files[known].checksum != opened.file_checksum
 
-    def forget(self, *in_use: NDArray[np.uint32]) -> None:
-        """Drop every file whose id is in none of these arrays."""
-        keep = {file_id for ids in in_use for file_id in ids.tolist()}
+    def forget_unused(self) -> None:
+        """Drop the files that no holder names."""
+        keep = self.holders.files()
         for file_id in [file_id for file_id in self._files if file_id not in keep]:
             file = self._files.pop(file_id)
             self._etags.pop(file_id, None)

@@ -1,4 +1,4 @@
-"""What a replica reports to the parts that hold locations or cached pages of it."""
+"""What a replica reports to those that hold maps or cached pages of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ class ReplicaObserver:
 
     All are called on the trio thread.
     """
-
-    def held_files(self) -> NDArray[np.uint32]:
-        """Return the ids of files in locations that the observer keeps outside of any `PageMap`.
-
-        The file table may forget all other files that no map uses; their locations then read as vanished.
-        """
-        return np.empty(0, np.uint32)
 
     def on_block(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], pages: list[bytes]) -> None:
         """One request to the store brought these pages. Must not block."""

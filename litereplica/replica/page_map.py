@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.format.sqlite import lock_pgno
+from litereplica.replica.file_holders import FileHolders
 
 LOCATION: np.dtype[np.void] = np.dtype([("file", np.uint32), ("size", np.uint32), ("offset", np.uint64)])
 """Place of a page: id of the file in a `FileTable` (0 = no page there), size and offset of its frame in bytes."""
@@ -37,17 +38,22 @@ _NOWHERE.flags.writeable = False
 class PageMap:
     """Place of every page of a database of `commit` pages. Immutable; `empty` and `applied` make new ones."""
 
-    __slots__ = ("__weakref__", "_chunks", "commit", "page_size")
+    __slots__ = ("__weakref__", "_chunks", "_holders", "commit", "page_size")
 
-    def __init__(self, page_size: int, commit: int, chunks: list[NDArray[np.void]]) -> None:
+    def __init__(
+        self, page_size: int, commit: int, chunks: list[NDArray[np.void]], holders: FileHolders | None = None
+    ) -> None:
         self.page_size = page_size
         self.commit = commit
         self._chunks = chunks
+        self._holders = holders
+        if holders is not None:
+            holders.add(self)
 
     @classmethod
-    def empty(cls, page_size: int) -> PageMap:
-        """The map of a database without pages."""
-        return cls(page_size, 0, [])
+    def empty(cls, page_size: int, holders: FileHolders | None = None) -> PageMap:
+        """The map of a database without pages. It and all that are made from it are among `holders`."""
+        return cls(page_size, 0, [], holders)
 
     def lookup(self, pgnos: NDArray[np.uint32]) -> NDArray[np.void]:
         """LOCATION of each page, in the order asked; file 0 beyond `commit`."""
@@ -82,7 +88,7 @@ class PageMap:
             chunk = chunks[chunk_id].copy()
             chunk[rows[part] & (CHUNK - 1)] = locations[part]
             chunks[chunk_id] = _frozen(chunk)
-        return PageMap(self.page_size, commit, chunks)
+        return PageMap(self.page_size, commit, chunks, self._holders)
 
     def chunks(self, *, since: PageMap | None = None) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.void]]]:
         """All pages in order, in pieces: (pgnos, LOCATION). Without the pieces that `since` has just so."""
@@ -103,7 +109,7 @@ class PageMap:
         chunks = list(self._chunks)
         for chunk_id, parts in enumerate(zip(self._chunks, *(each._chunks for each in others), strict=False)):
             chunks[chunk_id] = _frozen(rule((chunk_id << _SHIFT) + 1, *parts))
-        return PageMap(self.page_size, self.commit, chunks)
+        return PageMap(self.page_size, self.commit, chunks, self._holders)
 
     def files(self) -> NDArray[np.uint32]:
         """Ids of the files that hold at least one page, ascending. Looks at every page."""

@@ -43,13 +43,14 @@ from litereplica.ltxstore.catalog import Catalog
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.replica.current import Current, keep_pages
+from litereplica.replica.file_holders import FileHolders, HeldFiles
 from litereplica.replica.file_table import SourceFile
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_reader import PageReader
 from litereplica.replica.past_catalog import PastCatalog, Point
 from litereplica.replica.readahead import ReadAhead
-from litereplica.replica.snapshot import Snapshot, assemble, following, placeholder, sharing
+from litereplica.replica.snapshot import Snapshot, assemble, following, sharing
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
 
@@ -230,7 +231,6 @@ class PastSnapshots(ReplicaObserver):
             snapshot = past.snapshot
             pages = await self._compute(after.commit, partial(following, snapshot.pages, before, after, changed))
             if past.snapshot is snapshot:
-                self._current.keep(pages)
                 past.snapshot = replace(snapshot, pages=pages)
 
     # --- building ----------------------------------------------------------------------------------
@@ -253,10 +253,10 @@ class PastSnapshots(ReplicaObserver):
         live, history = self._current.snapshot, self._history
         opened = await self._listed.open_plan(choose)
         ids = [self._files.add(file) for file in opened]
-        held = placeholder(ids)  # while the map is made, its files must not be forgotten
-        self._current.keep(held)
+        held = HeldFiles(ids, self._files.holders)
         entries = sum(len(file.index) for file in opened)
-        snapshot, base = await self._compute(entries, partial(_make, opened, ids, base))
+        snapshot, base = await self._compute(entries, partial(_make, opened, ids, self._files.holders, base))
+        del held  # the map holds the files now
         if snapshot.page_size != self._pages.page_size:
             raise PageSizeChanged(
                 f"TXID {txid:016x} has pages of {snapshot.page_size} bytes, the live database {self._pages.page_size}",
@@ -270,7 +270,6 @@ class PastSnapshots(ReplicaObserver):
             for other in beside:
                 snapshot = await self._shared(snapshot, other, await self._agreed(other))
             snapshot = await self._shared(snapshot, live, agreed)
-        self._current.keep(snapshot.pages)
         keep_pages(self._pages, snapshot.pages, opened, self._files)
         is_ours = agreed >= txid and history == self._history
         return State(snapshot, base, Identity(snapshot.timestamp_ms, snapshot.commit, history if is_ours else 0))
@@ -310,11 +309,13 @@ class PastSnapshots(ReplicaObserver):
         return work() if pages <= PAGES_AT_ONCE else await trio.to_thread.run_sync(work, limiter=self._decoders)
 
 
-def _make(opened: Sequence[OpenedFile], ids: Sequence[int], base: Base | None) -> tuple[Snapshot, Base | None]:
+def _make(
+    opened: Sequence[OpenedFile], ids: Sequence[int], holders: FileHolders, base: Base | None
+) -> tuple[Snapshot, Base | None]:
     """The state that a plan makes, and what its first file makes; `base` is that if it was known."""
     start = base.snapshot if base is not None else None
     if base is None and opened[0].header.page_size == opened[-1].header.page_size:
-        start = assemble(opened[:1], ids[:1])
+        start = assemble(opened[:1], ids[:1], holders)
         base = Base(start)
         opened, ids = opened[1:], ids[1:]
-    return assemble(opened, ids, base=start), base
+    return assemble(opened, ids, holders, base=start), base

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import PageSizeChanged, ReplicaError
-from litereplica.format.sqlite import MIN_PAGE_SIZE, lock_pgno
+from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import OpenedFile
+from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.file_table import FileTable
 from litereplica.replica.page_key import Translation
 from litereplica.replica.page_map import CHUNK, LOCATION, PageMap
@@ -63,16 +64,18 @@ def first_snapshot(files: Sequence[OpenedFile], table: FileTable) -> Snapshot:
 
     After a change of the page size only the files from there on count; the first of them has every page.
     """
-    return assemble(files, [table.add(file) for file in files])
+    return assemble(files, [table.add(file) for file in files], table.holders)
 
 
-def assemble(files: Sequence[OpenedFile], file_ids: Sequence[int], *, base: Snapshot | None = None) -> Snapshot:
+def assemble(
+    files: Sequence[OpenedFile], file_ids: Sequence[int], holders: FileHolders, *, base: Snapshot | None = None
+) -> Snapshot:
     """As `first_snapshot`, for files whose ids are known, upon the database that the files before them make."""
     if base is not None and not files:
         return base
     page_size = files[-1].header.page_size
     start = max((i + 1 for i, file in enumerate(files) if file.header.page_size != page_size), default=0)
-    pages = PageMap.empty(page_size)
+    pages = PageMap.empty(page_size, holders)
     if base is not None and start == 0 and base.page_size == page_size:
         pages = base.pages
     snapshot = _apply(pages, files[start:], file_ids[start:])
@@ -146,13 +149,6 @@ def all_pages(snapshot: Snapshot) -> NDArray[np.uint32]:
     pgnos = np.arange(1, snapshot.commit + 1, dtype=np.uint32)
     changed: NDArray[np.uint32] = pgnos[pgnos != lock_pgno(snapshot.page_size)]
     return changed
-
-
-def placeholder(file_ids: Sequence[int]) -> PageMap:
-    """A map of nothing but these files: who holds it keeps them from being forgotten."""
-    rows = np.zeros(len(file_ids), LOCATION)
-    rows["file"] = file_ids
-    return PageMap.empty(MIN_PAGE_SIZE).applied(np.arange(1, len(rows) + 1, dtype=np.uint32), rows, commit=len(rows))
 
 
 def sharing(

@@ -23,6 +23,7 @@ from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE, checksum_words
 from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
+from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.types import Pos
@@ -137,6 +138,7 @@ class FakeReplica:
         self._chance = chance
         self._txid_of_file: dict[int, int] = {}
         self._gone: set[int] = set()
+        self.holders = FileHolders()
         self._pages = PageMap.empty(PAGE_SIZE)
         self._heal_turn = trio.Lock()
         self.supplied: dict[int, set[int]] = {}
@@ -280,9 +282,10 @@ class FakeKernel:
             await self._chance.pause()
             async with file.busy[number]:
                 whole = start == 0 and (len(piece) == KERNEL_PAGE or offset + len(piece) == file.size)
-                if number not in file.pages and whole:
-                    file.pages[number] = bytearray(KERNEL_PAGE)
-                if number in file.pages:
+                if number not in file.pages and whole:  # nobody sees a new page before it is up to date
+                    await self._chance.pause()
+                    file.pages[number] = bytearray(piece.ljust(KERNEL_PAGE, b"\0"))
+                elif number in file.pages:
                     await self._copy(file.pages[number], start, piece, torn=inode == LiveFile.SHM)
             offset += len(piece)
 

@@ -26,6 +26,7 @@ from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import MountOptions, Session
+from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
@@ -45,6 +46,7 @@ class ScriptedReplica:
     url = "scripted"
 
     def __init__(self) -> None:
+        self.holders = FileHolders()
         self._pages = template()
         self._page_size = len(self._pages[0])
         self._changing = np.array([i + 1 for i, page in enumerate(self._pages) if marker() in page], np.uint32)

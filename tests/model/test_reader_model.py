@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from litereplica.compaction.retention import reachable_txids
-from litereplica.errors import DamagedFile, FileVanished, GapError, ReplicaError, TransientStorageError
+from litereplica.errors import DamagedFile, FileVanished, GapError, NoReplica, ReplicaError, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest
@@ -198,7 +198,7 @@ class ReaderMachine(RuleBasedStateMachine):
         before = self.replica.snapshot
         try:
             self.check_update(before, self.trio.run(self.replica.heal))
-        except (GapError, TransientStorageError):
+        except (GapError, NoReplica, TransientStorageError):
             assert self.lag.shown is not None
             assert self.replica.snapshot is before
 

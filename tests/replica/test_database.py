@@ -28,6 +28,7 @@ from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.current import FORGET_EVERY
 from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.file_holders import HeldFiles
 from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.replica.page_map import LOCATION
 from litereplica.replica.snapshot import Snapshot
@@ -732,13 +733,12 @@ async def test_files_that_nobody_needs_are_forgotten() -> None:
         del pinned
         txid = replica.snapshot.pos.txid
         held = replica.snapshot.pages.lookup(np.array([1], np.uint32))
-        observer = Observer(held=held["file"])
-        replica.subscribe(observer)
+        holder = HeldFiles(held["file"].tolist(), replica.holders)
         for n in range(30):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()
         assert await replica.read(np.array([1], np.uint32), held) == [bench.history.at(txid)[1]]
-        observer.held = None
+        del holder
         for n in range(30):
             await bench.history.commit({1: b"%d" % n})
             await replica.poll()
