@@ -11,7 +11,7 @@ kernel afterwards, in order. Frames reach the kernel before the header that make
 between two changes may fail: then nothing has changed, and the next `apply` goes on from there. A READ never waits
 for the lock that `apply` holds, because a store that `apply` makes may be waiting for that READ.
 
-Source of the protocol: SQLite's wal.c. docs/ARCHITECTURE.md, "The live mount", has the differences and their reasons.
+Source of the protocol: SQLite's wal.c. docs/design/live-mount.md, has the differences and their reasons.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def weaken(option: str) -> None:
 async def main(path: Path, advances: int) -> None:
     replica = ScriptedReplica()
     options = MountOptions(url="scripted", path=path, name="app.db", poll_interval_s=1e6)
-    session = Session(options, replica, travel=None)  # type: ignore[arg-type]
+    session = Session(options, replica, past=None)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
 
         def ready() -> None:
