@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from litereplica.cli.printable import printable, printable_json
 from litereplica.errors import EnvironmentProblem
 
 LEVEL = logging.INFO
@@ -22,7 +23,7 @@ QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
 
 
 class LineFormatter(logging.Formatter):
-    """ISO time in UTC, level, logger, message; line breaks in a message are written as `\\n`."""
+    """ISO time in UTC, level, logger, message; control characters in a message are written as escapes."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -32,7 +33,7 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        record.message = printable(record.message)
         return super().formatMessage(record)
 
 
@@ -48,7 +49,20 @@ class JSONFormatter(LineFormatter):
         }
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return printable_json(json.dumps(fields, ensure_ascii=False))
+
+
+class LogFileHandler(WatchedFileHandler):
+    """A log file that may be rotated. A line that cannot be written, to a directory that is gone, is dropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except Exception:  # a daemon must not end for want of its log
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing: there is no other place to complain."""
 
 
 def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:
@@ -75,7 +89,7 @@ def log_file() -> Path | None:
 
 def _file_handler(path: Path) -> logging.Handler:
     try:
-        return WatchedFileHandler(path, encoding="utf-8")
+        return LogFileHandler(path, encoding="utf-8")
     except OSError as error:
         hint = "name another file with --log-file"
         raise EnvironmentProblem(f"cannot write the log {path}: {error.strerror}", hint=hint) from error

@@ -22,6 +22,7 @@ from typing import NoReturn
 import click
 
 from litereplica import __version__
+from litereplica.cli.printable import printable
 from litereplica.errors import ExitCode, LiteReplicaError
 
 PROGRAM = "litereplica"
@@ -143,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
             _print_traceback(error)
         code, line = outcome(error)
         if line:
-            click.echo(f"{PROGRAM}: error: {line}", err=True)
+            click.echo(f"{PROGRAM}: error: {printable(line)}", err=True)
         return code
     return ExitCode.OK
 

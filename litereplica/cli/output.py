@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from litereplica.cli.printable import printable, printable_json
+
 UNLIMITED_WIDTH = 10_000
 """Columns of a table that no terminal shows: nothing is cut or wrapped for the program that reads it."""
 
@@ -22,7 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 def print_json(value: object) -> None:
     """Print `value` (what `json` can write) to stdout, indented."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
@@ -37,13 +39,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, rig
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=not console.is_terminal)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print(table, soft_wrap=not console.is_terminal)
 
 
 def note(message: str) -> None:
     """Tell the user something that is neither data nor an error: one line on stderr."""
-    click.echo(f"litereplica: {message}", err=True)
+    click.echo(f"litereplica: {printable(message)}", err=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from litereplica.errors import LiteReplicaError
+from litereplica.errors import LiteReplicaError, ReplicaError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import RestoreResult
@@ -20,13 +20,16 @@ PARALLEL_DATABASES = 3
 """Restores at once. Each has fewer requests under way than a single one, so that they take no more memory together."""
 PARALLELISM_EACH = 4
 
+SIDECAR_SUFFIXES = ("-journal", "-wal", "-shm", "-txid", "-litereplica", "-litestream")
+"""Endings of files beside a database, which must not come from a bucket."""
+
 UNNAMED = "database.db"
 """The file of a database whose replica is a bucket's root."""
 
 _FILE_NAME = r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx"
 _KEYS = {
-    Layout.S3: re.compile(rf"(?:(?P<prefix>.+)/)?000[0-9]/{_FILE_NAME}", re.ASCII),
-    Layout.FILE: re.compile(rf"(?:(?P<prefix>.+)/)?ltx/[0-9]/{_FILE_NAME}", re.ASCII),
+    Layout.S3: re.compile(rf"(?:(?P<prefix>.+)/)?000[0-9]/{_FILE_NAME}", re.ASCII | re.DOTALL),
+    Layout.FILE: re.compile(rf"(?:(?P<prefix>.+)/)?ltx/[0-9]/{_FILE_NAME}", re.ASCII | re.DOTALL),
 }
 
 RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
@@ -57,6 +60,20 @@ def database_prefixes(keys: Iterable[str], layout: Layout) -> list[str]:
     return sorted({match["prefix"] or "" for match in matches if match})
 
 
+def require_safe_name(prefix: str) -> None:
+    """Raise `ReplicaError` for a name under which a restored file would do harm.
+
+    Names in a bucket are data: a planted `x.db-journal` would make SQLite roll back, and delete, what it names.
+    """
+    if not prefix.isprintable():
+        raise ReplicaError(f"{prefix!r} has control characters", hint="restore it by itself, with -o")
+    if prefix.endswith(SIDECAR_SUFFIXES):
+        raise ReplicaError(
+            f"{prefix!r} has the name of a file that SQLite or litereplica keeps beside a database",
+            hint="restore it by itself, with -o and another name",
+        )
+
+
 async def restore_all(
     store: LTXStore, directory: Path, restore_one: RestoreOne, *, leave: bool, done: Callable[[Restored], None]
 ) -> list[Restored] | None:
@@ -81,6 +98,7 @@ async def restore_all(
         async with limiter:
             outcome: RestoreResult | LiteReplicaError
             try:
+                require_safe_name(prefix)
                 await trio.to_thread.run_sync(lambda: path.parent.mkdir(parents=True, exist_ok=True))
                 outcome = await restore_one(below, path, PARALLELISM_EACH)
             except LiteReplicaError as exc:

@@ -9,6 +9,7 @@ import click
 from litereplica.cli import output
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.cli.printable import printable
 from litereplica.errors import ExitCode, LiteReplicaError
 from litereplica.format.names import format_txid
 from litereplica.history.verify import Problem, Report, verify
@@ -60,7 +61,7 @@ def command(replica_url: str, quick: bool, as_json: bool) -> None:
         )
     else:
         for problem in report.problems:
-            click.echo(_line(problem))
+            click.echo(printable(_line(problem)))
         output.note(f"{_checked(report)}: {_verdict(report)}")
     if report.errors:
         errors = "1 error" if report.errors == 1 else f"{report.errors} errors"

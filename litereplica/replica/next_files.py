@@ -172,7 +172,7 @@ class NextFiles:
         """Was this file written after the one that we have of `position`, and not after another of that name?
 
         Frames of the same WAL that go on where ours end can be no other's. After a restart of the WAL the trailer in
-        the store tells; a file that has gone, or that we have not seen, tells nothing.
+        the store tells. If that file has gone there is no proof, and the whole plan is read anew.
         """
         here = self._here
         if here is None or here.header.max_txid != position or goes_on(here.header, following.header):
@@ -180,7 +180,7 @@ class NextFiles:
         try:
             tail = await self._store.get(here.info, Suffix(TRAILER_SIZE))
         except NotFound:
-            return True
+            return False
         with self._store.blame(here.info):
             return decode_trailer(tail.data) == here.checksum
 

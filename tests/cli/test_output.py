@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from litereplica.cli import output
-from litereplica.cli.logging_setup import configure_logging, log_file
+from litereplica.cli.logging_setup import LogFileHandler, configure_logging, log_file
+from litereplica.cli.printable import printable, printable_json
 from litereplica.errors import EnvironmentProblem
 from tests.cli.logging_state import logging_restored
 
@@ -92,3 +94,27 @@ def test_log_goes_to_stderr_without_a_file(fresh_logging: None, capsys: pytest.C
 def test_log_that_cannot_be_written_is_said(tmp_path: Path, fresh_logging: None) -> None:
     with pytest.raises(EnvironmentProblem, match=r"cannot write the log .*/missing/log: No such file"):
         configure_logging(tmp_path / "missing" / "log")
+
+
+def test_text_from_outside_cannot_act_on_a_terminal() -> None:
+    hostile = "a\x1b]0;title\x07b\x9bc\u202ed\ne"
+    assert printable(hostile) == "a\\x1b]0;title\\x07b\\x9bc\\u202ed\\ne"
+    assert printable("Größe – 日本") == "Größe – 日本"
+    document = printable_json(json.dumps({"name": hostile}, indent=2, ensure_ascii=False))
+    assert json.loads(document) == {"name": hostile}
+    assert not {"\x1b", "\x9b", "\u202e"} & set(document)
+
+
+def test_a_log_whose_directory_is_gone_ends_nothing_and_is_written_again_when_it_is_back(tmp_path: Path) -> None:
+    directory = tmp_path / "log"
+    directory.mkdir()
+    handler = LogFileHandler(directory / "mount.log", encoding="utf-8")
+    record = logging.LogRecord("litereplica", logging.INFO, "", 0, "line", None, None)
+    handler.emit(record)
+    shutil.rmtree(directory)
+    handler.emit(record)
+    handler.emit(record)
+    directory.mkdir()
+    handler.emit(record)
+    handler.close()
+    assert (directory / "mount.log").read_text() == "line\n"

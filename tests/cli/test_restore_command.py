@@ -316,6 +316,18 @@ def test_all_databases_of_a_prefix_are_restored_and_one_that_fails_is_named(
     assert nothing.returncode == ExitCode.NOT_FOUND
 
 
+def test_names_that_would_do_harm_are_reported_and_not_restored(tmp_path: Path, replica: str, history: History) -> None:
+    root = tmp_path / "root"
+    for name in ("a.db", "a.db-journal", "b.db-wal", "esc\x1b[2J.db", "line\nbreak.db"):
+        shutil.copytree(tmp_path / "replica", root / name)
+    done = program("restore", f"file://{root}", "--all", "-o", tmp_path / "out")
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.db"]
+    assert "4 of 5 databases were not restored" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "line\\nbreak.db" in done.stderr
+
+
 def test_follow_keeps_up_until_it_is_stopped_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     out = tmp_path / "out.db"
     with Publisher(tmp_path / "primary", setup="CREATE TABLE t(x)") as publisher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from litereplica.errors import (
     ReplicaError,
     TransientStorageError,
 )
+from litereplica.format.encoder import Encoder
+from litereplica.format.ltx import Header
 from litereplica.format.names import Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
@@ -182,6 +185,23 @@ async def test_a_replica_that_lacks_a_page_is_refused() -> None:
     with pytest.raises(ReplicaError, match="page 3"):
         async with open_replica(history.store):
             raise AssertionError("opened")
+
+
+async def test_a_file_that_claims_to_be_huge_is_refused_and_the_old_state_is_served() -> None:
+    bench = Bench()
+    await bench.history.commit({1: b"a", 2: b"b"})
+    async with bench.replica() as replica:
+        page = bench.history.at(1)[1]
+        encoder = Encoder(Header(page_size=len(page), commit=0xFFFFFFFE, min_txid=2, max_txid=2, timestamp_ms=2))
+        data = encoder.start() + encoder.page(1, page) + encoder.finish()
+        await bench.history.storage.put(bench.history.store.key(FileInfo(0, 2, 2, len(data))), data)
+        tracemalloc.start()
+        with pytest.raises(ReplicaError, match="page 3 is in no file"):
+            await replica.poll()
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+        tracemalloc.stop()
+        assert replica.snapshot.pos.txid == 1
+        assert await content(replica) == bench.history.at(1)
 
 
 async def test_opening_begins_where_the_page_size_changed() -> None:

@@ -123,15 +123,36 @@ async def test_a_restart_of_the_wal_costs_one_small_request() -> None:
         assert await content(replica) == bench.history.at(3)
 
 
-async def test_a_restart_of_the_wal_after_our_file_was_pruned_is_followed() -> None:
+async def test_after_our_file_was_pruned_the_whole_plan_is_read_anew() -> None:
     bench = Bench()
     await bench.history.commit({1: b"a"})
     async with bench.replica() as replica:
         bench.history.wal_salts = (8, 9)
         await bench.history.commit({1: b"b"})
+        await bench.history.snapshot()
         await bench.history.delete(0, 1)
-        assert await replica.poll() is not None
+        update = await replica.poll()
+        assert update is not None
+        assert update.relocated
         assert await content(replica) == bench.history.at(2)
+
+
+async def test_two_databases_are_not_mixed_although_our_file_was_pruned() -> None:
+    """The replica was made anew from another database and compacted, and our last file pruned, between two polls."""
+    bench = Bench()
+    for n in range(5):
+        await bench.history.commit({1: b"ours %d" % n, 2: b"ours %d" % n, 3: b"ours %d" % n})
+    async with bench.replica() as replica:
+        await content(replica)
+        made_anew(bench.history)
+        for n in range(8):
+            await bench.history.commit({n % 3 + 1: b"other %d" % n})
+        await bench.history.snapshot()
+        for txid in range(1, 6):
+            await bench.history.delete(0, txid)
+        await replica.poll()
+        assert replica.snapshot.pos.txid == 8
+        assert await content(replica) == bench.history.at(8)
 
 
 # --- the ledger -------------------------------------------------------------------------------

@@ -355,7 +355,7 @@ import os, signal, sys
 from pathlib import Path
 import trio
 from litereplica.format.names import Layout
-from litereplica.ltxstore import merge
+from litereplica.compaction import merge
 from litereplica.compaction.levels import Levels
 from litereplica.compaction.retention import RetentionPolicy
 from litereplica.ltxstore.store import LTXStore

@@ -16,7 +16,7 @@ Whoever takes over from another writer is held to more: what its database holds 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from litereplica.errors import ConflictError, EnvironmentProblem
@@ -91,6 +91,8 @@ def take_hold(source: Source, tail: WalTail) -> Hold:
         source.end_barrier()
     if not small:
         _attach(tail, state)
+        # Without a committed frame in the WAL (an import that was rolled back or killed) the file is all there is.
+        hold = replace(hold, sealed=tail.committed == 0)
     tail.seal(tail.committed if hold.sealed else None)
     return hold
 

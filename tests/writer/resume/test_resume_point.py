@@ -267,3 +267,21 @@ def test_exit_of_the_writer_leaves_the_wal_to_the_application(tmp_path: Path) ->
         ["sqlite3", path, "INSERT INTO t VALUES (7); SELECT * FROM t"], check=True, capture_output=True
     )
     assert out.stdout == b"7\n"
+
+
+async def test_a_large_wal_without_a_commit_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("litereplica.writer.resume.resume_point.SCAN_UNDER_BARRIER_BYTES", 1000)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await database(app)
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
+        await app("PRAGMA cache_size = 5")
+        await app("BEGIN")
+        await app("INSERT INTO t VALUES (zeroblob(400000))")
+        await app("ROLLBACK")
+        assert (tmp_path / "app.db-wal").stat().st_size > 100_000
+        await publish_once(app.database, store)
+        assert await fold(store) == await app.image()
+        await app("INSERT INTO t VALUES (1)")
+        await publish_once(app.database, store)
+        assert await fold(store) == await app.image()

@@ -1,0 +1,22 @@
+"""Text from outside, fit for a terminal and a log: names of objects, paths, and messages of stores are data.
+
+Control characters (C0, DEL, C1) and characters that change the direction of text are written as escapes. Everything
+that is printed or logged goes through here, at the boundary, so that no caller has to think of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with `\\x1b` and its like for what a terminal would act on."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def printable_json(document: str) -> str:
+    """A JSON document of the same value, with escapes for what `json.dumps` leaves as it is."""
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", document)
