@@ -22,6 +22,7 @@ from typing import NoReturn
 import click
 
 from litereplica import __version__
+from litereplica.cli.one_dash import with_two_dashes
 from litereplica.cli.printable import printable
 from litereplica.errors import ExitCode, LiteReplicaError
 
@@ -80,6 +81,12 @@ class LazyGroup(click.Group):
         command = import_module(f"litereplica.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, rest if command is None else with_two_dashes(command, rest, ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
