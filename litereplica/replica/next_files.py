@@ -88,6 +88,7 @@ class NextFiles:
         self._tip: FileInfo | None = None
         self._here: _Here | None = None  # the L0 file of the position, if we have seen it
         self._diverged = False
+        self._unproven = False  # it diverged for want of proof: the file at the position has gone
 
     async def first_files(self, at: TXID | None = None) -> list[OpenedFile]:
         """The files that make the newest database that can be reached, or that of a TXID.
@@ -180,6 +181,7 @@ class NextFiles:
         try:
             tail = await self._store.get(here.info, Suffix(TRAILER_SIZE))
         except NotFound:
+            self._unproven = True
             return False
         with self._store.blame(here.info):
             return decode_trailer(tail.data) == here.checksum
@@ -251,7 +253,9 @@ class NextFiles:
         return plan
 
     def _found_whole(self, files: list[OpenedFile]) -> FoundFiles:
-        log.warning("%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
+        level = logging.INFO if self._unproven else logging.WARNING
+        self._unproven = False
+        log.log(level, "%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
         self._diverged = False
         self._tip = None
         self._remember(files[-1])
@@ -270,7 +274,9 @@ class NextFiles:
         self._tip = tip
 
     def _diverge(self, reason: str) -> None:
-        if not self._diverged:
+        if self._unproven:
+            log.info("%s, and that one has gone: reading the whole plan anew", reason)
+        elif not self._diverged:
             log.warning("%s: the replica was replaced or restored; serving what we have until it is ahead", reason)
         self._diverged = True
 
