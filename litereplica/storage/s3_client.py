@@ -52,7 +52,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
     client: S3Client = session.client(
         "s3",
         endpoint_url=url.endpoint or None,
-        region_name=_region(url, session.region_name),
+        region_name=named_region(url) or session.region_name or DEFAULT_REGION,
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
@@ -82,9 +82,9 @@ def send_content_md5(client: S3Client) -> bool:
 _SENDING_MD5: WeakSet[Any] = WeakSet()
 
 
-def _region(url: ReplicaURL, configured: str | None) -> str:
-    named = next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
-    return url.region or named or configured or DEFAULT_REGION
+def named_region(url: ReplicaURL) -> str:
+    """The region that the URL or the environment names; empty if neither does."""
+    return url.region or next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), "")
 
 
 def _options(credentials: Credentials) -> dict[str, Any]:

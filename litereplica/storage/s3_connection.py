@@ -37,7 +37,6 @@ RENEW_INTERVAL_S = 10.0
 CREDENTIAL_LIFE = timedelta(minutes=5)
 """botocore is asked again after so long; it renews what is about to expire, and reads nothing else anew."""
 
-_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CONFIG_FILE = "AWS_CONFIG_FILE"
 
@@ -93,9 +92,11 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
     if endpoint:
         config["endpoint"] = _with_bucket(endpoint, url.bucket) if virtual_hosted else endpoint
     keys = static_credentials(credentials)
-    session = None if keys is not None and (_named_region(url) or not _has_config_file()) else _botocore_session()
+    session = (
+        None if keys is not None and (s3_client.named_region(url) or not _has_config_file()) else _botocore_session()
+    )
     configured = None if session is None else session.get_config_variable("region")
-    config["region"] = _named_region(url) or configured or s3_client.DEFAULT_REGION
+    config["region"] = s3_client.named_region(url) or configured or s3_client.DEFAULT_REGION
     provider = None
     if keys is not None:
         config.update(keys)
@@ -172,10 +173,6 @@ def _with_bucket(endpoint: str, bucket: str) -> str:
     """An endpoint as obstore wants it for virtual-hosted requests: with the bucket in the name of its host."""
     parts = urlsplit(endpoint)
     return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
-
-
-def _named_region(url: ReplicaURL) -> str:
-    return url.region or next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), "")
 
 
 def _has_config_file() -> bool:
