@@ -27,17 +27,17 @@ def with_two_dashes(command: click.Command, arguments: Sequence[str], ctx: click
         if word == "--":
             return [*result, *arguments[position:]]
         match = None if is_value else _ONE_DASH.fullmatch(word)
-        if match is not None:
-            word = _long(match, options, names, ctx)
-        option = options.get(word)
+        long = word if match is None else _long(match, options, names, ctx)
+        if long is None:
+            continue
+        option = options.get(long)
         is_value = not is_value and option is not None and not option.is_flag and not option.count
-        if word:
-            result.append(word)
+        result.append(long)
     return result
 
 
-def _long(match: re.Match[str], options: dict[str, click.Option], names: set[str], ctx: click.Context) -> str:
-    """The option of two dashes; empty for a flag that is set to false."""
+def _long(match: re.Match[str], options: dict[str, click.Option], names: set[str], ctx: click.Context) -> str | None:
+    """The option of two dashes; None for a flag that is set to false."""
     name, value = f"--{match['name']}", match["value"]
     if name not in names:
         raise click.NoSuchOption(f"-{match['name']}", possibilities=[each for each in names if name in each], ctx=ctx)
@@ -47,5 +47,5 @@ def _long(match: re.Match[str], options: dict[str, click.Option], names: set[str
     if value.lower() in _TRUE:
         return name
     if value.lower() in _FALSE:
-        return ""
+        return None
     raise click.BadParameter(f"{value!r} is neither true nor false", ctx=ctx, param=option)

@@ -32,6 +32,7 @@ def command(**_: object) -> None:
         (["-json=true", "-force=false", "-no-json"], ["--json", "--no-json"]),
         (["-force", "--", "-force"], ["--force", "--", "-force"]),
         (["-", "-5", "a-force"], ["-", "-5", "a-force"]),
+        (["--txid", "", "", "-o", ""], ["--txid", "", "", "-o", ""]),
     ],
 )
 def test_one_dash_means_the_option_of_that_name(given: list[str], meant: list[str]) -> None:
