@@ -68,7 +68,6 @@ PENDING_CIRCLES = {
 }
 PENDING_WINGS: set[str] = set()
 PENDING_LONG_MODULES = {
-    "fuse/live.py",
     "writer/replicator.py",
 }
 PENDING_LONG_FUNCTIONS: set[str] = set()

@@ -183,7 +183,7 @@ async def writer_step(world: World) -> None:
 
 async def push_some(world: World) -> None:
     """A block that is fetched now arrives later, when the base may have moved."""
-    base = world.live._base
+    base = world.live.files.base
     pgnos = np.array(sorted(world.chance.random.sample(range(1, base.commit + 1), min(4, base.commit))), np.uint32)
     locations = base.lookup(pgnos)
     with suppress(StorageError):

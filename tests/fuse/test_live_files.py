@@ -46,7 +46,7 @@ async def page(live: LiveDatabase, pgno: int, page_size: int) -> bytes:
 
 def require_known(replica: Replica, live: LiveDatabase) -> None:
     """Every location that can be reached names a file of the table, and the table has no file besides."""
-    named = set(live._base.files().tolist()) | set(live._wal.files().tolist())
+    named = set(live.files.base.files().tolist()) | set(live.files.wal.files().tolist())
     named |= set(replica.snapshot.pages.files().tolist())
     files = replica._current.files
     assert all(files.get(file_id) is not None for file_id in named)

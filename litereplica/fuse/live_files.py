@@ -1,0 +1,158 @@
+"""The content of a live database's three files: the base, the virtual WAL above it, and the wal-index.
+
+`LiveFiles` knows where each page of the base and each frame of the WAL is stored, and answers READs from there. Which
+frames are added, and when the base moves, is decided by `LiveDatabase` (`live.py`).
+
+A READ takes no lock: a store that `LiveDatabase` makes under its lock may be waiting for that READ. If the base moves
+while a READ of it waits for the store, the READ starts over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litereplica.errors import DamagedFile, FileVanished
+from litereplica.format.sqlite import with_journal_mode
+from litereplica.format.walindex import Patch, WalIndex
+from litereplica.fuse.kernel_cache import LiveFile
+from litereplica.fuse.virtual_wal import VirtualWal
+from litereplica.replica.database import Replica
+from litereplica.replica.page_map import PageMap
+from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.types import Pos
+
+READ_ATTEMPTS = 4
+"""How often a READ starts over because the base moved or a file vanished."""
+
+_SALT1, _SALT2 = 1, 2
+
+
+class LiveFiles:
+    """The three files, from the replica's current snapshot on. Only the event loop's thread changes them.
+
+    `pending` are the pages that have changed since the newest frame, ascending: the next transaction. `reads` counts
+    the READs of each file.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        snapshot = replica.snapshot
+        self.base: PageMap = snapshot.pages
+        self.base_pos = snapshot.pos
+        self.wal = VirtualWal(snapshot.page_size, replica.holders)
+        self.index = WalIndex(page_size=snapshot.page_size, commit=snapshot.commit, salt1=_SALT1, salt2=_SALT2)
+        self.pending: NDArray[np.uint32] = np.empty(0, np.uint32)
+        self.reads = dict.fromkeys((LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM), 0)
+        self._replica = replica
+
+    def size(self, file: LiveFile) -> int:
+        """Return the current size of a file in bytes."""
+        if file is LiveFile.DATABASE:
+            return self.base.commit * self.base.page_size
+        return self.wal.size if file is LiveFile.WAL else len(self.index.data)
+
+    async def read(self, file: LiveFile, offset: int, size: int) -> bytes:
+        """Answer a READ: exactly `size` bytes, zeroes beyond the end. Raises as `Replica.read`."""
+        self.reads[file] += 1
+        if file is LiveFile.SHM:
+            return bytes(self.index.data[offset : offset + size]).ljust(size, b"\0")
+        if file is LiveFile.WAL:
+            return await self._read_wal(offset, size)
+        return await self._read_database(offset, size)
+
+    async def _read_database(self, offset: int, size: int) -> bytes:
+        page_size = self.base.page_size
+        first, last = offset // page_size + 1, (offset + size - 1) // page_size + 1
+        pages = await self._base_pages(np.arange(first, last + 1, dtype=np.uint32))
+        start = offset - (first - 1) * page_size
+        return b"".join(pages)[start : start + size].ljust(size, b"\0")
+
+    async def _base_pages(self, pgnos: NDArray[np.uint32]) -> list[bytes]:
+        """Pages of the base as it is when the last of them arrives; those behind its end are left out."""
+        for attempt in range(READ_ATTEMPTS):
+            base = self.base
+            present = pgnos[pgnos <= base.commit]
+            locations = base.lookup(present)
+            try:
+                pages = await self.load(present, locations, around=base)
+            except (FileVanished, DamagedFile):
+                if attempt == READ_ATTEMPTS - 1:
+                    raise
+                await self.heal()
+                continue
+            if self.base is base or self._unchanged(present, locations):
+                return pages
+        return pages
+
+    def _unchanged(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> bool:
+        return bool((self.base.lookup(pgnos) == locations).all())
+
+    async def _read_wal(self, offset: int, size: int) -> bytes:
+        for attempt in range(READ_ATTEMPTS):
+            first, pgnos, locations = self.wal.frames_at(offset, size)
+            try:
+                pages = await self.load(pgnos, locations)
+                break
+            except (FileVanished, DamagedFile):
+                if attempt == READ_ATTEMPTS - 1:
+                    raise
+                await self.heal()
+        out = bytearray(size)
+        for i, (pgno, page) in enumerate(zip(pgnos.tolist(), pages, strict=True)):
+            frame = self.wal.encode(pgno, page)
+            start = self.wal.offset(first + i) - offset
+            low, high = max(0, start), min(size, start + len(frame))
+            out[low:high] = frame[low - start : high - start]
+        return bytes(out)
+
+    async def load(
+        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
+    ) -> list[bytes]:
+        """Return pages as clients see them: page 1 says that the database is in WAL mode. Raises as `Replica.read`."""
+        if not len(pgnos):
+            return []
+        pages = await self._replica.read(pgnos, locations, around=around)
+        for row in np.flatnonzero(pgnos == 1).tolist():  # a run of frames may have it several times
+            pages[row] = with_journal_mode(pages[row], wal=True)
+        return pages
+
+    async def heal(self) -> None:
+        """Take new locations of the pages after a file has vanished or proved damaged."""
+        update = await self._replica.heal()
+        if update is not None:
+            self.take(update)
+
+    def take(self, update: Update) -> None:
+        """Add an update's changes to `pending`, and take its locations if pages were relocated."""
+        self.pending = np.union1d(self.pending, update.changed).astype(np.uint32)
+        if update.relocated:
+            self._relocate(update.snapshot.pages)
+
+    def append(self, target: Snapshot, pgnos: NDArray[np.uint32]) -> tuple[int, list[Patch]]:
+        """Append the pages of `pending` as the frames of one transaction: (first frame, changes of the wal-index)."""
+        first = self.wal.append(pgnos, target.pages.lookup(pgnos), commit=target.commit, pos=target.pos)
+        self.pending = np.empty(0, np.uint32)
+        return first, self.index.append(pgnos)
+
+    def frames_for_base(self, upto: int, commit: int) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+        """Return the pages that change if the base moves to frame `upto`, of that `commit`: (pgnos, locations)."""
+        pgnos, locations = self.wal.latest(after=self.index.backfilled, upto=upto)
+        kept = pgnos <= commit
+        return pgnos[kept], locations[kept]
+
+    def move_base(self, upto: int, commit: int, pos: Pos) -> None:
+        """Move the base to the commit that ends with frame `upto`."""
+        self.base = self.base.applied(*self.frames_for_base(upto, commit), commit=commit)
+        self.base_pos = pos
+
+    def _relocate(self, current: PageMap) -> None:
+        """Take the current map's locations of pages that have not changed since; their content is the same."""
+        overlay, _ = self.wal.latest(after=0, upto=self.wal.frames)
+        changed = np.union1d(overlay, self.pending)
+        base = self.base
+        kept = np.union1d(changed, np.arange(current.commit + 1, base.commit + 1)).astype(np.uint32)
+        kept = kept[kept <= base.commit]
+        self.base = current.applied(kept, base.lookup(kept), commit=base.commit)
+        newest = np.setdiff1d(overlay, self.pending)
+        newest = newest[newest <= current.commit]
+        self.wal.relocate(newest, current.lookup(newest))
