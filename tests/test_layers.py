@@ -72,14 +72,11 @@ PENDING_LONG_MODULES = {
 }
 PENDING_LONG_FUNCTIONS: set[str] = set()
 PENDING_CONSTRUCTORS = {
-    "replica/fetch.py: _Flight",
     "writer/fleet/limits.py: Common",
     "writer/replicator.py: Replicator",
     "writer/resume/begin.py: Beginning",
 }
 PENDING_ASSIGNMENTS = {
-    "replica/database.py: self._status.last_error",
-    "replica/database.py: self._status.polls",
     "storage/wrappers/prefix.py: exc.key",
     "writer/fleet/managed_database.py: self._common.pace.open",
     "writer/fleet/supervisor.py: member.closed",

@@ -29,7 +29,7 @@ from litereplica.replica.fetch import Fetcher
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.hydrate import Hydrator, Push
-from litereplica.replica.next_files import LIST_INTERVAL_S, FoundFiles, NextFiles
+from litereplica.replica.next_files import LIST_INTERVAL_S, NextFiles
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_reader import READ_TIMEOUT_S, PageReader
@@ -101,16 +101,26 @@ class Replica:
         then nothing has changed.
         """
         async with self._turn:
-            self._status.polls += 1
+            current = self._current
             try:
-                found = await self._next_files.next_files(self._current.snapshot.pos.txid)
-                update = await self._update(found) if found is not None else await self._relocator.rebase()
+                found = await self._next_files.next_files(current.snapshot.pos.txid)
+                if found is None:
+                    update = await self._relocator.rebase()
+                elif found.whole:
+                    update = await self._relocator.relocate(found)
+                else:
+                    update = advance(current.snapshot, found.files, current.files)
+                    current.replace(update.snapshot, found.files)
             except LiteReplicaError as exc:
-                self._status.note_failure(exc, **self._txids())
+                self._status.note_failure(exc, txid=current.snapshot.pos.txid, newest_txid=self._next_files.newest_txid)
                 raise
             if update is not None:
                 self._hydrator.wake()
-            self._status.note_success(progress=found is not None, **self._txids())
+            self._status.note_success(
+                progress=found is not None,
+                txid=current.snapshot.pos.txid,
+                newest_txid=self._next_files.newest_txid,
+            )
             return update
 
     async def heal(self) -> Update | None:
@@ -130,7 +140,7 @@ class Replica:
             except LiteReplicaError as exc:
                 self._heals += 1
                 self._heal_error = exc
-                self._status.last_error = exc.message
+                self._status.note_failed_heal(exc)
                 raise
             self._hydrator.wake()
             self._heals += 1
@@ -182,7 +192,7 @@ class Replica:
             last_progress_at=self._status.last_progress_at,
             staleness_s=self.staleness_s,
             polls_behind=self._status.polls_behind,
-            reason=self._status.reason(**self._txids()),
+            reason=self._status.reason(txid=snapshot.pos.txid, newest_txid=self._next_files.newest_txid),
             last_error=self._status.last_error,
             pages_from_memory=self._reader.pages_from_memory,
             pages_from_disk=self._reader.pages_from_disk,
@@ -192,17 +202,6 @@ class Replica:
             ledger=self._costs.statistics(),
             hydration=self._hydrator.statistics(),
         )
-
-    async def _update(self, found: FoundFiles) -> Update:
-        """Make the files that a poll found the current snapshot."""
-        if found.whole:
-            return await self._relocator.relocate(found)
-        update = advance(self._current.snapshot, found.files, self._current.files)
-        self._current.replace(update.snapshot, found.files)
-        return update
-
-    def _txids(self) -> dict[str, TXID]:
-        return {"txid": self._current.snapshot.pos.txid, "newest_txid": self._next_files.newest_txid}
 
 
 @asynccontextmanager

@@ -57,18 +57,17 @@ DECODERS = 2
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A request, in the queue or under way: what it brought, or why not. `stream`: for whom, if nobody waits yet."""
+    """A request, queued or under way, and its result. `stream` is the read-ahead stream it is for, None for a reader."""
 
     block: Block
     keys: list[PageKey]
     stream: int | None
-    waiting: int = 0
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    done: trio.Event = field(default_factory=trio.Event)
-    pages: dict[PageKey, bytes] = field(default_factory=dict)
-    damaged: dict[PageKey, DamagedFile] = field(default_factory=dict)
-    error: LiteReplicaError | None = None
-    timed_out: bool = False
+    scope: trio.CancelScope = field(init=False, default_factory=trio.CancelScope)
+    done: trio.Event = field(init=False, default_factory=trio.Event)
+    pages: dict[PageKey, bytes] = field(init=False, default_factory=dict)
+    damaged: dict[PageKey, DamagedFile] = field(init=False, default_factory=dict)
+    error: LiteReplicaError | None = field(init=False, default=None)
+    timed_out: bool = field(init=False, default=False)
 
     def page(self, key: PageKey) -> bytes:
         page = self.pages.get(key)
@@ -137,15 +136,12 @@ class Fetcher:
     async def _wait_for(self, distinct: set[_Flight]) -> None:
         self._demands += 1
         for flight in distinct:
-            flight.waiting += 1
             if flight.stream is not None:
                 self._promote(flight)
         try:
             for flight in distinct:
                 await flight.done.wait()
         finally:
-            for flight in distinct:
-                flight.waiting -= 1
             self._demands -= 1
             self._tell_if_quiet()
 

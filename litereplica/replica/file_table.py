@@ -32,16 +32,20 @@ class SourceFile:
 
 
 class FileTable:
-    """id ↔ file, ids from 1 up. `frame_sums` are those of all files' frames, `holders` whatever names files here."""
+    """Files by id, from 1 up.
+
+    `frame_sums` caches the frame checksums of all files. `holders` are the objects that keep files in the table.
+    `condemned` are the files that failed their check as a whole: none of their pages may be used.
+    """
 
     def __init__(self) -> None:
         self.frame_sums = FrameSums()
         self.holders = FileHolders()
+        self.condemned: dict[int, DamagedFile] = {}
         self._files: dict[int, SourceFile] = {}
         self._ids: dict[tuple[str, int], int] = {}
         self._by_name: dict[str, int] = {}
         self._etags: dict[int, str] = {}
-        self._condemned: dict[int, DamagedFile] = {}
         self._next_id = 1
 
     def __len__(self) -> int:
@@ -65,13 +69,8 @@ class FileTable:
         return self._files.get(file_id)
 
     def condemn(self, file_id: int, damage: DamagedFile) -> None:
-        """The file as a whole failed its check: none of its pages may be used."""
-        self._condemned[file_id] = damage
-
-    @property
-    def condemned(self) -> dict[int, DamagedFile]:
-        """The files whose pages may not be used, by id."""
-        return self._condemned
+        """Add a file to `condemned`."""
+        self.condemned[file_id] = damage
 
     def checksums(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """The checksum of each file; 0 for an id that is unknown."""
@@ -82,7 +81,7 @@ class FileTable:
 
     def last_txids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """Ids, ascending, of all files that may be used, and the max TXID of each."""
-        usable = sorted((file_id, file) for file_id, file in self._files.items() if file_id not in self._condemned)
+        usable = sorted((file_id, file) for file_id, file in self._files.items() if file_id not in self.condemned)
         ids = np.array([file_id for file_id, _ in usable], np.uint32)
         return ids, np.array([file.info.max_txid for _, file in usable], np.uint64)
 
@@ -111,7 +110,7 @@ class FileTable:
         for file_id in [file_id for file_id in self._files if file_id not in keep]:
             file = self._files.pop(file_id)
             self._etags.pop(file_id, None)
-            self._condemned.pop(file_id, None)
+            self.condemned.pop(file_id, None)
             name = str(file.info)
             del self._ids[name, file.checksum]
             if self._by_name.get(name) == file_id:

@@ -112,10 +112,12 @@ class NextFiles:
         if not self._diverged:
             files, damage = await self._next_l0s(position)
             if files and await self._is_our_successor(position, files[0]):
-                self._remember(files[-1])
                 for file in files:
                     self.catalog.trust(file.info)
-                return FoundFiles(self._passed(files))
+                self._remember(files[-1])
+                self._tip = files[-1].info
+                self.newest_txid = self._tip.max_txid
+                return FoundFiles(files)
             if files:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
                 damage, self._listed_at = None, -self._list_interval_s
@@ -198,12 +200,6 @@ class NextFiles:
             return None
         except DamagedFile as exc:
             return exc
-
-    def _passed(self, files: list[OpenedFile]) -> list[OpenedFile]:
-        if files:
-            self._tip = files[-1].info
-            self._note([self._tip])
-        return files
 
     async def _listed(self, position: TXID) -> FoundFiles | None:
         """What a listing shows: that of level 0, and those of all levels when there is reason."""

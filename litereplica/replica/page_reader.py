@@ -91,11 +91,12 @@ class PageReader:
 
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:
         keys = []
-        condemned = self._files.condemned
-        for pgno, file_id in zip(pgnos.tolist(), locations["file"].tolist(), strict=True):
-            file = self._files.get(file_id)
-            if file_id in condemned:
-                raise condemned[file_id].with_traceback(None)
+        file_ids = locations["file"].tolist()
+        files = {file_id: self._files.get(file_id) for file_id in set(file_ids)}
+        for file_id in files.keys() & self._files.condemned.keys():
+            raise self._files.condemned[file_id].with_traceback(None)
+        for pgno, file_id in zip(pgnos.tolist(), file_ids, strict=True):
+            file = files[file_id]
             if file is not None:
                 keys.append(page_key(file.checksum, pgno))
             elif file_id:

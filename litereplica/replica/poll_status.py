@@ -1,4 +1,4 @@
-"""How polling goes: when it last worked, when it last brought something, and why it brings nothing. No I/O."""
+"""When polling last succeeded, when it last brought new files, and why it brings none. No I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from litereplica.types import TXID
 
 
 class PollStatus:
-    """A record of polls; times are those of `clock`, in seconds. TXIDs are ours, and the newest that is known."""
+    """A record of polls. Times are those of `clock`, in seconds.
+
+    `txid` is that of the replica's snapshot, `newest_txid` the newest that is known.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -19,11 +22,12 @@ class PollStatus:
 
     @property
     def staleness_s(self) -> float:
-        """How long ago the store had nothing newer than what we have, as far as we know."""
+        """Seconds since the last poll after which nothing newer than the replica's TXID was known."""
         return self._clock() - self._fresh_at
 
     def note_success(self, *, progress: bool, txid: TXID, newest_txid: TXID) -> None:
-        """A poll has worked; with `progress` it has brought something."""
+        """Record a poll that succeeded; `progress` is True if it brought new files."""
+        self.polls += 1
         self.last_success_at = self._clock()
         self.last_error = ""
         if progress:
@@ -33,13 +37,18 @@ class PollStatus:
             self._fresh_at = self.last_success_at
 
     def note_failure(self, error: LiteReplicaError, *, txid: TXID, newest_txid: TXID) -> None:
-        """A poll has failed."""
+        """Record a poll that failed."""
+        self.polls += 1
         self.last_error = error.message
         if newest_txid > txid:
             self.polls_behind += 1
 
+    def note_failed_heal(self, error: LiteReplicaError) -> None:
+        """Record that no other files were found for pages that vanished or are damaged."""
+        self.last_error = error.message
+
     def reason(self, *, txid: TXID, newest_txid: TXID) -> str:
-        """Why there is no progress although there is more; empty when all is well."""
+        """Return why polls bring nothing although newer TXIDs are known, or an empty string."""
         if not self.polls_behind:
             return ""
         return self.last_error or f"no file leads on from TXID {txid:016x}, the newest is {newest_txid:016x}"
