@@ -20,7 +20,7 @@ INTRODUCTION = """# Commands
 The reference of the command line: what `--help` prints. Written by `scripts/gen-cli-docs`; do not edit.
 
 Data goes to stdout, everything else to stderr. An error is one line, `litereplica: error: what happened: what to
-do next`, and an exit code from the list below. Durations have units (`500ms`, `1s`, `5m`, `1h30m`), and so have sizes
+do next`, and an exit code from the list below. Durations have units (`500ms`, `1s`, `1h30m`, `7d`), and so have sizes
 (`64MiB`, `1GiB`, `500KB`).
 """
 

@@ -11,15 +11,15 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from litereplica.compaction.levels import DAY_MS, HOUR_MS, INTERVALS_MS, MINUTE_MS, Levels
+from litereplica.compaction.levels import INTERVALS_MS, Levels
 from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier
 from litereplica.config import Config, Surroundings, parse_config
 from litereplica.config import keys as config_keys
 from litereplica.config.config import split_command
-from litereplica.config.duration import parse_duration_ms
 from litereplica.config.expand import expand
 from litereplica.errors import UsageError
 from litereplica.storage.credentials import Credentials
+from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, WriterSettings
 
@@ -248,41 +248,6 @@ def test_variables_are_left_alone_when_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "milliseconds"),
-    [
-        ("1s", 1000),
-        ("500ms", 500),
-        ("1m30s", 90_000),
-        ("1.5h", 5_400_000),
-        ("24h", DAY_MS),
-        ("7d", 7 * DAY_MS),
-        ("0", 0),
-        ("0s", 0),
-        ("1us", 1),
-        ("100µs", 1),
-        ("1ns", 1),
-        (".5s", 500),
-        ("1.s", 1000),
-        ("30s1m", 90_000),
-        ("+1s", 1000),
-        ("", None),
-        ("1", None),
-        ("s", None),
-        ("1x", None),
-        ("-1s", None),
-        ("1 s", None),
-        ("1S", None),
-        ("99999999999h", None),
-        ("١s", None),
-        ("1:30", None),
-        ("1e3s", None),
-    ],
-)
-def test_durations_are_gos(text: str, milliseconds: int | None) -> None:
-    assert parse_duration_ms(text) == milliseconds
-
-
-@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("app", ("app",)),
@@ -354,7 +319,7 @@ def with_replica(replica: str) -> str:
             "line 3: dbs[0].replica: the endpoint is neither http nor https",
         ),
         (with_replica("{path: r, sync-interval: 10}"), "line 3: dbs[0].replica.sync-interval is not a duration"),
-        (with_replica("{path: r, sync-interval: 0s}"), "is no time at all"),
+        (with_replica("{path: r, sync-interval: 0s}"), "sync-interval is zero"),
         (with_replica("{path: r, sync-interval: [1s]}"), "is a list: write one value"),
         (
             with_replica("{path: r, retention: 24h}"),

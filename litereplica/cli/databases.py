@@ -9,7 +9,7 @@ import click
 
 from litereplica.cli import output
 from litereplica.cli.config_file import config_option, no_expand_env_option, read_config
-from litereplica.cli.params import format_duration
+from litereplica.times import format_duration
 
 
 @click.command()

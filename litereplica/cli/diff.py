@@ -21,9 +21,10 @@ from litereplica.difference.rows import Change, RowChange, TableDifference
 from litereplica.difference.values import Value, json_value, literal, printable
 from litereplica.errors import EnvironmentProblem
 from litereplica.format.names import format_txid
-from litereplica.history.timeline import format_time, timestamps
+from litereplica.history.timeline import timestamps
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import RestoreResult, restore
+from litereplica.times import format_time
 from litereplica.types import TXID
 
 ROWS = 100

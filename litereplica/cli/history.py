@@ -16,9 +16,9 @@ from litereplica.cli.point import TIMESTAMP
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
 from litereplica.history.points import Point, Selection, read_points, select_points
-from litereplica.history.timeline import format_time
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
+from litereplica.times import format_time
 
 SHOWN_POINTS = 100
 """The newest ones: a request each on S3, and what one reads."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 import trio
 
 from litereplica.cli import output
 from litereplica.cli.params import REPLICA_URL
-from litereplica.format.ltx import MAX_TIMESTAMP_MS
 from litereplica.format.names import LEVELS, format_txid
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.storage.url import redacted
+from litereplica.times import format_time
 from litereplica.types import FileInfo
 
 ALL = "all"
@@ -61,11 +59,10 @@ async def _list(replica_url: str, level: str) -> list[FileInfo]:
 
 def record(info: FileInfo) -> dict[str, object]:
     """The keys that `litereplica ltx --json` and `litestream ltx -json` share."""
-    created = datetime.fromtimestamp(min(max(info.modified_ms, 0), MAX_TIMESTAMP_MS) // 1000, UTC)
     return {
         "level": info.level,
         "min_txid": format_txid(info.min_txid),
         "max_txid": format_txid(info.max_txid),
         "size": info.size,
-        "timestamp": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "timestamp": format_time(max(info.modified_ms, 0), timespec="seconds"),
     }

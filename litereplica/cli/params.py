@@ -1,8 +1,7 @@
-"""Durations, sizes and replica URLs as a user writes them: parsing, and writing them back.
+"""Click types of durations, sizes and replica URLs, and the reader and the writer of sizes.
 
-The click types here are what every command uses; the functions serve whatever else reads or prints
-such values. Units are always written: a bare number is refused, because nobody remembers whether it meant
-seconds or milliseconds.
+Units are always written: a bare number is refused, because nobody remembers whether it meant seconds or milliseconds.
+Durations are read and written by `litereplica.times`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from fractions import Fraction
 import click
 
 from litereplica.errors import UsageError
+from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
-_MS_PER_UNIT = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _MS_PER_UNIT))
 
 _BYTES_PER_UNIT = {
     "B": 1,
@@ -33,28 +31,15 @@ _SIZE = re.compile(rf"({_NUMBER}) ?([a-z]+)", re.IGNORECASE)
 _UNIT_BY_LOWER_CASE = {unit.lower(): count for unit, count in _BYTES_PER_UNIT.items()}
 
 
-def parse_duration(text: str) -> float:
-    """Seconds. Units are h, m, s and ms, largest first: `1h30m`, `500ms`, `1.5s`. Raises `UsageError`."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or not any(match.groups()):
-        hint = f"write {text.strip()}s or {text.strip()}ms" if _is_number(text) else "write 500ms, 1s, 5m or 1h30m"
+def parse_duration_s(text: str) -> float:
+    """Seconds of a duration above zero, in the syntax of `parse_duration_ms`. Raises `UsageError`."""
+    found = parse_duration_ms(text)
+    if found is None:
+        hint = f"write {text.strip()}s or {text.strip()}ms" if _is_number(text) else DURATION_HINT
         raise UsageError(f"{text!r} is not a duration", hint=hint)
-    parts = zip(match.groups(), _MS_PER_UNIT.values(), strict=True)
-    seconds = sum(Fraction(number) * ms for number, ms in parts if number) / 1000
-    if not seconds:
-        raise UsageError(f"{text!r} is no time at all", hint="write a duration above zero, such as 100ms")
-    return float(seconds)
-
-
-def format_duration(seconds: float) -> str:
-    """A duration to the millisecond, as `parse_duration` reads it: `1h30m`, `1s500ms`, `0ms`."""
-    rest = round(seconds * 1000)
-    parts = []
-    for unit, ms in _MS_PER_UNIT.items():
-        count, rest = divmod(rest, ms)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts) or "0ms"
+    if found == 0:
+        raise UsageError(f"{text!r} is zero", hint=ABOVE_ZERO_HINT)
+    return found / 1000
 
 
 def parse_size(text: str) -> int:
@@ -89,7 +74,7 @@ class Duration(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return parse_duration(str(value))
+            return parse_duration_s(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from litereplica.cli.params import format_size
-from litereplica.compaction.levels import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from litereplica.errors import EnvironmentProblem, PointNotFound
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.history.points import Point
+from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

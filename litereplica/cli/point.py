@@ -10,17 +10,16 @@ latest point: clocks differ, and where the writer's stands is not known here.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import click
 
 from litereplica.errors import LTXError, PointNotFound, UsageError
 from litereplica.format import names
+from litereplica.times import has_time_form, milliseconds, parse_time_ms
 from litereplica.types import TXID as TransactionID
 
 if TYPE_CHECKING:
@@ -31,13 +30,11 @@ RELIST_DELAY_S = 0.25
 
 LATEST_NAMES = ("latest", "now")
 
-_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
 _TXID = re.compile(r"[0-9a-f]{16}", re.ASCII | re.IGNORECASE)
 _RELATIVE = re.compile(r"(in\b.*)|(.*\bago)", re.IGNORECASE)
 _BARE_NUMBER = re.compile(r"[\d.\s]*")
 _DATE_ORDERS = ("DMY", "MDY", "YMD")
 _DAYS_OF_MONTH = ("first", "last")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_HINT = "write 2026-03-01T09:30:00Z, '2026-03-01 09:30' or '5 minutes ago'"
 
 
@@ -116,15 +113,13 @@ def parse_timestamp(text: str, *, now: datetime | None = None) -> int:
     `now` (aware) is what relative times count from. Raises `UsageError`.
     """
     text = text.strip()
-    match = _RFC_3339.fullmatch(text)
-    if match is not None:
-        date, clock, fraction, zone = match.groups()
-        try:
-            moment = datetime.fromisoformat(f"{date}T{clock}{zone.upper().replace('Z', '+00:00')}")
-        except ValueError as exc:
-            raise UsageError(f"{text!r} is not a time: {exc}", hint=_TIME_HINT) from None
-        return _milliseconds(moment) + math.ceil(Fraction(fraction or 0) * 1000)
-    return _milliseconds(_spoken(text, now or datetime.now(UTC)))
+    if not has_time_form(text):
+        # 999 µs: rounds up
+        return milliseconds(_spoken(text, now or datetime.now(UTC)) + timedelta(microseconds=999))
+    try:
+        return parse_time_ms(text, round_up=True)
+    except ValueError as exc:
+        raise UsageError(f"{text!r} is not a time: {exc}", hint=_TIME_HINT) from None
 
 
 def _spoken(text: str, now: datetime) -> datetime:
@@ -166,10 +161,6 @@ def _local(moment: datetime, text: str) -> datetime:
     if first != second:
         raise UsageError(f"{text!r} falls into a change of the clocks", hint="add the offset, as in 02:30:00+01:00")
     return first
-
-
-def _milliseconds(moment: datetime) -> int:
-    return -((_EPOCH - moment) // timedelta(milliseconds=1))
 
 
 class Timestamp(click.ParamType[int]):

@@ -25,10 +25,10 @@ import trio
 
 from litereplica import __version__
 from litereplica.cli.child import Child, check_program, start_child
-from litereplica.cli.params import format_duration
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
+from litereplica.times import format_duration
 from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
 from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, LagLog
 from litereplica.writer.fleet.restore_missing import is_there, restore_missing, wait_for_database

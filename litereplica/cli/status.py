@@ -18,8 +18,9 @@ from click.core import ParameterSource
 
 from litereplica.cli import output
 from litereplica.cli.config_file import config_option, no_expand_env_option, read_config
-from litereplica.cli.params import format_duration, format_size
+from litereplica.cli.params import format_size
 from litereplica.errors import DamagedFile, EnvironmentProblem, NoReplica, NotFound, UsageError
+from litereplica.times import format_duration
 
 if TYPE_CHECKING:
     from litereplica.config import Config
@@ -293,8 +294,9 @@ async def _replica_status(store: LTXStore) -> dict[str, Any]:
 
 
 async def _lease(store: LTXStore) -> dict[str, Any] | None:
-    from litereplica.ltxstore.lease import LOCK_KEY, MAX_LEASE_BYTES, Lease, format_time
+    from litereplica.ltxstore.lease import LOCK_KEY, MAX_LEASE_BYTES, Lease
     from litereplica.storage.base import ByteRange
+    from litereplica.times import format_time
 
     try:
         blob = await store.storage.get(LOCK_KEY, ByteRange(0, MAX_LEASE_BYTES + 1))
@@ -312,6 +314,6 @@ async def _lease(store: LTXStore) -> dict[str, Any] | None:
 
 
 def _time(milliseconds: int) -> str:
-    from litereplica.ltxstore.lease import format_time
+    from litereplica.times import format_time
 
     return format_time(milliseconds) if milliseconds else ""

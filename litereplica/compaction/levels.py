@@ -23,12 +23,8 @@ from itertools import accumulate
 from litereplica.errors import ReplicaError, UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.plan import plan_newest, plan_steps
+from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from litereplica.types import TXID, FileInfo
-
-SECOND_MS = 1000
-MINUTE_MS = 60 * SECOND_MS
-HOUR_MS = 60 * MINUTE_MS
-DAY_MS = 24 * HOUR_MS
 
 INTERVALS_MS = (30 * SECOND_MS, 5 * MINUTE_MS, HOUR_MS)
 """Of levels 1 to 3: Litestream's defaults. A restore reads at most 10 + 10 + 12 + 24 files behind a snapshot,

@@ -20,7 +20,6 @@ known by their listings: on S3 that is the time of upload, so copying a bucket m
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +29,12 @@ from typing import TypeAlias, TypeVar
 
 import trio
 
-from litereplica.compaction.levels import DAY_MS, MINUTE_MS
 from litereplica.errors import UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.frame_checksums import parse_sums_key
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
+from litereplica.times import DAY_MS, MINUTE_MS, SteadyClock
 from litereplica.types import TXID, FileInfo
 
 L0_RETENTION_MS = 5 * MINUTE_MS
@@ -128,30 +127,6 @@ def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
         if min(info.min_txid for info in group) <= reached[-1] + 1:
             reached.append(txid)
     return reached[1:]
-
-
-class SteadyClock:
-    """The time, in milliseconds since the epoch, for measuring ages: it never runs ahead.
-
-    `wall_ms` is believed once, at the beginning, and where it is behind what has elapsed since then.
-    """
-
-    def __init__(
-        self,
-        wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        elapsed_ms: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
-    ) -> None:
-        self._wall_ms = wall_ms
-        self._elapsed_ms = elapsed_ms
-        self._offset_ms = wall_ms() - elapsed_ms()
-
-    def steady_ms(self) -> int:
-        """As if nobody had touched the clock since the beginning."""
-        return self._offset_ms + self._elapsed_ms()
-
-    def now_ms(self) -> int:
-        """What ages are measured against."""
-        return min(self.steady_ms(), self._wall_ms())
 
 
 _Name: TypeAlias = tuple[int, TXID, TXID]

@@ -6,7 +6,6 @@ replica   a replica's part, in Litestream's shape, as one URL
 keys      every key of Litestream's configuration, and what becomes of it here
 document  YAML as sections whose values know their lines
 expand    environment variables in the text
-duration  durations in Go's syntax
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from litereplica.config.duration import parse_duration_ms
 from litereplica.errors import UsageError
+from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
 NEVER = "never"
 """Where a period may be without end."""
@@ -100,10 +100,9 @@ class Section:
             return None
         found = parse_duration_ms(text)
         if found is None:
-            hint = "write for instance 500ms, 30s, 1m30s or 24h"
-            raise self.error(f"{self.name(key)} is not a duration", key=key, hint=hint)
+            raise self.error(f"{self.name(key)} is not a duration", key=key, hint=DURATION_HINT)
         if found == 0:
-            raise self.error(f"{self.name(key)} is no time at all", key=key, hint="write one above zero")
+            raise self.error(f"{self.name(key)} is zero", key=key, hint=ABOVE_ZERO_HINT)
         return found
 
     def period_ms(self, key: str, default: int | None, *, zero_is_endless: bool = False) -> int | None:

@@ -29,6 +29,7 @@ from litereplica.errors import LTXError
 from litereplica.format import legacy, uvarint
 from litereplica.format.checksum import CHECKSUM_FLAG
 from litereplica.format.sqlite import is_page_size, lock_pgno
+from litereplica.times import MAX_TIME_MS
 from litereplica.types import TXID, Pgno
 
 MAGIC = b"LTX1"
@@ -50,8 +51,6 @@ _ENTRY_VALUES = 3
 MAX_INDEX_ENTRY_SIZE = _ENTRY_VALUES * uvarint.MAX_SIZE
 """Bytes of the longest varint triple."""
 
-MAX_TIMESTAMP_MS = 253_402_300_799_999
-"""The last millisecond of the year 9999, the last that `datetime` and RFC 3339 can tell."""
 
 _FRAMES_OUT_OF_PLACE = "LTX page index has frames that overlap, leave gaps, or lie outside the file"
 
@@ -102,7 +101,7 @@ class Header:
             raise LTXError(f"LTX header has a database of {self.commit} pages")
         if not 1 <= self.min_txid <= self.max_txid < 1 << 64:
             raise LTXError(f"LTX header has TXIDs {self.min_txid}-{self.max_txid}")
-        if not 0 <= self.timestamp_ms <= MAX_TIMESTAMP_MS:
+        if not 0 <= self.timestamp_ms <= MAX_TIME_MS:
             raise LTXError(f"LTX header has timestamp {self.timestamp_ms} ms")
         if not (0 <= self.wal_offset < 1 << 63 and 0 <= self.wal_size < 1 << 63):
             raise LTXError(f"LTX header has WAL offset {self.wal_offset}, size {self.wal_size}")

@@ -9,20 +9,14 @@ Nothing else is a name. A date alone, or a time without an offset, would mean an
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 
 from litereplica.errors import LTXError
 from litereplica.format.names import format_txid, parse_txid
+from litereplica.times import parse_time_ms
 from litereplica.types import TXID
 
 TXID_PREFIX = "txid-"
-
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +34,11 @@ def parse(name: bytes) -> Wanted | None:
         if text.startswith(TXID_PREFIX):
             txid = parse_txid(text.removeprefix(TXID_PREFIX))
             return Wanted(txid=txid) if txid else None
-        return _parse_time(text)
-    except (ValueError, OverflowError, LTXError):
+        return Wanted(before_ms=parse_time_ms(text, round_up=True))
+    except (ValueError, LTXError):
         return None
 
 
 def txid_name(txid: TXID) -> bytes:
     """The name of a state by its TXID."""
     return (TXID_PREFIX + format_txid(txid)).encode()
-
-
-def _parse_time(text: str) -> Wanted | None:
-    """Rounded up to a millisecond: what is before the time is before the result, and the other way round."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    date, clock, fraction, zone = match.groups()
-    moment = datetime.fromisoformat(f"{date}T{clock}{zone.upper().replace('Z', '+00:00')}")
-    whole_ms = (moment - _EPOCH) // timedelta(milliseconds=1)
-    return Wanted(before_ms=whole_ms + math.ceil(Fraction(fraction or 0) * 1000))

@@ -19,7 +19,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 
 from litereplica.compaction.retention import reachable_txids
@@ -29,6 +28,7 @@ from litereplica.format import ltx
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
+from litereplica.times import format_time
 from litereplica.types import TXID, FileInfo
 
 PARALLEL_HEADERS = 16
@@ -111,12 +111,6 @@ def require_point(files: Sequence[FileInfo], txid: TXID) -> None:
     near = [format_txid(point) for point in (*points[max(0, row - 1) : row], *points[row : row + 1])]
     hint = f"the nearest: {' and '.join(near)}" if near else "run 'litereplica ltx --level all' to see its files"
     raise PointNotFound(f"the replica cannot be restored to TXID {format_txid(txid)}", hint=hint)
-
-
-def format_time(timestamp_ms: int) -> str:
-    """RFC 3339 in UTC, with milliseconds."""
-    moment = datetime.fromtimestamp(min(timestamp_ms, ltx.MAX_TIMESTAMP_MS) // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03d}Z"
 
 
 class _Search:

@@ -32,7 +32,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from litereplica.errors import (
@@ -46,6 +45,7 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.storage.base import ByteRange, Storage
+from litereplica.times import format_time, parse_time_ms
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,6 @@ LATEST_MS = 253_370_764_800_000
 MAX_ATTEMPTS = 4
 """To acquire: each one is lost only to another writer that was faster."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HINT_DAMAGED = "make sure that no other writer publishes there, then delete it"
 
 
@@ -349,23 +348,16 @@ class Publication:
         self._lease.settle(self, settled=True)
 
 
-def format_time(milliseconds: int) -> str:
-    """RFC 3339 in UTC, with milliseconds."""
-    return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _granted(me: Identity, generation: int, now: Moment) -> Lease:
     return Lease(generation, now.wall_ms + TERM_MS, me.owner, me.id)
 
 
 def _expiry_ms(fields: dict[str, Any]) -> int:
     try:
-        moment = datetime.fromisoformat(_text(fields, "expires_at"))
+        expires_ms = parse_time_ms(_text(fields, "expires_at"))
     except ValueError as exc:
-        raise _damaged("'expires_at' is not a time") from exc
-    if moment.tzinfo is None:
-        raise _damaged("'expires_at' has no time zone")
-    return min(max((moment - _EPOCH) // timedelta(milliseconds=1), 0), LATEST_MS)
+        raise _damaged("'expires_at' is not an RFC 3339 time") from exc
+    return min(max(expires_ms, 0), LATEST_MS)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

@@ -7,7 +7,6 @@ at one instant, after one checkpoint.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 from litereplica.errors import NotFound, PreconditionFailed
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 from litereplica.storage.keys import resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.times import wall_clock_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,6 @@ class StoredObject:
     def etag(self) -> str:
         """As S3 has it: a function of the content alone."""
         return f'"{hashlib.md5(self.data, usedforsecurity=False).hexdigest()}"'
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class MemoryStorage(Storage):

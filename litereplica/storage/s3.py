@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from litereplica.storage.keys import is_key, resolve_range, validate_key, valida
 from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, send_content_md5
 from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import Target, upload_in_parts
+from litereplica.times import format_time_nano, milliseconds, parse_time_ms
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -56,7 +57,6 @@ UNANNOUNCED_LIMIT = 64 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _RANGE_NOT_SATISFIABLE = 416
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class S3Storage(Storage):
@@ -109,7 +109,7 @@ class S3Storage(Storage):
     async def head(self, key: str) -> ObjectInfo:
         where = self._where(key)
         answer = await self._run(f"read {key}", lambda client: client.head_object(**where), key=key)
-        given_ms = timestamp_ms(answer.get("Metadata", {}).get(TIMESTAMP_METADATA, ""))
+        given_ms = given_time_ms(answer.get("Metadata", {}).get(TIMESTAMP_METADATA, ""))
         return ObjectInfo(
             key=key,
             size=answer["ContentLength"],
@@ -163,7 +163,7 @@ class S3Storage(Storage):
         return Blob(data=b"", size=info.size, etag=info.etag)
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, condition: dict[str, Any]) -> str:
-        metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: rfc3339(modified_ms)}
+        metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: format_time_nano(modified_ms)}
         target = Target(where=self._where(key), metadata=metadata, condition=condition)
 
         async def run(doing: str, action: Callable[[S3Client], T]) -> T:
@@ -354,21 +354,9 @@ def _modified_ms(answer: Any) -> int:
     return 0 if modified is None else milliseconds(modified)
 
 
-def milliseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
-
-
-def rfc3339(milliseconds: int) -> str:
-    """As Go's `time.RFC3339Nano` writes a time in UTC: no trailing zeros in the fraction."""
-    moment = _EPOCH + timedelta(milliseconds=milliseconds)
-    fraction = f".{milliseconds % 1000:03d}".rstrip("0").rstrip(".")
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
-
-
-def timestamp_ms(text: str) -> int | None:
-    """Milliseconds of a time that Litestream or we wrote; None for anything else."""
+def given_time_ms(text: str) -> int | None:
+    """The time that Litestream or litereplica wrote into an object's metadata; None for anything else."""
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_time_ms(text)
     except ValueError:
         return None
-    return milliseconds(moment) if moment.tzinfo else None

@@ -28,16 +28,9 @@ from litereplica.errors import NotFound, PreconditionFailed, StorageError, Trans
 from litereplica.storage import s3_client, s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
-from litereplica.storage.s3 import (
-    MIN_BYTES_PER_S,
-    TIMESTAMP_METADATA,
-    S3Storage,
-    is_empty,
-    milliseconds,
-    rfc3339,
-    timestamp_ms,
-)
+from litereplica.storage.s3 import MIN_BYTES_PER_S, TIMESTAMP_METADATA, S3Storage, given_time_ms, is_empty
 from litereplica.storage.s3_connection import Connection, connect
+from litereplica.times import format_time_nano, milliseconds
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta, PutMode
@@ -130,7 +123,7 @@ class ObstoreS3Storage(Storage):
             import obstore
 
             found = obstore.get(store, key, options={"head": True})
-            given_ms = timestamp_ms(str(found.attributes.get(TIMESTAMP_METADATA, "")))
+            given_ms = given_time_ms(str(found.attributes.get(TIMESTAMP_METADATA, "")))
             info = _info(found.meta, key)
             return info if given_ms is None else ObjectInfo(key, info.size, given_ms, info.etag)
 
@@ -176,7 +169,7 @@ class ObstoreS3Storage(Storage):
         if isinstance(body, Path) and (await trio.to_thread.run_sync(body.stat)).st_size >= s3_upload.MULTIPART_BYTES:
             etag: str = await complete()
             return etag
-        attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: rfc3339(modified_ms)}
+        attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: format_time_nano(modified_ms)}
 
         def send(store: S3Store) -> str:
             import obstore

@@ -28,12 +28,13 @@ from typing import TypeAlias
 import trio
 
 from litereplica.compaction.compaction import MAX_PLANS, REPLAN_DELAY_S, run_compaction
-from litereplica.compaction.levels import HOUR_MS, SECOND_MS, Compaction, Levels, first_step, schedule
+from litereplica.compaction.levels import Compaction, Levels, first_step, schedule
 from litereplica.compaction.merge import remove_left_over
-from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.store import LTXStore
+from litereplica.times import HOUR_MS, SECOND_MS, SteadyClock
 from litereplica.types import TXID, FileInfo
 from litereplica.writer.publish.lease_keeper import Tenure
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import trio
 
 from litereplica.errors import EnvironmentProblem, NotFound, StorageError, TransientStorageError, UsageError
 from litereplica.ltxstore.store import LTXStore
+from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import Pace, retry_delay_s
 from litereplica.writer.crash import CrashPoint, crash_point
@@ -430,11 +430,6 @@ async def _limit_stop(stop: trio.Event, scope: trio.CancelScope, limit_s: float)
     """Once `stop` is set, `scope` has `limit_s` left."""
     await stop.wait()
     scope.deadline = trio.current_time() + limit_s
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Durations and sizes: what is read, what is refused with which advice, and that writing reads back."""
+"""Options of commands and sizes: what is read, what is refused with which advice, and that writing reads back."""
 
 from __future__ import annotations
 
@@ -8,59 +8,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litereplica.cli.params import (
-    DURATION,
-    REPLICA_URL,
-    SIZE,
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
-)
+from litereplica.cli.params import DURATION, REPLICA_URL, SIZE, format_size, parse_size
 from litereplica.errors import UsageError
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("500ms", 0.5),
-        ("1s", 1.0),
-        ("1.5s", 1.5),
-        ("0.25s", 0.25),
-        ("5m", 300.0),
-        ("1h", 3600.0),
-        ("1h30m", 5400.0),
-        ("1h1m1s1ms", 3661.001),
-        ("90m", 5400.0),
-        ("1m500ms", 60.5),
-        (" 1s ", 1.0),
-    ],
-)
-def test_duration_is_read_as_seconds(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("5", "write 5s or 5ms"),
-        ("1.5", "write 1.5s or 1.5ms"),
-        ("", "write 500ms, 1s, 5m or 1h30m"),
-        ("fast", "write 500ms, 1s, 5m or 1h30m"),
-        ("-1s", "write 500ms, 1s, 5m or 1h30m"),
-        ("1s1h", "write 500ms, 1s, 5m or 1h30m"),
-        ("1s1s", "write 500ms, 1s, 5m or 1h30m"),
-        ("1 s", "write 500ms, 1s, 5m or 1h30m"),
-        ("1S", "write 500ms, 1s, 5m or 1h30m"),
-        ("1e3s", "write 500ms, 1s, 5m or 1h30m"),
-        ("١s", "write 500ms, 1s, 5m or 1h30m"),
-        ("0s", "write a duration above zero, such as 100ms"),
-    ],
-)
-def test_what_is_no_duration_is_refused_with_a_hint(text: str, hint: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_duration(text)
-    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(
@@ -101,19 +50,6 @@ def test_what_is_no_size_is_refused_with_a_hint(text: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_size(text)
     assert caught.value.hint == hint
-
-
-@given(st.integers(min_value=1, max_value=10**12))
-def test_a_written_duration_reads_back_to_the_millisecond(ms: int) -> None:
-    assert round(parse_duration(format_duration(ms / 1000)) * 1000) == ms
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0, "0ms"), (0.0004, "0ms"), (0.5, "500ms"), (1.5, "1s500ms"), (5400.0, "1h30m"), (90_000.0, "25h")],
-)
-def test_duration_is_written_with_its_units(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 @given(st.integers(min_value=0, max_value=2**50))

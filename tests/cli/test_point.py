@@ -22,7 +22,7 @@ from litereplica.cli.point import (
     resolve,
 )
 from litereplica.errors import NoReplica, PointNotFound, UsageError
-from litereplica.history.timeline import format_time
+from litereplica.times import format_time
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History
 from tests.ltxstore.replicas import memory_store
 

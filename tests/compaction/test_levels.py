@@ -9,11 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from litereplica.compaction.levels import (
-    DAY_MS,
-    HOUR_MS,
     MAX_LEVEL,
-    MINUTE_MS,
-    SECOND_MS,
     Compaction,
     Levels,
     due_compactions,
@@ -26,6 +22,7 @@ from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import GapError, NoReplica, UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.plan import plan_newest
+from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from litereplica.types import FileInfo
 
 HISTORIES = 1_500

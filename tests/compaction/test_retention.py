@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from litereplica.compaction.levels import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Levels, due_compactions
+from litereplica.compaction.levels import Levels, due_compactions
 from litereplica.compaction.retention import (
     NEVER,
     Retention,
     RetentionPolicy,
-    SteadyClock,
     Tier,
     due_deletions,
     next_deletion_ms,
@@ -26,6 +25,7 @@ from litereplica.ltxstore.plan import plan_newest, plan_restore
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, Operation
+from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, memory_store
 

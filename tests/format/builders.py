@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from litereplica.format import decoder, encoder, ltx
+from litereplica.times import MAX_TIME_MS
 
 GOLDEN = Path(__file__).parent / "golden"
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -197,7 +198,7 @@ def files(draw: st.DrawFn, *, snapshot: bool | None = None, page_size: int | Non
         txids=(first, draw(st.integers(first, (1 << 64) - 1))),
         commit=commit,
         page_size=size,
-        timestamp_ms=draw(st.integers(0, ltx.MAX_TIMESTAMP_MS)),
+        timestamp_ms=draw(st.integers(0, MAX_TIME_MS)),
         wal_offset=32,
         wal_size=draw(st.integers(0, (1 << 63) - 1)),
         wal_salt1=draw(st.integers(0, (1 << 32) - 1)),

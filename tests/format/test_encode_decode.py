@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import checksum, decoder, encoder, ltx
+from litereplica.times import MAX_TIME_MS
 from tests.format.builders import (
     UNTIMED,
     CraftedFile,
@@ -216,7 +217,7 @@ def test_header_survives_with_every_field(seed: int) -> None:
     "fields",
     [
         {"timestamp_ms": -1},
-        {"timestamp_ms": ltx.MAX_TIMESTAMP_MS + 1},
+        {"timestamp_ms": MAX_TIME_MS + 1},
         {"wal_offset": -1},
         {"wal_offset": 2**63},
         {"wal_offset": 32, "wal_size": -1},

@@ -10,8 +10,7 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import compact_level, snapshot
-from litereplica.compaction.levels import DAY_MS
-from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.errors import NoReplica, ReplicaError
 from litereplica.format import ltx
 from litereplica.format.decoder import decode_file
@@ -29,6 +28,7 @@ from litereplica.storage.base import Blob, ObjectInfo, Range
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.storage.wrappers.delegate import Operation
+from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, make_file, memory_store, page_of, publish, put
 

@@ -18,11 +18,11 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import Compacted, compact_level, snapshot
-from litereplica.compaction.levels import DAY_MS
-from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock, reachable_txids
+from litereplica.compaction.retention import Retention, RetentionPolicy, reachable_txids
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
 

@@ -15,10 +15,10 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import compact_level, snapshot
-from litereplica.compaction.levels import DAY_MS
-from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock
+from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.history.verify import Severity, verify
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, run_litestream
 

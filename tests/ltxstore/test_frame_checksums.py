@@ -13,8 +13,7 @@ import trio
 import trio.testing
 
 from litereplica.compaction.compaction import snapshot
-from litereplica.compaction.levels import DAY_MS
-from litereplica.compaction.retention import Retention, RetentionPolicy, SteadyClock, sweep_sums
+from litereplica.compaction.retention import Retention, RetentionPolicy, sweep_sums
 from litereplica.errors import DamagedFile, TransientStorageError
 from litereplica.format import frame_checksums as format_sums
 from litereplica.format.frame_checksums import SumsHead, sum_of
@@ -24,6 +23,7 @@ from litereplica.ltxstore.frame_checksums import FileSums, FrameSums, parse_sums
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, open_ltx_store
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, MeteredStorage, Operation
+from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.helpers.history import History, sums_of_file
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import trio
 
 from litereplica.compaction.levels import Levels
-from litereplica.compaction.retention import RetentionPolicy, SteadyClock
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.ltxstore.plan import plan_newest
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.times import SteadyClock
 from litereplica.types import FileInfo
 from litereplica.writer.maintenance import Maintenance
 from litereplica.writer.publish.lease_keeper import Tenure

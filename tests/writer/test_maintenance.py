@@ -11,10 +11,11 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import Compacted, run_compaction
-from litereplica.compaction.levels import DAY_MS, HOUR_MS, Levels
+from litereplica.compaction.levels import Levels
 from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier, reachable_txids
 from litereplica.restore.restore import restore
 from litereplica.storage.memory import MemoryStorage
+from litereplica.times import DAY_MS, HOUR_MS
 from litereplica.writer import maintenance as maintenance_module
 from tests.ltxstore.replicas import memory_store, publish
 from tests.writer.simulated import NOON_MS, Simulation

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from litereplica.compaction import merge
-from litereplica.compaction.levels import HOUR_MS, Levels
+from litereplica.compaction.levels import Levels
 from litereplica.compaction.retention import RetentionPolicy, reachable_txids
 from litereplica.errors import LeaseLost, TransientStorageError
 from litereplica.format.decoder import decode_file
@@ -23,6 +23,7 @@ from litereplica.storage.file import FileStorage
 from litereplica.storage.memory import MemoryStorage, StoredObject
 from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, LatencyStorage, Request, When
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage
+from litereplica.times import HOUR_MS
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
 from litereplica.writer.publish.lease_keeper import LeasedTenure, SharedLease, now

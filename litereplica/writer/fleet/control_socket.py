@@ -21,7 +21,8 @@ from typing import Any
 import trio
 
 from litereplica.errors import EnvironmentProblem
-from litereplica.ltxstore.lease import Lease, format_time
+from litereplica.ltxstore.lease import Lease
+from litereplica.times import format_time
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics
 
 log = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ import trio
 from litereplica.errors import ExitCode, LiteReplicaError, UsageError
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
+from litereplica.times import wall_clock_ms
 from litereplica.writer.database.parked import rest_by_mark
 from litereplica.writer.fleet.directory_scan import Directory, printable
 from litereplica.writer.fleet.limits import Common, raise_descriptor_limit
@@ -32,7 +33,6 @@ from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.fleet.parking import watch_parked
 from litereplica.writer.fleet.replica_root import ReplicaRoot, join_url
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
-from litereplica.writer.replicator import wall_clock_ms
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 
 log = logging.getLogger(__name__)

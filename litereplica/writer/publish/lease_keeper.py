@@ -30,6 +30,7 @@ from litereplica.errors import (
 from litereplica.ltxstore.conditions import require_conditions, require_exclusive_create
 from litereplica.ltxstore.lease import Identity, Lease, Moment, Publication, ReplicaLease
 from litereplica.storage.base import Storage
+from litereplica.times import wall_clock_ms
 from litereplica.writer.crash import CrashPoint, crash_point
 
 log = logging.getLogger(__name__)
@@ -275,4 +276,4 @@ def open_tenure(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], st
 
 def now() -> Moment:
     """By this machine's clocks."""
-    return Moment(time.time_ns() // 1_000_000, time.monotonic())
+    return Moment(wall_clock_ms(), time.monotonic())
