@@ -53,8 +53,6 @@ ALLOWED = {
 
 WRITER_WINGS = ["database", "publish", "resume", "", "fleet"]
 """Wings of the writer, each importing only those before it. The empty name: the modules directly in `writer/`."""
-WRITER_GROUND = {"crash"}
-"""Modules directly in `writer/` that every wing may import; they import nothing of the writer."""
 
 NOT_SANS_IO = {"os", "io", "time", "logging", "trio", "boto3", "sqlite3", "apsw", "pathlib", "socket", "threading"}
 
@@ -161,13 +159,12 @@ def test_wings_of_the_writer_import_only_what_is_below_them() -> None:
     for module in of_layer("writer"):
         where = module.where.removeprefix("writer/")
         wing = where.rpartition("/")[0]
-        ground = where.removesuffix(".py") in WRITER_GROUND
-        allowed = set() if ground else set(WRITER_WINGS[: WRITER_WINGS.index(wing) + 1])
+        allowed = set(WRITER_WINGS[: WRITER_WINGS.index(wing) + 1])
         for name in module.imported():
             if name.startswith("litereplica.writer."):
                 first = name.split(".")[2]
                 imported_wing = first if first in WRITER_WINGS else ""
-                if imported_wing not in allowed and first not in WRITER_GROUND:
+                if imported_wing not in allowed:
                     found.add(f"{where} -> {imported_wing or first}")
     require(found, pending=PENDING_WINGS)
 

@@ -26,7 +26,6 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import Pace, retry_delay_s
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.checkpoint import Outcome, Schedule, checkpoint, move_ahead
 from litereplica.writer.database.checkpoint_mark import Marks
 from litereplica.writer.database.litestream_guard import LitestreamWatch, refuse_if_litestream_runs
@@ -242,7 +241,7 @@ class Replicator:
         if now_s < self._publish_at_s:
             longest_s = self._pace.look_interval_s() if self._source.may_restart else IN_PLACE_INTERVAL_S
             return min(self._publish_at_s - now_s, longest_s)
-        if self._look() is News.FRAMES:
+        if self._tail.look() is News.FRAMES:
             await self._source.run(lambda: move_ahead(self._source, self._tail))
         if await self._publish():
             self._active_s = now_s
@@ -255,7 +254,6 @@ class Replicator:
 
     async def _finish(self) -> None:
         """Publish what is left."""
-        crash_point(CrashPoint.STOPPING)
         if not self._attached:
             return
         try:
@@ -297,7 +295,7 @@ class Replicator:
             return None
         if files.database != self._source.identity() or not self._tail.is_in_place():
             return None
-        if self._look() is not News.NONE or self._tail.committed > self._tail.position:
+        if self._tail.look() is not News.NONE or self._tail.committed > self._tail.position:
             return None
         last, complete = self._publisher.last, self._tail.is_sealed
         if complete:
@@ -343,7 +341,6 @@ class Replicator:
             "replicating %s to %s: %s, at TXID %016x",
             self._source.path, self._store.url, start.value, self._publisher.last.txid,
         )  # fmt: skip
-        crash_point(CrashPoint.ATTACHED)
 
     def _note_if_complete(self) -> None:
         """If the database file is all of the newest TXID, that is to be marked."""
@@ -354,7 +351,7 @@ class Replicator:
 
     async def _publish(self) -> int:
         """Publish all that is committed now, not what is committed meanwhile; returns the number of files."""
-        news = self._look()
+        news = self._tail.look()
         if news is not News.NONE:
             self._progress.note_behind()
         if news is News.LOST:
@@ -367,13 +364,6 @@ class Replicator:
             due = self._tail.committed > self._tail.position
         self._progress.note_current()
         return files
-
-    def _look(self) -> News:
-        generation = self._tail.header
-        news = self._tail.look()
-        if self._tail.header is not generation:
-            crash_point(CrashPoint.NEW_GENERATION)
-        return news
 
     def _count(self, published: Prepared) -> None:
         self._progress.count(published, wal_frames=self._wal_frames())
@@ -420,7 +410,7 @@ class Replicator:
         told, self._progress.error = self._progress.error, str(error)
         level = logging.DEBUG if told == self._progress.error else logging.WARNING
         log.log(level, "cannot publish %s: %s; trying again in %.1f s", self._source.path, error, delay_s)
-        if self._attached and not isinstance(error, apsw.Error | OSError) and self._look() is News.FRAMES:
+        if self._attached and not isinstance(error, apsw.Error | OSError) and self._tail.look() is News.FRAMES:
             await self._source.run(self._tail.scan)  # to know how far behind the store is
         with trio.move_on_after(delay_s):
             await stop.wait()
@@ -461,7 +451,6 @@ async def open_replicator(
             undisturbed = left is not None and left.token == state.tenancy()
             quiet_s = await source.run(lambda: quiet_for_s(source.path))
             await source.run(source.connect)
-            crash_point(CrashPoint.SOURCE_OPENED)
             sums = PageChecksums(state.page_sums)
             await source.run(lambda: sums.open(inode=source.identity().inode, page_size=source.page_size))
             replicator = Replicator(
@@ -484,4 +473,3 @@ async def open_replicator(
                 yield replicator
             finally:
                 await replicator.aclose()
-    crash_point(CrashPoint.CONNECTIONS_CLOSED)

@@ -3,7 +3,7 @@
 A nursery process has imported everything; for each writer it forks. The test talks to it line by line, one JSON
 request, one JSON answer. Every writer has low limits, so that short runs come to all steps.
 
-Besides the named points of `litereplica.writer.crash` there are those at the store, `STORE_POINTS`: before a
+Besides the named points of `crash_points` there are those at the store, `STORE_POINTS`: before a
 request is made, or when it has taken effect and the writer does not know yet.
 """
 
@@ -31,12 +31,12 @@ from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage import Storage
 from litereplica.storage.wrappers import Call, Operation, When, WrapperStorage
-from litereplica.writer import crash, replicator
-from litereplica.writer.database import checkpoint, checkpoint_mark, state_directory
-from litereplica.writer.publish import lease_keeper, page_checksums, publisher
+from litereplica.writer.database import checkpoint, state_directory
+from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import open_replicator
-from litereplica.writer.resume import resume_point
+from tests.helpers import crash_points
+from tests.helpers.crash_points import CrashPoint
 
 T = TypeVar("T")
 
@@ -142,8 +142,8 @@ class WriterProcess:
     def start(self, crash_at: str = "", *, lease: LeaseMode = LeaseMode.OFF, rest_frames: int = REST_FRAMES) -> str:
         """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
 
-        `crash_at` is a crash point and the number of the pass, as in `LITEREPLICA_CRASH_AT`, or the same with
-        one of `STORE_POINTS`; it may then be dead. `rest_frames`: `checkpoint.REST_FRAMES`.
+        `crash_at` is a crash point and the number of the pass, as in `sending:3`, or the same with one of
+        `STORE_POINTS`; the writer may then be dead. `rest_frames`: `checkpoint.REST_FRAMES`.
         """
         answer = self._nursery.ask(
             database=str(self._database),
@@ -221,18 +221,7 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     if name in STORE_POINTS:
         store = LTXStore(CrashStorage(store.storage, STORE_POINTS[name], int(passes)), store.layout)
     elif name:
-        os.environ[crash.VARIABLE] = request["crash_at"]
-        for module in (
-            resume_point,
-            checkpoint,
-            checkpoint_mark,
-            page_checksums,
-            publisher,
-            replicator,
-            state_directory,
-            lease_keeper,
-        ):
-            module.crash_point = crash._from_environment()  # type: ignore[attr-defined]  # as at an import
+        crash_points.install(CrashPoint(name), int(passes))
     try:
         trio.run(_replicate, Path(request["database"]), store, LeaseMode(request["lease"]), out)
     except LiteReplicaError as exc:

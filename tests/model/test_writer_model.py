@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from litereplica.writer.crash import CrashPoint
 from tests.helpers.app import Application
+from tests.helpers.crash_points import CrashPoint
 from tests.helpers.follower import Follower
 from tests.helpers.writer_process import WriterProcess
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from litereplica.writer.crash import CrashPoint
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from tests.helpers.app import Application
+from tests.helpers.crash_points import WHERE, CrashPoint, owner_of
 from tests.helpers.follower import Follower
+from tests.helpers.package_source import modules
 from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess
 
 DEADLINE_S = 60.0
@@ -239,6 +240,25 @@ def test_killed_writer_loses_nothing_and_repeats_nothing(
     left = {path.name for path in (tmp_path / ".app.db-litereplica").iterdir()}
     assert left <= {"lock", "checkpoint.json", "pages.sums", "writer.json"}, "a spooled file was left behind"
     assert not (tmp_path / "replica" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("point", CrashPoint)
+def test_point_names_a_function_and_its_caller(point: CrashPoint) -> None:
+    where = WHERE[point]
+    owner, name = owner_of(where)
+    assert callable(getattr(owner, name))
+    assert not where.caller or where.caller in {
+        function.name for module in modules() for function in module.functions()
+    }
+
+
+def test_writer_cannot_be_killed_by_its_environment() -> None:
+    assert not [module.where for module in modules() if "LITEREPLICA_CRASH" in module.path.read_text()]
+    assert not [
+        module.where
+        for module in modules()
+        if module.where.startswith("writer/") and "SIGKILL" in module.path.read_text()
+    ]
 
 
 def test_there_are_at_least_thirty_points_and_four_workloads() -> None:

@@ -28,7 +28,6 @@ from enum import Enum
 
 import trio
 
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.wal_follower import News, WalTail
 
@@ -99,10 +98,8 @@ def move_ahead(source: Source, tail: WalTail) -> None:
     state = source.wal_state()
     if state.log - state.backfilled < AHEAD_FRAMES or not source.renew_read():
         return
-    crash_point(CrashPoint.READ_RENEWED)
     tail.sync()
     source.checkpoint()
-    crash_point(CrashPoint.MOVED_AHEAD)
 
 
 async def checkpoint(
@@ -112,15 +109,10 @@ async def checkpoint(
 
     When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
     """
-    for _ in range(CATCH_UP_FILES):
-        if await source.run(lambda: _rest(tail)) <= REST_FRAMES:
-            break
-        await publish_rest()
-        crash_point(CrashPoint.REST_PUBLISHED)
+    await _catch_up(source, tail, publish_rest)
     outcome = await source.run(lambda: _seize(source, tail))
     if outcome is not None:
         return outcome
-    crash_point(CrashPoint.BARRIER_HELD)
     try:
         with trio.move_on_after(publish_limit_s) as limit:
             await publish_rest()
@@ -129,11 +121,19 @@ async def checkpoint(
         return await source.run(lambda: _move(source, tail))
     finally:
         with trio.CancelScope(shield=True):
-            await source.run(lambda: _release(source))
+            await source.run(source.end_barrier)
 
 
-def _rest(tail: WalTail) -> int:
-    """Frames that are still to be published; reading them, and syncing them to disk, takes its time as well."""
+async def _catch_up(source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]]) -> None:
+    """Publish until few enough frames are left for the barrier, in at most `CATCH_UP_FILES` files."""
+    for _ in range(CATCH_UP_FILES):
+        if await source.run(lambda: _unpublished_frames(tail)) <= REST_FRAMES:
+            break
+        await publish_rest()
+
+
+def _unpublished_frames(tail: WalTail) -> int:
+    """Returns the number of committed frames that are not published, once the WAL is read and synced to disk."""
     tail.sync()
     if tail.look() is not News.NONE:
         tail.scan()
@@ -146,24 +146,17 @@ def _seize(source: Source, tail: WalTail) -> Outcome | None:
         return Outcome.BUSY
     hold = False
     try:
-        crash_point(CrashPoint.BARRIER_BEGUN)
         if tail.look() is not News.NONE:
             tail.scan()
         hold = tail.committed > tail.position
         return None if hold else _move(source, tail)
     finally:
         if not hold:
-            _release(source)
-
-
-def _release(source: Source) -> None:
-    source.end_barrier()
-    crash_point(CrashPoint.BARRIER_ENDED)
+            source.end_barrier()
 
 
 def _move(source: Source, tail: WalTail) -> Outcome:
     """The steps without the network, under the barrier."""
-    crash_point(CrashPoint.BARRIER_PUBLISHED)
     before = source.wal_state()
     if before.log != tail.position or tail.committed != tail.position:
         log.error("the WAL has %d frames, but %d were published", before.log, tail.position)
@@ -171,13 +164,10 @@ def _move(source: Source, tail: WalTail) -> Outcome:
     moved = False
     source.release_read()
     try:
-        crash_point(CrashPoint.READ_RELEASED)
         moved = source.checkpoint()
-        crash_point(CrashPoint.CHECKPOINTED)
     finally:
         sealed = source.take_read().sealed
         tail.seal(tail.position if sealed else None)
-    crash_point(CrashPoint.READ_RETAKEN)
     if sealed:
         return Outcome.DONE
     return Outcome.PARTIAL if moved else Outcome.BUSY

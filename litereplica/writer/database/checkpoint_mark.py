@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from litereplica.types import TXID
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.state_directory import CheckpointMark, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
@@ -51,4 +50,3 @@ class Marks:
             return
         self._state.write_mark(mark)
         self._written = mark
-        crash_point(CrashPoint.MARK_WRITTEN)

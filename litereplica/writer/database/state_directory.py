@@ -25,7 +25,6 @@ from typing import Any, BinaryIO, Self
 from litereplica.errors import AlreadyReplicated, EnvironmentProblem
 from litereplica.storage.base import Body
 from litereplica.types import TXID
-from litereplica.writer.crash import CrashPoint, crash_point
 
 MEMORY_LIMIT = 4 << 20
 """Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
@@ -149,11 +148,7 @@ class LockedDirectory:
 
     def _replace(self, name: str, fields: dict[str, Any]) -> None:
         temporary = self.path / f"{_SPOOL_PREFIX}{name}"
-        with _private_file(temporary) as file:
-            file.write(json.dumps(fields).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        crash_point(CrashPoint.STATE_FILE_WRITTEN)
+        _write_durably(temporary, json.dumps(fields).encode())
         temporary.replace(self.path / name)
 
 
@@ -191,15 +186,13 @@ class Spool:
         self._pieces_size = 0
         self._file: BinaryIO | None = None
 
-    def write(self, piece: bytes) -> bool:
-        """Append. True when what was in memory has been moved to the file."""
+    def write(self, piece: bytes) -> None:
+        """Append."""
         self._pieces.append(piece)
         self._pieces_size += len(piece)
         self.size += len(piece)
-        if self._pieces_size <= MEMORY_LIMIT:
-            return False
-        self._spill()
-        return True
+        if self._pieces_size > MEMORY_LIMIT:
+            self._spill()
 
     def finish(self) -> Body:
         """What was written: bytes, or the file's path; `discard_body` when it is no longer needed."""
@@ -228,6 +221,13 @@ def discard_body(body: Body) -> None:
     """Remove a spooled file; bytes need nothing."""
     if isinstance(body, Path):
         body.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with _private_file(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _private_file(path: Path) -> BinaryIO:

@@ -31,7 +31,6 @@ from litereplica.ltxstore.conditions import require_conditions, require_exclusiv
 from litereplica.ltxstore.lease import Identity, Lease, Moment, Publication, ReplicaLease
 from litereplica.storage.base import Storage
 from litereplica.times import wall_clock_ms
-from litereplica.writer.crash import CrashPoint, crash_point
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +188,7 @@ class LeasedTenure(Tenure):
 
     async def begin(self) -> None:
         await self._shared.require_conditions()
-        interrupted = await self._publication.resume()
-        crash_point(CrashPoint.LEASE_TAKEN)
-        self._from_another |= interrupted
+        self._from_another |= await self._publication.resume()
 
     def has_taken_over(self) -> bool:
         return self._shared.waits and self._from_another
@@ -221,7 +218,6 @@ class LeasedTenure(Tenure):
         with trio.move_on_after(END_LIMIT_S):
             try:
                 await self._lease.release()
-                crash_point(CrashPoint.LEASE_RELEASED)
             except (StorageError, DamagedFile) as exc:
                 log.warning("the lease was not given back, and expires: %s", exc)
 

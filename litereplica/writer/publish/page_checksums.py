@@ -32,7 +32,6 @@ from fastcrc import crc64
 from numpy.typing import NDArray
 
 from litereplica.types import TXID
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.published import Version
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,6 @@ class PageChecksums:
             fd = self._open_file()
             try:
                 os.fsync(fd)
-                crash_point(CrashPoint.SUMS_ON_DISK)
                 self._write_header(fd, on_disk=True)
                 os.fsync(fd)
             finally:
@@ -155,15 +153,12 @@ class PageChecksums:
             fd = self._open_file()
             try:
                 self._invalidate(fd)
-                crash_point(CrashPoint.SUMS_INVALID)
                 if not keep:
                     os.ftruncate(fd, _HEADER_SIZE)
                 _write_sums(fd, changes)
-                crash_point(CrashPoint.SUMS_CHANGED)
                 os.ftruncate(fd, _HEADER_SIZE + changes.commit * _SUM_SIZE)
                 self.version, self._commit = version, changes.commit
                 self._write_header(fd, on_disk=False)
-                crash_point(CrashPoint.SUMS_WRITTEN)
             finally:
                 os.close(fd)
         except OSError as exc:

@@ -26,7 +26,6 @@ from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import TXID, FileInfo, Pgno
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.published import Published
 from litereplica.writer.database.sqlite_database import Source
 from litereplica.writer.database.state_directory import StateDirectory, discard_body
@@ -170,7 +169,6 @@ class Publisher:
             self._tail.advance(batch.end)
             self.last = replace(self.last, commit=batch.commit)
             return None
-        crash_point(CrashPoint.DIFFERENCE_FOUND)
         if batch.end:  # by this page a later start finds out where in the WAL the file ends
             last = np.flatnonzero(batch.pgno == self._tail.pgno_at(batch.end - 1))
             rows = np.union1d(rows, last)
@@ -208,8 +206,7 @@ class Publisher:
                 sums.append(page_sum(page))
                 frame = encoder.page(pgno, page)
                 frame_sums.feed(frame)
-                if spool.write(frame):
-                    crash_point(CrashPoint.SPOOLED_PART)
+                spool.write(frame)
             tail = encoder.finish()
             frame_sums.feed(tail)
             spool.write(tail)
@@ -220,7 +217,6 @@ class Publisher:
         if check and not self._tail.is_intact():
             discard_body(body)
             raise WalMoved
-        crash_point(CrashPoint.PREPARED)
         info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
         changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
         checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
@@ -246,19 +242,16 @@ class Publisher:
 
     async def _put(self, prepared: Prepared) -> Prepared:
         adopted: Adopted | None = None
-        crash_point(CrashPoint.SENDING)
         try:
             with self._watch.waiting():
                 await self._tenure.put(lambda: self._send(prepared), verify=self._require_newest)
         except PreconditionFailed as exc:
             if not await self._is_in_store(prepared):
                 adopted = await self._adopt(prepared.info, exc)
-        crash_point(CrashPoint.PUT_DONE)
         self.discard()
         sent = Published.of(prepared.header, prepared.file_checksum)
         previous, self.last = self.last, adopted.published if adopted else sent
         self._tail.advance(adopted.end if adopted else prepared.end)
-        crash_point(CrashPoint.POSITION_MOVED)
         if adopted is None:
             with trio.CancelScope(shield=True):
                 await self._source.run(lambda: self._record(previous, prepared))

@@ -22,7 +22,6 @@ from enum import Enum
 from litereplica.errors import ConflictError, EnvironmentProblem
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
-from litereplica.writer.crash import CrashPoint, crash_point
 from litereplica.writer.database.published import Published, Version
 from litereplica.writer.database.sqlite_database import Source, WalState
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity
@@ -78,10 +77,8 @@ def take_hold(source: Source, tail: WalTail) -> Hold:
             f"{source.path} is locked by another program", hint="try again when its transaction has ended"
         )
     try:
-        crash_point(CrashPoint.START_BARRIER_BEGUN)
         source.release_read()
         state = source.take_read()
-        crash_point(CrashPoint.START_READ_TAKEN)
         tail.reopen()
         small = tail.file_size <= SCAN_UNDER_BARRIER_BYTES
         if small:
