@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_store = "seaweed" in getattr(item, "fixturenames", ())
         if needs_store or str(item.path.relative_to(here)).startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+class _Problems(logging.Handler):
+    """Keeps the records of level WARNING and above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def no_undeclared_warning(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in whose process the package logs a WARNING or ERROR that the test does not declare.
+
+    A test declares with `@pytest.mark.logs("regular expression", ...)`, or by asking for `caplog`, whose records it
+    checks by itself. The logs of mounts and writers in processes of their own are checked by those who start them.
+    """
+    problems = _Problems()
+    logger = logging.getLogger("litereplica")
+    logger.addHandler(problems)
+    try:
+        yield
+    finally:
+        logger.removeHandler(problems)
+    if "caplog" not in request.fixturenames:
+        allowed = [pattern for mark in request.node.iter_markers("logs") for pattern in mark.args]
+        undeclared = [line for line in problems.lines if not any(re.search(each, line) for each in allowed)]
+        assert not undeclared, f"the test logged what it does not declare: {undeclared}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,12 @@ def test_the_proxy_adds_the_round_trip_and_passes_bytes_unchanged(child_modules:
         with socket.create_connection(address, timeout=DEADLINE_S) as connection:
             first_s = exchange(connection, REQUESTS)
             second_s = exchange(connection, REQUESTS)
-            sender = threading.Thread(target=lambda: (connection.sendall(sent), connection.shutdown(socket.SHUT_WR)))
+
+            def send() -> None:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+
+            sender = threading.Thread(target=send)
             sender.start()
             received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
             sender.join()

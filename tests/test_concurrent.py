@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
@@ -123,7 +124,8 @@ async def test_nursery_raises_the_first_error_of_its_block_or_tasks_bare(
 
 async def test_cancellation_from_outside_goes_before_an_error() -> None:
     with trio.CancelScope() as scope:
-        await gather([partial(fail_when_cancelled, scope), trio.sleep_forever])
+        calls: list[Callable[[], Awaitable[None]]] = [partial(fail_when_cancelled, scope), trio.sleep_forever]
+        await gather(calls)
     assert scope.cancelled_caught
 
 

@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 import zlib
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -136,7 +137,7 @@ def svg_texts(path: Path) -> str:
     """The texts of an SVG, which matplotlib leaves as comments beside their outlines."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(path, parser).getroot()
-    return "\n".join(str(element.text) for element in root.iter() if element.tag is ElementTree.Comment)
+    return "\n".join(str(element.text) for element in root.iter() if cast(object, element.tag) is ElementTree.Comment)
 
 
 def points(count: int, *, step_ms: int = 60_000) -> list[Point]:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """A function that runs the program with a command that raises the given error, and returns the exit code."""
 
     def run(error: BaseException, *arguments: str) -> int:

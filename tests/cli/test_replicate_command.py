@@ -52,7 +52,14 @@ def test_signal_publishes_what_is_left_and_ends_it_with_success(tmp_path: Path, 
     app = database(tmp_path / "app.db")
     first = tmp_path / "replica/ltx/0/0000000000000001-0000000000000001.ltx"
     log = tmp_path / "log"
-    command = [litereplica_binary(), "replicate", app, f"file://{tmp_path}/replica", "--sync-interval", "1h"]
+    command: list[str | Path] = [
+        litereplica_binary(),
+        "replicate",
+        app,
+        f"file://{tmp_path}/replica",
+        "--sync-interval",
+        "1h",
+    ]
     process = subprocess.Popen([*command, "--log-file", log])
     try:
         wait_for(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ class _Told:
         self._told = told
         told.append(total)
 
-    def __enter__(self) -> object:
+    def __enter__(self) -> Callable[[int], None]:
         return self._told.append
 
     def __exit__(self, *exc: object) -> None:

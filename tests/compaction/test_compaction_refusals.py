@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -166,8 +167,8 @@ async def test_result_that_fails_its_check_is_not_published(
 
 
 async def test_result_with_another_header_than_the_plans_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "compact", lambda inputs: iter([history.file(1, 4)]))
     store, storage, history = await replica_of_five()
+    monkeypatch.setattr(merge, "compact", lambda inputs: iter([history.file(1, 4)]))
     with pytest.raises(EnvironmentProblem, match="expected Header"):
         await compact_level(store, 1)
     assert keys(storage, 1) == []
@@ -209,7 +210,7 @@ async def test_cancelled_compaction_leaves_nothing(spool_dir: Path, monkeypatch:
         storage = _HaltingStorage(after)
         store = await replica(history, storage)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda store=store: compact_level(store, 1, spool_dir=spool_dir))
+            nursery.start_soon(partial(compact_level, store, 1, spool_dir=spool_dir))
             await storage.halted.wait()
             nursery.cancel_scope.cancel()
         assert keys(storage, 1) == []

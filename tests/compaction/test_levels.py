@@ -54,7 +54,7 @@ def test_defaults_are_litestreams() -> None:
 def test_level_is_due_once_an_interval_aligned_to_the_clock_in_utc() -> None:
     """A file a second, asked for ten times a second: merged at :00 and :30 of each."""
     files: list[FileInfo] = []
-    merges = []
+    merges: list[tuple[int, Compaction]] = []
     start = NOON + 17 * SECOND_MS + 300
     for now in range(start, start + 2 * MINUTE_MS, 100):
         if now % SECOND_MS == 300:

@@ -286,7 +286,7 @@ def test_collations_and_functions_of_the_application_are_not_needed(tmp_path: Pa
     for path, value in ((before, "x"), (after, "y")):
         with closing(apsw.Connection(str(path))) as connection:
             connection.create_collation("ours", lambda one, other: (one < other) - (one > other))
-            connection.create_scalar_function("f", lambda value: value, 1, deterministic=True)
+            connection.create_scalar_function("f", lambda *values: values[0], 1, deterministic=True)
             connection.execute("CREATE TABLE t (a COLLATE ours PRIMARY KEY, b, c AS (f(b))) WITHOUT ROWID")
             connection.execute("CREATE TABLE u (id INTEGER PRIMARY KEY, b COLLATE ours)")
             connection.execute("CREATE INDEX i ON u (f(b))")

@@ -257,7 +257,7 @@ def test_clients_lock_a_past_state_as_any_file(scene: Scene) -> None:
         first.execute("BEGIN")
         assert first.execute("SELECT count(*) FROM t").fetchone() == (10,)
         script = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM t').fetchone())"
-        command = [sys.executable, "-c", script, scene.path(10)]
+        command = [sys.executable, "-c", script, str(scene.path(10))]
         other = subprocess.run(command, capture_output=True, text=True, check=True)
         assert other.stdout == "(10,)\n"
         first.execute("COMMIT")
@@ -283,7 +283,9 @@ def page_requests(mount: MountedReplica) -> int:
 
 
 def test_pages_that_the_live_database_has_are_not_fetched_again(scene: Scene) -> None:
-    hydration = lambda: scene.mount.status()["replica"]["hydration"]["state"]  # noqa: E731
+    def hydration() -> object:
+        return scene.mount.status()["replica"]["hydration"]["state"]
+
     scene.mount.wait_until(lambda: hydration() == "complete", what="hydration")
     before = page_requests(scene.mount)
     with closing(sqlite3.connect(scene.path(33))) as connection:
@@ -564,7 +566,7 @@ def make_snapshot(publisher: Publisher, path: Path, txid: int) -> None:
     from litereplica.format.compactor import CompactionInput, compact
     from litereplica.format.decoder import decode_file
 
-    inputs = []
+    inputs: list[CompactionInput] = []
     for each in range(1, txid + 1):
         source = publisher.replica / file_key(Layout.FILE, 0, each, each)
         if not source.exists():

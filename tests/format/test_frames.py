@@ -20,7 +20,7 @@ def usual(pgno: int) -> bytes:
 
 
 def legacy(pgno: int) -> bytes:
-    return pgno.to_bytes(4, "big") + bytes(2) + lz4.frame.compress(bytes(PAGE_SIZE))
+    return pgno.to_bytes(4, "big") + bytes(2) + bytes(lz4.frame.compress(bytes(PAGE_SIZE)))
 
 
 def one_by_one(data: bytes, offsets: list[int], sizes: list[int], pgnos: list[int]) -> list[bytes | str]:

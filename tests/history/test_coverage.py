@@ -19,7 +19,7 @@ LAST = 9
 ranges = st.tuples(st.integers(1, LAST), st.integers(1, LAST)).map(sorted)
 files = st.lists(
     st.one_of(
-        st.builds(lambda level, ends: FileInfo(level, *ends, 0), st.integers(0, 3), ranges),
+        st.builds(lambda level, ends: FileInfo(level, ends[0], ends[1], 0), st.integers(0, 3), ranges),
         st.integers(1, LAST).map(lambda end: FileInfo(9, 1, end, 0)),
     ),
     min_size=1,

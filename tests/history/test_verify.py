@@ -409,7 +409,7 @@ async def test_compaction_and_retention_meanwhile_are_no_problem(
             await store.delete([FileInfo(0, txid, txid, 0) for txid in range(1, 8)])
 
         storage.requests = 0
-        storage.events[request] = compact  # type: ignore[assignment]
+        storage.events[request] = compact
         report = await verify(store, quick=quick)
         assert report.problems == (), request
 
@@ -483,7 +483,7 @@ async def test_files_of_many_pieces_are_read_whole_and_told_of(
         def __exit__(self, *exc: object) -> None:
             return None
 
-    report = await verify(store, progress=Progress)  # type: ignore[arg-type]
+    report = await verify(store, progress=Progress)
     assert report.problems == ()
     assert -told[0] == sum(told[1:]) == sum(info.size for info in infos)
     key = store.key(infos[4])

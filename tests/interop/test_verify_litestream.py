@@ -8,6 +8,7 @@ import itertools
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,6 @@ async def test_what_is_said_to_be_lost_litestream_cannot_restore_and_the_rest_it
     for txid, code in ((lost, 1), (files[-3].max_txid, 0)):
         out = tmp_path / f"{txid}.db"
         restoring = ("restore", "-txid", f"{txid:016x}", "-o", out, url)
-        done = await trio.to_thread.run_sync(lambda arguments=restoring: run_litestream(*arguments))
+        done = await trio.to_thread.run_sync(partial(run_litestream, *restoring))
         assert done.code == code, done.stderr
     await store.aclose()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +237,7 @@ async def test_pages_are_offered_to_the_kernel_within_the_budget(
     for round in range(2):  # the second time they come from the disk
         offered.clear()
         async with bench.replica(tmp_path / "cache") as replica, trio.open_nursery() as nursery:
-            nursery.start_soon(lambda replica=replica: replica.hydrate(push=push))
+            nursery.start_soon(partial(replica.hydrate, push=push))
             await until(replica, HydrationState.COMPLETE)
             assert offered == bench.history.at(4)
             assert (gets(replica, Purpose.HYDRATE) == 0) == (round == 1)

@@ -25,7 +25,7 @@ from litereplica.replica.past_catalog import Point
 from litereplica.replica.past_snapshots import PastDatabase, PastSnapshots
 from litereplica.replica.request_costs import Purpose
 from litereplica.storage.wrappers import Operation
-from litereplica.types import TXID, Pgno
+from litereplica.types import TXID, FileInfo, Pgno
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History
 
 PAGES = 1500
@@ -487,9 +487,9 @@ async def test_whatever_happens_to_the_files_a_past_state_is_right_or_an_error(
         assert reads > 5
 
 
-def _is_reachable(files: list[object], txid: TXID) -> bool:
+def _is_reachable(files: list[FileInfo], txid: TXID) -> bool:
     try:
-        plan_restore(files, target=txid)  # type: ignore[arg-type]
+        plan_restore(files, target=txid)
     except ReplicaError:
         return False
     return True

@@ -17,6 +17,7 @@ from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import Fault, FaultStorage, Request
 from litereplica.storage.wrappers.delegate import Operation
 from litereplica.types import FileInfo
+from litereplica.writer.database.published import Version
 from litereplica.writer.publish import page_checksums
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
@@ -144,7 +145,7 @@ async def test_sums_of_another_replica_are_not_carried_on(tmp_path: Path) -> Non
 
 async def test_sums_are_not_trusted_after_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = page_checksums.PageChanges(0, np.empty(0, np.uint32), np.empty(0, np.uint64))
-    version = page_checksums.Version(1, 7)
+    version = Version(1, 7)
 
     def opened() -> page_checksums.PageChecksums:
         sums = page_checksums.PageChecksums(tmp_path / "pages.sums")
@@ -166,14 +167,14 @@ async def test_sums_whose_writing_was_cut_short_hold_for_nothing(
     changes = page_checksums.PageChanges(1, np.array([1], np.uint32), np.array([5], np.uint64))
     sums = page_checksums.PageChecksums(tmp_path / "pages.sums")
     sums.open(inode=1, page_size=4096)
-    sums.replace(page_checksums.Version(1, 7), changes)
+    sums.replace(Version(1, 7), changes)
 
     def killed(fd: int, changes: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(page_checksums, "_write_sums", killed)
     with pytest.raises(KeyboardInterrupt):
-        sums.record(page_checksums.Version(1, 7), page_checksums.Version(2, 8), changes)
+        sums.record(Version(1, 7), Version(2, 8), changes)
     again = page_checksums.PageChecksums(tmp_path / "pages.sums")
     again.open(inode=1, page_size=4096)
     assert again.version is None
