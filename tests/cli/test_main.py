@@ -81,6 +81,7 @@ def test_unforeseen_error_is_called_a_bug_and_tells_how_to_see_the_traceback(
     assert line.count("\n") == 1
 
 
+@pytest.mark.logs("unexpected ValueError")
 def test_unforeseen_error_of_a_logging_command_leaves_its_traceback_in_the_log(
     raising: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def test_log_goes_on_after_its_file_was_rotated_away(tmp_path: Path, fresh_loggi
     assert log_file() == tmp_path / "log"
 
 
+@pytest.mark.logs("degraded")
 def test_log_goes_to_stderr_without_a_file(fresh_logging: None, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
     logging.getLogger("litereplica").warning("degraded")

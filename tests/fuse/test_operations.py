@@ -106,6 +106,7 @@ async def test_a_read_that_fails_is_answered_with_an_errno_and_logged_once(
     assert (record.exc_info is None) is is_ours, "a traceback is for what was not foreseen"
 
 
+@pytest.mark.logs("read failed")
 async def test_a_handle_that_was_never_opened_is_an_error_and_no_more(operations: Operations) -> None:
     with pytest.raises(pyfuse3.FUSEError) as answered:
         await operations.read(pyfuse3.FileHandleT(99), 0, 10)

@@ -435,6 +435,7 @@ async def test_a_store_that_fell_behind_is_said_once_and_what_is_there_is_served
         assert await content(replica) == bench.history.at(6)
 
 
+@pytest.mark.logs("was replaced or restored", "reading the whole database anew")
 async def test_a_replica_made_anew_up_to_the_same_txid_is_read_anew() -> None:
     bench = Bench()
     for n in range(3):

@@ -176,6 +176,7 @@ async def test_after_a_restart_nothing_that_is_at_hand_is_fetched_again(bench: B
         assert await content(replica) == bench.history.at(4)
 
 
+@pytest.mark.logs("hydration pauses")
 async def test_hydration_that_was_interrupted_goes_on_where_it_stopped_and_still_checks_the_file(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -331,6 +332,7 @@ async def test_a_file_with_a_wrong_crc_is_not_read_any_more_and_others_take_its_
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.logs("LTX file checksum", "hydration pauses")
 async def test_pages_at_hand_do_not_keep_a_damaged_file_from_being_found(bench: Bench, tmp_path: Path) -> None:
     """As after a restart in the middle."""
     await bench.fill()
@@ -381,6 +383,7 @@ async def test_a_page_that_was_changed_on_the_way_gives_way_to_the_right_one_and
     assert ("is read once more" in caplog.text) == has_share_in_the_check
 
 
+@pytest.mark.logs("LTX file checksum", "hydration pauses")
 async def test_a_damaged_file_that_nothing_replaces_is_an_error_and_not_wrong_pages(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -397,6 +400,7 @@ async def test_a_damaged_file_that_nothing_replaces_is_an_error_and_not_wrong_pa
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.logs("hydration pauses")
 async def test_a_file_that_vanishes_meanwhile_is_not_the_end_of_hydration(bench: Bench, tmp_path: Path) -> None:
     await bench.fill()
     async with bench.replica(tmp_path / "cache") as replica, trio.open_nursery() as nursery:

@@ -196,6 +196,7 @@ async def test_a_flip_on_the_way_to_an_index_or_a_new_file_is_asked_for_again_an
     assert not caplog.records
 
 
+@pytest.mark.logs("LTX file checksum")
 async def test_a_small_file_is_read_whole_and_checked_each_time_it_is_needed() -> None:
     bench = Bench(with_sums=False)
     await bench.fill()
@@ -243,6 +244,7 @@ async def test_an_object_that_has_been_exchanged_since_the_opening_is_not_read()
             await read(replica, 100)
 
 
+@pytest.mark.logs("page 350: frame is not as", "hydration pauses")
 async def test_hydration_serves_no_damaged_page_and_fetches_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

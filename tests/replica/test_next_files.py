@@ -95,6 +95,7 @@ async def test_headers_go_on_where_the_wal_does() -> None:
     assert not goes_on(second, first)
 
 
+@pytest.mark.logs("was replaced or restored", "reading the whole database anew")
 async def test_a_replica_made_anew_is_noticed_before_its_next_file_is_applied() -> None:
     bench = Bench()
     for n in range(3):

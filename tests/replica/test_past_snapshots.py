@@ -400,6 +400,7 @@ async def test_snapshots_with_a_time_of_their_own_are_taken_when_the_live_databa
 
 
 @pytest.mark.parametrize("noticed", [False, True])
+@pytest.mark.logs("was replaced or restored", "reading the whole database anew")
 async def test_a_replica_made_anew_is_not_mixed_with_what_was_opened_before(
     noticed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ async def test_what_is_left_from_before_can_be_applied_when_a_poll_brings_nothin
 
 
 @pytest.mark.parametrize("outage_s", [2.5, 10.0, 60.3, 600.7, 601.4])
+@pytest.mark.logs("polling fails")
 async def test_after_an_outage_all_is_well_within_two_polls(
     autojump_clock: trio.testing.MockClock, outage_s: float
 ) -> None:
@@ -181,6 +182,7 @@ async def test_a_change_of_the_page_size_ends_the_loop(autojump_clock: trio.test
     assert caught.group_contains(PageSizeChanged, depth=None)
 
 
+@pytest.mark.logs("polling fails")
 async def test_an_error_of_the_store_while_applying_is_tried_again_like_one_while_polling(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -171,6 +171,7 @@ async def test_damaged_frame_of_a_range_is_named_or_avoided(autojump_clock: Cloc
 
 
 @pytest.mark.parametrize("harm", ["none", "other", "gone", "segment"])
+@pytest.mark.logs("cannot be checked before it has been read whole")
 async def test_file_without_its_sums_is_read_whole(autojump_clock: Clock, tmp_path: Path, harm: str) -> None:
     history = History()
     history.commit(400)
