@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -17,31 +16,11 @@ from tests.helpers.seaweed import SeaweedServer
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-SLOW = (
-    "interop/",
-    "writer/",
-    "e2e/test_bad_input.py",
-    "e2e/test_lifecycle.py",
-    "e2e/test_healing.py",
-    "cli/test_compact_command.py",
-    "cli/test_replicate_command.py",
-    "cli/test_restore_command.py",
-    "cli/test_diff_command.py",
-    "cli/test_history_command.py",
-    "cli/test_verify_command.py",
-    "cli/test_snapshot_command.py",
-    "cli/test_status_command.py",
-    "e2e/test_replicate_config.py",
-)
-"""What `scripts/test --quick` leaves out besides single tests that are marked: files that start many processes."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what is named in `SLOW`, and whatever needs the real S3 store."""
-    here = Path(__file__).parent
+    """Mark as slow what needs the real S3 store."""
     for item in items:
-        needs_store = "seaweed" in getattr(item, "fixturenames", ())
-        if needs_store or str(item.path.relative_to(here)).startswith(SLOW):
+        if "seaweed" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -57,7 +57,7 @@ DECODERS = 2
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A request, queued or under way, and its result. `stream` is the read-ahead stream it is for, None for a reader."""
+    """A request, queued or under way, and its result. `stream` is its read-ahead stream, None for a reader's."""
 
     block: Block
     keys: list[PageKey]

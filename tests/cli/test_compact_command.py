@@ -18,6 +18,8 @@ from tests.cli.program import DEADLINE_S, program
 from tests.conftest import S3Bucket
 from tests.ltxstore.replicas import History, publish
 
+pytestmark = pytest.mark.slow
+
 FIRST, LAST = "0000000000000001", "0000000000000004"
 
 

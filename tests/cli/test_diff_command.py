@@ -19,6 +19,8 @@ from tests.cli.program import DEADLINE_S, program
 from tests.conftest import S3Bucket
 from tests.helpers.publisher import Publisher
 
+pytestmark = pytest.mark.slow
+
 SETUP = """
 CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price);
 CREATE TABLE log (line);

@@ -24,6 +24,8 @@ from tests.cli.program import DEADLINE_S, program
 from tests.conftest import S3Bucket
 from tests.ltxstore.replicas import History, publish
 
+pytestmark = pytest.mark.slow
+
 TIME = "2023-11-14T22:13:20.000Z"
 START_MS = 1_772_000_000_000
 

@@ -14,6 +14,8 @@ import pytest
 from litereplica.errors import ExitCode
 from tests.helpers.mounts import litereplica_binary
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 
 

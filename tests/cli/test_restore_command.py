@@ -20,6 +20,8 @@ from tests.cli.program import DEADLINE_S, program
 from tests.helpers.publisher import Publisher
 from tests.ltxstore.replicas import History
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def history() -> History:

@@ -14,6 +14,8 @@ from litereplica.format.decoder import decode_file
 from tests.cli.program import DEADLINE_S, program
 from tests.ltxstore.replicas import History
 
+pytestmark = pytest.mark.slow
+
 FIRST, LAST = "0000000000000001", "0000000000000003"
 
 

@@ -23,6 +23,8 @@ from tests.cli.program import DEADLINE_S, program
 from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.ltxstore.replicas import History
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def history() -> History:

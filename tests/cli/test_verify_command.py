@@ -14,6 +14,8 @@ from tests.cli.program import program
 from tests.conftest import S3Bucket
 from tests.ltxstore.replicas import History, publish
 
+pytestmark = pytest.mark.slow
+
 LAST = "0000000000000004"
 
 

@@ -24,6 +24,8 @@ from tests.format.builders import CraftedFile, block_frame, craft, make_header, 
 from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.helpers.publisher import Publisher
 
+pytestmark = pytest.mark.slow
+
 REFUSED_DEADLINE_S = 60.0
 
 

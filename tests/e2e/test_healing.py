@@ -21,6 +21,8 @@ from litereplica.format.names import Layout, file_key
 from litereplica.fuse import mountpoint as mountpoints
 from tests.helpers.publisher import Publisher
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 15.0
 KNOWN_PROBLEM = "does not exist"
 """The kernel reads ahead, over pages that a newer transaction has replaced and that no file has any more. It asks again

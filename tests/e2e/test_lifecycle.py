@@ -25,6 +25,8 @@ from tests.conftest import S3Bucket
 from tests.helpers.mounts import MountedReplica, litereplica_binary, wait_for_end
 from tests.helpers.publisher import Publisher
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 15.0
 STOP_DEADLINE_S = 5.0
 """What a daemon has to end after SIGTERM."""

@@ -22,6 +22,8 @@ from tests.conftest import S3Bucket
 from tests.helpers.litestream import child_environment, litestream_binary
 from tests.helpers.mounts import litereplica_binary
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 30.0
 
 

@@ -19,6 +19,8 @@ from tests.helpers.litestream import LitestreamProcess, litestream_restore
 from tests.writer.programs import Process, processes
 from tests.writer.running import until_published
 
+pytestmark = pytest.mark.slow
+
 IN_THREAD = trio.to_thread.run_sync
 TURNS = 5
 """Of each program."""

@@ -26,6 +26,8 @@ from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 
 IDLE: dict[str, Any] = {

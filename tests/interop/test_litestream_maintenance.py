@@ -22,6 +22,8 @@ from tests.helpers.litestream import LitestreamProcess, litestream_restore, run_
 from tests.helpers.maintained import maintained
 from tests.helpers.mounts import MountedReplica
 
+pytestmark = pytest.mark.slow
+
 ACCOUNTS = 400
 TOTAL = ACCOUNTS * 100
 UNDER_LOAD_S = 20.0

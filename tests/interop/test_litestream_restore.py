@@ -30,6 +30,8 @@ from tests.helpers.litestream import (
 )
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 COMPACTING = {
     "levels": [{"interval": "200ms"}, {"interval": "500ms"}],
     "snapshot": {"interval": "700ms", "retention": "10s"},

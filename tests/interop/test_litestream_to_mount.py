@@ -18,6 +18,8 @@ from tests.helpers.litestream import LitestreamProcess
 from tests.helpers.mounts import MountedReplica
 from tests.helpers.workload import Workload, content, open_primary
 
+pytestmark = pytest.mark.slow
+
 TRANSACTIONS = 84
 """Of each of six histories: 504 in all."""
 MAX_BATCH = 6

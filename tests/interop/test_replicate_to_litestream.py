@@ -18,6 +18,8 @@ from tests.helpers.litestream import child_environment, litestream_restore
 from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.helpers.workload import Workload, content, open_primary
 
+pytestmark = pytest.mark.slow
+
 TRANSACTIONS = 56
 BATCH = 7
 END_DEADLINE_S = 30.0

@@ -23,6 +23,8 @@ from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, run_litestream
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 
 COMPACTING: dict[str, Any] = {

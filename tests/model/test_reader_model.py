@@ -359,4 +359,5 @@ ReaderMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-TestReaderModel = pytest.mark.slow(pytest.mark.filterwarnings("default")(ReaderMachine.TestCase))
+TestReaderModel = pytest.mark.slow(pytest.mark.logs(".")(pytest.mark.filterwarnings("default")(ReaderMachine.TestCase)))
+"""Damages whatever there is: any of its log lines may come."""

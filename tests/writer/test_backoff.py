@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from litereplica.writer.backoff import BUSY_RETRY_MAX_S, RETRY_MAX_S, retry_delay_s
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_delay_grows_with_the_failures_up_to_its_limit() -> None:

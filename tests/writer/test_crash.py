@@ -24,6 +24,8 @@ from tests.helpers.follower import Follower
 from tests.helpers.package_source import modules
 from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 60.0
 BURST = 8
 """Rounds without a pause."""

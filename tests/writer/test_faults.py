@@ -21,8 +21,11 @@ from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.logs("as planned")
 async def test_every_commit_arrives_once_although_puts_fail_before_and_after_their_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

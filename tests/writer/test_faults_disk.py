@@ -17,6 +17,8 @@ from tests.helpers.waiting import wait_until
 from tests.writer.programs import Process, processes
 from tests.writer.running import txids, until_published
 
+pytestmark = pytest.mark.slow
+
 DISK_BYTES = 32 << 20
 LARGE = "INSERT INTO t VALUES (randomblob(12000000))"
 """More than is kept in memory."""

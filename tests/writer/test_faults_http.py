@@ -20,6 +20,8 @@ from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_
 from tests.writer.programs import Process, processes
 from tests.writer.running import until_published
 
+pytestmark = pytest.mark.slow
+
 FAULTY_S = float(os.environ.get("STORE_FAULTS_S", "12"))
 """How long the store misbehaves."""
 COMMITS_PER_S = 200

@@ -23,6 +23,8 @@ from tests.helpers.waiting import wait_until
 from tests.writer.programs import Process, processes
 from tests.writer.running import txids, until_published
 
+pytestmark = pytest.mark.slow
+
 PARTS = 4
 PART_BYTES = 5 << 20
 """The least that S3 accepts."""

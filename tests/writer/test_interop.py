@@ -16,6 +16,8 @@ from tests.helpers.fold import fold
 from tests.helpers.litestream import LitestreamProcess, litestream_restore
 from tests.writer.running import memory_store, publish_once, replicating, until_published
 
+pytestmark = pytest.mark.slow
+
 IN_THREAD = trio.to_thread.run_sync
 
 

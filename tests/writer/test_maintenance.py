@@ -20,6 +20,8 @@ from litereplica.writer import maintenance as maintenance_module
 from tests.ltxstore.replicas import memory_store, publish
 from tests.writer.simulated import NOON_MS, Simulation
 
+pytestmark = pytest.mark.slow
+
 MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S

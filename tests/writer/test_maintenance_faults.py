@@ -31,6 +31,8 @@ from tests.helpers.waiting import wait_until
 from tests.ltxstore.replicas import History, memory_store, publish
 from tests.writer.simulated import Simulation
 
+pytestmark = pytest.mark.slow
+
 PRUNING = RetentionPolicy(l0_ms=1000, snapshot_ms=1000)
 DEADLINE_S = 20.0
 LEVELS = Levels((30_000, 60_000), 120_000)

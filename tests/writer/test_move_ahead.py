@@ -18,6 +18,8 @@ from litereplica.writer.database.sqlite_database import Source, open_source
 from litereplica.writer.database.wal_follower import News, WalTail
 from tests.helpers.app import Application
 
+pytestmark = pytest.mark.slow
+
 MODES = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")
 HAMMERED_S = 2.0
 

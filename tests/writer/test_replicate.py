@@ -17,6 +17,8 @@ from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 
 async def fill(app: Application, rows: int, size: int = 300) -> None:
     await app(

@@ -30,6 +30,8 @@ from tests.helpers.waiting import wait_until
 from tests.writer.programs import DEADLINE_S, SHORT, SHORT_TERM_S, Process, processes
 from tests.writer.running import memory_store, page_counts, publish_once, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["file", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:

@@ -13,6 +13,8 @@ from litereplica.writer.database.parked import Files, Rest, certain_now, changed
 from litereplica.writer.database.state_directory import FileIdentity, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
+pytestmark = pytest.mark.slow
+
 DATABASE = FileIdentity(1, 4096, 1_000_000_000)
 WAL = FileIdentity(2, 8272, 1_000_000_000)
 EMPTY = replace(WAL, size=0)

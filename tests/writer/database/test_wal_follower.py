@@ -12,6 +12,8 @@ from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE
 from litereplica.writer.database.wal_follower import FROM_DATABASE, News, WalTail
 from tests.helpers.app import Application
 
+pytestmark = pytest.mark.slow
+
 FRAME = FRAME_HEADER_SIZE + 4096
 
 

@@ -18,6 +18,8 @@ from litereplica.writer.fleet import control_socket
 from litereplica.writer.fleet.control_socket import ask, encode, listening, serve, socket_directory
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = b'{"databases": []}'
 
 
@@ -99,6 +101,7 @@ def test_a_path_that_no_address_can_hold_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("uid", "told"), [(os.geteuid(), True), (0, True), (65534, False)])
+@pytest.mark.logs("asked on the control socket")
 async def test_other_users_are_told_nothing_whatever_the_file_system_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, told: bool
 ) -> None:

@@ -17,6 +17,8 @@ from tests.helpers.waiting import wait_until
 from tests.writer.fleet.fleets import create, directory, of, replica, running, soon_at_rest, states
 from tests.writer.running import txids, until_published
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["soon_at_rest"]
 
 
@@ -130,6 +132,7 @@ async def test_database_that_vanishes_is_gone_and_the_others_go_on(tmp_path: Pat
     assert await txids(replica(tmp_path, "a.db")) == [1]
 
 
+@pytest.mark.logs("cannot replicate .* by this process")
 async def test_renamed_database_goes_on_under_its_new_name(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create([target.path / "old.db"])
@@ -145,6 +148,7 @@ async def test_renamed_database_goes_on_under_its_new_name(tmp_path: Path) -> No
     assert await txids(replica(tmp_path, "old.db")) == [1]
 
 
+@pytest.mark.logs("was deleted or replaced")
 async def test_database_that_is_deleted_and_made_anew_is_followed(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create([target.path / "app.db"])
@@ -181,6 +185,7 @@ async def test_directory_that_is_not_watched_stays_as_it_was(tmp_path: Path) -> 
         assert set(states(fleet)) == {"a.db"}
 
 
+@pytest.mark.logs("no replica can have the name")
 async def test_names_that_no_key_has_are_the_failure_of_those_databases_alone(tmp_path: Path) -> None:
     target = directory(tmp_path, pattern="*")
     create([target.path / "a.db", target.path / "lock.json", target.path / "ä b%?#.db"])

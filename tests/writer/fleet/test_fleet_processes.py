@@ -23,6 +23,8 @@ from tests.writer.fleet.fleets import create, lock_files, replica
 from tests.writer.programs import SHORT
 from tests.writer.running import txids, until_published
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 
 

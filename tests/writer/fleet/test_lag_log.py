@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pytest
+
 from litereplica.writer.fleet.lag_log import FIRST_S, LagLog
 from litereplica.writer.fleet.statistics import DatabaseStatistics, State
+
+pytestmark = pytest.mark.slow
 
 
 def behind(*seconds: float) -> list[DatabaseStatistics]:

@@ -53,6 +53,8 @@ from tests.writer.fleet.fleets import (
 )
 from tests.writer.running import txids, until_published
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["soon_at_rest"]
 
 MANY = 50
@@ -320,6 +322,7 @@ async def test_mark_of_another_replica_does_not_put_a_database_to_rest(tmp_path:
 
 
 @pytest.mark.usefixtures("soon_at_rest")
+@pytest.mark.logs("LTX file ends after 0 bytes")
 async def test_another_writer_of_a_database_at_rest_is_noticed_when_it_changes(tmp_path: Path) -> None:
     """That one was of this machine, published and compacted, and the names of its files are free again."""
     target = directory(tmp_path)
@@ -474,6 +477,7 @@ async def test_error_of_a_single_database_ends_the_fleet(tmp_path: Path) -> None
             await fleet.run(trio.Event())
 
 
+@pytest.mark.logs("does not exist")
 async def test_several_named_databases_wait_for_one_that_does_not_exist_yet(tmp_path: Path) -> None:
     create([tmp_path / "a.db"])
     async with running([single(tmp_path, "a.db"), single(tmp_path, "b.db")]) as fleet:
@@ -497,6 +501,7 @@ async def test_databases_of_a_directory_share_one_lease_which_is_gone_after_a_cl
     assert not lock_files(tmp_path)
 
 
+@pytest.mark.logs("was deleted or replaced")
 async def test_database_that_fails_or_vanishes_leaves_the_shared_lease_to_the_others(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create(named(tmp_path, 3))

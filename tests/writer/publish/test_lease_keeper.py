@@ -29,6 +29,8 @@ from tests.helpers.careless import Careless
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 20.0
 SHORT_TERM_MS = 300
 """A lease that lapses while a test waits."""

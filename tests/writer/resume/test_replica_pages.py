@@ -23,6 +23,8 @@ from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 ROWS = 2000
 SUMS = ".app.db-litereplica/pages.sums"
 

@@ -18,6 +18,8 @@ from tests.helpers.fold import fold
 from tests.helpers.mounts import litereplica_binary
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
+pytestmark = pytest.mark.slow
+
 ROWS = 2000
 
 
@@ -227,6 +229,7 @@ class LateStorage(MemoryStorage):
         return await super().put_if_absent(key, body, modified_ms=modified_ms)
 
 
+@pytest.mark.logs("was already in the store")
 async def test_own_file_that_arrives_after_a_restart_is_recognised(tmp_path: Path) -> None:
     storage = LateStorage()
     store = memory_store(storage)
