@@ -94,7 +94,7 @@ class Size(click.ParamType[int]):
 
 
 class ReplicaURLType(click.ParamType[str]):
-    """A replica URL, checked and returned as it was written: what `storage.url.open_storage` takes."""
+    """A replica URL, checked and returned as it was written: what `storage.open.open_storage` takes."""
 
     name = "url"
 

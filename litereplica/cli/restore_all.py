@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from litereplica.errors import LiteReplicaError, ReplicaError
-from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import RestoreResult
-from litereplica.storage.url import basename
-from litereplica.storage.wrappers import PrefixStorage
+from litereplica.storage.url import basename, parse_url
 
 PARALLEL_DATABASES = 3
 """Restores at once. Each has fewer requests under way than a single one, so that they take no more memory together."""
@@ -25,12 +22,6 @@ SIDECAR_SUFFIXES = ("-journal", "-wal", "-shm", "-txid", "-litereplica", "-lites
 
 UNNAMED = "database.db"
 """The file of a database whose replica is a bucket's root."""
-
-_FILE_NAME = r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx"
-_KEYS = {
-    Layout.S3: re.compile(rf"(?:(?P<prefix>.+)/)?000[0-9]/{_FILE_NAME}", re.ASCII | re.DOTALL),
-    Layout.FILE: re.compile(rf"(?:(?P<prefix>.+)/)?ltx/[0-9]/{_FILE_NAME}", re.ASCII | re.DOTALL),
-}
 
 RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
 """Restore a replica to a file with so many requests at once."""
@@ -52,12 +43,6 @@ class Restored:
     prefix: str
     path: Path
     outcome: RestoreResult | LiteReplicaError
-
-
-def database_prefixes(keys: Iterable[str], layout: Layout) -> list[str]:
-    """The prefixes below which there are LTX files, ascending; the empty one is the root's own."""
-    matches = map(_KEYS[layout].fullmatch, keys)
-    return sorted({match["prefix"] or "" for match in matches if match})
 
 
 def require_safe_name(prefix: str) -> None:
@@ -82,7 +67,7 @@ async def restore_all(
     With `leave`, files that exist are left alone, and not in the result. One that fails does not stop the others;
     `done` is told of each. Raises the errors of the listing.
     """
-    prefixes = database_prefixes((item.key for item in await store.storage.list("")), store.layout)
+    prefixes = await store.list_replicas()
     if not prefixes:
         return None
     results: list[Restored] = []
@@ -94,7 +79,7 @@ async def restore_all(
             return
         below = store
         if prefix:
-            below = LTXStore(PrefixStorage(store.storage, f"{prefix}/", url=f"{store.url}/{prefix}"), store.layout)
+            below = store.below(prefix, url=str(parse_url(store.url).below(prefix)))
         async with limiter:
             outcome: RestoreResult | LiteReplicaError
             try:

@@ -18,7 +18,6 @@ from litereplica.errors import UsageError
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.url import parse_url
 
-SUPPORTED_TYPES = ("file", "s3")
 _OTHER_TYPES = ("gs", "abs", "sftp", "webdav", "webdavs", "nats", "oss")
 _HINT_TYPE = "name a directory (file) or a bucket (s3) instead"
 
@@ -51,9 +50,7 @@ def parse_replica(section: Section, defaults: Section, *, absolute: Callable[[st
     if url and path:
         raise section.error(f"{section.name('url')} and path exclude each other", key="path", hint="leave one of them")
     try:
-        if kind == "file":
-            return Replica(_file_url(section, url, path, absolute), None)
-        return _s3_replica(section, defaults, url, path)
+        return READERS[kind](section, defaults, url, path, absolute)
     except UsageError as exc:
         if exc.message.startswith(section.file):
             raise
@@ -62,23 +59,23 @@ def parse_replica(section: Section, defaults: Section, *, absolute: Callable[[st
 
 def _type(section: Section, url: str) -> str:
     kind = url.partition("://")[0].lower() if "://" in url else section.text("type", "file")
-    if kind in SUPPORTED_TYPES:
+    if kind in READERS:
         return kind
     key = "url" if "://" in url else "type"
     if kind in _OTHER_TYPES:
         raise section.error(f"{section.name(key)}: a replica of type {kind} is not supported", key=key, hint=_HINT_TYPE)
-    raise section.error(f"{section.name(key)} is of no known type", key=key, hint="there are file and s3")
+    raise section.error(f"{section.name(key)} is of no known type", key=key, hint=f"there are {' and '.join(READERS)}")
 
 
-def _file_url(section: Section, url: str, path: str, absolute: Callable[[str], str]) -> str:
+def _file_replica(section: Section, defaults: Section, url: str, path: str, absolute: Callable[[str], str]) -> Replica:
     if url:
-        return str(parse_url(url))
+        return Replica(str(parse_url(url)), None)
     if not path:
         raise section.error(f"{section.path} names neither url nor path", hint="add url: s3://bucket/path, or path")
-    return str(parse_url("file://" + absolute(path)))
+    return Replica(str(parse_url("file://" + absolute(path))), None)
 
 
-def _s3_replica(section: Section, defaults: Section, url: str, path: str) -> Replica:
+def _s3_replica(section: Section, defaults: Section, url: str, path: str, absolute: Callable[[str], str]) -> Replica:
     settings = {key: section.text(key) or defaults.text(key) for key in ("bucket", "region", "endpoint")}
     if url and settings["bucket"]:
         key = "bucket" if section.text("bucket") else None
@@ -138,3 +135,7 @@ def _credentials(section: Section, defaults: Section) -> Credentials | None:
         where = section if section.text(given) else defaults
         raise where.error(f"{where.name(given)} has no {missing} with it", key=given, hint=f"add {missing}")
     return Credentials(key, secret) if key else None
+
+
+READERS = {"file": _file_replica, "s3": _s3_replica}
+"""By the type of a replica, which is the scheme of its URL."""

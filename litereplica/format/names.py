@@ -21,10 +21,10 @@ _TXID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 class Layout(Enum):
-    """How level directories are named below the root of a replica."""
+    """How the directory of a level is named below the root of a replica: a format of the level's number."""
 
-    S3 = "s3"
-    FILE = "file"
+    S3 = "{:04x}"
+    FILE = "ltx/{}"
 
 
 def format_txid(txid: TXID) -> str:
@@ -61,9 +61,26 @@ def level_prefix(layout: Layout, level: int) -> str:
     """Key prefix of a level, with its final slash."""
     if level not in LEVELS:
         raise LTXError(f"level {level} is not in 0..{SNAPSHOT_LEVEL}")
-    return f"ltx/{level}/" if layout is Layout.FILE else f"{level:04x}/"
+    return f"{layout.value.format(level)}/"
 
 
 def file_key(layout: Layout, level: int, min_txid: TXID, max_txid: TXID) -> str:
     """Key of a file below the root of its replica."""
     return level_prefix(layout, level) + format_name(min_txid, max_txid)
+
+
+def replica_prefix(layout: Layout, key: str) -> str | None:
+    """The prefix, without a final slash, of the replica that the LTX file at `key` belongs to; empty for the root.
+
+    None if `key` is not that of an LTX file: `[<prefix>/]<directory of a level>/<min>-<max>.ltx`.
+    """
+    match = _FILE_KEYS[layout].fullmatch(key)
+    return None if match is None or parse_name(match["name"]) is None else match["prefix"] or ""
+
+
+def _file_keys(layout: Layout) -> re.Pattern[str]:
+    directories = "|".join(re.escape(layout.value.format(level)) for level in LEVELS)
+    return re.compile(rf"(?:(?P<prefix>.+)/)?(?:{directories})/(?P<name>[^/]+)", re.DOTALL)
+
+
+_FILE_KEYS = {layout: _file_keys(layout) for layout in Layout}

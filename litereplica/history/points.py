@@ -13,10 +13,11 @@ from functools import partial
 
 from litereplica.compaction.retention import reachable_txids
 from litereplica.concurrent import in_order
-from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
+from litereplica.errors import DamagedFile, NotFound, PointNotFound
 from litereplica.format import ltx
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.history.timeline import PARALLEL_HEADERS, find_txid
+from litereplica.ltxstore.plan import require_files
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo
@@ -69,8 +70,7 @@ async def select_points(
     Lists all levels, and reads some headers for each time. Raises `NoReplica` and as `timeline.find_txid`.
     """
     files = await store.list_levels()
-    if not files:
-        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
+    require_files(files)
     txids = reachable_txids(files)
     if since_ms is not None:
         first = await _last_before(store, files, since_ms)

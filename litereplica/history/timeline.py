@@ -26,6 +26,7 @@ from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
 from litereplica.format import ltx
 from litereplica.format.names import format_txid
+from litereplica.ltxstore.plan import require_files
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.times import format_time
@@ -145,8 +146,7 @@ class _Search:
 
 
 def _points(files: Sequence[FileInfo]) -> list[TXID]:
-    if not files:
-        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
+    require_files(files)
     return reachable_txids(files)
 
 

@@ -25,13 +25,14 @@ from typing import TypeAlias
 import trio
 
 from litereplica.compaction.retention import reachable_txids
-from litereplica.errors import DamagedFile, NoReplica
+from litereplica.errors import DamagedFile
 from litereplica.format import names
 from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.history.coverage import Contents, PageRange, difference, restore_steps, sources, uncovered
 from litereplica.history.file_scan import Advance, Answer, Read, read_indexes, read_whole, wrong_sums
 from litereplica.ltxstore.frame_checksums import parse_sums_key, sums_key
 from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.plan import require_files
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import Progress
 from litereplica.types import TXID, FileInfo
@@ -136,8 +137,7 @@ async def _list(store: LTXStore) -> _Listing:
             sums.add(name_of_sums)
         elif item.key != LOCK_KEY:
             foreign.append(item.key)
-    if not files:
-        raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
+    require_files(files)
     files.sort(key=attrgetter("max_txid", "min_txid", "level"))
     return _Listing(files, sums, foreign)
 

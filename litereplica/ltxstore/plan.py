@@ -23,7 +23,7 @@ def plan_restore(files: Sequence[FileInfo], *, target: TXID | None = None) -> li
     `target` None means the newest TXID that any file has. Raises `NoReplica` when there are no files, `GapError` when
     the target is not reached exactly.
     """
-    _require_files(files)
+    require_files(files)
     want = max(info.max_txid for info in files) if target is None else target
     plan = _plan([info for info in files if info.max_txid <= want])
     have = plan[-1].max_txid if plan else 0
@@ -43,7 +43,7 @@ def plan_newest(files: Sequence[FileInfo]) -> list[FileInfo]:
     For a reader that must serve something: files may be missing from a listing for a while. Raises `NoReplica` when
     there are no files, `GapError` when none of them begins at TXID 1.
     """
-    _require_files(files)
+    require_files(files)
     plan = _plan(files)
     if not plan:
         oldest = min(info.min_txid for info in files)
@@ -92,7 +92,8 @@ def _gap_hint(have: TXID) -> str:
     return f"--txid {have:016x} takes what can be restored; 'litereplica verify' tells what is missing"
 
 
-def _require_files(files: Sequence[FileInfo]) -> None:
+def require_files(files: Sequence[FileInfo]) -> None:
+    """Raise `NoReplica` if a replica has no files."""
     if not files:
         raise NoReplica("the replica has no LTX files", hint="check the URL, or start 'litereplica replicate'")
 

@@ -23,8 +23,9 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.frame_checksums import SUMS_PREFIX, FileSums, sums_key
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.credentials import Credentials
-from litereplica.storage.url import open_storage, parse_url
-from litereplica.storage.wrappers import MeteredStorage
+from litereplica.storage.open import open_storage
+from litereplica.storage.url import parse_url
+from litereplica.storage.wrappers import MeteredStorage, PrefixStorage
 from litereplica.types import TXID, FileInfo
 
 WHOLE_FILE_LIMIT = 256 * 1024
@@ -33,9 +34,12 @@ WHOLE_FILE_LIMIT = 256 * 1024
 TAIL_READ = 64 * 1024
 """First read of the end of a large file: the index of about 10,000 pages fits, larger ones take another request."""
 
-
 DECODE_HERE = 64 * 1024
 """Bytes of an index that is decoded on the trio thread, in some milliseconds; a large one takes up to a second."""
+
+
+LAYOUTS = {"file": Layout.FILE, "s3": Layout.S3}
+"""By the scheme of the replica's URL."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +97,18 @@ class LTXStore:
         levels = await gather([partial(self.list_level, level, after=after) for level in names.LEVELS])
         return [info for files in levels for info in files]
 
+    async def list_replicas(self) -> list[str]:
+        """The prefixes, ascending, of the replicas below this root that have an LTX file; empty for the root's own.
+
+        One listing of everything below the root.
+        """
+        prefixes = [names.replica_prefix(self.layout, item.key) for item in await self.storage.list("")]
+        return sorted({prefix for prefix in prefixes if prefix is not None})
+
+    def below(self, prefix: str, *, url: str) -> LTXStore:
+        """The replica at a prefix; closing it leaves this one open. `url` is its own, for messages."""
+        return LTXStore(PrefixStorage(self.storage, f"{prefix}/", url=url), self.layout)
+
     async def get(self, info: FileInfo, range: Range | None = None) -> Blob:
         """Bytes of a file, unchecked. `NotFound` when it has gone."""
         return await self.storage.get(self.key(info), range)
@@ -108,17 +124,6 @@ class LTXStore:
             if len(blob.data) == blob.size:
                 return self._decode(info, blob)
         return await self._open_large(info)
-
-    async def read(self, info: FileInfo) -> OpenedFile:
-        """The whole file in memory, its CRC checked: one request.
-
-        No more is read than `info.size` or `WHOLE_FILE_LIMIT` bytes: `DamagedFile` when the file has more.
-        """
-        blob = await self.get(info, ByteRange(0, max(info.size, WHOLE_FILE_LIMIT)))
-        with self.blame(info):
-            if len(blob.data) != blob.size:
-                raise FormatError(f"file has {blob.size} bytes, but the listing said {info.size}")
-        return self._decode(info, blob)
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
         """The L0 file of exactly this TXID, or None: what a poll asks, and what answers it, in one request."""
@@ -242,5 +247,4 @@ def _matching(beside: bytes, file_checksum: int, header: bytes, index: bytes) ->
 
 def open_ltx_store(url: str, *, credentials: Credentials | None = None) -> LTXStore:
     """The replica at a URL. Makes no request. Without `credentials` they come from the environment."""
-    layout = Layout.FILE if parse_url(url).scheme == "file" else Layout.S3
-    return LTXStore(MeteredStorage(open_storage(url, credentials=credentials)), layout)
+    return LTXStore(MeteredStorage(open_storage(url, credentials=credentials)), LAYOUTS[parse_url(url).scheme])

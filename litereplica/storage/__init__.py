@@ -6,7 +6,8 @@ This layer knows nothing of LTX. Importing it does not import boto3.
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.file import FileStorage
 from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.url import ReplicaURL, basename, open_storage, parse_url, redacted
+from litereplica.storage.open import open_storage
+from litereplica.storage.url import ReplicaURL, basename, parse_url, redacted
 from litereplica.storage.wrappers import (
     FaultStorage,
     LatencyStorage,

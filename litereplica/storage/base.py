@@ -66,7 +66,7 @@ class ObjectInfo:
 
 
 class Storage(ABC):
-    """A place for objects. Obtain one from `storage.url.open_storage`."""
+    """A place for objects. Obtain one from `storage.open.open_storage`."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Replica URLs: parsing, rendering without secrets, and opening.
+"""Replica URLs: parsing, and rendering without secrets. `SCHEMES` has the kinds of URLs; `open.py` opens them.
 
 The forms are Litestream's: `s3://bucket/path?endpoint=…&region=…&forcePathStyle=true` and `file:///path`.
 A URL means the same place here as there: the path of an S3 URL is percent-decoded, that of a file URL is
@@ -9,24 +9,16 @@ hold them.
 from __future__ import annotations
 
 import ipaddress
-import os
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litereplica.errors import UsageError
-from litereplica.storage.base import Storage
-from litereplica.storage.credentials import Credentials
 from litereplica.storage.keys import is_key
-from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
 
 T = TypeVar("T")
-
-CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
-"""Chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and knows more stores' habits."""
 
 S3_FORM = "s3://bucket/path?endpoint=…&region=…"
 FILE_FORM = "file:///absolute/path"
@@ -60,30 +52,25 @@ class ReplicaURL:
 
     def __str__(self) -> str:
         """The URL in its canonical form. It holds no secret."""
-        if self.scheme == "file":
-            return f"file://{self.path}"
-        base = f"s3://{self.bucket}" + (f"/{quote(self.path)}" if self.path else "")
-        query = {"endpoint": self.endpoint, "region": self.region}
-        options = {name: value for name, value in query.items() if value}
-        if self.force_path_style != bool(self.endpoint):
-            options["forcePathStyle"] = "true" if self.force_path_style else "false"
-        return base + (f"?{urlencode(options, safe=':/')}" if options else "")
+        return SCHEMES[self.scheme].render(self)
 
     @property
     def basename(self) -> str:
         """The last component of the path; the bucket's name when the path is empty."""
         return posixpath.basename(self.path) or self.bucket
 
+    def below(self, prefix: str) -> ReplicaURL:
+        """The URL of what lies at `prefix` below this one, which is itself if `prefix` is empty."""
+        return replace(self, path="/".join(part for part in (self.path, prefix) if part))
 
-def open_storage(url: str, *, policy: RetryPolicy = DEFAULT_POLICY, credentials: Credentials | None = None) -> Storage:
-    """The storage that `url` names, with transient errors tried again as `policy` says.
 
-    Without `credentials` they come from the environment; a `file` URL needs none.
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How the URLs of one kind of store are read and written; `form` shows a user what to write."""
 
-    Nothing is connected or imported that the URL does not need, and for S3 not before the first request.
-    Raises `UsageError`.
-    """
-    return RetryStorage(_open_backend(parse_url(url), credentials), policy)
+    form: str
+    parse: Callable[[str], ReplicaURL]
+    render: Callable[[ReplicaURL], str]
 
 
 def parse_url(url: str) -> ReplicaURL:
@@ -92,13 +79,11 @@ def parse_url(url: str) -> ReplicaURL:
         raise UsageError("the replica URL has a control character", hint="write it on one line")
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise UsageError(f"{redacted(url)!r} is not a URL", hint=f"write {FILE_FORM} or {S3_FORM}")
-    match scheme.lower():
-        case "file":
-            return _parse_file(url)
-        case "s3":
-            return _parse_s3(url)
-    raise UsageError(f"the URL scheme {scheme!r} is not supported", hint=f"write {FILE_FORM} or {S3_FORM}")
+        raise UsageError(f"{redacted(url)!r} is not a URL", hint=f"write {_FORMS}")
+    known = SCHEMES.get(scheme.lower())
+    if known is None:
+        raise UsageError(f"the URL scheme {scheme!r} is not supported", hint=f"write {_FORMS}")
+    return known.parse(url)
 
 
 def basename(url: str) -> str:
@@ -114,23 +99,6 @@ def redacted(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _open_backend(url: ReplicaURL, credentials: Credentials | None) -> Storage:
-    if url.scheme == "file":
-        from litereplica.storage.file import FileStorage
-
-        return FileStorage(Path(url.path))
-    client = os.environ.get(CLIENT_VARIABLE) or "obstore"
-    if client == "boto3":
-        from litereplica.storage.s3 import S3Storage
-
-        return S3Storage(url, credentials)
-    if client != "obstore":
-        raise UsageError(f"{CLIENT_VARIABLE} is {client!r}", hint="set it to obstore or boto3, or unset it")
-    from litereplica.storage.s3_obstore import ObstoreS3Storage
-
-    return ObstoreS3Storage(url, credentials)
-
-
 def _parse_file(url: str) -> ReplicaURL:
     path, question_mark, query = url[len("file://") :].partition("?")
     if question_mark and query:
@@ -143,6 +111,10 @@ def _parse_file(url: str) -> ReplicaURL:
     if path == "/":
         raise UsageError(f"{redacted(url)!r} names no directory", hint=f"write {FILE_FORM}")
     return ReplicaURL(scheme="file", path=path)
+
+
+def _render_file(url: ReplicaURL) -> str:
+    return f"file://{url.path}"
 
 
 def _parse_s3(url: str) -> ReplicaURL:
@@ -163,6 +135,15 @@ def _parse_s3(url: str) -> ReplicaURL:
         region=options.get("region", ""),
         force_path_style=_boolean("forcePathStyle", options.get("forcePathStyle", str(bool(endpoint)))),
     )
+
+
+def _render_s3(url: ReplicaURL) -> str:
+    base = f"s3://{url.bucket}" + (f"/{quote(url.path)}" if url.path else "")
+    query = {"endpoint": url.endpoint, "region": url.region}
+    options = {name: value for name, value in query.items() if value}
+    if url.force_path_style != bool(url.endpoint):
+        options["forcePathStyle"] = "true" if url.force_path_style else "false"
+    return base + (f"?{urlencode(options, safe=':/')}" if options else "")
 
 
 def _refuse_credentials(url: str, netloc: str) -> None:
@@ -254,3 +235,11 @@ def _checked(parse: Callable[[], T]) -> T:
         return parse()
     except ValueError as exc:
         raise UsageError("the endpoint is not a URL", hint="write endpoint=https://host or host:port") from exc
+
+
+SCHEMES = {
+    "file": Scheme(FILE_FORM, _parse_file, _render_file),
+    "s3": Scheme(S3_FORM, _parse_s3, _render_s3),
+}
+"""By the lower-case scheme. What a new one needs besides is listed in `open.py`."""
+_FORMS = " or ".join(scheme.form for scheme in SCHEMES.values())

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from litereplica.cli.restore_all import database_prefixes
 from litereplica.errors import ExitCode
-from litereplica.format.names import Layout
 from tests.cli.program import DEADLINE_S, program
 from tests.helpers.publisher import Publisher
 from tests.ltxstore.replicas import History
@@ -277,15 +275,6 @@ def test_configuration_file_names_the_replica_and_the_place(tmp_path: Path, repl
     done = program("restore", tmp_path / "dbs" / "other.db", "-c", config)
     assert done.returncode == ExitCode.USAGE
     assert "does not name" in done.stderr
-
-
-def test_prefixes_of_databases_are_found_in_both_layouts_and_nothing_else() -> None:
-    name = f"{1:016x}-{1:016x}.ltx"
-    keys = [f"a.db/0000/{name}", f"a.db/0009/{name}", f"deep/b.db/0001/{name}", f"0000/{name}"]
-    others = ["a.db/lock.json", f"c/sums/0000/{name[:-4]}.sums", "d/0000/readme.txt", f"e/000a/{name}", f"f/ltx/{name}"]
-    assert database_prefixes([*keys, *others], Layout.S3) == ["", "a.db", "deep/b.db"]
-    files = [f"x/ltx/0/{name}", f"x/ltx/9/{name}", f"ltx/0/{name}", f"y/0000/{name}"]
-    assert database_prefixes(files, Layout.FILE) == ["", "x"]
 
 
 # --- all of a prefix, and following -------------------------------------------------------------

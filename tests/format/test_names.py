@@ -81,3 +81,41 @@ def test_impossible_ranges_have_no_name(low: int, high: int) -> None:
 def test_impossible_levels_have_no_prefix(level: int) -> None:
     with pytest.raises(LTXError, match=r"not in 0\.\.9"):
         names.level_prefix(Layout.S3, level)
+
+
+NAME = f"{1:016x}-{2:016x}.ltx"
+
+
+@pytest.mark.parametrize(
+    ("layout", "key", "prefix"),
+    [
+        (Layout.S3, f"0000/{NAME}", ""),
+        (Layout.S3, f"0009/{NAME}", ""),
+        (Layout.S3, f"a.db/0000/{NAME}", "a.db"),
+        (Layout.S3, f"deep/b.db/0001/{NAME}", "deep/b.db"),
+        (Layout.S3, f"0000/0001/{NAME}", "0000"),
+        (Layout.S3, f"line\nfeed/0001/{NAME}", "line\nfeed"),
+        (Layout.FILE, f"ltx/0/{NAME}", ""),
+        (Layout.FILE, f"x/ltx/9/{NAME}", "x"),
+        (Layout.FILE, f"ltx/0/ltx/1/{NAME}", "ltx/0"),
+        (Layout.S3, f"e/000a/{NAME}", None),
+        (Layout.S3, f"e/0010/{NAME}", None),
+        (Layout.S3, f"f/ltx/0/{NAME}", None),
+        (Layout.S3, f"f/ltx/{NAME}", None),
+        (Layout.S3, f"x0000/{NAME}", None),
+        (Layout.S3, "a.db/lock.json", None),
+        (Layout.S3, "d/0000/readme.txt", None),
+        (Layout.S3, f"c/sums/0000/{NAME[:-4]}.sums", None),
+        (Layout.S3, f"d/0000/{2:016x}-{1:016x}.ltx", None),
+        (Layout.S3, f"d/0000/{0:016x}-{1:016x}.ltx", None),
+        (Layout.FILE, f"y/0000/{NAME}", None),
+        (Layout.FILE, f"y/ltx/a/{NAME}", None),
+        (Layout.FILE, f"y/ltx/10/{NAME}", None),
+        (Layout.FILE, NAME, None),
+        (Layout.FILE, "", None),
+    ],
+)
+def test_replica_of_a_key_is_what_lies_before_a_level_and_the_name_of_an_ltx_file(
+    layout: Layout, key: str, prefix: str | None
+) -> None:
+    assert names.replica_prefix(layout, key) == prefix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
+from litereplica.testing.ltx_files import read_file
 
 
 async def fold(store: LTXStore, *, target: int | None = None) -> bytes:
@@ -11,8 +12,7 @@ async def fold(store: LTXStore, *, target: int | None = None) -> bytes:
     pages: dict[int, bytes] = {}
     commit = page_size = 0
     for info in plan_restore(await store.list_levels(), target=target):
-        file = await store.read(info)
-        assert file.pages is not None
+        file = await read_file(store, info)
         pages.update(zip(file.index.pgno.tolist(), file.pages, strict=True))
         commit, page_size = file.header.commit, file.header.page_size
         pages = {pgno: page for pgno, page in pages.items() if pgno <= commit}

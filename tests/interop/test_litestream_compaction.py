@@ -22,6 +22,7 @@ from litereplica.compaction.retention import Retention, RetentionPolicy, reachab
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.ltx_files import read_file
 from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
 from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
@@ -191,7 +192,7 @@ async def test_compacted_file_of_ours_is_the_one_that_litestream_makes(tmp_path:
                 publish(litestream, db, statements, 1)
                 await trio.sleep(0.05)
     theirs = (await store.list_level(1))[-1]
-    before = await store.read(theirs)
+    before = await read_file(store, theirs)
     await store.delete(
         [info for level in (1, 2) for info in await store.list_level(level) if info.max_txid >= theirs.max_txid]
     )
@@ -200,7 +201,7 @@ async def test_compacted_file_of_ours_is_the_one_that_litestream_makes(tmp_path:
     done = await compact_level(store, 1)
     assert done is not None
     assert (done.info.min_txid, done.info.max_txid) == (theirs.min_txid, theirs.max_txid)
-    after = await store.read(done.info)
+    after = await read_file(store, done.info)
     assert after.header == before.header
     assert (after.index.pgno.tolist(), after.pages) == (before.index.pgno.tolist(), before.pages)
     await store.aclose()

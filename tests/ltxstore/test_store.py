@@ -158,13 +158,6 @@ async def test_size_that_a_listing_claims_is_not_believed(pages: int, claimed: i
     assert opened.info.size == len(data)
 
 
-async def test_reading_whole_reads_no_more_than_was_listed() -> None:
-    store = memory_store()
-    info = await put(store, 0, 1, 1, incompressible_file(2000))
-    with pytest.raises(DamagedFile, match="the listing said 400000"):
-        await store.read(replace(info, size=400_000))
-
-
 async def test_file_under_another_name_is_damaged() -> None:
     store = memory_store()
     for pages in (3, 800):

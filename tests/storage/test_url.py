@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from litereplica.errors import UsageError
-from litereplica.storage import ReplicaURL, RetryStorage, basename, open_storage, parse_url, redacted
+from litereplica.storage import ReplicaURL, basename, parse_url, redacted
 
 
 @pytest.mark.parametrize(
@@ -157,14 +155,15 @@ def test_the_basename_is_the_last_component(url: str, name: str) -> None:
     assert basename(url) == name
 
 
-async def test_open_storage_gives_what_the_url_names(tmp_path: Path) -> None:
-    async with open_storage(f"file://{tmp_path}/replica") as storage:
-        assert isinstance(storage, RetryStorage)
-        assert storage.url == f"file://{tmp_path}/replica"
-        await storage.put("k", b"x")
-    assert (tmp_path / "replica" / "k").read_bytes() == b"x"
-
-
-def test_the_url_of_an_s3_storage_is_canonical() -> None:
-    storage = open_storage("s3://bucket/a b/?region=eu&endpoint=localhost:9000")
-    assert storage.url == "s3://bucket/a%20b?endpoint=http://localhost:9000&region=eu"
+@pytest.mark.parametrize(
+    ("url", "prefix", "below"),
+    [
+        ("file:///srv", "", "file:///srv"),
+        ("file:///srv", "a/b c.db", "file:///srv/a/b c.db"),
+        ("s3://bucket", "", "s3://bucket"),
+        ("s3://bucket", "a.db", "s3://bucket/a.db"),
+        ("s3://bucket/x?region=eu", "a b.db", "s3://bucket/x/a%20b.db?region=eu"),
+    ],
+)
+def test_url_below_another_keeps_its_parameters(url: str, prefix: str, below: str) -> None:
+    assert str(parse_url(url).below(prefix)) == below

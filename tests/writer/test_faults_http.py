@@ -14,6 +14,7 @@ import trio
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.ltx_files import read_file
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
@@ -56,8 +57,7 @@ async def ledger_of_each_txid(store: LTXStore, scratch: Path) -> list[int]:
     pages: dict[int, bytes] = {}
     entries = []
     for info in await store.list_level(0):
-        file = await store.read(info)
-        assert file.pages is not None
+        file = await read_file(store, info)
         pages |= dict(zip(file.index.pgno.tolist(), file.pages, strict=True))
         image = b"".join(pages[pgno] for pgno in range(1, file.header.commit + 1))
         entries.append(await trio.to_thread.run_sync(newest_entry, image, scratch))

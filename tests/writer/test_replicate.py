@@ -10,6 +10,7 @@ import trio
 
 from litereplica.errors import UsageError
 from litereplica.format.sqlite import DatabaseHeader
+from litereplica.testing.ltx_files import read_file
 from litereplica.writer.database import checkpoint
 from litereplica.writer.replicator import Replicator
 from tests.helpers.app import Application
@@ -113,7 +114,7 @@ async def test_pages_allocated_and_freed_in_one_transaction_are_in_its_file(tmp_
         await app.script("BEGIN; CREATE TABLE u (x); INSERT INTO u VALUES (zeroblob(400000)); DELETE FROM u; COMMIT")
         image = await app.image()
         async with replicating(app.database, store):
-            file = await store.read((await store.list_level(0))[-1])
+            file = await read_file(store, (await store.list_level(0))[-1])
             assert set(range(3, len(image) // 4096 + 1)) <= set(file.index.pgno.tolist())
         assert await fold(store) == image
 

@@ -9,7 +9,6 @@ databases are open or not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import trio
@@ -20,7 +19,6 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.keys import is_key
 from litereplica.storage.url import parse_url
-from litereplica.storage.wrappers import PrefixStorage
 from litereplica.writer.database.state_directory import LockedDirectory, StateDirectory
 from litereplica.writer.publish.lease_keeper import (
     LeasedTenure,
@@ -39,9 +37,7 @@ DIRECTORY_STATE = ".litereplica"
 
 def join_url(root: str, prefix: str) -> str:
     """The URL of what lies at `prefix` below a root, in its canonical form. Raises `UsageError`."""
-    url = parse_url(root)
-    path = f"{url.path}/{prefix}" if prefix else url.path
-    return str(replace(url, path=path if url.scheme == "file" else path.lstrip("/")))
+    return str(parse_url(root).below(prefix))
 
 
 class ReplicaRoot:
@@ -67,8 +63,7 @@ class ReplicaRoot:
         path = PurePosixPath(prefix)
         if not is_key(prefix) or path.parts[0] in (LOCK_KEY, DIRECTORY_STATE):
             raise UsageError(f"no replica can have the name {prefix!a}", hint="rename the database")
-        below = PrefixStorage(self._store.storage, f"{prefix}/", url=join_url(self._target.url, prefix))
-        return LTXStore(below, self._store.layout)
+        return self._store.below(prefix, url=join_url(self._target.url, prefix))
 
     def tenure(self, state: StateDirectory) -> Tenure:
         """The right to publish one database, whose state directory is locked."""

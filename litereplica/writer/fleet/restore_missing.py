@@ -7,17 +7,13 @@ what it restores is what it goes on with. A replica without a file is no error: 
 from __future__ import annotations
 
 import logging
-import re
 import stat
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import trio
 
 from litereplica.errors import EnvironmentProblem, NoReplica, UsageError
-from litereplica.format import names
-from litereplica.format.names import Layout
 from litereplica.format.sqlite import HEADER_SIZE
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.output_file import SIDECARS
@@ -30,9 +26,6 @@ log = logging.getLogger(__name__)
 
 APPEARANCE_INTERVAL_S = 0.2
 """Between looks for a database that is yet to be made."""
-
-_DIRECTORIES = {Layout.S3: re.compile(r"(.+?)/[0-9a-f]{4}/[^/]+"), Layout.FILE: re.compile(r"(.+?)/ltx/[0-9]/[^/]+")}
-"""The prefix of a database in the key of one of its files."""
 
 
 async def restore_missing(target: Target, stop: trio.Event, limiter: trio.CapacityLimiter) -> None:
@@ -52,8 +45,7 @@ async def restore_missing(target: Target, stop: trio.Event, limiter: trio.Capaci
             await _restore_below(root, target.path, "", stop, limiter)
         else:
             await root.tenure(StateDirectory(target.path)).stand_by(stop)  # what is listed is to be the last state
-            whole = root.store("")
-            for relative in databases_below(whole.layout, [item.key for item in await whole.storage.list("")]):
+            for relative in await root.store("").list_replicas():
                 if not stop.is_set() and _belongs(target, relative) and not (target.path / relative).exists():
                     _make_directory((target.path / relative).parent)
                     await _restore_below(root, target.path / relative, relative, stop, limiter)
@@ -110,19 +102,9 @@ def _refuse_left_over(path: Path) -> None:
             )
 
 
-def databases_below(layout: Layout, keys: Iterable[str]) -> list[str]:
-    """The relative paths of the databases whose LTX files have these keys, sorted."""
-    found = set()
-    for key in keys:
-        match = _DIRECTORIES[layout].fullmatch(key)
-        if match is not None and names.parse_name(PurePosixPath(key).name) is not None:
-            found.add(match[1])
-    return sorted(found)
-
-
 def _belongs(target: DirectoryTarget, relative: str) -> bool:
-    path = PurePosixPath(relative)
-    return (target.recursive or len(path.parts) == 1) and fnmatchcase(path.name, target.pattern)
+    path = PurePosixPath(relative)  # empty for a replica at the root, which is none of a directory's databases
+    return relative != "" and (target.recursive or len(path.parts) == 1) and fnmatchcase(path.name, target.pattern)
 
 
 def _make_directory(path: Path) -> None:

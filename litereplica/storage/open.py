@@ -1,0 +1,64 @@
+"""Opening the storage that a replica URL names.
+
+A new kind of store touches these places, and nothing else asks for a URL's scheme:
+
+- `storage/<name>.py`: its `Storage`, with the contract of `base.py`
+- `storage/url.py`, `SCHEMES`: how its URLs are read and written
+- `storage/open.py`, `OPENERS`: its constructor
+- `ltxstore/store.py`, `LAYOUTS`: how the keys of its LTX files are named
+- `config/replica.py`, `READERS`: its keys in the configuration file
+- `tests/storage/test_<name>.py`: a class that inherits `testing.conformance.StorageConformance`
+- the forms of URLs in `cli/main.py` and `docs/OPERATIONS.md`
+
+`tests/storage/test_open.py` fails while one of the tables lacks a scheme that another has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from litereplica.errors import UsageError
+from litereplica.storage.base import Storage
+from litereplica.storage.credentials import Credentials
+from litereplica.storage.url import ReplicaURL, parse_url
+from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
+
+CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
+"""Chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and knows more stores' habits."""
+
+
+def open_storage(url: str, *, policy: RetryPolicy = DEFAULT_POLICY, credentials: Credentials | None = None) -> Storage:
+    """The storage that `url` names, with transient errors tried again as `policy` says.
+
+    Without `credentials` they come from the environment; a `file` URL needs none. Nothing is imported that the URL
+    does not need, and for S3 nothing is connected or imported before the first request.
+
+    Raises:
+        UsageError: `url` is not a replica URL, or the environment names an S3 client that does not exist.
+    """
+    parsed = parse_url(url)
+    return RetryStorage(OPENERS[parsed.scheme](parsed, credentials), policy)
+
+
+def _open_file(url: ReplicaURL, credentials: Credentials | None) -> Storage:
+    from litereplica.storage.file import FileStorage
+
+    return FileStorage(Path(url.path))
+
+
+def _open_s3(url: ReplicaURL, credentials: Credentials | None) -> Storage:
+    client = os.environ.get(CLIENT_VARIABLE) or "obstore"
+    if client == "boto3":
+        from litereplica.storage.s3 import S3Storage
+
+        return S3Storage(url, credentials)
+    if client != "obstore":
+        raise UsageError(f"{CLIENT_VARIABLE} is {client!r}", hint="set it to obstore or boto3, or unset it")
+    from litereplica.storage.s3_obstore import ObstoreS3Storage
+
+    return ObstoreS3Storage(url, credentials)
+
+
+OPENERS: dict[str, Callable[[ReplicaURL, Credentials | None], Storage]] = {"file": _open_file, "s3": _open_s3}

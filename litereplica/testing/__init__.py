@@ -1,0 +1,8 @@
+"""What tests and benchmarks use, of this project and of others; the product never imports it.
+
+memory       a store in a dictionary
+faults       a store that fails as planned
+latency      a store that is far away
+conformance  the contract of `storage.base.Storage` as a class of tests; needs pytest
+ltx_files    whole LTX files in memory
+"""
