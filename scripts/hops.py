@@ -39,7 +39,7 @@ from litereplica.fuse.live import LiveDatabase
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import open_replica
 from litereplica.restore.restore import restore
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import Replicator, open_replicator
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import hypothesis
 import pytest
 
-from tests.helpers.seaweed import SeaweedServer
+from litereplica.testing.seaweed import SeaweedServer
 
 # A busy machine stretches single examples at will; what a test may take in all is its own affair.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -242,3 +242,12 @@ def test_an_attribute_is_assigned_only_by_its_own_module() -> None:
             if name.startswith("_") or name not in attributes[module.where]:
                 found.add(f"{module.where}: {ast.unparse(attribute)}")
     require(found - OTHERS_ATTRIBUTES, pending=PENDING_ASSIGNMENTS)
+
+
+def test_benchmarks_and_the_product_do_not_import_tests() -> None:
+    scripts = sorted((PACKAGE.parent / "scripts").rglob("*.py"))
+    assert scripts
+    for path in [*scripts, *(module.path for module in MODULES)]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.module if isinstance(node, ast.ImportFrom) else None
+            assert not (name or "").startswith("tests"), path

@@ -13,7 +13,7 @@ which refuses an incomplete snapshot. Storage, names and levels are the caller's
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -25,27 +25,11 @@ from litereplica.types import Pgno
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CompactionInput:
-    """One file: its header, and its pages, ascending. The pages are taken once."""
-
-    header: ltx.Header
-    pages: Iterable[tuple[Pgno, bytes | memoryview]]
-
-    def batches(self) -> Iterator[list[tuple[Pgno, bytes]]]:
-        """The frames of the pages, one by one."""
-        for pgno, page in self.pages:
-            yield [(pgno, ltx.encode_frame(pgno, page))]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class FramesInput:
     """One file: its header, and its frames as `Decoder.feed_frames` has them, in lists of any length, taken once."""
 
     header: ltx.Header
     frames: Iterator[list[tuple[Pgno, bytes]]]
-
-    def batches(self) -> Iterator[list[tuple[Pgno, bytes]]]:
-        return self.frames
 
 
 def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
@@ -73,7 +57,7 @@ def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
     )
 
 
-def compact(inputs: Sequence[CompactionInput | FramesInput]) -> Iterator[bytes]:
+def compact(inputs: Sequence[FramesInput]) -> Iterator[bytes]:
     """The compacted file in pieces, header, frames and end; `inputs` oldest first.
 
     The inputs' headers are checked at once, their pages as the pieces are taken. Raises `LTXError`.
@@ -82,10 +66,10 @@ def compact(inputs: Sequence[CompactionInput | FramesInput]) -> Iterator[bytes]:
     return _pieces(encoder, inputs)
 
 
-def _pieces(encoder: Encoder, inputs: Sequence[CompactionInput | FramesInput]) -> Iterator[bytes]:
+def _pieces(encoder: Encoder, inputs: Sequence[FramesInput]) -> Iterator[bytes]:
     yield encoder.start()
     limits = _limits([item.header for item in inputs])
-    streams = [_Stream(item.batches(), limit) for item, limit in zip(inputs, limits, strict=True)]
+    streams = [_Stream(item.frames, limit) for item, limit in zip(inputs, limits, strict=True)]
     while True:
         for stream in streams:
             stream.fill()

@@ -1,4 +1,4 @@
-"""Writing LTX files: a stream of pieces, or a whole file in memory."""
+"""Writing LTX files, piece by piece."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Encoder:
         for pgno, frame in frames:
             page = usual_page(memoryview(frame), 0, len(frame), pgno, page_size)
             if page is None:
-                raise LTXError(f"what is to be the frame of page {pgno} is none")
+                raise LTXError(f"invalid frame for page {pgno}")
             self._check(pgno, page_size)
             self._crc = checksum.update(checksum.update(self._crc, frame[: HEAD.size]), page)
             self._pgnos.append(pgno)
@@ -74,12 +74,3 @@ class Encoder:
             raise LTXError(f"page {pgno} cannot follow page {previous} in a database of {header.commit}")
         if size != header.page_size:
             raise LTXError(f"page {pgno} has {size} bytes, expected {header.page_size}")
-
-
-def encode_file(header: ltx.Header, pages: Iterable[tuple[Pgno, bytes | memoryview]]) -> bytes:
-    """A whole file; `pages` ascending."""
-    encoder = Encoder(header)
-    pieces = [encoder.start()]
-    pieces += [encoder.page(pgno, page) for pgno, page in pages]
-    pieces.append(encoder.finish())
-    return b"".join(pieces)

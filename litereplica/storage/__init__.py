@@ -1,41 +1,12 @@
-"""Opaque objects by key: `file://`, `s3://` and memory behind one contract.
+"""Opaque objects by key behind one contract. This layer knows nothing of LTX, and importing it imports no client.
 
-This layer knows nothing of LTX. Importing it does not import boto3.
+base         the contract: `Storage`, its values and its errors
+open         the storage that a replica URL names; lists what a new kind of store touches
+url          replica URLs
+keys         what a key and a range must be
+credentials  a key pair
+file         objects as files, over file_operations
+s3           objects in a bucket through boto3, over s3_client, s3_errors and s3_upload
+s3_obstore   objects in a bucket through obstore, over s3_connection; boto3 for what obstore lacks
+wrappers     storages around a storage: retries, metering, a prefix
 """
-
-from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
-from litereplica.storage.file import FileStorage
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.open import open_storage
-from litereplica.storage.url import ReplicaURL, basename, parse_url, redacted
-from litereplica.storage.wrappers import (
-    FaultStorage,
-    LatencyStorage,
-    MeteredStorage,
-    RetryPolicy,
-    RetryStorage,
-    StorageStatistics,
-)
-
-__all__ = [
-    "Blob",
-    "Body",
-    "ByteRange",
-    "FaultStorage",
-    "FileStorage",
-    "LatencyStorage",
-    "MemoryStorage",
-    "MeteredStorage",
-    "ObjectInfo",
-    "Range",
-    "ReplicaURL",
-    "RetryPolicy",
-    "RetryStorage",
-    "Storage",
-    "StorageStatistics",
-    "Suffix",
-    "basename",
-    "open_storage",
-    "parse_url",
-    "redacted",
-]

@@ -22,7 +22,7 @@ import apsw
 import litestream_vfs  # type: ignore[import-untyped]  # it has no annotations
 
 from benchmarks.database import BEAT_QUERY, LOOKUP_QUERY, SCAN_QUERY
-from tests.helpers.processes import Child, running_module
+from litereplica.testing.processes import Child, running_module
 
 LOOK_INTERVAL_S = 0.001
 """The resolution of a measured lag."""

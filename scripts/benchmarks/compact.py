@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.results import Comparison, Result, series
 from benchmarks.setting import Setting
-from tests.helpers.litestream import NEVER, LitestreamProcess
-from tests.helpers.mounts import litereplica_binary
+from litereplica.testing.litestream import NEVER, LitestreamProcess
+from litereplica.testing.mounts import litereplica_binary
 
 OURS = "litereplica compact"
 LITESTREAM = "Litestream's compactor"

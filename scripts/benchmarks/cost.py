@@ -16,7 +16,7 @@ from benchmarks.requests import KINDS, USD_PER_1000, Requests
 from benchmarks.results import MOUNT, VFS, Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from benchmarks.subjects import PEER, Subject, mounted
-from tests.helpers.litestream import LitestreamProcess
+from litereplica.testing.litestream import LitestreamProcess
 
 COMMITS_PER_S = 20
 SYNC_INTERVAL = "1s"

@@ -11,7 +11,7 @@ from benchmarks.results import MOUNT, Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from benchmarks.subjects import can_hydrate, mounted
 from litereplica.storage.url import parse_url
-from tests.helpers.mounts import MountedReplica, MountError
+from litereplica.testing.mounts import MountedReplica, MountError
 
 DOWNLOAD = "boto3 download"
 SINCE_READY = "mount, once ready"

@@ -14,7 +14,7 @@ from benchmarks.processes import replicating
 from benchmarks.results import Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from benchmarks.subjects import mounted, through_vfs
-from tests.helpers.litestream import LitestreamProcess
+from litereplica.testing.litestream import LitestreamProcess
 
 VFS_POLL_INTERVAL_S = 1.0
 """The extension has no setting for it."""

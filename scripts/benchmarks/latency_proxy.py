@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from typing import cast
 
 from benchmarks.requests import KINDS, RequestCounter, Requests
-from tests.helpers.processes import Child, running_module
+from litereplica.testing.processes import Child, running_module
 
 HOST = "127.0.0.1"
 IN_FLIGHT_LIMIT = 64 << 20

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.helpers.mounts import litereplica_binary
+from litereplica.testing.mounts import litereplica_binary
 
 END_DEADLINE_S = 30
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")

@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.latency_proxy import latency_proxy
 from benchmarks.results import RESTORE, Comparison, Goal, Result, series
 from benchmarks.setting import Setting
-from tests.helpers.litestream import NEVER, LitestreamProcess, child_environment, litestream_binary
-from tests.helpers.mounts import litereplica_binary
+from litereplica.testing.litestream import NEVER, LitestreamProcess, child_environment, litestream_binary
+from litereplica.testing.mounts import litereplica_binary
 
 OURS = "litereplica restore"
 FASTER = 1.5

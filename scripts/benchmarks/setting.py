@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.database import make_database
 from benchmarks.latency_proxy import LatencyProxy, latency_proxy
-from tests.helpers.litestream import LitestreamError, run_litestream
-from tests.helpers.seaweed import SeaweedServer
+from litereplica.testing.litestream import LitestreamError, run_litestream
+from litereplica.testing.seaweed import SeaweedServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from functools import cache, partial
 from benchmarks.client import Client, file_client, vfs_client
 from benchmarks.results import MOUNT, MOUNT_UNHYDRATED, RESTORE, VFS
 from benchmarks.setting import Setting
-from tests.helpers.litestream import litestream_restore
-from tests.helpers.mounts import MountedReplica, litereplica_binary
+from litereplica.testing.litestream import litestream_restore
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 
 POLL_INTERVAL = "1s"
 """Everybody's default."""

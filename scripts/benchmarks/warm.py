@@ -13,7 +13,7 @@ from benchmarks.processes import replicating
 from benchmarks.results import LOCAL, MOUNT, VFS, Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from benchmarks.subjects import PEER, mounted
-from tests.helpers.mounts import MountedReplica, MountError
+from litereplica.testing.mounts import MountedReplica, MountError
 
 COMMITS_PER_S = 20
 WARM_UP_SCANS = 20

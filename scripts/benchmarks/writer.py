@@ -17,7 +17,7 @@ from benchmarks.application import ROW_BYTES, ROWS, Committed, create, run_appli
 from benchmarks.processes import cpu_s, peak_memory, replicating
 from benchmarks.results import Comparison, Goal, Result, series
 from benchmarks.setting import Setting
-from tests.helpers.litestream import LitestreamProcess
+from litereplica.testing.litestream import LitestreamProcess
 
 ALONE = "no writer"
 LITESTREAM = "Litestream"

@@ -24,8 +24,8 @@ from benchmarks.processes import cpu_s, open_descriptors, resident_memory
 from benchmarks.results import Comparison, Goal, Result, series
 from benchmarks.setting import Setting
 from litereplica.storage.open import open_storage
-from tests.helpers.litestream import child_environment, litestream_binary
-from tests.helpers.mounts import litereplica_binary
+from litereplica.testing.litestream import child_environment, litestream_binary
+from litereplica.testing.mounts import litereplica_binary
 
 LITESTREAM = "Litestream"
 OURS = "litereplica"

@@ -14,8 +14,8 @@ from litereplica.errors import ExitCode
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
+from litereplica.testing.litestream import litestream_ltx
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import litestream_ltx
 from tests.ltxstore.replicas import History, publish
 
 

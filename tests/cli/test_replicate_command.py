@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.errors import ExitCode
-from tests.helpers.mounts import litereplica_binary
+from litereplica.testing.mounts import litereplica_binary
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from litereplica.cli.status import _mount_rows, _row
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.lease import Lease
 from litereplica.storage.file import FileStorage
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.cli.program import DEADLINE_S, program
-from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.ltxstore.replicas import History
 
 pytestmark = pytest.mark.slow

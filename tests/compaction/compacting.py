@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, memory_store, publish
 

@@ -16,14 +16,14 @@ from litereplica.compaction import merge
 from litereplica.compaction.compaction import Compacted, compact_level, run_compaction, snapshot
 from litereplica.compaction.levels import Compaction, next_compaction
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import encode_file
 from litereplica.format.ltx import Header
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import restore
 from litereplica.storage.base import Blob, Range
 from litereplica.storage.file import FileStorage
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.compaction.compacting import content, history_of, keys, replica
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, memory_store, publish

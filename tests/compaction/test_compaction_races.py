@@ -16,11 +16,12 @@ from litereplica.errors import (
     PreconditionFailed,
 )
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import encode_file
 from litereplica.format.ltx import Header
 from litereplica.storage.base import Blob, Range
-from litereplica.storage.memory import MemoryStorage, StoredObject
-from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, Operation, When
+from litereplica.storage.wrappers import Operation
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, When
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.types import FileInfo
 from tests.compaction.compacting import content, history_of, keys, replica, replica_of_five
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, make_file, memory_store, publish, put

@@ -22,8 +22,8 @@ from litereplica.errors import (
 )
 from litereplica.format.decoder import decode_file
 from litereplica.storage.base import Blob, ByteRange, Range
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, When
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, When
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.compaction.compacting import content, history_of, keys, replica, replica_of_five
 from tests.ltxstore.replicas import make_file, memory_store, put

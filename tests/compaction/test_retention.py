@@ -23,8 +23,9 @@ from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError, St
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.plan import plan_newest, plan_restore
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, Operation
+from litereplica.storage.wrappers import Operation
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, memory_store

@@ -16,12 +16,12 @@ import pytest
 
 from litereplica.errors import ExitCode
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import encode_file
 from litereplica.format.ltx import Header
 from litereplica.fuse import mountpoint as mountpoints
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.conftest import S3Bucket
 from tests.format.builders import CraftedFile, block_frame, craft, make_header, make_page
-from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.helpers.publisher import Publisher
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from litereplica.format.encoder import encode_file
 from litereplica.format.ltx import Header
 from litereplica.format.names import Layout, file_key
 from litereplica.fuse import mountpoint as mountpoints
+from litereplica.testing.ltx_files import encode_file
 from tests.e2e.test_healing import wait_until
 
 PAGE_SIZE = 512

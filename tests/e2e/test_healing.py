@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from litereplica.format.compactor import CompactionInput, compact
+from litereplica.format.compactor import compact
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout, file_key
 from litereplica.fuse import mountpoint as mountpoints
+from litereplica.testing.ltx_files import compaction_input
 from tests.helpers.publisher import Publisher
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ class Scene:
     def compact(self, level: int, first: int, last: int) -> None:
         """Make one file of a range of L0 files, which stay."""
         files = [decode_file(self.file(0, txid).read_bytes()) for txid in range(first, last + 1)]
-        inputs = [CompactionInput(f.header, zip(f.index.pgno.tolist(), f.pages, strict=True)) for f in files]
+        inputs = [compaction_input(f.header, zip(f.index.pgno.tolist(), f.pages, strict=True)) for f in files]
         path = self.file(level, first, last)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MountedReplica
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 
 TRANSACTIONS = 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.format.names import Layout, file_key
-from tests.helpers.mounts import MountedReplica
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 
 SETUP = """

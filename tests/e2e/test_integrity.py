@@ -19,10 +19,10 @@ from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout, file_key
 from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT
+from litereplica.testing.litestream import NEVER, LitestreamProcess, litestream_ltx, litestream_restore
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from litereplica.types import FileInfo
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_ltx, litestream_restore
-from tests.helpers.mounts import MountedReplica, litereplica_binary
 
 ROWS = 2000
 COMMAND_DEADLINE_S = 60.0

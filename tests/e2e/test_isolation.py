@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from litereplica.testing.mounts import MountedReplica
+from litereplica.testing.processes import running_module
 from tests.helpers.bank import Bank
-from tests.helpers.mounts import MountedReplica
-from tests.helpers.processes import running_module
 
 KINDS = ("stdlib", "cli", "apsw-mmap", "holder")
 TRANSACTIONS = 2_000

@@ -15,8 +15,8 @@ import pytest
 
 from litereplica.replica.poller import MAX_BACK_OFF_S
 from litereplica.storage.wrappers import DEFAULT_POLICY
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.conftest import S3Bucket
-from tests.helpers.mounts import MountedReplica, litereplica_binary
 
 ROWS = 4000
 POLL_INTERVAL_S = 0.2

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.bank import Bank, State, observe
-from tests.helpers.mounts import MountedReplica
 
 TRANSACTIONS = 200
 MAX_LAG = 2

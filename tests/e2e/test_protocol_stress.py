@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from litereplica.fuse import mountpoint as mountpoints
-from tests.helpers.processes import Child, running_module
+from litereplica.testing.processes import Child, running_module
 
 KINDS = ("stdlib", "apsw", "apsw-mmap")
 

@@ -17,7 +17,7 @@ import pytest
 
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.nodes import STATUS_NAME
-from tests.helpers.mounts import MountedReplica
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 
 PAGE_SIZE = 4096

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from litereplica.errors import ExitCode
+from litereplica.testing.litestream import child_environment, litestream_binary
+from litereplica.testing.mounts import litereplica_binary
 from litereplica.writer.fleet.control_socket import ask
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import child_environment, litestream_binary
-from tests.helpers.mounts import litereplica_binary
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from litereplica.format.sqlite import with_journal_mode
-from tests.helpers.mounts import MountedReplica
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 
 PAGE_SIZE = 512

@@ -24,7 +24,7 @@ from litereplica.format.names import Layout, file_key
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.at_tree import LISTED_POINTS
 from litereplica.fuse.nodes import AT_NAME
-from tests.helpers.mounts import MountedReplica, litereplica_binary
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.helpers.publisher import Publisher
 from tests.helpers.thousand import LongHistory, digest
 
@@ -563,8 +563,9 @@ def test_files_that_retention_deletes_under_an_open_state(small: Small) -> None:
 
 def make_snapshot(publisher: Publisher, path: Path, txid: int) -> None:
     """The file of everything up to a TXID, as compaction makes it."""
-    from litereplica.format.compactor import CompactionInput, compact
+    from litereplica.format.compactor import compact
     from litereplica.format.decoder import decode_file
+    from litereplica.testing.ltx_files import compaction_input
 
     inputs: list[CompactionInput] = []
     for each in range(1, txid + 1):
@@ -573,7 +574,7 @@ def make_snapshot(publisher: Publisher, path: Path, txid: int) -> None:
             source, inputs = publisher.replica / file_key(Layout.FILE, 9, 1, each), []
         if source.exists():
             file = decode_file(source.read_bytes())
-            inputs.append(CompactionInput(file.header, zip(file.index.pgno.tolist(), file.pages, strict=True)))
+            inputs.append(compaction_input(file.header, zip(file.index.pgno.tolist(), file.pages, strict=True)))
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(compact(inputs)))
     temporary.rename(path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from tests.helpers.mounts import MountedReplica
+from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 
 ROWS = 20_000

@@ -18,7 +18,8 @@ import lz4.frame
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from litereplica.format import decoder, encoder, ltx
+from litereplica.format import decoder, ltx
+from litereplica.testing.ltx_files import encode_file
 from litereplica.times import MAX_TIME_MS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -210,4 +211,4 @@ def files(draw: st.DrawFn, *, snapshot: bool | None = None, page_size: int | Non
 
 
 def encoded(file: tuple[ltx.Header, Pages]) -> bytes:
-    return encoder.encode_file(file[0], file[1].items())
+    return encode_file(file[0], file[1].items())

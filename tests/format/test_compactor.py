@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import ltx
-from litereplica.format.compactor import CompactionInput, compact, compacted_header
-from litereplica.format.encoder import encode_file
+from litereplica.format.compactor import compact, compacted_header
+from litereplica.testing.ltx_files import compaction_input, encode_file
 from tests.format.builders import UNTIMED, Pages, decoded, fold, make_header, make_page
 
 File = tuple[ltx.Header, Pages]
 
 
 def compacted(files: list[File]) -> File:
-    inputs = [CompactionInput(header, iter(pages.items())) for header, pages in files]
+    inputs = [compaction_input(header, iter(pages.items())) for header, pages in files]
     return decoded(b"".join(compact(inputs)))
 
 
@@ -113,7 +113,7 @@ def test_inputs_are_contiguous_or_overlap_and_carry_on(second: tuple[int, int], 
 def test_unlike_page_sizes_are_refused_before_any_byte() -> None:
     files = [change(2, 1), change(3, 1, page_size=1024)]
     with pytest.raises(LTXError, match="page sizes 512 and 1024"):
-        compact([CompactionInput(header, iter(pages.items())) for header, pages in files])
+        compact([compaction_input(header, iter(pages.items())) for header, pages in files])
 
 
 def test_no_input_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_no_input_is_refused() -> None:
 
 @pytest.mark.parametrize("pgnos", [(2, 1), (3, 3), (0,)])
 def test_an_input_out_of_order_is_refused(pgnos: tuple[int, ...]) -> None:
-    bad = CompactionInput(make_header(), [(pgno, make_page(pgno)) for pgno in pgnos])
+    bad = compaction_input(make_header(), [(pgno, make_page(pgno)) for pgno in pgnos])
     with pytest.raises(LTXError, match="compaction input has page"):
         b"".join(compact([bad]))
 
@@ -133,7 +133,7 @@ def test_a_failure_at_the_end_of_an_input_reaches_the_caller_even_when_its_last_
         yield from [(1, make_page(1)), (5, make_page(5))]
         raise LTXError("checksum")
 
-    inputs = [CompactionInput(make_header(), damaged()), CompactionInput(make_header(txids=(3, 3), commit=1), [])]
+    inputs = [compaction_input(make_header(), damaged()), compaction_input(make_header(txids=(3, 3), commit=1), [])]
     with pytest.raises(LTXError, match="checksum"):
         b"".join(compact(inputs))
 
@@ -146,7 +146,7 @@ def test_memory_does_not_follow_the_pages() -> None:
             yield pgno, bytes([step]) * 512
 
     inputs = [
-        CompactionInput(make_header(txids=(txid, txid), commit=count), pages(step))
+        compaction_input(make_header(txids=(txid, txid), commit=count), pages(step))
         for txid, step in ((2, 1), (3, 2), (4, 3))
     ]
     tracemalloc.start()
@@ -161,6 +161,6 @@ def test_memory_does_not_follow_the_pages() -> None:
 
 def test_result_is_the_file_that_the_encoder_makes_of_the_fold() -> None:
     files = [change(2, 1, 2), change(3, 2, 4)]
-    inputs = [CompactionInput(header, pages.items()) for header, pages in files]
+    inputs = [compaction_input(header, pages.items()) for header, pages in files]
     expected = encode_file(make_header(txids=(2, 3), commit=5), sorted(fold(files)[0].items()))
     assert b"".join(compact(inputs)) == expected

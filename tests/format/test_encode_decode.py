@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import checksum, decoder, encoder, ltx
+from litereplica.testing.ltx_files import encode_file
 from litereplica.times import MAX_TIME_MS
 from tests.format.builders import (
     UNTIMED,
@@ -100,18 +101,18 @@ def test_pages_are_returned_by_the_chunk_that_completes_them() -> None:
 
 def test_encoder_writes_what_the_format_says_byte_by_byte() -> None:
     file = craft(pgnos=(2, 3, 9))
-    assert encoder.encode_file(make_header(), [(pgno, make_page(pgno)) for pgno in (2, 3, 9)]) == file.build()
+    assert encode_file(make_header(), [(pgno, make_page(pgno)) for pgno in (2, 3, 9)]) == file.build()
 
 
 def test_pages_may_be_views() -> None:
     pages = {pgno: make_page(pgno) for pgno in (1, 2)}
     views = [(pgno, memoryview(bytearray(page))) for pgno, page in pages.items()]
-    assert encoder.encode_file(make_header(), views) == encoder.encode_file(make_header(), pages.items())
+    assert encode_file(make_header(), views) == encode_file(make_header(), pages.items())
 
 
 def test_a_file_without_pages_is_valid() -> None:
     header = make_header()
-    assert decoded(encoder.encode_file(header, [])) == (header, {})
+    assert decoded(encode_file(header, [])) == (header, {})
 
 
 @UNTIMED
@@ -131,19 +132,19 @@ def test_checksum_is_crc64_go_iso_and_continues(data: bytes, cut: int) -> None:
 )
 def test_encoder_refuses_pages_out_of_order_or_place(pgnos: list[int], message: str) -> None:
     with pytest.raises(LTXError, match=message):
-        encoder.encode_file(make_header(), [(pgno, bytes(512)) for pgno in pgnos])
+        encode_file(make_header(), [(pgno, bytes(512)) for pgno in pgnos])
 
 
 def test_encoder_refuses_a_page_of_another_size() -> None:
     with pytest.raises(LTXError, match="page 1 has 511 bytes, expected 512"):
-        encoder.encode_file(make_header(), [(1, bytes(511))])
+        encode_file(make_header(), [(1, bytes(511))])
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_encoder_refuses_an_incomplete_snapshot(missing: int) -> None:
     header = make_header(txids=(1, 4), commit=3)
     with pytest.raises(LTXError, match="snapshot has 2 pages, expected 3"):
-        encoder.encode_file(header, [(pgno, bytes(512)) for pgno in range(1, 4) if pgno != missing])
+        encode_file(header, [(pgno, bytes(512)) for pgno in range(1, 4) if pgno != missing])
 
 
 @pytest.mark.parametrize(("page_size", "lock_pgno"), [(512, 2097153), (4096, 262145), (65536, 16385)])
@@ -154,9 +155,9 @@ def test_lock_page_is_left_out_of_files_and_counts(page_size: int, lock_pgno: in
     assert dataclasses.replace(header, commit=lock_pgno - 1).snapshot_page_count == lock_pgno - 1
     assert dataclasses.replace(header, commit=lock_pgno).snapshot_page_count == lock_pgno - 1
     assert header.snapshot_page_count == lock_pgno
-    assert decoded(encoder.encode_file(header, [pages[0], pages[2]]))[1] == dict([pages[0], pages[2]])
+    assert decoded(encode_file(header, [pages[0], pages[2]]))[1] == dict([pages[0], pages[2]])
     with pytest.raises(LTXError, match=f"page {lock_pgno} cannot follow"):
-        encoder.encode_file(header, pages)
+        encode_file(header, pages)
     with pytest.raises(LTXError, match=f"frame of page {lock_pgno} follows page {lock_pgno - 1}"):
         decoder.decode_file(CraftedFile(header.encode(), [block_frame(*page) for page in pages]).build())
 

@@ -8,9 +8,10 @@ import pytest
 from litereplica.errors import FormatError
 from litereplica.format import frame_checksums
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import Encoder, encode_file
+from litereplica.format.encoder import Encoder
 from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsEncoder, SumsHead, sum_of, wrong_frames
 from litereplica.format.ltx import HEADER_SIZE, TAIL_SIZE, Header, decode_index_size
+from litereplica.testing.ltx_files import encode_file
 from tests.helpers.history import sums_of_file
 
 PAGES = 40

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from litereplica.errors import LTXError
 from litereplica.format import ltx
-from litereplica.format.compactor import CompactionInput, FramesInput, compact
+from litereplica.format.compactor import FramesInput, compact
 from litereplica.format.decoder import Decoder, decode_file
 from litereplica.format.encoder import Encoder
+from litereplica.testing.ltx_files import compaction_input
 from tests.format.builders import UNTIMED, CraftedFile, Pages, encoded, files, legacy_frame, make_header, make_page
 from tests.format.test_compactor import File, histories
 
@@ -43,7 +44,7 @@ def test_frames_are_those_of_the_file(file: tuple[ltx.Header, Pages], sizes: lis
 @given(histories(), st.lists(st.integers(1, 2000), min_size=1, max_size=4))
 def test_frames_are_merged_as_pages_are(history: list[File], sizes: list[int]) -> None:
     """Whatever comes at a time. The bytes are the same, since one compressor made all of them."""
-    pages = [CompactionInput(header, iter(pages.items())) for header, pages in history]
+    pages = [compaction_input(header, iter(pages.items())) for header, pages in history]
     frames = [FramesInput(file[0], frames_of(encoded(file), sizes)) for file in history]
     assert b"".join(compact(frames)) == b"".join(compact(pages))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from litereplica.format import decoder, ltx, names
-from litereplica.format.compactor import CompactionInput, compact
-from litereplica.format.encoder import encode_file
+from litereplica.format.compactor import compact
 from litereplica.format.names import Layout
+from litereplica.testing.litestream import LitestreamProcess, litestream_restore
+from litereplica.testing.ltx_files import compaction_input, encode_file
 from tests.format.builders import GOLDEN, Pages, database, decoded, fold, golden_file
-from tests.helpers.litestream import LitestreamProcess, litestream_restore
 
 SIZES = [512, 4096, 65536]
 COMPACTION_DEADLINE_S = 60.0
@@ -110,7 +110,7 @@ def test_we_compact_level_0_to_what_litestream_compacts_it_to(level: int, litest
         theirs, their_pages = decoded(path.read_bytes())
         inputs = [(h, p) for h, p in level0 if theirs.min_txid <= h.min_txid and h.max_txid <= theirs.max_txid]
         ours, our_pages = decoded(
-            b"".join(compact([CompactionInput(header, pages.items()) for header, pages in inputs]))
+            b"".join(compact([compaction_input(header, pages.items()) for header, pages in inputs]))
         )
         assert our_pages == their_pages
         assert (ours.min_txid, ours.max_txid, ours.commit) == (theirs.min_txid, theirs.max_txid, theirs.commit)
@@ -163,7 +163,7 @@ def test_litestream_restores_what_we_wrote_and_compacted(page_size: int, tmp_pat
     litestream_restore(f"file://{tmp_path}/replica", tmp_path / "restored")
     assert (tmp_path / "restored").read_bytes() == db.read_bytes()
 
-    whole = b"".join(compact([CompactionInput(header, pages.items()) for header, pages in map(decoded, files)]))
+    whole = b"".join(compact([compaction_input(header, pages.items()) for header, pages in map(decoded, files)]))
     put(tmp_path / "compacted", names.SNAPSHOT_LEVEL, whole)
     litestream_restore(f"file://{tmp_path}/compacted", tmp_path / "restored again")
     assert (tmp_path / "restored again").read_bytes() == db.read_bytes()

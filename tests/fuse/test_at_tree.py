@@ -22,7 +22,7 @@ from litereplica.fuse.at_tree import AtDirectory
 from litereplica.fuse.nodes import InodeTable, Node
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
-from litereplica.storage.wrappers import Fault, FaultStorage
+from litereplica.testing.faults import Fault, FaultStorage
 from litereplica.types import TXID
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History
 

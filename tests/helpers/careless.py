@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from litereplica.storage import Storage
-from litereplica.storage.base import Body
+from litereplica.storage.base import Body, Storage
 from litereplica.storage.wrappers import Operation, WrapperStorage
 
 

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import encode_file
 from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.format.ltx import HEADER_SIZE, Header
 from litereplica.format.names import SNAPSHOT_LEVEL, Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import TXID, FileInfo, Pgno
 
 PAGE_SIZE = 512

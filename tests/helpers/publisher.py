@@ -15,10 +15,10 @@ from types import TracebackType
 
 import numpy as np
 
-from litereplica.format.encoder import encode_file
 from litereplica.format.ltx import Header
 from litereplica.format.names import Layout, file_key, format_txid
 from litereplica.format.sqlite import lock_pgno
+from litereplica.testing.ltx_files import encode_file
 from litereplica.types import TXID, Pgno
 
 

@@ -24,7 +24,7 @@ from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-from tests.helpers.seaweed import REGION, SeaweedServer
+from litereplica.testing.seaweed import REGION, SeaweedServer
 
 HOST = "127.0.0.1"
 CONDITIONS = ("if-none-match", "if-match")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.litestream import NEVER, LitestreamError, LitestreamProcess, litestream_ltx, litestream_restore
+from litereplica.testing.litestream import NEVER, LitestreamError, LitestreamProcess, litestream_ltx, litestream_restore
 
 
 def sql(db: Path, statements: str) -> str:

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from litereplica.testing.seaweed import SeaweedServer
 from tests.conftest import S3Bucket
-from tests.helpers.seaweed import SeaweedServer
 
 
 def test_a_fresh_bucket_holds_what_is_put(s3_bucket: S3Bucket) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from litereplica.format.compactor import CompactionInput, compact
+from litereplica.format.compactor import FramesInput, compact
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import SNAPSHOT_LEVEL, Layout, file_key
+from litereplica.testing.ltx_files import compaction_input
 from litereplica.types import TXID
 from tests.helpers.publisher import Publisher
 from tests.helpers.workload import SETUP, Workload
@@ -60,9 +61,9 @@ class LongHistory:
                 temporary.write_bytes(b"".join(compact(inputs)))
                 temporary.rename(path)
 
-    def _input(self, level: int, first: TXID, last: TXID) -> CompactionInput:
+    def _input(self, level: int, first: TXID, last: TXID) -> FramesInput:
         file = decode_file(self._path(level, first, last).read_bytes())
-        return CompactionInput(file.header, zip(file.index.pgno.tolist(), file.pages, strict=True))
+        return compaction_input(file.header, zip(file.index.pgno.tolist(), file.pages, strict=True))
 
     def _path(self, level: int, first: TXID, last: TXID) -> Path:
         return self.publisher.replica / file_key(Layout.FILE, level, first, last)

@@ -29,8 +29,9 @@ from litereplica.ltxstore import lease
 from litereplica.ltxstore.conditions import PROBE_PREFIX
 from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.storage import Storage
-from litereplica.storage.wrappers import Call, Operation, When, WrapperStorage
+from litereplica.storage.base import Storage
+from litereplica.storage.wrappers import Call, Operation, WrapperStorage
+from litereplica.testing.faults import When
 from litereplica.writer.database import checkpoint, state_directory
 from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode

@@ -6,13 +6,13 @@ import pytest
 
 from litereplica.errors import NoReplica
 from litereplica.format import ltx
-from litereplica.format.encoder import encode_file
 from litereplica.history import points as history_module
 from litereplica.history.points import Point, Selection, read_points, select_points
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.storage.wrappers.delegate import Operation
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, memory_store, page_of, publish, put
 

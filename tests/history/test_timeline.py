@@ -15,9 +15,10 @@ from litereplica.format import ltx
 from litereplica.history.timeline import PARALLEL_HEADERS, PROBES, find_txid, require_point, timestamps
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, Range
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import LatencyStorage, MeteredStorage
+from litereplica.storage.wrappers import MeteredStorage
 from litereplica.storage.wrappers.delegate import WrapperStorage
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import TXID, FileInfo
 from tests.ltxstore.replicas import memory_store
 

@@ -14,7 +14,6 @@ from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.errors import NoReplica, ReplicaError
 from litereplica.format import ltx
 from litereplica.format.decoder import decode_file
-from litereplica.format.encoder import encode_file
 from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsHead, sum_of
 from litereplica.format.names import Layout
 from litereplica.history import file_scan as contents_module
@@ -25,9 +24,10 @@ from litereplica.ltxstore.frame_checksums import sums_key
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, ObjectInfo, Range
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.storage.wrappers.delegate import Operation
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, make_file, memory_store, page_of, publish, put

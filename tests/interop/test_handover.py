@@ -12,10 +12,10 @@ import trio
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.litestream import LitestreamProcess, litestream_restore
 from litereplica.writer.database.litestream_guard import LitestreamWatch, state_directory
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
-from tests.helpers.litestream import LitestreamProcess, litestream_restore
 from tests.writer.programs import Process, processes
 from tests.writer.running import until_published
 

@@ -22,10 +22,10 @@ from litereplica.compaction.retention import Retention, RetentionPolicy, reachab
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
 from litereplica.testing.ltx_files import read_file
 from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream
 
 pytestmark = pytest.mark.slow
 

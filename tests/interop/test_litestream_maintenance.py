@@ -16,11 +16,11 @@ import trio
 from litereplica.compaction.retention import reachable_txids
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.litestream import LitestreamProcess, litestream_restore, run_litestream
+from litereplica.testing.mounts import MountedReplica
 from litereplica.types import FileInfo
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import LitestreamProcess, litestream_restore, run_litestream
 from tests.helpers.maintained import maintained
-from tests.helpers.mounts import MountedReplica
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,7 @@ from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore import plan_reader
 from litereplica.restore.follow import Follower, position_of
 from litereplica.restore.restore import restore
-from tests.conftest import S3Bucket
-from tests.helpers.litestream import (
+from litereplica.testing.litestream import (
     NEVER,
     LitestreamError,
     LitestreamProcess,
@@ -28,6 +27,7 @@ from tests.helpers.litestream import (
     litestream_plan,
     litestream_restore,
 )
+from tests.conftest import S3Bucket
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from litereplica.testing.litestream import LitestreamProcess
+from litereplica.testing.mounts import MountedReplica
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import LitestreamProcess
-from tests.helpers.mounts import MountedReplica
 from tests.helpers.workload import Workload, content, open_primary
 
 pytestmark = pytest.mark.slow

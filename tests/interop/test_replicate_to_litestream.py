@@ -13,9 +13,9 @@ from pathlib import Path
 import litestream_vfs  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 
+from litereplica.testing.litestream import child_environment, litestream_restore
+from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import child_environment, litestream_restore
-from tests.helpers.mounts import MountedReplica, litereplica_binary
 from tests.helpers.workload import Workload, content, open_primary
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,9 @@ from litereplica.compaction.compaction import compact_level, snapshot
 from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.history.verify import Severity, verify
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.testing.litestream import NEVER, LitestreamProcess, run_litestream
 from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
-from tests.helpers.litestream import NEVER, LitestreamProcess, run_litestream
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from litereplica.format import ltx
-from litereplica.format.encoder import encode_file
 from litereplica.format.names import Layout
 from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.ltx_files import encode_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 
 PAGE_SIZE = 512

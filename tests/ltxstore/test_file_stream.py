@@ -13,7 +13,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History
 

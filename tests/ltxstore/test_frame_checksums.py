@@ -21,8 +21,10 @@ from litereplica.format.ltx import TAIL_SIZE
 from litereplica.format.names import Layout
 from litereplica.ltxstore.frame_checksums import FileSums, FrameSums, parse_sums_key, sums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, open_ltx_store
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, MeteredStorage, Operation
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.faults import Fault, FaultStorage
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.helpers.history import History, sums_of_file

@@ -36,10 +36,10 @@ from litereplica.ltxstore.lease import (
     acquire,
     renew,
 )
-from litereplica.storage import MemoryStorage
 from litereplica.storage.base import Body
-from litereplica.storage.memory import StoredObject
-from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, MeteredStorage, Operation, When, WrapperStorage
+from litereplica.storage.wrappers import MeteredStorage, Operation, WrapperStorage
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, When
+from litereplica.testing.memory import MemoryStorage, StoredObject
 from tests.helpers.careless import Careless
 
 NOW_MS = 1_767_323_045_678  # 2026-01-02T03:04:05.678Z

@@ -17,10 +17,10 @@ import pytest
 
 from litereplica.errors import ConflictError, LeaseHeld, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.ltxstore.lease import LOCK_KEY, Identity, Moment, Publication, ReplicaLease
-from litereplica.storage import Storage
-from litereplica.storage.base import Body, ObjectInfo
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Call, Fault, FaultAt, FaultPlan, FaultStorage, When, WrapperStorage
+from litereplica.storage.base import Body, ObjectInfo, Storage
+from litereplica.storage.wrappers import Call, WrapperStorage
+from litereplica.testing.faults import Fault, FaultAt, FaultPlan, FaultStorage, When
+from litereplica.testing.memory import MemoryStorage
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from litereplica.errors import DamagedFile, FileVanished, NotFound, Precondition
 from litereplica.format import ltx
 from litereplica.ltxstore.store import TAIL_READ, WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Blob, Range, Suffix
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import WrapperStorage
-from litereplica.storage.wrappers.latency import LatencyStorage
 from litereplica.storage.wrappers.metering import MeteredStorage
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import History, make_file, memory_store, publish, put
 

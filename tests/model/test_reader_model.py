@@ -31,8 +31,9 @@ from litereplica.replica.past_snapshots import PastDatabase
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.replica.statistics import HydrationState
 from litereplica.storage.base import ObjectInfo
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, Request, WrapperStorage
+from litereplica.storage.wrappers import WrapperStorage
+from litereplica.testing.faults import Fault, FaultStorage, Request
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import History
 from tests.helpers.trio_thread import TrioThread

@@ -14,7 +14,8 @@ from litereplica.compaction.retention import reachable_txids
 from litereplica.history.timeline import timestamps
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
-from litereplica.storage import LatencyStorage, MeteredStorage
+from litereplica.storage.wrappers import MeteredStorage
+from litereplica.testing.latency import LatencyStorage
 from tests.conftest import S3Bucket
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History
 from tests.helpers.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy

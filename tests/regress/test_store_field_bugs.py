@@ -18,8 +18,8 @@ from litereplica.errors import ConditionsIgnored, ConflictError
 from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
-from litereplica.storage import MemoryStorage
 from litereplica.storage.wrappers import Operation
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.database import checkpoint
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import open_replicator

@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from litereplica.restore.restore import restore
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers.latency import LatencyStorage
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer import backoff
 from litereplica.writer.database import checkpoint, state_directory
 from tests.helpers.app import Application

@@ -35,8 +35,10 @@ from litereplica.replica.file_holders import HeldFiles
 from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.replica.page_map import LOCATION
 from litereplica.replica.snapshot import Snapshot
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, MeteredStorage, Operation
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.faults import Fault, FaultStorage
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import History
 from tests.replica.observer import Observer

@@ -15,7 +15,8 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.replica import fetch
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.readahead import IDLE_S
-from litereplica.storage.wrappers import LatencyStorage, MeteredStorage, Operation
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.latency import LatencyStorage
 from tests.helpers.history import History
 from tests.replica.observer import Observer
 

@@ -24,8 +24,10 @@ from litereplica.replica.hydrate import plan_parts
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.request_costs import Purpose
 from litereplica.replica.statistics import HydrationState
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, LatencyStorage, Operation, Request
+from litereplica.storage.wrappers import Operation
+from litereplica.testing.faults import Fault, FaultStorage, Request
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import Pgno
 from tests.helpers.history import History
 

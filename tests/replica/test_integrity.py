@@ -22,8 +22,9 @@ from litereplica.replica import hydrate
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.statistics import HydrationState
 from litereplica.storage.base import Blob, ByteRange, Range
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, WrapperStorage
+from litereplica.storage.wrappers import WrapperStorage
+from litereplica.testing.faults import Fault, FaultStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import PAGE_SIZE, History
 

@@ -18,8 +18,8 @@ from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.replica.page_reader import READ_TIMEOUT_S
 from litereplica.storage.base import Blob, ObjectInfo, Range
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import WrapperStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import Pgno
 from tests.helpers.history import History
 

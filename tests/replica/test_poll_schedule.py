@@ -27,7 +27,9 @@ from litereplica.replica.poll_schedule import (
 )
 from litereplica.replica.poller import run_poller
 from litereplica.replica.snapshot import Update
-from litereplica.storage.wrappers import FaultStorage, LatencyStorage, MeteredStorage, Operation, Request
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.faults import FaultStorage, Request
+from litereplica.testing.latency import LatencyStorage
 from tests.helpers.history import History
 
 

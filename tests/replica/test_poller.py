@@ -18,7 +18,8 @@ from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.replica.poll_schedule import PollSchedule
 from litereplica.replica.poller import MAX_BACK_OFF_S, run_poller
 from litereplica.replica.snapshot import Update
-from litereplica.storage.wrappers import Fault, FaultStorage, MeteredStorage, Operation
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.faults import Fault, FaultStorage
 from tests.helpers.history import History
 
 

@@ -31,10 +31,10 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.restore import database_builder, output_file, plan_reader
 from litereplica.restore.restore import MAX_PLANS, restore
 from litereplica.storage.base import Blob, Range
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import WrapperStorage
-from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultStorage
 from litereplica.storage.wrappers.metering import MeteredStorage
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import PAGE_SIZE, History, make_file, memory_store, page_of, publish, put
 

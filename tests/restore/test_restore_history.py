@@ -10,7 +10,7 @@ import pytest
 from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
-from tests.helpers.litestream import LitestreamError, run_litestream
+from litereplica.testing.litestream import LitestreamError, run_litestream
 from tests.helpers.thousand import LongHistory, digest
 
 TXIDS = 1000

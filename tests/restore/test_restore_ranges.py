@@ -25,8 +25,8 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.restore import plan_reader
 from litereplica.restore.restore import preview, restore
 from litereplica.storage.base import Blob, Range
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import WrapperStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from tests.ltxstore.replicas import PAGE_SIZE, History, memory_store, publish
 

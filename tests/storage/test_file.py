@@ -12,11 +12,11 @@ import pytest
 import trio
 
 from litereplica.errors import AccessDenied, NotFound, PreconditionFailed, StorageError, TransientStorageError
-from litereplica.storage import FileStorage
 from litereplica.storage import file_operations as files
+from litereplica.storage.file import FileStorage
+from litereplica.testing.back_doors import FileDoor, Subject
+from litereplica.testing.conformance import StorageConformance
 from tests.helpers.waiting import wait_until
-from tests.storage.conformance import StorageConformance, Subject
-from tests.storage.doors import FileDoor
 
 
 def is_there(path: Path) -> bool:
@@ -224,7 +224,7 @@ CONTENDER = """
 import sys, trio
 from pathlib import Path
 from litereplica.errors import PreconditionFailed
-from litereplica.storage import FileStorage
+from litereplica.storage.file import FileStorage
 
 async def main():
     storage = FileStorage(Path(sys.argv[1]))

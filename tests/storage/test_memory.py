@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import trio.testing
 
-from litereplica.storage import MemoryStorage
-from tests.storage.conformance import StorageConformance, Subject
-from tests.storage.doors import MemoryDoor
+from litereplica.testing.back_doors import MemoryDoor, Subject
+from litereplica.testing.conformance import StorageConformance
+from litereplica.testing.memory import MemoryStorage
 
 
 class TestMemory(StorageConformance):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from litereplica.config.replica import READERS
 from litereplica.ltxstore.store import LAYOUTS
-from litereplica.storage import RetryStorage, open_storage
-from litereplica.storage.open import OPENERS
+from litereplica.storage.open import OPENERS, open_storage
 from litereplica.storage.url import SCHEMES
+from litereplica.storage.wrappers import RetryStorage
 
 
 def test_every_scheme_is_in_every_table() -> None:

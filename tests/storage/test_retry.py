@@ -19,21 +19,10 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.storage import MemoryStorage, MeteredStorage
-from litereplica.storage.memory import StoredObject
-from litereplica.storage.wrappers import (
-    DEFAULT_POLICY,
-    Fault,
-    FaultAt,
-    FaultPlan,
-    FaultStorage,
-    Operation,
-    Request,
-    RetryPolicy,
-    RetryStorage,
-    When,
-)
+from litereplica.storage.wrappers import DEFAULT_POLICY, MeteredStorage, Operation, RetryPolicy, RetryStorage
 from litereplica.storage.wrappers import retry as retry_module
+from litereplica.testing.faults import Fault, FaultAt, FaultPlan, FaultStorage, Request, When
+from litereplica.testing.memory import MemoryStorage, StoredObject
 
 ALWAYS = FaultAt(1, for_good=True)
 LOST_ONCE = FaultAt(1, fault=Fault(When.AFTER_EFFECT))

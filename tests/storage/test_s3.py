@@ -13,13 +13,16 @@ import pytest
 import trio
 
 from litereplica.errors import AccessDenied, BucketNotFound, PreconditionFailed, StorageError, UsageError
-from litereplica.storage import Storage, open_storage, parse_url, s3_upload
+from litereplica.storage import s3_upload
+from litereplica.storage.base import Storage
+from litereplica.storage.open import open_storage
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection
 from litereplica.storage.s3_obstore import ObstoreS3Storage
-from tests.helpers.seaweed import SeaweedServer
-from tests.storage.conformance import StorageConformance, Subject, keys_of
-from tests.storage.doors import S3Door
+from litereplica.storage.url import parse_url
+from litereplica.testing.back_doors import S3Door, Subject
+from litereplica.testing.conformance import StorageConformance, keys_of
+from litereplica.testing.seaweed import SeaweedServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -253,8 +256,8 @@ async def test_an_unknown_profile(
 
 IMPORTS_NOTHING_EARLY = """
 import sys
-import litereplica.storage
-storage = litereplica.storage.open_storage("s3://bucket/path?endpoint=127.0.0.1:1")
+from litereplica.storage.open import open_storage
+storage = open_storage("s3://bucket/path?endpoint=127.0.0.1:1")
 print(sorted(name for name in ("boto3", "botocore", "urllib3", "obstore") if name in sys.modules))
 """
 
@@ -320,7 +323,8 @@ def test_refused_credentials_are_looked_up_again_once_in_a_while_and_not_by_each
 USES_THE_STORE = """
 import sys
 import trio
-from litereplica.storage import ByteRange, open_storage
+from litereplica.storage.base import ByteRange
+from litereplica.storage.open import open_storage
 async def use(url):
     async with open_storage(url) as storage:
         await storage.put("a/k", b"0123456789")

@@ -20,10 +20,11 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.storage import ByteRange, Storage, parse_url
+from litereplica.storage.base import ByteRange, Storage
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_errors import Failure, of_code
 from litereplica.storage.s3_obstore import ObstoreS3Storage
+from litereplica.storage.url import parse_url
 from tests.helpers.waiting import wait_until
 
 SILENCE_S = 20.0

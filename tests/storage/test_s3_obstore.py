@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from litereplica.storage import parse_url
 from litereplica.storage.s3_obstore import ObstoreS3Storage
-from tests.helpers.seaweed import SeaweedServer
-from tests.storage.conformance import StorageConformance, Subject
-from tests.storage.doors import S3Door
+from litereplica.storage.url import parse_url
+from litereplica.testing.back_doors import S3Door, Subject
+from litereplica.testing.conformance import StorageConformance
+from litereplica.testing.seaweed import SeaweedServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litereplica.errors import UsageError
-from litereplica.storage import ReplicaURL, basename, parse_url, redacted
+from litereplica.storage.url import ReplicaURL, basename, parse_url, redacted
 
 
 @pytest.mark.parametrize(

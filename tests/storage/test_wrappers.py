@@ -9,24 +9,21 @@ import pytest
 import trio.testing
 
 from litereplica.errors import PreconditionFailed, StorageError, TransientStorageError
-from litereplica.storage import LatencyStorage, MemoryStorage, MeteredStorage, Storage
-from litereplica.storage.memory import StoredObject
+from litereplica.storage.base import Storage
 from litereplica.storage.wrappers import (
     Call,
-    Fault,
-    FaultAt,
-    FaultStorage,
+    MeteredStorage,
     Operation,
     PrefixStorage,
-    Request,
     RetryPolicy,
     RetryStorage,
-    When,
     WrapperStorage,
-    any_of,
 )
-from tests.storage.conformance import StorageConformance, Subject
-from tests.storage.doors import MemoryDoor, PrefixDoor
+from litereplica.testing.back_doors import MemoryDoor, PrefixDoor, Subject
+from litereplica.testing.conformance import StorageConformance
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, Request, When, any_of
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage, StoredObject
 
 
 def no_fault(_: Request) -> None:

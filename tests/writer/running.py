@@ -11,7 +11,7 @@ import trio
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.replicator import Replicator, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold

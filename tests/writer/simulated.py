@@ -16,8 +16,8 @@ from litereplica.compaction.retention import RetentionPolicy
 from litereplica.ltxstore.plan import plan_newest
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.memory import MemoryStorage
 from litereplica.times import SteadyClock
 from litereplica.types import FileInfo
 from litereplica.writer.maintenance import Maintenance

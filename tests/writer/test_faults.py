@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from litereplica.errors import AccessDenied
-from litereplica.storage.memory import MemoryStorage
 from litereplica.storage.wrappers.delegate import Operation
-from litereplica.storage.wrappers.faults import Fault, FaultAt, FaultStorage, Request, When
-from litereplica.storage.wrappers.latency import LatencyStorage
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, Request, When
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer import backoff
 from litereplica.writer.database import checkpoint
 from litereplica.writer.publish import outage_log

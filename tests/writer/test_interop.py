@@ -9,11 +9,11 @@ import trio
 
 from litereplica.errors import UsageError
 from litereplica.ltxstore.store import open_ltx_store
+from litereplica.testing.litestream import LitestreamProcess, litestream_restore
 from litereplica.writer.database import checkpoint
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
-from tests.helpers.litestream import LitestreamProcess, litestream_restore
 from tests.writer.running import memory_store, publish_once, replicating, until_published
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from litereplica.compaction.compaction import Compacted, run_compaction
 from litereplica.compaction.levels import Levels
 from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier, reachable_txids
 from litereplica.restore.restore import restore
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, HOUR_MS
 from litereplica.writer import maintenance as maintenance_module
 from tests.ltxstore.replicas import memory_store, publish

@@ -20,9 +20,10 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.lease import LOCK_KEY, Identity, Lease, ReplicaLease
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
-from litereplica.storage.memory import MemoryStorage, StoredObject
-from litereplica.storage.wrappers import Fault, FaultAt, FaultStorage, LatencyStorage, Request, When
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage
+from litereplica.testing.faults import Fault, FaultAt, FaultStorage, Request, When
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.times import HOUR_MS
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance

@@ -240,8 +240,8 @@ async def test_transaction_that_rewrites_its_own_frames_arrives(tmp_path: Path) 
 
 
 async def test_idle_database_causes_no_file_and_no_request(tmp_path: Path) -> None:
-    from litereplica.storage.memory import MemoryStorage
-    from litereplica.storage.wrappers.faults import FaultAt, FaultStorage
+    from litereplica.testing.faults import FaultAt, FaultStorage
+    from litereplica.testing.memory import MemoryStorage
 
     storage = FaultStorage(MemoryStorage(), lambda request: None)
     store = memory_store(storage)

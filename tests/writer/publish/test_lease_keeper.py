@@ -17,9 +17,9 @@ from litereplica.errors import ConditionsIgnored, ConflictError, LeaseHeld, Leas
 from litereplica.ltxstore import lease as lease_module
 from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment, ReplicaLease
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage import MemoryStorage
-from litereplica.storage.memory import StoredObject
-from litereplica.storage.wrappers import LatencyStorage, MeteredStorage, Operation
+from litereplica.storage.wrappers import MeteredStorage, Operation
+from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.publish import lease_keeper
 from litereplica.writer.publish.lease_keeper import LeasedTenure, LeaseMode, SharedLease

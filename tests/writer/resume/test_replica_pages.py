@@ -13,10 +13,10 @@ from litereplica.compaction.compaction import snapshot
 from litereplica.errors import UsageError
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import restore
-from litereplica.storage.memory import MemoryStorage
-from litereplica.storage.wrappers import Fault, FaultStorage, Request
 from litereplica.storage.wrappers.delegate import Operation
+from litereplica.testing.faults import Fault, FaultStorage, Request
 from litereplica.testing.ltx_files import read_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.types import FileInfo
 from litereplica.writer.database.published import Version
 from litereplica.writer.publish import page_checksums

@@ -10,12 +10,12 @@ import trio
 
 from litereplica.errors import ConflictError, TransientStorageError, UsageError
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.memory import MemoryStorage
+from litereplica.testing.memory import MemoryStorage
+from litereplica.testing.mounts import litereplica_binary
 from litereplica.types import FileInfo
 from litereplica.writer.replicator import open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
-from tests.helpers.mounts import litereplica_binary
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
 pytestmark = pytest.mark.slow

@@ -7,36 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 import trio
 
 from litereplica.errors import NotFound, PreconditionFailed, StorageError
-from litereplica.storage import ByteRange, Storage, Suffix
+from litereplica.storage.base import ByteRange, Storage, Suffix
 from litereplica.storage.s3_upload import MULTIPART_BYTES
+from litereplica.testing.back_doors import BackDoor, Subject
 
 DIGITS = b"0123456789"
-
-
-class BackDoor(Protocol):
-    """The objects of a storage, reached behind its back."""
-
-    def write(self, key: str, data: bytes) -> None: ...
-
-    def read(self, key: str) -> bytes | None: ...
-
-    def keys(self) -> list[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A storage under test and its back door."""
-
-    storage: Storage
-    door: BackDoor
 
 
 async def keys_of(storage: Storage, prefix: str, start_after: str | None = None) -> list[str]:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from litereplica.storage import MemoryStorage
-from litereplica.storage.memory import StoredObject
+from litereplica.storage.base import Storage
+from litereplica.testing.memory import MemoryStorage, StoredObject
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+
+class BackDoor(Protocol):
+    """The objects of a storage, reached behind its back."""
+
+    def write(self, key: str, data: bytes) -> None: ...
+
+    def read(self, key: str) -> bytes | None: ...
+
+    def keys(self) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A storage under test and its back door."""
+
+    storage: Storage
+    door: BackDoor
 
 
 @dataclass(frozen=True, slots=True)
