@@ -563,11 +563,11 @@ def test_files_that_retention_deletes_under_an_open_state(small: Small) -> None:
 
 def make_snapshot(publisher: Publisher, path: Path, txid: int) -> None:
     """The file of everything up to a TXID, as compaction makes it."""
-    from litereplica.format.compactor import compact
+    from litereplica.format.compactor import FramesInput, compact
     from litereplica.format.decoder import decode_file
     from litereplica.testing.ltx_files import compaction_input
 
-    inputs: list[CompactionInput] = []
+    inputs: list[FramesInput] = []
     for each in range(1, txid + 1):
         source = publisher.replica / file_key(Layout.FILE, 0, each, each)
         if not source.exists():

@@ -11,7 +11,7 @@ from litereplica.errors import FileVanished
 from litereplica.replica.file_reader import read_source
 from litereplica.replica.file_table import FileTable
 from litereplica.storage.base import ByteRange
-from litereplica.storage.url import open_storage
+from litereplica.storage.open import open_storage
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.types import FileInfo
 from tests.helpers.history import History
