@@ -41,7 +41,7 @@ from litereplica.replica.database import open_replica
 from litereplica.restore.restore import restore
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
 
 PACKAGE = os.path.dirname(litereplica.__file__) + os.sep  # noqa: PTH120  # compared with code objects' file names
 ROWS, ROW_SIZE = 20, 20_000
@@ -124,7 +124,7 @@ async def count_all(profiler: Profiler, directory: Path) -> None:
     connection = make_database(directory / "app.db")
     storage = MemoryStorage()
     store = LTXStore(storage, Layout.S3)
-    async with open_replicator(directory / "app.db", store, lease=LeaseMode.HOLD) as replicator:
+    async with open_replicator(directory / "app.db", store, ReplicatorOptions(lease=LeaseMode.HOLD)) as replicator:
         await replicator.publish_once()
         await count_reader(profiler, store, replicator, connection, directory / "app.db-shm-of-the-mount")
     connection.close()

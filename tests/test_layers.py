@@ -64,14 +64,10 @@ MAX_CONSTRUCTOR_ARGUMENTS = 8
 PENDING_PACKAGE_CIRCLES = {"restore -> history"}
 PENDING_CIRCLES: set[str] = set()
 PENDING_WINGS: set[str] = set()
-PENDING_LONG_MODULES = {
-    "writer/replicator.py",
-}
+PENDING_LONG_MODULES: set[str] = set()
 PENDING_LONG_FUNCTIONS: set[str] = set()
 PENDING_CONSTRUCTORS = {
     "writer/fleet/limits.py: Common",
-    "writer/replicator.py: Replicator",
-    "writer/resume/begin.py: Beginning",
 }
 PENDING_ASSIGNMENTS = {
     "storage/wrappers/prefix.py: exc.key",
@@ -80,8 +76,6 @@ PENDING_ASSIGNMENTS = {
     "writer/fleet/supervisor.py: self._common.conflicts_end",
     "writer/fleet/supervisor.py: self._common.one_root",
     "writer/fleet/supervisor.py: self._common.strict",
-    "writer/replicator.py: self._progress.waits",
-    "writer/resume/begin.py: self._publisher.last",
 }
 
 OTHERS_ATTRIBUTES = {"cli/logging_setup.py: record.message"}

@@ -178,7 +178,7 @@ def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
 class ReplicaLease:
     """The lease at the root of `storage`, as `identity` sees it.
 
-    `interruptions` counts how often another may have held it since it was held before. `lock` is needed if several
+    `epoch` counts how often another may have held it since it was held before. `lock` is needed if several
     tasks call.
     """
 
@@ -190,7 +190,7 @@ class ReplicaLease:
         now: Callable[[], Moment],
         lock: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
-        self.interruptions = 0
+        self.epoch = 0
         self._storage = storage
         self._me = identity
         self._now = now
@@ -241,7 +241,7 @@ class ReplicaLease:
             if isinstance(step, Refuse):
                 raise self._refused(step.lease)
             if found is None or found.lease.id != self._me.id:
-                self.interruptions += 1
+                self.epoch += 1
             if await self._write(step):
                 log.info(
                     "holding the lease of %s as %s, generation %d%s",
@@ -309,12 +309,12 @@ class Publication:
 
     def __init__(self, lease: ReplicaLease) -> None:
         self._lease = lease
-        self.known_interruptions = 0  # of the lease, behind which this replica was looked at
+        self.known_epoch = 0  # of the lease, behind which this replica was looked at
 
     @property
     def interrupted(self) -> bool:
         """May another have published to this replica since `resume`?"""
-        return self._lease.interruptions != self.known_interruptions
+        return self._lease.epoch != self.known_epoch
 
     async def resume(self) -> bool:
         """Hold the lease; what is published is read afterwards. Whether another may have published before.
@@ -323,7 +323,7 @@ class Publication:
         """
         await self._lease.ensure()
         interrupted = self.interrupted
-        self.known_interruptions = self._lease.interruptions
+        self.known_epoch = self._lease.epoch
         return interrupted
 
     async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
@@ -333,9 +333,9 @@ class Publication:
         """
         await self._lease.ensure()
         while self.interrupted:
-            interruptions = self._lease.interruptions
+            epoch = self._lease.epoch
             await verify()
-            self.known_interruptions = interruptions
+            self.known_epoch = epoch
             await self._lease.ensure()
         self._lease.settle(self, settled=False)
         try:

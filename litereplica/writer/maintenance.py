@@ -36,7 +36,7 @@ from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import HOUR_MS, SECOND_MS, SteadyClock
 from litereplica.types import TXID, FileInfo
-from litereplica.writer.publish.lease_keeper import Tenure
+from litereplica.writer.publish.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Maintenance:
         *,
         levels: Levels,
         policy: RetentionPolicy,
-        tenure: Tenure,
+        lease: LeaseKeeper,
         limiter: trio.CapacityLimiter,
         spool_dir: Path | None = None,
         clock: SteadyClock | None = None,
@@ -98,7 +98,7 @@ class Maintenance:
     ) -> None:
         self._store = store
         self._levels = levels
-        self._tenure = tenure
+        self._lease = lease
         self._limiter = limiter
         self._spool_dir = spool_dir
         self._clock = clock or SteadyClock()
@@ -108,7 +108,7 @@ class Maintenance:
         self._listed_ms: int | None = None  # None: to be listed
         self._added: set[_Name] = set()  # since the listing began
         self._newest: TXID = 0
-        self._interruptions = 0  # of the right to publish, when it was listed
+        self._epoch = 0  # of the right to publish, when it was listed
         self._damaged: set[_Name] = set()
         self._merge_due_ms: int | None = 0
         self._delete_due_ms: int | None = 0
@@ -218,7 +218,7 @@ class Maintenance:
                 await self._merge(step)
 
     async def _merge(self, compaction: Compaction) -> None:
-        async with self._tenure.kept():
+        async with self._lease.kept():
             if self._was_interrupted():
                 return
             done = await run_compaction(self._store, compaction, spool_dir=self._spool_dir)
@@ -257,7 +257,7 @@ class Maintenance:
         """Delete what is due, or the first of it; from when on there may be more, by the clock."""
         due = await self._retention.due(await self._known_files())
         if due:
-            async with self._tenure.kept():
+            async with self._lease.kept():
                 if self._was_interrupted():
                     return self._clock.now_ms()
                 await self._retention.delete(due[:STEP_DELETIONS], deleted=self._forget)
@@ -278,7 +278,7 @@ class Maintenance:
     async def _list(self, now_ms: int) -> None:
         """What is known already keeps its time: when it appeared, not what the store's clock or another's says."""
         self._added.clear()
-        interruptions = self._tenure.interruptions()
+        epoch = self._lease.epoch()
         listed = await self._store.list_levels()
         files = {name: info for name, info in self._files.items() if name in self._added}
         for info in listed:
@@ -288,12 +288,12 @@ class Maintenance:
         self._files = files
         self._newest = max((info.max_txid for info in self._files.values()), default=0)
         self._listed_ms = now_ms
-        self._interruptions = interruptions
+        self._epoch = epoch
         self._damaged.clear()
 
     def _was_interrupted(self) -> bool:
         """Another writer may have been at work since the files were listed. If so they are to be listed again."""
-        if self._tenure.interruptions() != self._interruptions:
+        if self._lease.epoch() != self._epoch:
             self._listed_ms = None
         return self._listed_ms is None
 

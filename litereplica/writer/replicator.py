@@ -1,13 +1,18 @@
-"""Replicating one database: what is new is published, and now and then the WAL is checkpointed.
+"""Replicates one database: publishes new transactions and checkpoints the WAL.
 
-Publishing is leading-edge: a change after a quiet period goes out when it is seen, later ones at most once a sync
-interval. A database that nobody writes to causes neither files nor requests.
+    Attachment   holds the database, and publishes its content when it is attached
+    Publisher    publishes the transactions that the WAL has gained
+    checkpoint   moves the WAL into the database file
+    Parker       records the state of an idle database that can be closed
+    Replicator   the loop that does these in turn, in one task; a second task logs outages of the store
 
-A store that fails, a full disk, a locked database are said and tried again, for as long as it takes: nothing is lost
-meanwhile, the WAL grows. Whatever speaks against going on at all (another writer, another file in the database's
-place) ends it with an error. Before the first file is acknowledged, so does what trying again does not cure.
+A change after a quiet period is published when it is seen, later ones at most once a sync interval. A database that
+nobody writes to causes neither files nor requests.
 
-One task does everything in order; another tells when the store does not answer.
+If the store fails, the disk is full or the database is locked, the error is logged and the step repeated with back-off
+without end: nothing is lost meanwhile, the WAL grows. A reason not to continue at all (another writer, another file in
+the database's place) raises an error, and so does, before the first file is acknowledged, any error that is not
+transient.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import apsw
@@ -25,149 +31,132 @@ from litereplica.errors import EnvironmentProblem, NotFound, StorageError, Trans
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
+from litereplica.writer.attachment import Attachment
 from litereplica.writer.backoff import Pace, retry_delay_s
-from litereplica.writer.database.checkpoint import Outcome, Schedule, checkpoint, move_ahead
-from litereplica.writer.database.checkpoint_mark import Marks
+from litereplica.writer.database.checkpoint import Outcome, checkpoint, move_ahead
 from litereplica.writer.database.litestream_guard import LitestreamWatch, refuse_if_litestream_runs
-from litereplica.writer.database.parked import Rest, certain_now, mark_of, quiet_for_s
-from litereplica.writer.database.sqlite_database import Source, open_source
+from litereplica.writer.database.parked import Parked, quiet_for_s
+from litereplica.writer.database.sqlite_database import open_database
 from litereplica.writer.database.state_directory import StateDirectory
-from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, News, WalTail
-from litereplica.writer.publish.lease_keeper import LeaseMode, Tenure, open_tenure
+from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, WalChange, WalFollower
+from litereplica.writer.parker import Parker
+from litereplica.writer.publish.context import WriterContext
+from litereplica.writer.publish.lease_keeper import LeaseKeeper, LeaseMode, open_lease_keeper
 from litereplica.writer.publish.outage_log import OutageLog
 from litereplica.writer.publish.page_checksums import PageChecksums
-from litereplica.writer.publish.publisher import Prepared, Publisher, WalMoved
-from litereplica.writer.resume import resume_point
-from litereplica.writer.resume.begin import Beginning
-from litereplica.writer.resume.resume_point import Start
+from litereplica.writer.publish.publisher import Prepared, WalMoved
 from litereplica.writer.settings import STOP_LIMIT_S, SYNC_INTERVAL_S
-from litereplica.writer.statistics import Progress, Statistics
+from litereplica.writer.statistics import ReplicationCounters, Statistics
 
 log = logging.getLogger(__name__)
 
 IN_PLACE_INTERVAL_S = 1.0
-"""Between checks that the files are still those that we opened."""
+"""Between checks that the open files are still those under their names."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
-"""After which a file that is not written to can be told from one that is."""
-REST_RETRY_S = 5.0
-"""When a database that is to be put to rest is in use after all."""
+"""After this time the ctime of a file shows every later write."""
+PARK_RETRY_S = 5.0
+"""Until the next attempt to park a database that turned out to be in use."""
 
-MayRest = Callable[[float, int], bool]
-"""Whether a database is to be let go: to which nothing has happened for so many seconds, and whose file has so many
-bytes."""
+MayPark = Callable[[float, int], bool]
+"""True if a database is to be parked that has been idle for so many seconds and has so many bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicatorOptions:
+    """How `open_replicator` replicates a database.
+
+    `lease` is the mode of the replica's own lease; `lease_keeper` replaces it by another one. `parked` is what the
+    last run of this process returned. `on_published` is called for every file.
+    """
+
+    lease: LeaseMode = LeaseMode.OFF
+    lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
+    sync_interval_s: float = SYNC_INTERVAL_S
+    stop_limit_s: float = STOP_LIMIT_S
+    now_ms: Callable[[], int] = wall_clock_ms
+    rng: random.Random = field(default_factory=random.Random)
+    pace: Pace = field(default_factory=Pace)
+    parked: Parked | None = None
+    on_published: Callable[[FileInfo], None] | None = None
 
 
 class Replicator:
     """Replicates an open database. Obtain one from `open_replicator`."""
 
     def __init__(
-        self,
-        source: Source,
-        store: LTXStore,
-        state: StateDirectory,
-        sums: PageChecksums,
-        tenure: Tenure,
-        *,
-        sync_interval_s: float,
-        stop_limit_s: float,
-        now_ms: Callable[[], int],
-        rng: random.Random,
-        pace: Pace,
-        left: Rest | None,
-        token: bytes,
-        quiet_s: float,
-        on_published: Callable[[FileInfo], None] | None,
+        self, context: WriterContext, options: ReplicatorOptions, *, parked: Parked | None, token: bytes, quiet_s: float
     ) -> None:
-        self._source = source
-        self._store = store
-        self._sums = sums
-        self._tenure = tenure
-        self._sync_interval_s = sync_interval_s
-        self._stop_limit_s = stop_limit_s
-        self._rng = rng
-        self._pace = pace
-        self._returned = left is not None
-        self._token = token
-        self._on_published = on_published
-        self._tail = WalTail(source.wal_path)
-        self._litestream = LitestreamWatch(source.path)
-        self._watch = OutageLog(store.url)
-        self._publisher = Publisher(
-            store, source, self._tail, state=state, sums=sums, tenure=tenure, watch=self._watch, now_ms=now_ms
-        )
-        self._beginning = Beginning(
-            store, source, self._tail, self._publisher,
-            state=state, sums=sums, tenure=tenure, watch=self._watch, left=left,
-        )  # fmt: skip
-        self._schedule = Schedule(last_s=0.0)
-        self._started = False  # the replica's newest file is known
-        self._attached = False  # the read is held, and `_tail` follows the WAL
-        self._content: resume_point.Hold | None = None  # what is in the database, as it was found, is to be published
+        self._context = context
+        self._options = options
+        self._database = context.database
+        self._wal = context.wal
+        self._attachment = Attachment(context, parked=parked, published=self._count)
+        self._parker = Parker(context, self._attachment, token)
+        self._litestream = LitestreamWatch(context.database.path)
+        self._counters = ReplicationCounters(context.database.path)
         self._publish_at_s = 0.0
         self._check_place_at_s = 0.0
+        self._park_at_s = 0.0
         self._active_s = trio.current_time() - quiet_s
-        self._resting = False
-        self._rest_at_s = 0.0
-        self._progress = Progress(source.path)
-        self._marks = Marks(state, source, store.url)
+        self._is_parked = False
 
     def statistics(self) -> Statistics:
-        """A record of now."""
-        progress = self._progress
+        """Returns a record of the present state. Makes no request."""
+        counters, wal = self._counters, self._wal
         return Statistics(
-            self._publisher.last.txid,
-            progress.files,
-            progress.pages,
-            progress.bytes,
-            progress.checkpoints,
+            self._attachment.publisher.last.txid,
+            counters.files,
+            counters.pages,
+            counters.bytes,
+            counters.checkpoints,
             self._wal_frames(),
-            self._tenure.lease(),
-            (self._tail.committed - self._tail.position) * self._tail.frame_size,
-            progress.behind_s,
-            progress.waits,
-            progress.error,
+            self._context.lease.held(),
+            (wal.committed - wal.position) * wal.frame_size,
+            counters.behind_s,
+            counters.is_waiting,
+            counters.error,
         )
 
     async def run(
         self,
         stop: trio.Event,
         *,
-        may_rest: MayRest | None = None,
+        may_park: MayPark | None = None,
         task_status: trio.TaskStatus[Statistics] = trio.TASK_STATUS_IGNORED,
-    ) -> Rest | None:
-        """Replicate until `stop` is set, then publish what is left in `stop_limit_s`. Started once everything is
-        published. Returns the state of the database if it is one in which it can be let go, because `may_rest` said so.
+    ) -> Parked | None:
+        """Replicate until `stop` is set, then publish the remainder within `stop_limit_s`. Started once all that was
+        committed is published. Returns the state of the database if `may_park` agreed and it can be closed.
 
-        Raises `ConflictError` and `UsageError` when it must not go on, and before the first publishing is done also
-        `StorageError` and `EnvironmentProblem`.
+        Raises `ConflictError` and `UsageError` if it must not continue, and until it has started also `StorageError`
+        and `EnvironmentProblem`.
         """
         error: Exception | None = None
-        rest: Rest | None = None
+        parked: Parked | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch.run)
+            nursery.start_soon(self._context.outages.run)
             try:
                 with trio.CancelScope() as scope:
-                    nursery.start_soon(_limit_stop, stop, scope, self._stop_limit_s)
+                    nursery.start_soon(_limit_stop, stop, scope, self._options.stop_limit_s)
                     await self._stand_by(stop)
                     await self._first_round(stop)
                     task_status.started(self.statistics())
-                    rest = await self._follow(stop, may_rest)
+                    parked = await self._follow(stop, may_park)
                 if scope.cancelled_caught:
-                    log.warning("stopped before all was published: it took too long; the next start goes on from there")
+                    log.warning("stopped before all was published: out of time; the next start continues from there")
             except Exception as exc:
                 error = exc
             nursery.cancel_scope.cancel()
         if error is not None:
             raise error
-        self._resting = rest is not None
-        return rest
+        self._is_parked = parked is not None
+        return parked
 
     async def publish_once(self) -> None:
-        """Publish what there is. Raises whatever is in the way."""
-        await self._tenure.stand_by(trio.Event())
+        """Publish all that is committed, then checkpoint. Raises the errors of `run`, and does not retry."""
+        await self._context.lease.stand_by(trio.Event())
         while True:
             try:
-                await self._begin()
+                await self._attachment.complete()
                 await self._publish()
                 await self._settle()
                 return
@@ -175,28 +164,27 @@ class Replicator:
                 self._detach()
 
     async def aclose(self) -> None:
-        """Let go of the WAL, and of the lease, unless the database was left at rest: then that lapses."""
+        """Let go of the WAL, and give the lease back; that of a parked database is left to lapse."""
         with trio.CancelScope(shield=True):
-            if not self._resting:
-                await self._tenure.end()
-            await self._source.run(self._source.release_read)
-            await self._source.run(self._sums.close)
-        self._publisher.discard()
-        self._tail.close()
+            if not self._is_parked:
+                await self._context.lease.end()
+            await self._database.run(self._database.release_read)
+            await self._database.run(self._context.checksums.close)
+        self._attachment.publisher.discard()
+        self._wal.close()
 
     # --- rounds
 
     async def _stand_by(self, stop: trio.Event) -> None:
-        self._progress.waits = True
-        await self._tenure.stand_by(stop)
-        self._progress.waits = False
+        with self._counters.waiting():
+            await self._context.lease.stand_by(stop)
 
     async def _first_round(self, stop: trio.Event) -> None:
-        """Until everything is published once."""
+        """Publish until everything is published once."""
         failures = 0
         while not stop.is_set():
             try:
-                await self._begin()
+                await self._attachment.complete()
                 await self._publish()
                 return
             except WalMoved:
@@ -205,18 +193,18 @@ class Replicator:
                 failures += 1
                 await self._pause(exc, failures, stop)
 
-    async def _follow(self, stop: trio.Event, may_rest: MayRest | None) -> Rest | None:
+    async def _follow(self, stop: trio.Event, may_park: MayPark | None) -> Parked | None:
         failures = 0
         while not stop.is_set():
             try:
                 wait_s = await self._round()
-                failures, self._progress.error = 0, None
-                if may_rest is not None and may_rest(
-                    trio.current_time() - self._active_s, self._source.identity().size
-                ):
-                    rest = await self._rest()
-                    if rest is not None:
-                        return rest
+                failures = 0
+                self._counters.note_success()
+                idle_s = trio.current_time() - self._active_s
+                if may_park is not None and may_park(idle_s, self._database.identity().size):
+                    parked = await self._park()
+                    if parked is not None:
+                        return parked
             except WalMoved:
                 self._detach()
                 continue
@@ -230,244 +218,173 @@ class Replicator:
         return None
 
     async def _round(self) -> float:
-        """Do what is due; returns the seconds until something else may be."""
+        """Do what is due. Returns the seconds until something else may be due."""
         now_s = trio.current_time()
         if now_s >= self._check_place_at_s:
             self._check_place()
             self._check_place_at_s = now_s + IN_PLACE_INTERVAL_S
-        if not self._attached or self._content is not None:
-            await self._begin()
+        if not self._attachment.is_complete:
+            await self._attachment.complete()
         await self._renew_read()
         if now_s < self._publish_at_s:
-            longest_s = self._pace.look_interval_s() if self._source.may_restart else IN_PLACE_INTERVAL_S
+            longest_s = self._options.pace.look_interval_s() if self._database.may_restart else IN_PLACE_INTERVAL_S
             return min(self._publish_at_s - now_s, longest_s)
-        if self._tail.look() is News.FRAMES:
-            await self._source.run(lambda: move_ahead(self._source, self._tail))
+        if self._wal.look() is WalChange.FRAMES:
+            await self._database.run(lambda: move_ahead(self._database, self._wal))
         if await self._publish():
             self._active_s = now_s
-            self._publish_at_s = now_s + self._sync_interval_s
-        if self._schedule.due(trio.current_time(), frames=self._wal_frames()):
-            await self._checkpoint(self._schedule.publish_limit_s)
-        if self._marks.is_due:
-            await self._source.run(self._marks.write_if_certain)
-        return self._pace.look_interval_s(now_s - self._active_s)
+            self._publish_at_s = now_s + self._options.sync_interval_s
+        if self._attachment.schedule.due(trio.current_time(), frames=self._wal_frames()):
+            await self._checkpoint(self._attachment.schedule.publish_limit_s)
+        if self._attachment.marks.is_due:
+            await self._database.run(self._attachment.marks.write_if_certain)
+        return self._options.pace.look_interval_s(now_s - self._active_s)
 
     async def _finish(self) -> None:
-        """Publish what is left."""
-        if not self._attached:
+        """Publish the remainder, and checkpoint."""
+        if not self._attachment.is_attached:
             return
         try:
-            while self._tail.committed > self._tail.position:  # what was seen before
+            while self._wal.committed > self._wal.position:  # committed before this call
                 await self._publish()
             await self._publish()
             await self._settle()
         except (StorageError, OSError, apsw.Error, EnvironmentProblem, WalMoved) as exc:
-            log.warning("stopped before all was published: %s; the next start goes on from there", exc)
+            log.warning("stopped before all was published: %s; the next start continues from there", exc)
 
     async def _settle(self) -> None:
-        """Once all is published, checkpoint and mark it, so that the next start need not look for what differs
-        even if the WAL is gone by then."""
+        """Checkpoint and write the mark, so that the next start needs no comparison even if the WAL is gone by then."""
         if self._wal_frames():
-            await self._checkpoint(self._schedule.publish_limit_s)
-        if await self._source.run(self._leave) is None:
+            await self._checkpoint(self._attachment.schedule.publish_limit_s)
+        if await self._database.run(self._parker.leave) is None:
             await trio.sleep(MARK_DELAY_S)
-            if await self._source.run(self._leave) is None:
-                await self._source.run(self._marks.write_if_certain)
+            if await self._database.run(self._parker.leave) is None:
+                await self._database.run(self._attachment.marks.write_if_certain)
 
-    async def _rest(self) -> Rest | None:
-        """Leave the database as `dormant` wants it; None when that has to wait. A reader that keeps the WAL from being
-        moved as a whole does not matter."""
+    async def _park(self) -> Parked | None:
+        """Checkpoint and record the state of the database; None if it is in use, or something is left to publish.
+
+        Other readers may keep a part of the WAL from being moved: that is no obstacle.
+        """
         now_s = trio.current_time()
-        if not self._attached or self._content is not None or now_s < max(self._rest_at_s, self._schedule.not_before_s):
+        if not self._attachment.is_complete or now_s < max(self._park_at_s, self._attachment.schedule.not_before_s):
             return None
         if self._wal_frames():
-            outcome = await self._checkpoint(self._schedule.publish_limit_s)
+            outcome = await self._checkpoint(self._attachment.schedule.publish_limit_s)
             if outcome not in (Outcome.DONE, Outcome.PARTIAL):
-                self._rest_at_s = now_s + REST_RETRY_S
+                self._park_at_s = now_s + PARK_RETRY_S
                 return None
-        return await self._source.run(self._leave)
-
-    def _leave(self) -> Rest | None:
-        """What the files are, with all that they hold published; marked, if the database file alone has it. None when
-        a later change might not show in them. Blocks."""
-        files = certain_now(self._source.path)
-        if files is None or not self._attached:
-            return None
-        if files.database != self._source.identity() or not self._tail.is_in_place():
-            return None
-        if self._tail.look() is not News.NONE or self._tail.committed > self._tail.position:
-            return None
-        last, complete = self._publisher.last, self._tail.is_sealed
-        if complete:
-            self._marks.write(mark_of(self._store.url, last.txid, files))
-        return Rest(last.txid, files, complete, last, self._token, self._tenure.known_interruptions())
+        return await self._database.run(self._parker.leave)
 
     async def _renew_read(self) -> None:
-        """Hold a WAL that has been restarted by its first frames, which is easier on the application."""
-        if self._source.may_restart and not (self._tail.is_sealed and self._tail.is_intact()):
-            await self._source.run(self._source.renew_read)
-
-    # --- beginning
-
-    async def _begin(self) -> None:
-        """Take hold of the database, unless it is held, and publish its content, or what differs, if that is needed."""
-        if not self._attached:
-            await self._attach()
-        if self._content is not None:
-            async with self._tenure.kept():
-                commit = self._content.page_count if self._content.sealed else None
-                published = await self._beginning.publish_content(commit)
-            if published is not None:
-                self._count(published)
-            self._content = None
-            self._note_if_complete()
-
-    async def _attach(self) -> None:
-        finished = await self._publisher.finish()
-        if finished is not None:
-            self._count(finished)
-        if self._started:
-            hold = await self._source.run(lambda: resume_point.take_hold(self._source, self._tail))
-            start = Start.DIFFERENCE
-        else:
-            start, hold = await self._beginning.start()
-            self._started = True
-        self._content = hold if start in (Start.FIRST, Start.DIFFERENCE) else None
-        self._attached = True
-        self._schedule = Schedule(last_s=trio.current_time())
-        self._note_if_complete()
-        log.log(
-            logging.DEBUG if self._returned else logging.INFO,
-            "replicating %s to %s: %s, at TXID %016x",
-            self._source.path, self._store.url, start.value, self._publisher.last.txid,
-        )  # fmt: skip
-
-    def _note_if_complete(self) -> None:
-        """If the database file is all of the newest TXID, that is to be marked."""
-        if self._content is None and self._tail.is_sealed:
-            self._marks.note(self._publisher.last.txid)
+        """Renew the held read once the WAL has been restarted (`SQLiteDatabase.renew_read`)."""
+        if self._database.may_restart and not (self._wal.is_sealed and self._wal.is_intact()):
+            await self._database.run(self._database.renew_read)
 
     # --- publishing
 
     async def _publish(self) -> int:
-        """Publish all that is committed now, not what is committed meanwhile; returns the number of files."""
-        news = self._tail.look()
-        if news is not News.NONE:
-            self._progress.note_behind()
-        if news is News.LOST:
+        """Publish what is committed now, not what is committed meanwhile. Returns the number of files."""
+        change = self._wal.look()
+        if change is not WalChange.NONE:
+            self._counters.note_behind()
+        if change is WalChange.LOST:
             raise WalMoved
         files = 0
-        due = news is News.FRAMES or self._tail.committed > self._tail.position
-        while due and (published := await self._publisher.publish_next()) is not None:
+        due = change is WalChange.FRAMES or self._wal.committed > self._wal.position
+        while due and (published := await self._attachment.publisher.publish_next()) is not None:
             self._count(published)
             files += 1
-            due = self._tail.committed > self._tail.position
-        self._progress.note_current()
+            due = self._wal.committed > self._wal.position
+        self._counters.note_current()
         return files
 
     def _count(self, published: Prepared) -> None:
-        self._progress.count(published, wal_frames=self._wal_frames())
-        if self._on_published is not None:
-            self._on_published(published.info)
+        self._counters.count(published, wal_frames=self._wal_frames())
+        if self._options.on_published is not None:
+            self._options.on_published(published.info)
 
     def _wal_frames(self) -> int:
-        return 0 if self._tail.is_sealed else self._tail.committed
+        return 0 if self._wal.is_sealed else self._wal.committed
 
     # --- checkpoints
 
     async def _checkpoint(self, limit_s: float) -> Outcome:
-        self._marks.forget()
-        outcome = await checkpoint(self._source, self._tail, self._publish, publish_limit_s=limit_s)
-        self._schedule.record(trio.current_time(), outcome)
-        log.debug("checkpoint: %s, %d frames", outcome.value, self._tail.position)
+        self._attachment.marks.forget()
+        outcome = await checkpoint(self._database, self._wal, self._publish, publish_limit_s=limit_s)
+        self._attachment.schedule.record(trio.current_time(), outcome)
+        log.debug("checkpoint: %s, %d frames", outcome.value, self._wal.position)
         if outcome is Outcome.DONE:
-            self._progress.count_checkpoint()
-            self._note_if_complete()
+            self._counters.count_checkpoint()
+            self._attachment.mark_if_sealed()
         elif outcome is Outcome.LOST:
             self._detach()
         return outcome
 
-    # --- trouble
+    # --- errors
 
     def _detach(self) -> None:
-        """What we know of the WAL no longer holds."""
-        log.warning("the WAL of %s has changed without us: what differs is published", self._source.path)
-        self._attached = False
-        self._marks.forget()
-        self._progress.note_behind()
+        self._attachment.detach()
+        self._counters.note_behind()
 
     def _check_place(self) -> None:
         self._litestream.check()
-        if self._attached and not (self._source.is_in_place() and self._tail.is_in_place()):
+        if self._attachment.is_attached and not (self._database.is_in_place() and self._wal.is_in_place()):
             raise UsageError(
-                f"{self._source.path} or its WAL was deleted or replaced while it was replicated",
+                f"{self._database.path} or its WAL was deleted or replaced while it was replicated",
                 hint="start again: the database that is there now is then published",
             )
 
     async def _pause(self, error: Exception, failures: int, stop: trio.Event) -> None:
-        self._progress.note_behind()
-        delay_s = retry_delay_s(failures, self._rng, busy=isinstance(error, apsw.BusyError))
-        told, self._progress.error = self._progress.error, str(error)
-        level = logging.DEBUG if told == self._progress.error else logging.WARNING
-        log.log(level, "cannot publish %s: %s; trying again in %.1f s", self._source.path, error, delay_s)
-        if self._attached and not isinstance(error, apsw.Error | OSError) and self._tail.look() is News.FRAMES:
-            await self._source.run(self._tail.scan)  # to know how far behind the store is
+        self._counters.note_behind()
+        delay_s = retry_delay_s(failures, self._options.rng, busy=isinstance(error, apsw.BusyError))
+        level = logging.WARNING if self._counters.note_error(str(error)) else logging.DEBUG
+        log.log(level, "cannot publish %s: %s; trying again in %.1f s", self._database.path, error, delay_s)
+        readable = self._attachment.is_attached and not isinstance(error, apsw.Error | OSError)
+        if readable and self._wal.look() is WalChange.FRAMES:
+            await self._database.run(self._wal.scan)  # for the statistics
         with trio.move_on_after(delay_s):
             await stop.wait()
 
 
 async def _limit_stop(stop: trio.Event, scope: trio.CancelScope, limit_s: float) -> None:
-    """Once `stop` is set, `scope` has `limit_s` left."""
+    """Once `stop` is set, give `scope` `limit_s` seconds."""
     await stop.wait()
     scope.deadline = trio.current_time() + limit_s
 
 
 @asynccontextmanager
 async def open_replicator(
-    database: Path,
-    store: LTXStore,
-    *,
-    lease: LeaseMode = LeaseMode.OFF,
-    sync_interval_s: float = SYNC_INTERVAL_S,
-    stop_limit_s: float = STOP_LIMIT_S,
-    now_ms: Callable[[], int] = wall_clock_ms,
-    rng: random.Random | None = None,
-    tenure: Callable[[StateDirectory], Tenure] | None = None,
-    pace: Pace | None = None,
-    left: Rest | None = None,
-    on_published: Callable[[FileInfo], None] | None = None,
+    path: Path, store: LTXStore, options: ReplicatorOptions | None = None
 ) -> AsyncIterator[Replicator]:
-    """Take a database for replication to `store`, which stays the caller's. Nothing is published yet.
+    """Open the database at `path` for replication to `store`, which stays the caller's. Publishes nothing yet.
 
-    `tenure` gives the right to publish, in place of one by `lease`; `left` is what the last run of this process
-    returned. `on_published` is told of every file.
-
-    Raises `UsageError` when it is no database that can be replicated, `ConflictError` when another process of ours
-    replicates it, `EnvironmentProblem` when it cannot be accessed.
+    Raises `UsageError` if the file cannot be replicated, `ConflictError` if another process of ours replicates it,
+    `EnvironmentProblem` if it cannot be accessed.
     """
-    async with open_source(database) as source:
-        refuse_if_litestream_runs(source.path)
-        with StateDirectory(source.path) as state:
-            undisturbed = left is not None and left.token == state.tenancy()
-            quiet_s = await source.run(lambda: quiet_for_s(source.path))
-            await source.run(source.connect)
-            sums = PageChecksums(state.page_sums)
-            await source.run(lambda: sums.open(inode=source.identity().inode, page_size=source.page_size))
+    options = options or ReplicatorOptions()
+    async with open_database(path) as database:
+        refuse_if_litestream_runs(database.path)
+        with StateDirectory(database.path) as state:
+            parked = options.parked
+            undisturbed = parked is not None and parked.token == state.tenancy()
+            quiet_s = await database.run(lambda: quiet_for_s(database.path))
+            await database.run(database.connect)
+            checksums = PageChecksums(state.page_checksums)
+            inode, page_size = database.identity().inode, database.page_size
+            await database.run(lambda: checksums.open(inode=inode, page_size=page_size))
+            if options.lease_keeper is not None:
+                lease = options.lease_keeper(state)
+            else:
+                lease = open_lease_keeper(store.storage, options.lease, writer_id=state.writer_id)
+            wal, outages = WalFollower(database.wal_path), OutageLog(store.url)
+            context = WriterContext(database, wal, store, state, checksums, lease, outages, options.now_ms)
             replicator = Replicator(
-                source,
-                store,
-                state,
-                sums,
-                tenure(state) if tenure is not None else open_tenure(store.storage, lease, writer_id=state.writer_id),
-                sync_interval_s=sync_interval_s,
-                stop_limit_s=stop_limit_s,
-                now_ms=now_ms,
-                rng=rng or random.Random(),
-                pace=pace or Pace(),
-                left=left if undisturbed else None,
+                context,
+                options,
+                parked=parked if undisturbed else None,
                 token=state.begin_tenancy(),
                 quiet_s=quiet_s,
-                on_published=on_published,
             )
             try:
                 yield replicator

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What has been done since the start. `txid` is the newest one published, `wal_frames` those of the WAL that are
-    not in the database file, `lease` the lease while it is held.
+    """Statistics of one open database, since it was opened.
 
-    `unpublished_bytes` of the WAL are known to be committed and not in the store. `behind_s`: for how long the store
-    has lacked something, 0 when it lacks nothing. `waits` for the lease of another; `error` is what is in the way.
+    `txid` is the newest one published, `wal_frames` the number of WAL frames that are not in the database file,
+    `lease` the lease while it is held. `unpublished_bytes` counts the committed part of the WAL that the store lacks,
+    `behind_s` the seconds for which it has lacked any of it. `waits`: for the lease of another writer. `error` is that
+    of the last attempt to publish.
     """
 
     txid: TXID
@@ -38,12 +41,12 @@ class Statistics:
     error: str | None = None
 
 
-class Progress:
-    """Counts for the database at `path`. `waits` and `error` are as in `Statistics`."""
+class ReplicationCounters:
+    """Counts for the database at `path`. `is_waiting` and `error` are as in `Statistics`."""
 
     def __init__(self, path: Path) -> None:
         self.files = self.pages = self.bytes = self.checkpoints = 0
-        self.waits = False
+        self.is_waiting = False
         self.error: str | None = None
         self._path = path
         self._is_current = False
@@ -54,6 +57,22 @@ class Progress:
     def behind_s(self) -> float:
         """For how long the store has lacked something."""
         return 0.0 if self._is_current else trio.current_time() - self._current_s
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for the lease of another writer."""
+        self.is_waiting = True
+        yield
+        self.is_waiting = False
+
+    def note_error(self, error: str) -> bool:
+        """Publishing failed. Returns True if the last attempt did not fail with the same error."""
+        previous, self.error = self.error, error
+        return error != previous
+
+    def note_success(self) -> None:
+        """Publishing succeeded."""
+        self.error = None
 
     def note_behind(self) -> None:
         """The store lacks something, or may."""

@@ -35,7 +35,7 @@ from litereplica.testing.faults import When
 from litereplica.writer.database import checkpoint, state_directory
 from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.helpers import crash_points
 from tests.helpers.crash_points import CrashPoint
 
@@ -45,7 +45,7 @@ SYNC_INTERVAL_S = 0.01
 CHECKPOINT_FRAMES = 15
 CHECKPOINT_INTERVAL_S = 0.3
 AHEAD_FRAMES = 3
-REST_FRAMES = 10
+MAX_BARRIER_FRAMES = 10
 MEMORY_LIMIT = 4096
 LEASE_TERM_MS = 300
 """Renewed when a third has passed, so that a short run comes to that."""
@@ -140,18 +140,20 @@ class WriterProcess:
         """Is a writer meant to be running?"""
         return self._pid != 0
 
-    def start(self, crash_at: str = "", *, lease: LeaseMode = LeaseMode.OFF, rest_frames: int = REST_FRAMES) -> str:
+    def start(
+        self, crash_at: str = "", *, lease: LeaseMode = LeaseMode.OFF, barrier_frames: int = MAX_BARRIER_FRAMES
+    ) -> str:
         """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
 
         `crash_at` is a crash point and the number of the pass, as in `sending:3`, or the same with one of
-        `STORE_POINTS`; the writer may then be dead. `rest_frames`: `checkpoint.REST_FRAMES`.
+        `STORE_POINTS`; the writer may then be dead. `barrier_frames`: `checkpoint.MAX_BARRIER_FRAMES`.
         """
         answer = self._nursery.ask(
             database=str(self._database),
             url=self._url,
             crash_at=crash_at,
             lease=lease.value,
-            rest_frames=rest_frames,
+            barrier_frames=barrier_frames,
         )
         self._pid = answer["pid"]
         error: str = answer.get("error", "")
@@ -212,7 +214,7 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     checkpoint.CHECKPOINT_FRAMES = CHECKPOINT_FRAMES
     checkpoint.CHECKPOINT_INTERVAL_S = CHECKPOINT_INTERVAL_S
     checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
-    checkpoint.REST_FRAMES = request["rest_frames"]
+    checkpoint.MAX_BARRIER_FRAMES = request["barrier_frames"]
     checkpoint.PARTIAL_RETRY_S = 0.1
     state_directory.MEMORY_LIMIT = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000
@@ -254,7 +256,7 @@ async def _replicate(database: Path, store: LTXStore, mode: LeaseMode, out: int)
 
     error: LiteReplicaError | None = None
     async with (
-        open_replicator(database, store, lease=mode, sync_interval_s=SYNC_INTERVAL_S) as replicator,
+        open_replicator(database, store, ReplicatorOptions(lease=mode, sync_interval_s=SYNC_INTERVAL_S)) as replicator,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(wait_for_signal)

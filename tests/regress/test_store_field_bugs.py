@@ -22,7 +22,7 @@ from litereplica.storage.wrappers import Operation
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.database import checkpoint
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless
@@ -62,7 +62,7 @@ async def test_minio21526_store_that_ignores_a_condition_gets_no_lease(tmp_path:
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         async with open_replicator(
-            app.database, memory_store(Careless(storage, ignored)), lease=LeaseMode.HOLD
+            app.database, memory_store(Careless(storage, ignored)), ReplicatorOptions(lease=LeaseMode.HOLD)
         ) as replicator:
             with pytest.raises(ConditionsIgnored, match="--no-lease"):
                 await replicator.publish_once()
@@ -78,7 +78,7 @@ async def test_ls422_ls1119_of_two_writers_on_one_path_one_stops_and_nothing_is_
     with Application(tmp_path / "one" / "app.db") as one, Application(tmp_path / "two" / "app.db") as two:
 
         async def follow(app: Application, started: trio.Event) -> None:
-            async with open_replicator(app.database, store, sync_interval_s=0.01) as replicator:
+            async with open_replicator(app.database, store, ReplicatorOptions(sync_interval_s=0.01)) as replicator:
                 try:
                     await replicator.run(trio.Event())
                 except ConflictError as exc:
@@ -210,7 +210,7 @@ async def test_clock_that_steps_by_an_hour_at_every_look_keeps_times_in_order(tm
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         async with (
-            open_replicator(app.database, store, sync_interval_s=0.01, now_ms=now_ms) as replicator,
+            open_replicator(app.database, store, ReplicatorOptions(sync_interval_s=0.01, now_ms=now_ms)) as replicator,
             trio.open_nursery() as nursery,
         ):
             await nursery.start(replicator.run, stop)

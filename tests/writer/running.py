@@ -12,7 +12,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.testing.memory import MemoryStorage
-from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 
@@ -31,7 +31,7 @@ async def replicating(
     """A replicator that has published once; stopped in the ordinary way at the end."""
     stop = trio.Event()
     async with (
-        open_replicator(database, store, sync_interval_s=sync_interval_s) as replicator,
+        open_replicator(database, store, ReplicatorOptions(sync_interval_s=sync_interval_s)) as replicator,
         trio.open_nursery() as nursery,
     ):
         await nursery.start(replicator.run, stop)

@@ -21,7 +21,7 @@ from litereplica.testing.memory import MemoryStorage
 from litereplica.times import SteadyClock
 from litereplica.types import FileInfo
 from litereplica.writer.maintenance import Maintenance
-from litereplica.writer.publish.lease_keeper import Tenure
+from litereplica.writer.publish.lease_keeper import LeaseKeeper
 from tests.ltxstore.replicas import History, memory_store
 
 NOON_MS = 1_700_000_000_000 - 1_700_000_000_000 % 86_400_000 + 43_200_000
@@ -48,7 +48,7 @@ class Simulation:
 
     levels: Levels = field(default_factory=Levels)
     policy: RetentionPolicy = field(default_factory=RetentionPolicy)
-    tenure: Tenure = field(default_factory=Tenure)
+    lease: LeaseKeeper = field(default_factory=LeaseKeeper)
     storage: Storage = field(default_factory=MemoryStorage)
     time: Time = field(default_factory=Time)
     history: History = field(default_factory=History)
@@ -67,7 +67,7 @@ class Simulation:
             self.store,
             levels=self.levels,
             policy=self.policy,
-            tenure=self.tenure,
+            lease=self.lease,
             limiter=trio.CapacityLimiter(1),
             clock=self.time.steady_clock(),
         )

@@ -22,7 +22,7 @@ from tests.helpers.app import Application
 from tests.helpers.crash_points import WHERE, CrashPoint, owner_of
 from tests.helpers.follower import Follower
 from tests.helpers.package_source import modules
-from tests.helpers.writer_process import REST_FRAMES, STORE_POINTS, WriterProcess
+from tests.helpers.writer_process import MAX_BARRIER_FRAMES, STORE_POINTS, WriterProcess
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ ONCE = {
     CrashPoint.BARRIER_HELD,
 }
 NEEDS_A_FREE_LEASE = {"conditions-probed", "lease-created"}
-REST_FRAMES_OF: dict[str, int] = {CrashPoint.REST_PUBLISHED: 0, CrashPoint.BARRIER_HELD: 1_000_000}
+BARRIER_FRAMES_OF: dict[str, int] = {CrashPoint.REST_PUBLISHED: 0, CrashPoint.BARRIER_HELD: 1_000_000}
 """These come about only if commits fall into moments that are short; with these limits any does."""
 
 POINTS: list[str] = [*CrashPoint, *STORE_POINTS]
@@ -221,8 +221,8 @@ def test_killed_writer_loses_nothing_and_repeats_nothing(
             history.app.call("PRAGMA wal_checkpoint(TRUNCATE)")
 
         passes = 1 if point in (AT_A_STOP | AT_A_START | ONCE) else 3
-        rest_frames = REST_FRAMES_OF.get(point, REST_FRAMES)
-        assert writer.start(f"{point}:{passes}", lease=LeaseMode.HOLD, rest_frames=rest_frames) == ""
+        barrier_frames = BARRIER_FRAMES_OF.get(point, MAX_BARRIER_FRAMES)
+        assert writer.start(f"{point}:{passes}", lease=LeaseMode.HOLD, barrier_frames=barrier_frames) == ""
         history.record()  # the journal mode may have been switched
         if point in AT_A_STOP:
             history.online()

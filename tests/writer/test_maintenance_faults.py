@@ -27,7 +27,7 @@ from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.times import HOUR_MS
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
-from litereplica.writer.publish.lease_keeper import LeasedTenure, SharedLease, now
+from litereplica.writer.publish.lease_keeper import DatabaseLease, RootLease, now
 from tests.helpers.waiting import wait_until
 from tests.ltxstore.replicas import History, memory_store, publish
 from tests.writer.simulated import Simulation
@@ -211,9 +211,9 @@ async def test_no_room_for_temporary_files_is_said_and_tried_again(
 # --- the lease -------------------------------------------------------------------------------
 
 
-def leased(storage: MemoryStorage) -> tuple[LeasedTenure, ReplicaLease]:
+def leased(storage: MemoryStorage) -> tuple[DatabaseLease, ReplicaLease]:
     lease = ReplicaLease(storage, Identity("here:1", "h"), now=now, lock=trio.Lock())
-    return LeasedTenure(SharedLease(lease, storage, waits=False)), lease
+    return DatabaseLease(RootLease(lease, storage, waits=False)), lease
 
 
 def take_away(storage: MemoryStorage) -> None:
@@ -223,8 +223,8 @@ def take_away(storage: MemoryStorage) -> None:
 
 async def test_without_the_lease_nothing_is_merged_or_deleted() -> None:
     storage = MemoryStorage()
-    tenure, lease = leased(storage)
-    replica = await filled(Simulation(storage=storage, tenure=tenure, policy=PRUNING))
+    keeper, lease = leased(storage)
+    replica = await filled(Simulation(storage=storage, lease=keeper, policy=PRUNING))
     await lease.ensure()
     lease._held = None  # it has lapsed while we were idle
     take_away(storage)
@@ -237,8 +237,8 @@ async def test_without_the_lease_nothing_is_merged_or_deleted() -> None:
 async def test_lease_lost_in_the_middle_of_a_merge_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReplicaLease, "renewal_due_s", lambda self: 0.01)
     storage = MemoryStorage()
-    tenure, lease = leased(storage)
-    replica = await filled(Simulation(storage=LatencyStorage(storage, 0.05), tenure=tenure, policy=PRUNING))
+    keeper, lease = leased(storage)
+    replica = await filled(Simulation(storage=LatencyStorage(storage, 0.05), lease=keeper, policy=PRUNING))
 
     async def lose() -> None:
         while LOCK_KEY not in storage.objects:  # noqa: ASYNC110 - another's store
@@ -257,8 +257,8 @@ async def test_lease_lost_in_the_middle_of_a_merge_ends_it(monkeypatch: pytest.M
 async def test_files_are_listed_anew_when_another_may_have_had_the_lease() -> None:
     """It has compacted and pruned, to the point that what is in memory here would lead to wrong deletions."""
     storage = MemoryStorage()
-    tenure, lease = leased(storage)
-    replica = await filled(Simulation(storage=storage, tenure=tenure))
+    keeper, lease = leased(storage)
+    replica = await filled(Simulation(storage=storage, lease=keeper))
     await replica.maintenance.run_due()
     for _ in range(5):
         await replica.publish()
@@ -269,7 +269,7 @@ async def test_files_are_listed_anew_when_another_may_have_had_the_lease() -> No
     del storage.objects[LOCK_KEY]  # given back
     listings = replica.requests()["list"]
     await replica.advance(60)
-    assert lease.interruptions > 1
+    assert lease.epoch > 1
     assert replica.requests()["list"] >= listings + 10
     assert replica.maintenance.statistics().files == len(await replica.all_files())
     await assert_all_is_right(memory_store(storage), replica.history)
@@ -368,7 +368,7 @@ from litereplica.storage.wrappers.delegate import WrapperStorage
 from litereplica.writer.maintenance import Maintenance
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
-from litereplica.writer.publish.lease_keeper import Tenure
+from litereplica.writer.publish.lease_keeper import LeaseKeeper
 
 merge.SPOOL_MEMORY_BYTES = 100
 root, spool, numbers = Path(sys.argv[1]), Path(sys.argv[2]), [int(each) for each in sys.argv[3:]]
@@ -387,7 +387,7 @@ for number in numbers:
     if os.fork() == 0:
         store = LTXStore(Killing(FileStorage(root), number), Layout.FILE)
         maintenance = Maintenance(
-            store, levels=Levels((30_000, 60_000), 120_000), policy=RetentionPolicy(1, 1), tenure=Tenure(),
+            store, levels=Levels((30_000, 60_000), 120_000), policy=RetentionPolicy(1, 1), lease=LeaseKeeper(),
             limiter=trio.CapacityLimiter(1), spool_dir=spool,
         )
         async def main():

@@ -14,8 +14,8 @@ import trio
 
 from litereplica.writer.database import checkpoint
 from litereplica.writer.database.checkpoint import move_ahead
-from litereplica.writer.database.sqlite_database import Source, open_source
-from litereplica.writer.database.wal_follower import News, WalTail
+from litereplica.writer.database.sqlite_database import SQLiteDatabase, open_database
+from litereplica.writer.database.wal_follower import WalChange, WalFollower
 from tests.helpers.app import Application
 
 pytestmark = pytest.mark.slow
@@ -38,9 +38,9 @@ async def app(tmp_path: Path) -> AsyncIterator[Application]:
 
 
 @pytest.fixture
-async def source(app: Application) -> AsyncIterator[Source]:
+async def source(app: Application) -> AsyncIterator[SQLiteDatabase]:
     """Held as the writer holds it: by a read of frames that are not all in the database."""
-    async with open_source(app.database) as source:
+    async with open_database(app.database) as source:
         await source.run(source.connect)
         await source.run(source.take_read)
         await app("INSERT INTO t VALUES ('held')")
@@ -50,8 +50,8 @@ async def source(app: Application) -> AsyncIterator[Source]:
 
 
 @pytest.fixture
-async def tail(source: Source) -> AsyncIterator[WalTail]:
-    tail = WalTail(source.wal_path)
+async def tail(source: SQLiteDatabase) -> AsyncIterator[WalFollower]:
+    tail = WalFollower(source.wal_path)
     tail.reopen()
     tail.attach()
     yield tail
@@ -59,7 +59,7 @@ async def tail(source: Source) -> AsyncIterator[WalTail]:
 
 
 async def test_frames_that_were_moved_and_not_published_cannot_be_lost_from_the_wal(
-    app: Application, source: Source, tail: WalTail
+    app: Application, source: SQLiteDatabase, tail: WalFollower
 ) -> None:
     for number in range(20):
         await app("INSERT INTO t VALUES (randomblob(3000))")
@@ -76,13 +76,13 @@ async def test_frames_that_were_moved_and_not_published_cannot_be_lost_from_the_
         await app("INSERT INTO t VALUES ('the next commit would restart it')")
     assert tail.path.read_bytes()[:32] == head
     assert [tail.read_page(frame) for frame in range(len(frames))] == frames
-    assert tail.look() is News.FRAMES
+    assert tail.look() is WalChange.FRAMES
     tail.scan()
     assert tail.committed == len(frames) + len(MODES)
 
 
 async def test_no_moment_of_moving_ahead_lets_the_wal_be_restarted(
-    app: Application, source: Source, tail: WalTail
+    app: Application, source: SQLiteDatabase, tail: WalFollower
 ) -> None:
     """Two connections commit and truncate as fast as they can, while the read is renewed again and again."""
     head, moved, ended = tail.path.read_bytes()[:32], 0, trio.Event()

@@ -21,7 +21,7 @@ from litereplica.errors import ConflictError, ExitCode
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
@@ -218,7 +218,7 @@ ROWS = "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FR
 
 async def take_over(database: Path, store: LTXStore, mode: LeaseMode = LeaseMode.WAIT) -> None:
     """Publish once what there is, as a writer that need not wait any more."""
-    async with open_replicator(database, store, lease=mode) as replicator:
+    async with open_replicator(database, store, ReplicatorOptions(lease=mode)) as replicator:
         await replicator.publish_once()
 
 
@@ -231,7 +231,7 @@ async def test_stale_copy_is_refused_although_nobody_holds_the_lease_any_more(
     await first("INSERT INTO t VALUES (1)")
     await publish_once(first.database, store)
     for _ in range(2):  # what the first refusal has learnt of the replica must not make the second start a success
-        with pytest.raises(ConflictError, match="TXID 0000000000000002 is newer than what it has"):
+        with pytest.raises(ConflictError, match="whose newest TXID 0000000000000002 it lacks"):
             await take_over(stale.database, store)
         assert await txids(store) == [1, 2]
     await take_over(stale.database, store, LeaseMode.HOLD)  # on purpose

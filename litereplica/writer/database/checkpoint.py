@@ -28,8 +28,8 @@ from enum import Enum
 
 import trio
 
-from litereplica.writer.database.sqlite_database import Source
-from litereplica.writer.database.wal_follower import News, WalTail
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
+from litereplica.writer.database.wal_follower import WalChange, WalFollower
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ PARTIAL_RETRY_S = 10.0
 """After one that a long reader of the application's had kept from moving everything."""
 AHEAD_FRAMES = 250
 """Fewer than that are moved under the barrier in some milliseconds."""
-REST_FRAMES = 500
+MAX_BARRIER_FRAMES = 500
 """More than that are published before the barrier is begun, in a file of their own."""
 CATCH_UP_FILES = 3
 """An application that commits faster than we publish would go on for ever."""
@@ -93,7 +93,7 @@ class Schedule:
             self.publish_limit_s = min(2 * self.publish_limit_s, BARRIER_PUBLISH_MAX_S)
 
 
-def move_ahead(source: Source, tail: WalTail) -> None:
+def move_ahead(source: SQLiteDatabase, tail: WalFollower) -> None:
     """Move what is committed now, while others commit. Blocks."""
     state = source.wal_state()
     if state.log - state.backfilled < AHEAD_FRAMES or not source.renew_read():
@@ -103,19 +103,19 @@ def move_ahead(source: Source, tail: WalTail) -> None:
 
 
 async def checkpoint(
-    source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]], *, publish_limit_s: float
+    source: SQLiteDatabase, tail: WalFollower, publish: Callable[[], Awaitable[object]], *, publish_limit_s: float
 ) -> Outcome:
-    """One attempt. `publish_rest` publishes whatever `tail` still finds; it may be cancelled, and called again.
+    """One attempt. `publish` publishes whatever `tail` still finds; it may be cancelled, and called again.
 
     When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
     """
-    await _catch_up(source, tail, publish_rest)
+    await _catch_up(source, tail, publish)
     outcome = await source.run(lambda: _seize(source, tail))
     if outcome is not None:
         return outcome
     try:
         with trio.move_on_after(publish_limit_s) as limit:
-            await publish_rest()
+            await publish()
         if limit.cancelled_caught:
             return Outcome.SLOW
         return await source.run(lambda: _move(source, tail))
@@ -124,29 +124,29 @@ async def checkpoint(
             await source.run(source.end_barrier)
 
 
-async def _catch_up(source: Source, tail: WalTail, publish_rest: Callable[[], Awaitable[object]]) -> None:
+async def _catch_up(source: SQLiteDatabase, tail: WalFollower, publish: Callable[[], Awaitable[object]]) -> None:
     """Publish until few enough frames are left for the barrier, in at most `CATCH_UP_FILES` files."""
     for _ in range(CATCH_UP_FILES):
-        if await source.run(lambda: _unpublished_frames(tail)) <= REST_FRAMES:
+        if await source.run(lambda: _unpublished_frames(tail)) <= MAX_BARRIER_FRAMES:
             break
-        await publish_rest()
+        await publish()
 
 
-def _unpublished_frames(tail: WalTail) -> int:
+def _unpublished_frames(tail: WalFollower) -> int:
     """Returns the number of committed frames that are not published, once the WAL is read and synced to disk."""
     tail.sync()
-    if tail.look() is not News.NONE:
+    if tail.look() is not WalChange.NONE:
         tail.scan()
     return tail.committed - tail.position
 
 
-def _seize(source: Source, tail: WalTail) -> Outcome | None:
+def _seize(source: SQLiteDatabase, tail: WalFollower) -> Outcome | None:
     """Begin the barrier and, if nothing is left to publish, complete the attempt; None with the barrier held if not."""
     if not source.begin_barrier():
         return Outcome.BUSY
     hold = False
     try:
-        if tail.look() is not News.NONE:
+        if tail.look() is not WalChange.NONE:
             tail.scan()
         hold = tail.committed > tail.position
         return None if hold else _move(source, tail)
@@ -155,7 +155,7 @@ def _seize(source: Source, tail: WalTail) -> Outcome | None:
             source.end_barrier()
 
 
-def _move(source: Source, tail: WalTail) -> Outcome:
+def _move(source: SQLiteDatabase, tail: WalFollower) -> Outcome:
     """The steps without the network, under the barrier."""
     before = source.wal_state()
     if before.log != tail.position or tail.committed != tail.position:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 
 from litereplica.types import TXID
-from litereplica.writer.database.sqlite_database import Source
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.state_directory import CheckpointMark, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
 
-class Marks:
+class MarkWriter:
     """Of one database, published to `url`. Methods but `note` and `forget` block."""
 
-    def __init__(self, state: StateDirectory, source: Source, url: str) -> None:
+    def __init__(self, state: StateDirectory, source: SQLiteDatabase, url: str) -> None:
         self._state = state
         self._source = source
         self._url = url

@@ -1,6 +1,6 @@
 """Databases at which nobody is at work: looked at from outside, and not open.
 
-A database that has been idle for a while is published, checkpointed and closed; what is kept of it is `Rest`. From
+A database that has been idle for a while is published, checkpointed and closed; what is kept of it is `Parked`. From
 then on a look costs two `stat`. Whatever is committed changes the WAL or the database file, their size or at least
 their ctime, and the database is opened again; what was committed meanwhile follows from the WAL or, if that does not
 reach back, from the pages that differ, as after a restart.
@@ -55,10 +55,10 @@ def look_at(database: str) -> Files:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Parked:
     """A database that was let go: all that its `files` hold is published. `complete`: the database file alone has it.
 
-    `last` is the newest file of the replica, `token` that of the state directory, and `interruptions` those of the
+    `last` is the newest file of the replica, `token` that of the state directory, and `epoch` those of the
     right to publish behind which the replica was looked at; None and 0 after a restart.
     """
 
@@ -67,14 +67,14 @@ class Rest:
     complete: bool
     last: Published | None = None
     token: bytes = b""
-    interruptions: int = 0
+    epoch: int = 0
 
     def changed(self, files: Files) -> bool:
         """May anything have been committed since?"""
         return files.differ(self.files) if self.complete else files != self.files
 
 
-def rest_by_mark(database: Path, url: str) -> Rest | None:
+def parked_by_mark(database: Path, url: str) -> Parked | None:
     """What the last run has left, if nothing can have been committed since. Blocks; opens nothing but the mark."""
     mark = read_mark(database)
     if mark is None or mark.url != url:
@@ -83,11 +83,11 @@ def rest_by_mark(database: Path, url: str) -> Rest | None:
         files = look_at(str(database))
     except OSError:
         return None
-    rest = Rest(mark.txid, Files(mark.database, mark.wal), complete=True)
+    rest = Parked(mark.txid, Files(mark.database, mark.wal), complete=True)
     return None if rest.changed(files) else replace(rest, files=files)
 
 
-def changed(rests: Iterable[tuple[str, Rest]]) -> list[str]:
+def changed(rests: Iterable[tuple[str, Parked]]) -> list[str]:
     """Those of the databases, by their paths, that are to be opened again or that have gone. Blocks."""
     return [path for path, rest in rests if _has_changed(path, rest)]
 
@@ -114,7 +114,7 @@ def mark_of(url: str, txid: TXID, files: Files) -> CheckpointMark:
     return CheckpointMark(url, txid, files.database, files.wal)
 
 
-def _has_changed(path: str, rest: Rest) -> bool:
+def _has_changed(path: str, rest: Parked) -> bool:
     try:
         same = _is_same(path, rest.files.database) and _is_same(path + "-wal", rest.files.wal)
         return not same and rest.changed(look_at(path))

@@ -78,8 +78,8 @@ class WalState:
         return self.log == self.backfilled
 
 
-class Source:
-    """An open database. Obtain one from `open_source`.
+class SQLiteDatabase:
+    """An open database. Obtain one from `open_database`.
 
     `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` tells that the
     database was in a rollback mode before; `may_restart` that the held read is of the first kind above.
@@ -240,13 +240,13 @@ class Source:
 
 
 @asynccontextmanager
-async def open_source(path: Path) -> AsyncIterator[Source]:
-    """The file at `path`, not connected yet. Raises as `Source.open_file`."""
+async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
+    """The file at `path`, not connected yet. Raises as `SQLiteDatabase.open_file`."""
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
         )
-    source = Source(await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1)))
+    source = SQLiteDatabase(await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1)))
     try:
         await source.run(source.open_file)
         yield source

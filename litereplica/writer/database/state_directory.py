@@ -1,12 +1,16 @@
-"""The directory beside the database: `.<file>-litereplica/`.
+"""The state directory beside a database: `.<file>-litereplica/`.
 
-Holds a lock, so that one process of ours replicates a database; the LTX files that are too large for memory until
-they are in the store; the mark of the last checkpoint; the sums of the replica's pages (`page_sums`); and who we are
-for the lease. None of it is needed: the position is read from the store, and so is, when it comes to that, what the
-replica has; a writer that does not know its own lease waits until it has expired.
+    lock             held by flock(), so that one process of ours replicates a database; holds the token of its tenancy
+    spool-*          LTX files too large for memory, until they are in the store
+    checkpoint.json  the checkpoint mark
+    pages.sums       checksums of the replica's pages (`page_checksums`)
+    writer.json      identity of this writer for the lease
 
-A directory whose databases are replicated has one as well, `.litereplica/`, with a lock and an identity only. It
-is locked for as long as any of them is, and longer: also while none is open.
+None of it is needed for correctness: the position and the replica's pages can be read from the store, and a writer
+that does not know its own lease waits until it has expired.
+
+A directory whose databases are replicated has a state directory too, `.litereplica/`, with a lock and an identity
+only. It stays locked while the directory is replicated, also while none of its databases is open.
 """
 
 from __future__ import annotations
@@ -159,7 +163,7 @@ class StateDirectory(LockedDirectory):
         super().__init__(state_path(database), database)
 
     @property
-    def page_sums(self) -> Path:
+    def page_checksums(self) -> Path:
         """The file of `PageChecksums`."""
         return self.path / _PAGE_SUMS
 

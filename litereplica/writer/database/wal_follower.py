@@ -1,10 +1,10 @@
 """The committed frames of a WAL, read as they appear.
 
 A WAL is a sequence of *generations*: the log is restarted from its first byte with new salts, over the frames of the
-generation before. `WalTail` follows one generation: frames 0 ≤ f < `position` are published, frames up to
+generation before. `WalFollower` follows one generation: frames 0 ≤ f < `position` are published, frames up to
 `committed` are known to be committed and wait in `batch`. It sees a restart by the header, and goes on with the new
 generation only if nothing of the old one can have been missed (`seal`); everything else that does not fit what it
-has read is `News.LOST`: the owner must begin again from the database.
+has read is `WalChange.LOST`: the owner must begin again from the database.
 
 Frames are checked by salts and cumulative checksum, up to the last one that ends a transaction. Behind it may stand
 frames of a transaction under way (*ahead*). They are not read again while more follow that fit. But SQLite may
@@ -43,7 +43,7 @@ FROM_DATABASE = -1
 """In a batch: the page is in no frame, it is read from the database file."""
 
 
-class News(Enum):
+class WalChange(Enum):
     """What a look at the WAL shows."""
 
     NONE = "none"
@@ -65,7 +65,7 @@ class Batch:
     frame: NDArray[np.int64]
 
 
-class WalTail:
+class WalFollower:
     """Follows the WAL at `path`: `reopen` it when the file exists, then `attach`."""
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +118,7 @@ class WalTail:
         """Is everything in the generation published and in the database file?"""
         return self._sealed_at is not None and self._sealed_at == self.position == self.committed
 
-    def look(self) -> News:
+    def look(self) -> WalChange:
         """Is there anything to scan? Cheap. Begins a new generation when there is one."""
         head = os.pread(self._fd, HEADER_SIZE, 0)
         if head != self._head:
@@ -127,15 +127,15 @@ class WalTail:
                 return news
         header = self.header
         if header is None:
-            return News.NONE
+            return WalChange.NONE
         if self._end and not self._ends_as_read():
             self._forget_ahead()
-            return News.FRAMES if self._end == 0 or self._ends_as_read() else News.LOST
+            return WalChange.FRAMES if self._end == 0 or self._ends_as_read() else WalChange.LOST
         at = self._frame_header(self._end)
         if _has_salts(at, header) and at != self._stuck:
-            return News.FRAMES
+            return WalChange.FRAMES
         unsure = (self._ahead or self._stuck) and self._mtime_ns() != self._quiet_mtime_ns
-        return News.FRAMES if unsure else News.NONE
+        return WalChange.FRAMES if unsure else WalChange.NONE
 
     def scan(self) -> None:
         """Read all valid frames behind those already read."""
@@ -261,14 +261,14 @@ class WalTail:
         self._committed_checksum = header.checksum if header else (0, 0)
         self._forget_ahead()
 
-    def _look_at_header(self, head: bytes) -> News | None:
-        """News of a header that is not that of our generation; None when there may be frames to read behind it."""
+    def _look_at_header(self, head: bytes) -> WalChange | None:
+        """WalChange of a header that is not that of our generation; None when there may be frames to read behind it."""
         try:
             header = WALHeader.decode(head)
         except WALError:  # emptied, or being written
-            return News.NONE if self.is_sealed or self.header is None else News.LOST
+            return WalChange.NONE if self.is_sealed or self.header is None else WalChange.LOST
         if not self.is_sealed:
-            return News.LOST
+            return WalChange.LOST
         self._begin(head, header)
         return None
 

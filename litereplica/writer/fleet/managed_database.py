@@ -20,15 +20,15 @@ import trio
 from litereplica.errors import AlreadyReplicated, ConflictError, LeaseConflict, LiteReplicaError
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
-from litereplica.writer.database.parked import Rest
+from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.state_directory import StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import Common
 from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.fleet.statistics import NOTHING_DONE, DatabaseStatistics, State, accumulated
 from litereplica.writer.maintenance import Maintenance
-from litereplica.writer.publish.lease_keeper import Tenure
-from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.publish.lease_keeper import LeaseKeeper
+from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
 from litereplica.writer.settings import WriterSettings
 from litereplica.writer.statistics import Statistics
 
@@ -39,8 +39,9 @@ class ManagedDatabase:
     """The database at `path`, replicated to `prefix` below `root`."""
 
     __slots__ = (
-        "_before", "_common", "_failed_s", "_failures", "_maintained", "_maintaining", "_maintenance", "_replicator",
-        "_tenure", "closed", "done_once", "error", "path", "prefix", "rest", "root", "settings", "state", "stop", "url",
+        "_before", "_common", "_failed_s", "_failures", "_lease", "_maintained", "_maintaining", "_maintenance",
+        "_replicator", "closed", "done_once", "error", "parked", "path", "prefix", "root", "settings",
+        "state", "stop", "url",
     )  # fmt: skip
 
     def __init__(
@@ -53,14 +54,14 @@ class ManagedDatabase:
         self.settings = settings
         self.state = State.STARTING
         self.error: str | None = None
-        self.rest: Rest | None = None
+        self.parked: Parked | None = None
         self.stop = trio.Event()
         self.closed = trio.Event()  # set while the database has no task
         self.done_once = trio.Event()  # set once the database is published, parked, failed or gone
         self.closed.set()
         self._common = common
         self._replicator: Replicator | None = None
-        self._tenure: Tenure | None = None
+        self._lease: LeaseKeeper | None = None
         self._maintenance: Maintenance | None = None
         self._maintaining: trio.CancelScope | None = None
         self._maintained = trio.Event()
@@ -68,9 +69,9 @@ class ManagedDatabase:
         self._failures = 0
         self._failed_s = 0.0  # trio time of the first failure in a row
 
-    def park(self, rest: Rest) -> None:
+    def park(self, parked: Parked) -> None:
         """Records that the database is parked. It must not have a task."""
-        self.rest = rest
+        self.parked = parked
         self.state, self.error = State.DORMANT, None
         self.done_once.set()
 
@@ -106,14 +107,14 @@ class ManagedDatabase:
     async def aclose(self) -> None:
         """End maintenance and give the lease back. The task must have ended."""
         await self._end_maintenance()
-        if self._tenure is not None and self._tenure.lease() is not None:
+        if self._lease is not None and self._lease.held() is not None:
             with trio.CancelScope(shield=True):
-                await self._tenure.end()
+                await self._lease.end()
         self.state = State.GONE
 
     def end_settled_maintenance(self) -> None:
         """End the maintenance task of a parked database if nothing is left to do until the next change."""
-        idle = self.rest is not None and self._maintenance is not None and self._maintenance.is_settled
+        idle = self.parked is not None and self._maintenance is not None and self._maintenance.is_settled
         if idle and self._maintaining is not None:
             self._maintaining.cancel()
 
@@ -130,7 +131,7 @@ class ManagedDatabase:
             path=self.path,
             url=self.url,
             state=state,
-            txid=total.txid or (self.rest.txid if self.rest is not None else 0),
+            txid=total.txid or (self.parked.txid if self.parked is not None else 0),
             files=total.files,
             pages=total.pages,
             bytes=total.bytes,
@@ -139,7 +140,7 @@ class ManagedDatabase:
             unpublished_bytes=now.unpublished_bytes if now is not None else 0,
             behind_s=now.behind_s if now is not None else self._failing_s(),
             error=error or maintenance or None,
-            lease=self._tenure.lease() if self._tenure is not None else None,
+            lease=self._lease.held() if self._lease is not None else None,
         )
         return record if state is not State.GONE else record.of_gone()
 
@@ -153,7 +154,7 @@ class ManagedDatabase:
         while not self.stop.is_set():
             self.state = State.STARTING
             try:
-                rest = await self._replicate(nursery)
+                parked = await self._replicate(nursery)
             except Exception as exc:  # the failure of one database must not end the others
                 if self._common.ends_fleet(exc, named=not self.prefix):
                     raise
@@ -161,32 +162,32 @@ class ManagedDatabase:
                     return
                 continue
             self._failures = 0
-            if rest is not None and not self.stop.is_set():
-                self.park(rest)
+            if parked is not None and not self.stop.is_set():
+                self.park(parked)
                 return
         self.state = State.GONE
 
-    async def _replicate(self, nursery: trio.Nursery) -> Rest | None:
-        left, self.rest = self.rest, None
+    async def _replicate(self, nursery: trio.Nursery) -> Parked | None:
+        parked, self.parked = self.parked, None
         if self.root.waits:
             self.state = State.WAITING
         await self.root.stand_by(self.stop)
         async with self._common.descriptors:
-            return await self._replicate_open(nursery, left)
+            return await self._replicate_open(nursery, parked)
 
-    async def _replicate_open(self, nursery: trio.Nursery, left: Rest | None) -> Rest | None:
+    async def _replicate_open(self, nursery: trio.Nursery, parked: Parked | None) -> Parked | None:
         await self._common.beginning.begin(self)
         try:
             if self.stop.is_set():
                 return None
             self.state = State.STARTING
-            async with self._open(left) as replicator:
+            async with self._open(parked) as replicator:
                 self._replicator = replicator
                 self._common.pace.open += 1
                 try:
-                    may_rest = None if self._common.strict else self._common.may_park
+                    may_park = None if self._common.strict else self._common.may_park
                     started = _Started(lambda: self._begun(nursery))
-                    return await replicator.run(self.stop, may_rest=may_rest, task_status=started)
+                    return await replicator.run(self.stop, may_park=may_park, task_status=started)
                 finally:
                     self._common.pace.open -= 1
                     self._remember(replicator.statistics())
@@ -196,23 +197,22 @@ class ManagedDatabase:
         finally:
             self._common.beginning.end(self)
 
-    def _open(self, left: Rest | None = None) -> AbstractAsyncContextManager[Replicator]:
-        return open_replicator(
-            self.path,
-            self.root.store(self.prefix),
+    def _open(self, parked: Parked | None = None) -> AbstractAsyncContextManager[Replicator]:
+        options = ReplicatorOptions(
             sync_interval_s=self.settings.sync_interval_s,
             stop_limit_s=self.settings.stop_limit_s,
             now_ms=self._common.now_ms,
             rng=self._common.rng,
-            tenure=self._take_tenure,
+            lease_keeper=self._take_lease,
             pace=self._common.pace,
-            left=left,
+            parked=parked,
             on_published=self._note_published,
         )
+        return open_replicator(self.path, self.root.store(self.prefix), options)
 
-    def _take_tenure(self, state: StateDirectory) -> Tenure:
-        self._tenure = self._tenure or self.root.tenure(state)
-        return self._tenure
+    def _take_lease(self, state: StateDirectory) -> LeaseKeeper:
+        self._lease = self._lease or self.root.lease_keeper(state)
+        return self._lease
 
     def _begun(self, nursery: trio.Nursery) -> None:
         """Called when the replicator has published all that was committed when it started."""
@@ -262,14 +262,14 @@ class ManagedDatabase:
             self._maintenance.note_published(info)
 
     def _maintain(self, nursery: trio.Nursery) -> None:
-        if self.settings.levels is None or self._tenure is None or self._maintaining is not None:
+        if self.settings.levels is None or self._lease is None or self._maintaining is not None:
             return
         if self._maintenance is None:
             self._maintenance = Maintenance(
                 self.root.store(self.prefix),
                 levels=self.settings.levels,
                 policy=self.settings.retention,
-                tenure=self._tenure,
+                lease=self._lease,
                 limiter=self._common.merges,
                 spool_dir=state_path(self.path),
                 rng=self._common.rng,

@@ -37,10 +37,10 @@ async def watch_parked(
 async def _check_once(
     databases: Sequence[ManagedDatabase], wake: Callable[[ManagedDatabase], None], limiter: trio.CapacityLimiter
 ) -> None:
-    parked = [(str(each.path), each) for each in databases if each.rest is not None]
+    parked = [(str(each.path), each) for each in databases if each.parked is not None]
     parts = [parked[start : start + LOOKS_AT_ONCE] for start in range(0, len(parked), LOOKS_AT_ONCE)]
     for part in parts:
-        looks = [(path, each.rest) for path, each in part if each.rest is not None]
+        looks = [(path, each.parked) for path, each in part if each.parked is not None]
         found = set(await trio.to_thread.run_sync(changed, looks, limiter=limiter, abandon_on_cancel=True))
         for path, each in part:
             if path in found and not each.stop.is_set() and each.closed.is_set():

@@ -21,13 +21,13 @@ from litereplica.storage.keys import is_key
 from litereplica.storage.url import parse_url
 from litereplica.writer.database.state_directory import LockedDirectory, StateDirectory
 from litereplica.writer.publish.lease_keeper import (
-    LeasedTenure,
+    DatabaseLease,
+    LeaseKeeper,
     LeaseMode,
-    OpenTenure,
-    SharedLease,
-    Tenure,
-    open_lease,
-    open_tenure,
+    NoLease,
+    RootLease,
+    open_lease_keeper,
+    open_root_lease,
 )
 from litereplica.writer.settings import DirectoryTarget, Target
 
@@ -47,8 +47,8 @@ class ReplicaRoot:
         self._target = target
         self._store = open_store(target.url, target.credentials)
         self._directory: LockedDirectory | None = None
-        self._shared: SharedLease | None = None
-        self._open: OpenTenure | None = None
+        self._shared: RootLease | None = None
+        self._open: NoLease | None = None
 
     def lock(self) -> None:
         """Of a directory. Raises `AlreadyReplicated` and `EnvironmentProblem`. Blocks."""
@@ -65,15 +65,15 @@ class ReplicaRoot:
             raise UsageError(f"no replica can have the name {prefix!a}", hint="rename the database")
         return self._store.below(prefix, url=join_url(self._target.url, prefix))
 
-    def tenure(self, state: StateDirectory) -> Tenure:
+    def lease_keeper(self, state: StateDirectory) -> LeaseKeeper:
         """The right to publish one database, whose state directory is locked."""
         mode = self._target.settings.lease
         if self._directory is None:
-            return open_tenure(self._store.storage, mode, writer_id=state.writer_id)
+            return open_lease_keeper(self._store.storage, mode, writer_id=state.writer_id)
         if mode is LeaseMode.OFF:
-            self._open = self._open or OpenTenure(self._store.storage)
+            self._open = self._open or NoLease(self._store.storage)
             return self._open
-        return LeasedTenure(self._share(self._directory), owns=False)
+        return DatabaseLease(self._share(self._directory), owns=False)
 
     async def stand_by(self, stop: trio.Event) -> None:
         """Before a database is opened: wait while another has the lease of a directory, if that is what to do."""
@@ -89,9 +89,9 @@ class ReplicaRoot:
         """The lease of a directory while it is held."""
         return None if self._shared is None else self._shared.lease.held()
 
-    def _share(self, directory: LockedDirectory) -> SharedLease:
+    def _share(self, directory: LockedDirectory) -> RootLease:
         if self._shared is None:
-            self._shared = open_lease(self._store.storage, writer_id=directory.writer_id(), waits=self.waits)
+            self._shared = open_root_lease(self._store.storage, writer_id=directory.writer_id(), waits=self.waits)
         return self._shared
 
     async def aclose(self) -> None:

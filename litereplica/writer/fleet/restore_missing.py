@@ -44,7 +44,7 @@ async def restore_missing(target: Target, stop: trio.Event, limiter: trio.Capaci
         if isinstance(target, DatabaseTarget):
             await _restore_below(root, target.path, "", stop, limiter)
         else:
-            await root.tenure(StateDirectory(target.path)).stand_by(stop)  # what is listed is to be the last state
+            await root.lease_keeper(StateDirectory(target.path)).stand_by(stop)  # so that the listing is the last state
             for relative in await root.store("").list_replicas():
                 if not stop.is_set() and _belongs(target, relative) and not (target.path / relative).exists():
                     _make_directory((target.path / relative).parent)
@@ -79,14 +79,14 @@ async def _restore_below(
 ) -> None:
     store = root.store(prefix)
     with StateDirectory(path) as state:
-        tenure = root.tenure(state)
-        await tenure.stand_by(stop)
+        lease = root.lease_keeper(state)
+        await lease.stand_by(stop)
         if stop.is_set() or await trio.Path(path).exists():
             return
         _refuse_left_over(path)
         log.info("%s does not exist: restoring it from %s", path, store.url)
         try:
-            async with limiter, tenure.kept():
+            async with limiter, lease.kept():
                 result = await restore(store, path)
         except NoReplica:
             log.info("%s has nothing to restore: %s is yet to be made", store.url, path)

@@ -26,7 +26,7 @@ from litereplica.errors import ExitCode, LiteReplicaError, UsageError
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.times import wall_clock_ms
-from litereplica.writer.database.parked import rest_by_mark
+from litereplica.writer.database.parked import parked_by_mark
 from litereplica.writer.fleet.directory_scan import Directory, printable
 from litereplica.writer.fleet.limits import Common, raise_descriptor_limit
 from litereplica.writer.fleet.managed_database import ManagedDatabase
@@ -250,10 +250,10 @@ class Supervisor:
             group.members[path] = member
             added.append(member)
         if not self._common.strict:
-            rests = await trio.to_thread.run_sync(lambda: [rest_by_mark(each.path, each.url) for each in added])
-            for member, rest in zip(added, rests, strict=True):
-                if rest is not None:
-                    member.park(rest)
+            parked = await trio.to_thread.run_sync(lambda: [parked_by_mark(each.path, each.url) for each in added])
+            for member, each in zip(added, parked, strict=True):
+                if each is not None:
+                    member.park(each)
         return added
 
     def _begin(self, group: _Group, nursery: trio.Nursery) -> None:
@@ -263,7 +263,7 @@ class Supervisor:
             nursery.start_soon(self._guard, self._follow, group)
 
     def _start(self, member: ManagedDatabase, nursery: trio.Nursery) -> None:
-        if member.rest is None:
+        if member.parked is None:
             nursery.start_soon(self._guard, member.run, nursery)
 
     async def _end_all(self, groups: list[_Group]) -> None:

@@ -2,7 +2,7 @@
 
 With a lease, nothing is published unless it is held, and it is renewed in time while a file is being made or sent.
 Nothing else renews it: that of an idle writer lapses, and is taken again with the next change, without a request in
-between. All databases below one root share a lease (`SharedLease`), and each has a tenure of its own. Without a lease,
+between. All databases below one root share a lease (`RootLease`), and each has a lease of its own. Without a lease,
 everything may be published at any time; what keeps two writers apart then is only that no file is ever put in another's
 place.
 """
@@ -50,7 +50,7 @@ class LeaseMode(Enum):
     WAIT = "wait"  # stands by while another holds it
 
 
-class Tenure:
+class LeaseKeeper:
     """The right to publish, of a writer without a lease."""
 
     async def stand_by(self, stop: trio.Event) -> None:
@@ -75,12 +75,12 @@ class Tenure:
         """Is this a standby before whose turn another may have published, so that it must continue that one's work?"""
         return False
 
-    def interruptions(self) -> int:
+    def epoch(self) -> int:
         """How often another may have had the right since we had it before: what it did is not known here."""
         return 0
 
-    def known_interruptions(self) -> int:
-        """The interruptions behind which this database's replica was looked at."""
+    def known_epoch(self) -> int:
+        """The epoch behind which this database's replica was looked at."""
         return 0
 
     def creates_exclusively(self) -> bool:
@@ -90,12 +90,12 @@ class Tenure:
     async def end(self) -> None:
         """Give the right back."""
 
-    def lease(self) -> Lease | None:
+    def held(self) -> Lease | None:
         """The lease while it is held."""
         return None
 
 
-class OpenTenure(Tenure):
+class NoLease(LeaseKeeper):
     """The right to publish, of a writer without a lease. Once, it says what that means at a store that ignores
     conditions, or does not know them."""
 
@@ -118,7 +118,7 @@ class OpenTenure(Tenure):
         return self._exclusive
 
 
-class SharedLease:
+class RootLease:
     """The lease of a root, for all databases below it. `waits`: a standby while another has it."""
 
     def __init__(self, lease: ReplicaLease, storage: Storage, *, waits: bool) -> None:
@@ -138,7 +138,7 @@ class SharedLease:
                 self._conditions_hold = True
 
     async def stand_by(self, stop: trio.Event) -> None:
-        """As `Tenure.stand_by`; however many wait, one asks the store."""
+        """As `LeaseKeeper.stand_by`; however many wait, one asks the store."""
         while self.waits and not stop.is_set():
             async with self._standing_by:
                 wait_s = await self._try_to_take()
@@ -173,10 +173,10 @@ class SharedLease:
         return wait_s
 
 
-class LeasedTenure(Tenure):
+class DatabaseLease(LeaseKeeper):
     """The right to publish, of a database below a root whose lease is held. `owns` the lease: gives it back, too."""
 
-    def __init__(self, shared: SharedLease, *, owns: bool = True) -> None:
+    def __init__(self, shared: RootLease, *, owns: bool = True) -> None:
         self._shared = shared
         self._owns = owns
         self._lease = shared.lease
@@ -193,11 +193,11 @@ class LeasedTenure(Tenure):
     def has_taken_over(self) -> bool:
         return self._shared.waits and self._from_another
 
-    def interruptions(self) -> int:
-        return self._lease.interruptions
+    def epoch(self) -> int:
+        return self._lease.epoch
 
-    def known_interruptions(self) -> int:
-        return self._publication.known_interruptions
+    def known_epoch(self) -> int:
+        return self._publication.known_epoch
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -221,7 +221,7 @@ class LeasedTenure(Tenure):
             except (StorageError, DamagedFile) as exc:
                 log.warning("the lease was not given back, and expires: %s", exc)
 
-    def lease(self) -> Lease | None:
+    def held(self) -> Lease | None:
         return self._lease.held()
 
     @asynccontextmanager
@@ -254,20 +254,20 @@ class LeasedTenure(Tenure):
                 block.cancel()
 
 
-def open_lease(storage: Storage, *, writer_id: str, waits: bool) -> SharedLease:
+def open_root_lease(storage: Storage, *, writer_id: str, waits: bool) -> RootLease:
     """The lease at the root of `storage`. Makes no request.
 
     `writer_id` is what tells this writer from others, the same after a restart.
     """
     identity = Identity(f"{socket.gethostname()}:{os.getpid()}", writer_id)
-    return SharedLease(ReplicaLease(storage, identity, now=now, lock=trio.Lock()), storage, waits=waits)
+    return RootLease(ReplicaLease(storage, identity, now=now, lock=trio.Lock()), storage, waits=waits)
 
 
-def open_tenure(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> Tenure:
+def open_lease_keeper(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> LeaseKeeper:
     """The right to publish to the replica at the root of `storage`, with a lease of its own if it is to have one."""
     if mode is LeaseMode.OFF:
-        return OpenTenure(storage)
-    return LeasedTenure(open_lease(storage, writer_id=writer_id(), waits=mode is LeaseMode.WAIT))
+        return NoLease(storage)
+    return DatabaseLease(open_root_lease(storage, writer_id=writer_id(), waits=mode is LeaseMode.WAIT))
 
 
 def now() -> Moment:

@@ -46,7 +46,7 @@ _SUM_SIZE = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def page_sum(page: bytes) -> int:
+def page_checksum(page: bytes) -> int:
     """CRC-64 with the ECMA polynomial: that of LTX files is too sparse to tell similar pages apart as surely."""
     return crc64.xz(page) or 1
 
@@ -110,8 +110,8 @@ class PageChecksums:
             self._commit, self._on_disk = header.commit, header.on_disk
 
     @property
-    def tells_of_another_file(self) -> bool:
-        """Was it another database file, by its inode, from which the replica was last written?"""
+    def are_of_another_file(self) -> bool:
+        """True if the replica was last written from another database file, by its inode."""
         return self._known_inode not in (0, self._inode)
 
     def load(self) -> NDArray[np.uint64]:

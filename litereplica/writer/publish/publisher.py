@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,16 +23,14 @@ from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
 from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
-from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.database.published import Published
-from litereplica.writer.database.sqlite_database import Source
-from litereplica.writer.database.state_directory import StateDirectory, discard_body
-from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch, WalTail
-from litereplica.writer.publish.lease_keeper import Tenure
-from litereplica.writer.publish.outage_log import OutageLog
-from litereplica.writer.publish.page_checksums import PageChanges, PageChecksums, page_sum
+from litereplica.writer.database.state_directory import discard_body
+from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch
+from litereplica.writer.publish.context import WriterContext
+from litereplica.writer.publish.page_checksums import PageChanges, page_checksum
 from litereplica.writer.publish.wal_match import frames_covered, newest_file
 
 log = logging.getLogger(__name__)
@@ -80,39 +78,32 @@ class Adopted:
 
 
 class Publisher:
-    """Publishes what `tail` has, one file after the other. `last` is the newest file of the replica."""
+    """Publishes what the WAL has, one file after the other. `last` is the newest file of the replica."""
 
-    def __init__(
-        self,
-        store: LTXStore,
-        source: Source,
-        tail: WalTail,
-        *,
-        state: StateDirectory,
-        sums: PageChecksums,
-        tenure: Tenure,
-        watch: OutageLog,
-        now_ms: Callable[[], int],
-    ) -> None:
+    def __init__(self, context: WriterContext) -> None:
         self.last = Published()
-        self._store = store
-        self._source = source
-        self._tail = tail
-        self._state = state
-        self._sums = sums
-        self._tenure = tenure
-        self._watch = watch
-        self._now_ms = now_ms
+        self._store = context.store
+        self._database = context.database
+        self._wal = context.wal
+        self._state = context.state
+        self._checksums = context.checksums
+        self._lease = context.lease
+        self._outages = context.outages
+        self._now_ms = context.now_ms
         self._prepared: Prepared | None = None
+
+    def resume(self, last: Published) -> None:
+        """Continue after `last`, the newest file of the replica."""
+        self.last = last
 
     async def finish(self) -> Prepared | None:
         """Put the file that was prepared and could not be put, if there is one. Raises as `publish_next`."""
         return await self._put(self._prepared) if self._prepared is not None else None
 
     async def publish_whole(self, *, commit: int | None) -> Prepared:
-        """The whole database as one file; `commit` as in `WalTail.whole`. Raises as `publish_next`."""
+        """The whole database as one file; `commit` as in `WalFollower.whole`. Raises as `publish_next`."""
         if self._prepared is None:
-            self._prepared = await self._source.run(lambda: self._encode(self._all(commit), check=commit is None))
+            self._prepared = await self._database.run(lambda: self._encode(self._all(commit), check=commit is None))
         return await self._put(self._prepared)
 
     async def publish_difference(self, known: NDArray[np.uint64], *, commit: int | None) -> Prepared | None:
@@ -121,7 +112,7 @@ class Publisher:
         Otherwise as `publish_whole`.
         """
         if self._prepared is None:
-            self._prepared = await self._source.run(lambda: self._prepare_difference(known, commit))
+            self._prepared = await self._database.run(lambda: self._prepare_difference(known, commit))
         return await self._put(self._prepared) if self._prepared is not None else None
 
     async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
@@ -133,11 +124,11 @@ class Publisher:
         def compare() -> bool:
             batch = self._all(commit)
             differ = batch.commit != len(known) or len(self._differing(batch, known)) > 0
-            if commit is None and not self._tail.is_intact():
+            if commit is None and not self._wal.is_intact():
                 raise WalMoved
             return differ
 
-        return await self._source.run(compare)
+        return await self._database.run(compare)
 
     async def publish_next(self) -> Prepared | None:
         """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
@@ -145,7 +136,7 @@ class Publisher:
         Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, and the same file is put.
         """
         if self._prepared is None:
-            self._prepared = await self._source.run(self._prepare_next)
+            self._prepared = await self._database.run(self._prepare_next)
         return await self._put(self._prepared) if self._prepared is not None else None
 
     def discard(self) -> None:
@@ -155,31 +146,31 @@ class Publisher:
             self._prepared = None
 
     def _prepare_next(self) -> Prepared | None:
-        if self._tail.committed == self._tail.position:
-            self._tail.scan()
-        batch = self._tail.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
+        if self._wal.committed == self._wal.position:
+            self._wal.scan()
+        batch = self._wal.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
         return self._encode(batch, check=True) if batch is not None else None
 
     def _prepare_difference(self, known: NDArray[np.uint64], commit: int | None) -> Prepared | None:
         batch = self._all(commit)
         rows = self._differing(batch, known)
-        if commit is None and not self._tail.is_intact():
+        if commit is None and not self._wal.is_intact():
             raise WalMoved
         if not len(rows) and batch.commit == len(known):
-            self._tail.advance(batch.end)
+            self._wal.advance(batch.end)
             self.last = replace(self.last, commit=batch.commit)
             return None
         if batch.end:  # by this page a later start finds out where in the WAL the file ends
-            last = np.flatnonzero(batch.pgno == self._tail.pgno_at(batch.end - 1))
+            last = np.flatnonzero(batch.pgno == self._wal.pgno_at(batch.end - 1))
             rows = np.union1d(rows, last)
         return self._encode(replace(batch, pgno=batch.pgno[rows], frame=batch.frame[rows]), check=commit is None)
 
     def _all(self, commit: int | None) -> Batch:
-        return self._tail.whole(page_size=self._source.page_size, commit=commit)
+        return self._wal.whole(page_size=self._database.page_size, commit=commit)
 
     def _differing(self, batch: Batch, known: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Rows of the pages that are not as `known`, or not known."""
-        sums = np.fromiter((page_sum(page) for _, page in self._pages(batch)), np.uint64, len(batch.pgno))
+        sums = np.fromiter((page_checksum(page) for _, page in self._pages(batch)), np.uint64, len(batch.pgno))
         differ = np.ones(len(sums), bool)
         old = int(np.searchsorted(batch.pgno, len(known), side="right"))
         differ[:old] = sums[:old] != known[batch.pgno[:old].astype(np.int64) - 1]
@@ -190,7 +181,7 @@ class Publisher:
             trio.from_thread.check_cancelled()
             part = slice(start, start + PAGES_AT_ONCE)
             for pgno, frame in zip(batch.pgno[part].tolist(), batch.frame[part].tolist(), strict=True):
-                yield pgno, self._source.read_page(pgno) if frame == FROM_DATABASE else self._tail.read_page(frame)
+                yield pgno, self._database.read_page(pgno) if frame == FROM_DATABASE else self._wal.read_page(frame)
 
     def _encode(self, batch: Batch, *, check: bool) -> Prepared:
         header = self._header(batch)
@@ -203,33 +194,33 @@ class Publisher:
             frame_sums.feed(start)
             spool.write(start)
             for pgno, page in self._pages(batch):
-                sums.append(page_sum(page))
+                sums.append(page_checksum(page))
                 frame = encoder.page(pgno, page)
                 frame_sums.feed(frame)
                 spool.write(frame)
-            tail = encoder.finish()
-            frame_sums.feed(tail)
-            spool.write(tail)
+            end = encoder.finish()
+            frame_sums.feed(end)
+            spool.write(end)
             body = spool.finish()
         except BaseException:
             spool.discard()
             raise
-        if check and not self._tail.is_intact():
+        if check and not self._wal.is_intact():
             discard_body(body)
             raise WalMoved
         info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
         changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
-        checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
+        checksum = ltx.decode_trailer(end[-ltx.TRAILER_SIZE :])
         whole = len(batch.pgno) == header.snapshot_page_count
         beside = frame_sums.finish() if spool.size > WHOLE_FILE_LIMIT else b""
         return Prepared(info, header, body, batch.end, changes, checksum, whole, beside)
 
     def _header(self, batch: Batch) -> ltx.Header:
-        wal = self._tail.header
+        wal = self._wal.header
         frame_size = wal.frame_size if wal else 0
         txid = self.last.txid + 1
         return ltx.Header(
-            page_size=self._source.page_size,
+            page_size=self._database.page_size,
             commit=batch.commit,
             min_txid=txid,
             max_txid=txid,
@@ -243,31 +234,31 @@ class Publisher:
     async def _put(self, prepared: Prepared) -> Prepared:
         adopted: Adopted | None = None
         try:
-            with self._watch.waiting():
-                await self._tenure.put(lambda: self._send(prepared), verify=self._require_newest)
+            with self._outages.waiting():
+                await self._lease.put(lambda: self._send(prepared), verify=self._require_newest)
         except PreconditionFailed as exc:
             if not await self._is_in_store(prepared):
                 adopted = await self._adopt(prepared.info, exc)
         self.discard()
         sent = Published.of(prepared.header, prepared.file_checksum)
         previous, self.last = self.last, adopted.published if adopted else sent
-        self._tail.advance(adopted.end if adopted else prepared.end)
+        self._wal.advance(adopted.end if adopted else prepared.end)
         if adopted is None:
             with trio.CancelScope(shield=True):
-                await self._source.run(lambda: self._record(previous, prepared))
+                await self._database.run(lambda: self._record(previous, prepared))
         return prepared
 
     def _record(self, previous: Published, prepared: Prepared) -> None:
         if prepared.whole:
-            self._sums.replace(self.last.version, prepared.changes)
+            self._checksums.replace(self.last.version, prepared.changes)
         else:
-            self._sums.record(previous.version, self.last.version, prepared.changes)
+            self._checksums.record(previous.version, self.last.version, prepared.changes)
 
     async def _send(self, prepared: Prepared) -> None:
         if prepared.frame_sums:
             await self._store.put_sums(prepared.info, prepared.frame_sums)
         timestamp_ms = prepared.header.timestamp_ms
-        if self._tenure.creates_exclusively():
+        if self._lease.creates_exclusively():
             await self._store.put(prepared.info, prepared.body, timestamp_ms=timestamp_ms)
             return
         key = self._store.key(prepared.info)
@@ -304,12 +295,12 @@ class Publisher:
         blob = await self._store.get(info, Suffix(0))
         found = FileInfo(0, info.min_txid, info.max_txid, blob.size)
         file = await self._store.open(found)
-        end = await frames_covered(self._store, file, self._tail)
-        if end is None or end <= self._tail.position or not self._continues(file.header):
+        end = await frames_covered(self._store, file, self._wal)
+        if end is None or end <= self._wal.position or not self._continues(file.header):
             raise self._conflict(info.max_txid) from refused
         log.warning("%s was already in the store, from an earlier run: going on behind it", found)
         return Adopted(Published.of(file.header, file.file_checksum), end)
 
     def _continues(self, header: ltx.Header) -> bool:
-        wal = self._tail.header
-        return wal is not None and header.wal_offset == wal.frame_offset(self._tail.position)
+        wal = self._wal.header
+        return wal is not None and header.wal_offset == wal.frame_offset(self._wal.position)

@@ -1,4 +1,4 @@
-"""Where publishing goes on: what the newest file of a replica says of the WAL, checked against the WAL."""
+"""Compares the newest file of a replica with the WAL: how many frames of the WAL are in the replica already."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo, Pgno
-from litereplica.writer.database.wal_follower import WalTail
+from litereplica.writer.database.wal_follower import WalFollower
 
 
 async def newest_file(store: LTXStore) -> tuple[TXID, FileInfo | None]:
-    """(the newest TXID of the replica, 0 when it is empty; the L0 file that ends there or None)."""
+    """Returns (the newest TXID of the replica, 0 if it is empty; the level 0 file that ends there, or None)."""
     files = await store.list_levels()
     newest = max((info.max_txid for info in files), default=0)
     return newest, next((info for info in files if info.level == 0 and info.max_txid == newest), None)
 
 
 def check_page_size(header: ltx.Header, page_size: int, *, url: str) -> None:
-    """Raise `UsageError` unless files of this page size may follow."""
+    """Raises `UsageError` unless `page_size` is that of the replica at `url`, whose newest file has `header`."""
     if header.page_size != page_size:
         raise UsageError(
             f"the database has pages of {page_size} bytes, the replica {url} of {header.page_size}",
@@ -29,46 +29,48 @@ def check_page_size(header: ltx.Header, page_size: int, *, url: str) -> None:
         )
 
 
-async def frames_covered(store: LTXStore, file: OpenedFile, tail: WalTail) -> int | None:
-    """How many frames of the generation that `tail` follows are published once `file` is; None when it does not
-    belong to that generation.
+async def frames_covered(store: LTXStore, file: OpenedFile, wal: WalFollower) -> int | None:
+    """Returns the number of frames of the generation that `wal` follows which `file` and its predecessors hold; None
+    if the file was not made from that generation.
 
-    The salts must agree, a transaction must end where the file does, with the same size of the database, and the
-    pages must be those of the file: after a loss of power a WAL may end earlier, and go on differently with the same
-    salts. Of a large file, the last page has to do. The frames asked for must not be published yet by `tail`.
+    Salts must agree, a transaction must end where the file does, with the same database size, and the pages must be
+    equal: after a power loss a WAL may end earlier and continue differently with the same salts. Of a large file only
+    the last page is compared. `wal` must not have advanced over the frames in question.
     """
-    wal, header = tail.header, file.header
-    if wal is None or not same_generation(header, tail) or header.wal_offset < WAL_HEADER_SIZE:
+    generation, header = wal.header, file.header
+    if generation is None or not same_generation(header, wal) or header.wal_offset < WAL_HEADER_SIZE:
         return None
-    frames, rest = divmod(header.wal_offset + header.wal_size - WAL_HEADER_SIZE, wal.frame_size)
-    if rest:
+    frames, partial = divmod(header.wal_offset + header.wal_size - WAL_HEADER_SIZE, generation.frame_size)
+    if partial:
         return None
     if frames == 0:
         return 0
-    if tail.commit_at(frames) != header.commit:
+    if wal.commit_at(frames) != header.commit:
         return None
     if file.pages is not None:
-        return frames if _has_pages_of(file, file.pages, tail, frames) else None
-    page = await _page(store, file, tail.pgno_at(frames - 1))
-    return frames if page == tail.read_page(frames - 1) else None
+        return frames if _has_pages_of(file, file.pages, wal, frames) else None
+    page = await _page(store, file, wal.pgno_at(frames - 1))
+    return frames if page == wal.read_page(frames - 1) else None
 
 
-def same_generation(header: ltx.Header, tail: WalTail) -> bool:
-    """Was a file made from the generation of the WAL that `tail` follows?"""
-    wal = tail.header
-    return wal is not None and (wal.salt1, wal.salt2) == (header.wal_salt1, header.wal_salt2)
+def same_generation(header: ltx.Header, wal: WalFollower) -> bool:
+    """True if a file was made from the generation that `wal` follows: their salts agree."""
+    generation = wal.header
+    return generation is not None and (generation.salt1, generation.salt2) == (header.wal_salt1, header.wal_salt2)
 
 
-def _has_pages_of(file: OpenedFile, pages: Sequence[bytes], tail: WalTail, frames: int) -> bool:
-    """Were the file's pages made from the first `frames` frames? One that begins behind the WAL's first frame has all
-    pages of its own frames; any other may lack those that the replica had."""
-    first = tail.frame_at(file.header.wal_offset)
-    for pgno, frame in tail.waiting_pages(frames, commit=file.header.commit):
+def _has_pages_of(file: OpenedFile, pages: Sequence[bytes], wal: WalFollower, frames: int) -> bool:
+    """True if the file's pages are those of the first `frames` frames.
+
+    A file that begins after the WAL's first frame has every page of its frames; any other one (a snapshot, a
+    difference) may lack pages that the replica had already."""
+    first = wal.frame_at(file.header.wal_offset)
+    for pgno, frame in wal.waiting_pages(frames, commit=file.header.commit):
         row = file.index.position(pgno)
         if row is None:
             if 0 < first <= frame:
                 return False
-        elif pages[row] != tail.read_page(frame):
+        elif pages[row] != wal.read_page(frame):
             return False
     return True
 

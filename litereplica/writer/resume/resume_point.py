@@ -1,16 +1,20 @@
-"""Taking hold of a database: the held read, and what must be published first.
+"""Where publishing continues when a database is attached, and what must be published first.
 
-Under the barrier, so that nothing moves: the read is taken, SQLite tells how much of the WAL is in the database, and
-the WAL is scanned. What follows from that and from the replica's newest file is decided outside, in `decide`.
+resume               the first time a process attaches: takes the lease, reads the newest file of the replica,
+                     takes hold of the database, and decides
+take_hold            under the barrier, so that nothing moves: takes the held read, asks SQLite how much of the
+                     WAL is in the database file, and scans the WAL
+decide               compares the newest file with the WAL and the checkpoint mark:
 
-    the replica is empty                                        the whole database is TXID 1
-    its newest file was made from this WAL's frames             go on behind them
-    the database file is as at our last checkpoint,             all that the WAL has is new
+    the replica is empty                                   the whole database is TXID 1
+    its newest file was made from this WAL's frames        continue after them
+    the database file is as at our last checkpoint,        all frames of the WAL are new
       and the newest file is still that of then
-    anything else                                               the pages that differ are the next TXID
+    anything else                                          the pages that differ are the next TXID
 
-Whoever takes over from another writer is held to more: what its database holds must *continue* the newest file
-(`require_continuation`). A copy that was left behind would otherwise be published over what is newer than it.
+require_continuation after a takeover from another writer: the database must continue the newest file. A copy that
+                     was left behind would otherwise be published over newer content.
+publish_content      publishes the whole database or the pages that differ
 """
 
 from __future__ import annotations
@@ -19,18 +23,20 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from litereplica.errors import ConflictError, EnvironmentProblem
+from litereplica.errors import ConflictError, EnvironmentProblem, NotFound
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.types import FileInfo
+from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.published import Published, Version
-from litereplica.writer.database.sqlite_database import Source, WalState
+from litereplica.writer.database.sqlite_database import SQLiteDatabase, WalState
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity
-from litereplica.writer.database.wal_follower import WalTail
-from litereplica.writer.publish.outage_log import OutageLog
+from litereplica.writer.database.wal_follower import WalFollower
+from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChecksums
-from litereplica.writer.publish.publisher import Publisher
+from litereplica.writer.publish.publisher import Prepared, Publisher
 from litereplica.writer.publish.wal_match import check_page_size, frames_covered, newest_file, same_generation
-from litereplica.writer.resume.replica_pages import keep_sums, known_pages
+from litereplica.writer.resume.replica_pages import carry_on, keep_checksums, known_pages
 
 SCAN_UNDER_BARRIER_BYTES = 64 << 20
 """A larger WAL takes more than about 0.1 s: it is scanned when others may commit again."""
@@ -49,7 +55,9 @@ class Start(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What was found under the barrier. `sealed`: the database file is complete, as long as the read is held."""
+    """The database under the barrier. `sealed`: its file is complete, and stays so while the read is held.
+
+    `page_count` is the size in pages as the held read sees it, `identity` that of the database file."""
 
     sealed: bool
     page_count: int
@@ -58,112 +66,160 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """The replica's newest TXID (0: none), and its L0 file if that is what has it."""
+    """The replica's newest TXID (0: none), and the level 0 file that ends there, if there is one."""
 
     txid: int
     file: OpenedFile | None
 
 
+async def resume(context: WriterContext, publisher: Publisher, parked: Parked | None) -> tuple[Start, Hold]:
+    """Attach for the first time: take the lease, then find out what is published. Sets where `publisher` continues.
+
+    `parked` is the state in which this process left the database, if no other process has had it since. Raises
+    `UsageError`, `ConflictError`, `EnvironmentProblem`, and the errors of the store.
+    """
+    database, checksums = context.database, context.checksums
+    with context.outages.waiting():
+        await context.lease.begin()
+        remote = await _remote_as_parked(context, parked) or await read_remote(context.store)
+    hold = await database.run(lambda: take_hold(database, context.wal))
+    mark = context.state.read_mark()
+    with context.outages.waiting():
+        start, last = await decide(
+            context.store, database, context.wal, hold=hold, remote=remote, mark=mark,
+            same_file=not checksums.are_of_another_file,
+        )  # fmt: skip
+        publisher.resume(last)
+        if remote.file is not None and start is not Start.DIFFERENCE:
+            await carry_on(context, newest=remote.file.info, last=last.version)
+    if start is Start.DIFFERENCE and context.lease.has_taken_over():
+        await require_continuation(context, publisher, hold)
+    return start, hold
+
+
+async def publish_content(context: WriterContext, publisher: Publisher, *, commit: int | None) -> Prepared | None:
+    """Publish the whole database, or its pages that differ from the replica; `commit` as in `WalFollower.whole`."""
+    if publisher.last.txid == 0:
+        return await publisher.publish_whole(commit=commit)
+    known = await known_pages(context, last=publisher.last.version)
+    if known is None:
+        return await publisher.publish_whole(commit=commit)
+    return await publisher.publish_difference(known, commit=commit)
+
+
+async def _remote_as_parked(context: WriterContext, parked: Parked | None) -> Remote | None:
+    """Returns the replica as it was when the database was parked, if its epoch is the same and its file still there:
+    one read instead of ten listings."""
+    if parked is None or parked.last is None or parked.epoch != context.lease.epoch():
+        return None
+    try:
+        file = await context.store.open(FileInfo(0, parked.txid, parked.txid, 0))
+    except NotFound:
+        return None
+    found = Published.of(file.header, file.file_checksum)
+    return Remote(parked.txid, file) if found == parked.last else None
+
+
 async def read_remote(store: LTXStore) -> Remote:
-    """Ten listings, and one or a few reads."""
+    """Reads the newest TXID and its file: ten listings, and one or a few reads."""
     txid, info = await newest_file(store)
     return Remote(txid, await store.open(info) if info is not None else None)
 
 
-def take_hold(source: Source, tail: WalTail) -> Hold:
-    """Take the held read, anew if it is held, and attach `tail` to the WAL. Blocks."""
-    if not any(source.begin_barrier() for _ in range(BARRIER_ATTEMPTS)):
+def take_hold(database: SQLiteDatabase, wal: WalFollower) -> Hold:
+    """Take the held read, anew if it is held, and attach `wal`. Blocks. Raises `EnvironmentProblem`."""
+    if not any(database.begin_barrier() for _ in range(BARRIER_ATTEMPTS)):
         raise EnvironmentProblem(
-            f"{source.path} is locked by another program", hint="try again when its transaction has ended"
+            f"{database.path} is locked by another program", hint="try again when its transaction has ended"
         )
     try:
-        source.release_read()
-        state = source.take_read()
-        tail.reopen()
-        small = tail.file_size <= SCAN_UNDER_BARRIER_BYTES
+        database.release_read()
+        state = database.take_read()
+        wal.reopen()
+        small = wal.file_size <= SCAN_UNDER_BARRIER_BYTES
         if small:
-            _attach(tail, state)
-        hold = Hold(small and state.sealed, source.page_count(), source.identity())
+            _attach(wal, state)
+        hold = Hold(small and state.sealed, database.page_count(), database.identity())
     finally:
-        source.end_barrier()
+        database.end_barrier()
     if not small:
-        _attach(tail, state)
+        _attach(wal, state)
         # Without a committed frame in the WAL (an import that was rolled back or killed) the file is all there is.
-        hold = replace(hold, sealed=tail.committed == 0)
-    tail.seal(tail.committed if hold.sealed else None)
+        hold = replace(hold, sealed=wal.committed == 0)
+    wal.seal(wal.committed if hold.sealed else None)
     return hold
 
 
-def _attach(tail: WalTail, state: WalState) -> None:
-    tail.attach()
-    if tail.committed < state.log:
+def _attach(wal: WalFollower, state: WalState) -> None:
+    wal.attach()
+    if wal.committed < state.log:
         raise EnvironmentProblem(
-            f"{tail.path} has {tail.committed} valid frames, SQLite counts {state.log}",
+            f"{wal.path} has {wal.committed} valid frames, SQLite counts {state.log}",
             hint="run 'PRAGMA integrity_check' on the database",
         )
 
 
 async def decide(
     store: LTXStore,
-    source: Source,
-    tail: WalTail,
+    database: SQLiteDatabase,
+    wal: WalFollower,
     *,
     hold: Hold,
     remote: Remote,
     mark: CheckpointMark | None,
     same_file: bool,
 ) -> tuple[Start, Published]:
-    """How to begin, and what is published already; `tail` is advanced over it. Raises `UsageError`.
+    """Returns how publishing begins and the newest file of the replica. Advances `wal` over what is published.
 
-    `same_file`: the database file is not known to be another one than that which was published.
+    `same_file`: as far as is known, the database file is the one from which the replica was written. Raises
+    `UsageError` if page sizes differ.
     """
     if remote.txid == 0:
         return Start.FIRST, Published()
     file = remote.file
     if file is None:
         return Start.DIFFERENCE, Published(remote.txid)
-    check_page_size(file.header, source.page_size, url=store.url)
+    check_page_size(file.header, database.page_size, url=store.url)
     published = Published.of(file.header, file.file_checksum)
-    frames = await frames_covered(store, file, tail) if same_file else None
+    frames = await frames_covered(store, file, wal) if same_file else None
     if frames is not None:
-        tail.advance(frames)
+        wal.advance(frames)
         return Start.WAL, published
-    if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, tail):
+    if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, wal):
         return Start.CHECKPOINT, published
     return Start.DIFFERENCE, published
 
 
-async def require_continuation(
-    store: LTXStore, source: Source, publisher: Publisher, *, hold: Hold, sums: PageChecksums, watch: OutageLog
-) -> None:
+async def require_continuation(context: WriterContext, publisher: Publisher, hold: Hold) -> None:
     """After `Start.DIFFERENCE`: raise `ConflictError` unless the database continues the replica's newest version.
 
-    It does when we published that version, from this very file, as the sums of its pages tell; when it is that version
-    byte for byte; and when the file alone is, and the WAL has all that was committed since. Nothing is kept of
-    what is read for a database that does not: a later start must not find sums that we never published.
+    It does if the checksums beside it say that this file was published as that version, if it equals that version
+    byte for byte, or if its file alone does and the WAL has all later commits. The checksums of a version that the
+    database does not continue are not kept: a later start must not take them for a version that we published.
     """
+    database, checksums = context.database, context.checksums
     last = publisher.last.version
-    if _published_it(sums, last):
+    if _published_it(checksums, last):
         return
-    known = await known_pages(store, source, sums, last=last, watch=watch, keep=False)
+    known = await known_pages(context, last=last, keep=False)
     if known is not None:
         commits = [hold.page_count if hold.sealed else None]
-        if not hold.sealed and hold.identity.size == len(known) * source.page_size:
+        if not hold.sealed and hold.identity.size == len(known) * database.page_size:
             commits.append(len(known))
         for commit in commits:
             if not await publisher.differs(known, commit=commit):
-                await keep_sums(source, sums, last, known)
+                await keep_checksums(context, last, known)
                 return
-    restore = shlex.join(["litereplica", "restore", store.url, "-o", str(source.path), "--force"])
+    restore = shlex.join(["litereplica", "restore", context.store.url, "-o", str(database.path), "--force"])
     raise ConflictError(
-        f"{source.path} does not continue {store.url}, where TXID {format_txid(last.txid)} is newer than what it has",
+        f"{database.path} does not continue {context.store.url}, whose newest TXID {format_txid(last.txid)} it lacks",
         hint=f"restore it first ({restore}), or start without --wait-lease to publish this database as the newest",
     )
 
 
-def _published_it(sums: PageChecksums, last: Version) -> bool:
-    """The checksum of a version is not known any more when its L0 file has been compacted."""
-    own = sums.version
-    if own is None or sums.tells_of_another_file:
+def _published_it(checksums: PageChecksums, last: Version) -> bool:
+    """True if this database file was published as `last`. (The checksum of a version is lost with its level 0 file.)"""
+    own = checksums.version
+    if own is None or checksums.are_of_another_file:
         return False
     return own == last or (own.txid == last.txid and last.checksum == 0)

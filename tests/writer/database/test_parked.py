@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from litereplica.writer.database.parked import Files, Rest, certain_now, changed, look_at, mark_of, rest_by_mark
+from litereplica.writer.database.parked import Files, Parked, certain_now, changed, look_at, mark_of, parked_by_mark
 from litereplica.writer.database.state_directory import FileIdentity, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
@@ -42,7 +42,7 @@ LATER = 500_000_000
 def test_any_write_shows_and_a_wal_that_has_gone_is_none_if_the_database_has_it_all(
     before: Files, now: Files, complete: bool, expected: bool
 ) -> None:
-    assert Rest(1, before, complete).changed(now) is expected
+    assert Parked(1, before, complete).changed(now) is expected
 
 
 def test_files_that_were_just_written_to_are_not_certain(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_only_what_has_changed_or_gone_is_told(tmp_path: Path) -> None:
     rests = []
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-        rests.append((str(tmp_path / name), Rest(1, look_at(str(tmp_path / name)), complete=True)))
+        rests.append((str(tmp_path / name), Parked(1, look_at(str(tmp_path / name)), complete=True)))
     time.sleep(2 * MTIME_GRANULARITY_NS / 1e9)
     (tmp_path / "written").write_bytes(b"y")
     os.utime(tmp_path / "written", (0, 0))
@@ -77,17 +77,17 @@ def test_mark_tells_of_rest_for_its_replica_and_these_files_only(tmp_path: Path)
     path.write_bytes(bytes(512))
     wal.write_bytes(bytes(100))
     url = "file:///replica"
-    assert rest_by_mark(path, url) is None
+    assert parked_by_mark(path, url) is None
     with StateDirectory(path) as state:
         state.write_mark(mark_of(url, 7, look_at(str(path))))
-    rest = rest_by_mark(path, url)
+    rest = parked_by_mark(path, url)
     assert rest is not None
     assert (rest.txid, rest.last) == (7, None)
-    assert rest_by_mark(path, "file:///other") is None
+    assert parked_by_mark(path, "file:///other") is None
     time.sleep(2 * MTIME_GRANULARITY_NS / 1e9)
     wal.write_bytes(bytes(100))
-    assert rest_by_mark(path, url) is None
+    assert parked_by_mark(path, url) is None
     wal.unlink()
-    assert rest_by_mark(path, url) is not None
+    assert parked_by_mark(path, url) is not None
     path.write_bytes(bytes(512))
-    assert rest_by_mark(path, url) is None
+    assert parked_by_mark(path, url) is None

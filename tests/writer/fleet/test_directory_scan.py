@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.writer.database.sqlite_database import looks_like_database, open_source
+from litereplica.writer.database.sqlite_database import looks_like_database, open_database
 from litereplica.writer.fleet import directory_scan as directory_module
 from litereplica.writer.fleet.directory_scan import Directory
 from litereplica.writer.fleet.statistics import State
@@ -84,7 +84,7 @@ async def test_look_at_a_database_that_is_open_leaves_its_locks_alone(tmp_path: 
     """Closing any descriptor of the file would drop the locks of the held read, and the WAL be restarted."""
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
-        async with open_source(app.database) as source:
+        async with open_database(app.database) as source:
             await source.run(source.connect)
             await source.run(source.take_read)
             (tmp_path / "alias.db").hardlink_to(app.database)

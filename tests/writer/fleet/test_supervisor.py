@@ -20,14 +20,15 @@ from litereplica.errors import AlreadyReplicated, ExitCode, LeaseConflict, Lease
 from litereplica.ltxstore import lease as lease_module
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
-from litereplica.writer import backoff, replicator
-from litereplica.writer.database.parked import Files, Rest, certain_now
-from litereplica.writer.database.sqlite_database import Source
+from litereplica.writer import backoff, parker, replicator
+from litereplica.writer.database.parked import Files, Parked, certain_now
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 from litereplica.writer.fleet import limits, parking, supervisor
 from litereplica.writer.fleet.statistics import State
 from litereplica.writer.fleet.supervisor import FleetError, open_fleet
+from litereplica.writer.parker import Parker
 from litereplica.writer.publish import lease_keeper
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import Replicator
@@ -143,7 +144,7 @@ class LettingGo:
     def __init__(self, step: str, app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun = False
         self.has_committed = False
-        leave, close, look = Replicator._leave, Replicator.aclose, certain_now
+        leave, close, look = Parker.leave, Replicator.aclose, certain_now
 
         def commit(pause_s: float = 0.0) -> None:
             if not self._begun:
@@ -161,11 +162,11 @@ class LettingGo:
             commit()
             return files
 
-        def commit_after_leaving(replicator: Replicator) -> Rest | None:
-            rest = leave(replicator)
-            if rest is not None:
+        def commit_after_leaving(leaving: Parker) -> Parked | None:
+            parked = leave(leaving)
+            if parked is not None:
                 commit()
-            return rest
+            return parked
 
         async def commit_after_closing(replicator: Replicator) -> None:
             await close(replicator)
@@ -173,11 +174,11 @@ class LettingGo:
 
         match step:
             case "before the look":
-                monkeypatch.setattr(replicator, "certain_now", look_after_a_commit)
+                monkeypatch.setattr(parker, "certain_now", look_after_a_commit)
             case "after the look":
-                monkeypatch.setattr(replicator, "certain_now", commit_after_the_look)
+                monkeypatch.setattr(parker, "certain_now", commit_after_the_look)
             case "after the mark":
-                monkeypatch.setattr(Replicator, "_leave", commit_after_leaving)
+                monkeypatch.setattr(Parker, "leave", commit_after_leaving)
             case "after closing":
                 monkeypatch.setattr(Replicator, "aclose", commit_after_closing)
 
@@ -232,7 +233,7 @@ async def test_databases_put_to_rest_at_any_moment_lose_nothing(
 ) -> None:
     """Commits fall before, during and after the letting go; the WAL is restarted, deleted, the database rewritten."""
     monkeypatch.setattr(limits, "PARK_AFTER_S", 0.03)
-    monkeypatch.setattr(replicator, "REST_RETRY_S", 0.1)
+    monkeypatch.setattr(replicator, "PARK_RETRY_S", 0.1)
     target = directory(tmp_path)
     with Application(target.path / "app.db") as app:
         await app.script("CREATE TABLE t (x); CREATE TABLE n (n); INSERT INTO n VALUES (0)")
@@ -430,15 +431,15 @@ async def test_databases_that_hang_are_in_nobodys_way(tmp_path: Path, monkeypatc
     monkeypatch.setattr(supervisor, "OVERDUE_INTERVAL_S", 0.02)
     target = directory(tmp_path)
     create(named(tmp_path, 45))
-    connect, go_on, hung = Source.connect, threading.Event(), []
+    connect, go_on, hung = SQLiteDatabase.connect, threading.Event(), []
 
-    def hang(source: Source) -> None:
+    def hang(source: SQLiteDatabase) -> None:
         if source.path.name != "z.db":
             hung.append(source.path)
             go_on.wait(30)
         connect(source)
 
-    monkeypatch.setattr(Source, "connect", hang)
+    monkeypatch.setattr(SQLiteDatabase, "connect", hang)
     stop = trio.Event()
     async with open_fleet([target]) as fleet, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.run, stop)

@@ -22,8 +22,8 @@ from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.publish import lease_keeper
-from litereplica.writer.publish.lease_keeper import LeasedTenure, LeaseMode, SharedLease
-from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.publish.lease_keeper import DatabaseLease, LeaseMode, RootLease
+from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless
 from tests.helpers.waiting import wait_until
@@ -57,7 +57,7 @@ async def replicating(
             errors.append(exc)
 
     async with (
-        open_replicator(database, store, lease=mode, sync_interval_s=0.01) as replicator,
+        open_replicator(database, store, ReplicatorOptions(lease=mode, sync_interval_s=0.01)) as replicator,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(run, replicator)
@@ -171,11 +171,11 @@ async def test_store_that_ignores_conditions_is_refused_before_anything_is_publi
     store = memory_store(Careless(storage, Operation.PUT_IF_MATCH))
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
-        async with open_replicator(app.database, store, lease=LeaseMode.HOLD) as replicator:
+        async with open_replicator(app.database, store, ReplicatorOptions(lease=LeaseMode.HOLD)) as replicator:
             with pytest.raises(ConditionsIgnored, match="--no-lease"):
                 await replicator.publish_once()
         assert not storage.objects
-        async with open_replicator(app.database, store, lease=LeaseMode.OFF) as replicator:
+        async with open_replicator(app.database, store, ReplicatorOptions(lease=LeaseMode.OFF)) as replicator:
             await replicator.publish_once()
         assert await txids(store) == [1]
         assert LOCK_KEY not in storage.objects
@@ -186,7 +186,9 @@ async def test_lease_of_another_keeps_a_writer_from_its_database(tmp_path: Path)
     storage.objects[LOCK_KEY] = foreign_lease(left_s=30)
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
-        async with open_replicator(app.database, memory_store(storage), lease=LeaseMode.HOLD) as replicator:
+        async with open_replicator(
+            app.database, memory_store(storage), ReplicatorOptions(lease=LeaseMode.HOLD)
+        ) as replicator:
             with pytest.raises(LeaseHeld, match="elsewhere:1"):
                 await replicator.publish_once()
     assert list(storage.objects) == [LOCK_KEY]
@@ -234,7 +236,7 @@ def test_writer_keeps_its_id_and_a_copy_of_its_state_does_not(tmp_path: Path) ->
         assert re.fullmatch("[0-9a-f]{32}", state.writer_id())
 
 
-# --- a tenure alone, in trio's virtual time
+# --- a lease alone, in trio's virtual time
 
 
 def virtual_now() -> Moment:
@@ -248,13 +250,13 @@ async def nothing() -> None:
 async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(SharedLease(lease, storage, waits=False))
+    right = DatabaseLease(RootLease(lease, storage, waits=False))
     generations = set()
 
     async def slow() -> None:
         for _ in range(300):
             await trio.sleep(1)
-            held = right.lease()
+            held = right.held()
             assert held is not None, "it has lapsed"
             generations.add(held.generation)
 
@@ -270,7 +272,7 @@ async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: 
 async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(SharedLease(lease, storage, waits=False))
+    right = DatabaseLease(RootLease(lease, storage, waits=False))
     await right.begin()
     other = Lease(2, round(trio.current_time() * 1000) + 10 * TERM_MS, "there:1", "b")
     storage.objects[LOCK_KEY] = StoredObject(other.encode(), 0)
@@ -285,7 +287,7 @@ async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: 
 async def test_error_of_a_put_arrives_as_it_is(autojump_clock: MockClock) -> None:
     storage = LatencyStorage(MemoryStorage(), 0.1)
     lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = LeasedTenure(SharedLease(lease, storage, waits=False))
+    right = DatabaseLease(RootLease(lease, storage, waits=False))
 
     async def refused() -> None:
         await trio.sleep(25)

@@ -329,7 +329,7 @@ async def test_whole_database_is_published_when_the_replica_cannot_be_read(
         whole = await read_file(store, (await store.list_level(0))[-1])
         assert len(whole.index) == whole.header.commit
         assert b"".join(whole.pages) == await app.image()
-        assert "cannot tell what the replica has" in caplog.text
+        assert "cannot read the pages of the replica" in caplog.text
 
 
 async def test_state_that_cannot_be_written_does_not_keep_from_publishing(

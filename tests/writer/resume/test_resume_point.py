@@ -13,7 +13,7 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.testing.memory import MemoryStorage
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.types import FileInfo
-from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
@@ -35,7 +35,10 @@ async def database(app: Application) -> None:
 async def publish_and_vanish(path: Path, store: LTXStore, app: Application) -> None:
     """Publish, then stop without any of the steps of an ordinary end, as a killed process does."""
     stop = trio.Event()
-    async with open_replicator(path, store, sync_interval_s=0.01) as replicator, trio.open_nursery() as nursery:
+    async with (
+        open_replicator(path, store, ReplicatorOptions(sync_interval_s=0.01)) as replicator,
+        trio.open_nursery() as nursery,
+    ):
         await nursery.start(replicator.run, stop)
         await until_published(store, app)
         nursery.cancel_scope.cancel()

@@ -1,0 +1,95 @@
+"""The hold on one database: taking it, publishing what that requires, and giving it up when the WAL moved without us.
+
+detached   nothing is known of the WAL
+attached   the held read keeps the WAL, and `WalFollower` follows it; while `content` is set, the whole database or
+           the pages that differ from the replica are still to be published
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from litereplica.writer.database.checkpoint import Schedule
+from litereplica.writer.database.checkpoint_mark import MarkWriter
+from litereplica.writer.database.parked import Parked
+from litereplica.writer.publish.context import WriterContext
+from litereplica.writer.publish.publisher import Prepared, Publisher
+from litereplica.writer.resume.resume_point import Hold, Start, publish_content, resume, take_hold
+
+log = logging.getLogger(__name__)
+
+
+class Attachment:
+    """The hold on the database of `context`. `parked` as in `resume`; `published` is called for each file.
+
+    `schedule` says when the next checkpoint is due; it begins anew with each attachment.
+    """
+
+    def __init__(self, context: WriterContext, *, parked: Parked | None, published: Callable[[Prepared], None]) -> None:
+        self.is_attached = False
+        self.content: Hold | None = None
+        self.schedule = Schedule(last_s=0.0)
+        self.publisher = Publisher(context)
+        self.marks = MarkWriter(context.state, context.database, context.store.url)
+        self._context = context
+        self._parked = parked
+        self._published = published
+        self._resumed = False  # the newest file of the replica is known
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the database is attached and its content, as it was found then, is published."""
+        return self.is_attached and self.content is None
+
+    async def complete(self) -> None:
+        """Attach unless attached, and publish the content that is left.
+
+        Raises the errors of `resume` and of `Publisher.publish_next`; call it again then.
+        """
+        if not self.is_attached:
+            await self._attach()
+        if self.content is not None:
+            async with self._context.lease.kept():
+                commit = self.content.page_count if self.content.sealed else None
+                published = await publish_content(self._context, self.publisher, commit=commit)
+            if published is not None:
+                self._published(published)
+            self.content = None
+            self.mark_if_sealed()
+
+    def detach(self) -> None:
+        """Give up what is known of the WAL."""
+        log.warning(
+            "the WAL of %s was restarted by another program: publishing the pages that differ",
+            self._context.database.path,
+        )
+        self.is_attached = False
+        self.marks.forget()
+
+    def mark_if_sealed(self) -> None:
+        """Have the checkpoint mark written if the database file alone holds the newest TXID."""
+        if self.content is None and self._context.wal.is_sealed:
+            self.marks.note(self.publisher.last.txid)
+
+    async def _attach(self) -> None:
+        database, wal = self._context.database, self._context.wal
+        finished = await self.publisher.finish()
+        if finished is not None:
+            self._published(finished)
+        if self._resumed:
+            start, hold = Start.DIFFERENCE, await database.run(lambda: take_hold(database, wal))
+        else:
+            start, hold = await resume(self._context, self.publisher, self._parked)
+            self._resumed = True
+        self.content = hold if start in (Start.FIRST, Start.DIFFERENCE) else None
+        self.is_attached = True
+        self.schedule = Schedule(last_s=trio.current_time())
+        self.mark_if_sealed()
+        log.log(
+            logging.DEBUG if self._parked is not None else logging.INFO,
+            "replicating %s to %s: %s, at TXID %016x",
+            database.path, self._context.store.url, start.value, self.publisher.last.txid,
+        )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Decides whether an idle database can be closed, and records the state in which it is left."""
+
+from __future__ import annotations
+
+from litereplica.writer.attachment import Attachment
+from litereplica.writer.database.parked import Parked, certain_now, mark_of
+from litereplica.writer.database.wal_follower import WalChange
+from litereplica.writer.publish.context import WriterContext
+
+
+class Parker:
+    """Of one database. `token` is that of the state directory (`StateDirectory.begin_tenancy`)."""
+
+    def __init__(self, context: WriterContext, attachment: Attachment, token: bytes) -> None:
+        self._context = context
+        self._attachment = attachment
+        self._token = token
+
+    def leave(self) -> Parked | None:
+        """Returns the record of the files if everything in them is published and any later change will show in them,
+        else None. Writes the checkpoint mark if the database file alone holds everything. Blocks.
+        """
+        database, wal = self._context.database, self._context.wal
+        files = certain_now(database.path)
+        if files is None or not self._attachment.is_attached:
+            return None
+        if files.database != database.identity() or not wal.is_in_place():
+            return None
+        if wal.look() is not WalChange.NONE or wal.committed > wal.position:
+            return None
+        last, complete = self._attachment.publisher.last, wal.is_sealed
+        if complete:
+            self._attachment.marks.write(mark_of(self._context.store.url, last.txid, files))
+        return Parked(last.txid, files, complete, last, self._token, self._context.lease.known_epoch())
