@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from litereplica.errors import LTXError, PointNotFound, UsageError
+from litereplica.errors import LTXError, UsageError
 from litereplica.format import names
 from litereplica.times import has_time_form, milliseconds, parse_time_ms
 from litereplica.types import TXID as TransactionID
 
 if TYPE_CHECKING:
     from litereplica.ltxstore.store import LTXStore
-
-RELIST_DELAY_S = 0.25
-"""Before another listing: what one misses because it is just being compacted, the next one has."""
 
 LATEST_NAMES = ("latest", "now")
 
@@ -58,31 +55,24 @@ LATEST = Point()
 
 
 async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
-    """The TXID of a point, which can be restored; None for the latest, without a request.
+    """Return the TXID of a point, which can be restored; None for the latest, without a request.
 
-    Lists all levels, and reads some headers for a time. Raises `PointNotFound` when the history does not have it,
-    `NoReplica`, and the errors of storage.
+    Lists all levels, twice if the point is not found, and reads some headers for a time. Raises `PointNotFound` when
+    the history does not have it, `NoReplica`, and the errors of storage.
     """
     if point.is_latest:
         return None
-    import trio
-
-    try:
-        return await _resolve(store, point)
-    except PointNotFound:
-        await trio.sleep(RELIST_DELAY_S)
-        return await _resolve(store, point)
-
-
-async def _resolve(store: LTXStore, point: Point) -> TransactionID:
     from litereplica.history.timeline import find_txid, require_point
+    from litereplica.ltxstore.replan import Listing, find_point
 
-    files = await store.list_levels()
-    if point.txid is not None:
-        require_point(files, point.txid)
-        return point.txid
-    assert point.before_ms is not None
-    return await find_txid(store, files, before_ms=point.before_ms)
+    async def choose(listing: Listing) -> TransactionID:
+        if point.txid is not None:
+            require_point(listing.listed, point.txid)
+            return point.txid
+        assert point.before_ms is not None
+        return await find_txid(store, listing.listed, before_ms=point.before_ms)
+
+    return await find_point(store, choose)
 
 
 def parse_point(text: str, *, now: datetime | None = None) -> Point:

@@ -23,7 +23,8 @@ from litereplica.errors import LiteReplicaError, NoReplica, UsageError
 from litereplica.format.names import format_name, format_txid
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
-from litereplica.restore.restore import IntegrityCheck, RestorePreview, RestoreResult, preview, restore
+from litereplica.restore.integrity_check import IntegrityCheck
+from litereplica.restore.restore import RestorePreview, RestoreResult, preview, restore
 from litereplica.storage.url import redacted
 
 PLAN_COLUMNS = ("level", "file", "size", "read", "requests")

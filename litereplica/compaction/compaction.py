@@ -10,28 +10,19 @@ damaged.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import trio
-
 from litereplica.compaction.levels import Compaction, next_compaction, next_snapshot
-from litereplica.compaction.merge import Advance, Merge, Spool
-from litereplica.errors import ConflictError, DamagedFile, NotFound, PreconditionFailed, ReplicaError
+from litereplica.compaction.merge import Merge, Spool
+from litereplica.errors import ConflictError, PreconditionFailed
+from litereplica.ltxstore.progress import Progress, no_progress
+from litereplica.ltxstore.replan import FailedFiles, Listing, plan_and_read
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
-from litereplica.restore.restore import Progress
 from litereplica.types import TXID, FileInfo
-
-MAX_PLANS = 5
-"""After so many, a replica that still loses files as we read is not one to compact now."""
-
-REPLAN_DELAY_S = 0.25
-"""Before another plan: time for a listing to show what has changed."""
 
 Plan: TypeAlias = Callable[[Sequence[FileInfo]], Compaction | None]
 
@@ -56,7 +47,7 @@ async def run_compaction(
     """
     merge = Merge(store, spool_dir)
     try:
-        with (progress or _untold)(compaction.size) as advance:
+        with (progress or no_progress)(compaction.size) as advance:
             spool, header = await merge.run(compaction, advance)
         await merge.verify(spool, header)
         info = FileInfo(compaction.level, compaction.min_txid, compaction.max_txid, spool.size, header.timestamp_ms)
@@ -95,31 +86,25 @@ async def snapshot(
 async def _replanning(
     store: LTXStore, plan: Plan, spool_dir: Path | None, progress: Progress | None
 ) -> Compacted | None:
-    """Plan and run; when an input fails, again: without it when it is damaged, if that leads as far."""
-    damaged: dict[str, DamagedFile] = {}
+    """Plan and run; if an input fails, again. A plan without a damaged input must reach as far as the last one."""
+    failed = FailedFiles(store)
     wanted: TXID = 0
-    for attempt in itertools.count(1):
-        files = [info for info in await store.list_levels() if store.key(info) not in damaged]
-        try:
-            compaction = plan(files)
-        except ReplicaError:
-            if not damaged:
-                raise
-            compaction = None
-        if damaged and (compaction is None or compaction.max_txid < wanted):
-            raise next(iter(damaged.values()))
+
+    async def choose(listing: Listing) -> Compaction | None:
+        nonlocal wanted
+        compaction = plan(listing.sound)  # a vanished file that is still listed is no gap
+        reached = 0 if compaction is None else compaction.max_txid
+        if failed.damaged and reached < wanted:
+            raise next(iter(failed.damaged.values()))
+        wanted = reached
+        return compaction
+
+    async def run(compaction: Compaction | None) -> Compacted | None:
         if compaction is None:
-            break
-        wanted = compaction.max_txid
-        try:
-            return await run_compaction(store, compaction, spool_dir=spool_dir, progress=progress)
-        except (NotFound, DamagedFile) as exc:
-            if attempt == MAX_PLANS:
-                raise
-            if isinstance(exc, DamagedFile):
-                damaged[exc.key] = exc
-        await trio.sleep(REPLAN_DELAY_S)
-    return None
+            return None
+        return await run_compaction(store, compaction, spool_dir=spool_dir, progress=progress)
+
+    return await plan_and_read(store, choose, run, failed=failed)
 
 
 async def _adopted(store: LTXStore, merge: Merge, spool: Spool, info: FileInfo) -> FileInfo:
@@ -132,7 +117,3 @@ async def _adopted(store: LTXStore, merge: Merge, spool: Spool, info: FileInfo) 
             hint="see whether several writers publish to this replica, and let only one of them go on",
         )
     return theirs
-
-
-def _untold(total_bytes: int) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda done: None)

@@ -33,6 +33,7 @@ from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
 from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.ltxstore.file_stream import FEED_BYTES, PIECE_BYTES, ListedObject, piece_jobs
+from litereplica.ltxstore.progress import Advance
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import Blob, Body
 from litereplica.types import TXID, FileInfo, Pgno
@@ -57,8 +58,6 @@ SPOOL_MEMORY_BYTES = 1 << 20
 SPOOL_PREFIX, SPOOL_SUFFIX = "litereplica-", ".ltx"
 
 Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
-Advance: TypeAlias = Callable[[int], None]
-"""Told of each further number of bytes read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ import trio
 from litereplica.errors import UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.frame_checksums import parse_sums_key
-from litereplica.ltxstore.plan import plan_restore
+from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import DAY_MS, MINUTE_MS, SteadyClock
 from litereplica.types import TXID, FileInfo
@@ -118,15 +118,6 @@ def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms:
     for tier in policy.tiers:
         moments += [born[info] + tier.keep_ms for info in history.by_end]
     return min((moment for moment in moments if moment > now_ms), default=None)
-
-
-def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
-    """Every TXID that can be restored, ascending: those for which `plan_restore` finds a plan."""
-    reached = [0]
-    for txid, group in _by(files, attrgetter("max_txid")):
-        if min(info.min_txid for info in group) <= reached[-1] + 1:
-            reached.append(txid)
-    return reached[1:]
 
 
 _Name: TypeAlias = tuple[int, TXID, TXID]

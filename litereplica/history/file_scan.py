@@ -22,20 +22,16 @@ from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SUM_SI
 from litereplica.history.coverage import Contents
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.progress import Advance
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
 PARALLELISM = 16
-"""Requests under way: half of the connections that S3 storage has."""
-
-PIECE_BYTES = 2 << 20
-"""A request's round trip is short against its transfer; 32 MiB of them are in memory."""
+"""Requests under way, with 32 MiB of pieces: half of the connections that S3 storage has."""
 
 Answer: TypeAlias = Contents | DamagedFile | NotFound
 """What a file holds, or what is wrong with it, or that it has gone."""
-
-Advance: TypeAlias = Callable[[int], None]
 
 _Piece: TypeAlias = tuple[FileInfo, Blob | NotFound | None]
 """Bytes of a file, or why there are none; None when the file has its answer already."""
@@ -128,7 +124,7 @@ class _Reader:
 
     def jobs(self, files: Sequence[FileInfo]) -> Iterator[Job[_Piece]]:
         for info in files:
-            for get in piece_jobs(self._store, info, piece_bytes=PIECE_BYTES):
+            for get in piece_jobs(self._store, info):
                 yield partial(self._fetch, info, get)
 
     def take(self, piece: _Piece) -> None:

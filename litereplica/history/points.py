@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.concurrent import in_order
 from litereplica.errors import DamagedFile, NotFound, PointNotFound
 from litereplica.format import ltx
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.history.timeline import PARALLEL_HEADERS, find_txid
-from litereplica.ltxstore.plan import require_files
+from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo

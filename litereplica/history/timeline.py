@@ -21,12 +21,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
 from litereplica.format import ltx
 from litereplica.format.names import format_txid
-from litereplica.ltxstore.plan import require_files
+from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.times import format_time

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby, pairwise
@@ -24,24 +24,18 @@ from typing import TypeAlias
 
 import trio
 
-from litereplica.compaction.retention import reachable_txids
-from litereplica.errors import DamagedFile
+from litereplica.errors import DamagedFile, FileVanished
 from litereplica.format import names
 from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.history.coverage import Contents, PageRange, difference, restore_steps, sources, uncovered
-from litereplica.history.file_scan import Advance, Answer, Read, read_indexes, read_whole, wrong_sums
+from litereplica.history.file_scan import Answer, Read, read_indexes, read_whole, wrong_sums
 from litereplica.ltxstore.frame_checksums import parse_sums_key, sums_key
 from litereplica.ltxstore.lease import LOCK_KEY
-from litereplica.ltxstore.plan import require_files
+from litereplica.ltxstore.plan import reachable_txids, require_files
+from litereplica.ltxstore.progress import Progress, no_progress
+from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
-from litereplica.restore.restore import Progress
 from litereplica.types import TXID, FileInfo
-
-MAX_LISTINGS = 8
-"""After so many, what is listed and cannot be read is not on its way: it is missing."""
-
-RELIST_DELAY_S = 0.25
-"""Before another listing: time for it to show what has changed."""
 
 MAX_FOREIGN = 20
 """Directories of foreign objects that are named; a bucket may hold anything."""
@@ -97,16 +91,27 @@ async def verify(store: LTXStore, *, quick: bool = False, progress: Progress | N
     """
     read = read_indexes if quick else read_whole
     answers: dict[FileInfo, Answer] = {}
-    gaps: set[FileInfo] = set()
-    for attempt in range(1, MAX_LISTINGS + 1):
+    seen_gaps: set[FileInfo] = set()
+    listing = _Listing([], set(), [])
+
+    async def list_files(*, in_order: bool) -> list[FileInfo]:
+        nonlocal listing
         listing = await _list(store)
-        await _read_new(store, listing.files, answers, read, progress or _untold)
-        seen = _unreachable(listing.files)
-        if not (seen - gaps or any(not isinstance(answers[info], Contents | DamagedFile) for info in listing.files)):
-            break
-        gaps |= seen
-        if attempt < MAX_LISTINGS:
-            await trio.sleep(RELIST_DELAY_S)
+        return listing.files
+
+    async def choose(listed: Listing) -> Sequence[FileInfo]:
+        return listed.listed
+
+    async def read_all(files: Sequence[FileInfo]) -> None:
+        await _read_new(store, files, answers, read, progress or no_progress)
+        gaps = _unreachable(files)
+        gone = {info for info in files if not isinstance(answers[info], Contents | DamagedFile)}
+        if gone or gaps - seen_gaps:
+            seen_gaps.update(gaps)
+            raise FileVanished(f"{len(gone)} files of {store.url} have gone, {len(gaps)} are behind a gap")
+
+    with suppress(FileVanished):  # after so many listings, what cannot be read is missing
+        await plan_and_read(store, choose, read_all, list_files=list_files)
     judge = _Judge(store, listing, answers, await _wrong_sums(store, listing, answers))
     problems = await trio.to_thread.run_sync(lambda: sorted(judge.problems(), key=lambda problem: problem.severity))
     points = reachable_txids(listing.files)
@@ -374,7 +379,3 @@ def _pages(ranges: Sequence[PageRange]) -> str:
     count = sum(high - low + 1 for low, high in ranges)
     more = "" if len(ranges) == 1 else f" and others, {count} in all"
     return (f"page {first}" if first == last else f"pages {first}-{last}") + more
-
-
-def _untold(total_bytes: int) -> AbstractContextManager[Advance]:
-    return nullcontext(lambda done: None)

@@ -76,6 +76,17 @@ def plan_steps(files: Iterable[FileInfo], *, after: TXID) -> list[FileInfo]:
         position = best.max_txid
 
 
+def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
+    """Return every TXID that can be restored, ascending: those for which `plan_restore` finds a plan."""
+    reached = 0
+    txids: list[TXID] = []
+    for info in sorted(files, key=lambda info: (info.max_txid, info.min_txid)):
+        if info.max_txid > reached and info.min_txid <= reached + 1:
+            reached = info.max_txid
+            txids.append(reached)
+    return txids
+
+
 def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
     """The newest snapshot and what leads on from it; empty when nothing begins at TXID 1."""
     snapshots = [info for info in files if info.level == SNAPSHOT_LEVEL and info.min_txid == 1]

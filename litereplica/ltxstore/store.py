@@ -88,13 +88,14 @@ class LTXStore:
                 files.append(FileInfo(level, *txids, item.size, item.modified_ms))
         return files
 
-    async def list_levels(self, *, after: TXID = 0) -> list[FileInfo]:
-        """The files of all levels with a max TXID greater than `after`: one listing a level, all at once.
+    async def list_levels(self, *, after: TXID = 0, in_order: bool = False) -> list[FileInfo]:
+        """Return the files of all levels with a max TXID greater than `after`: one listing a level.
 
-        They are not of one moment: a file that is compacted and deleted meanwhile may be missing in both its old and
-        its new level. A gap seen in one listing is worth another listing.
+        Listings made at the same time may miss transactions that are compacted meanwhile. `in_order` makes them one
+        after the other, from level 0 up, so that none is missed: see `replan.py`.
         """
-        levels = await gather([partial(self.list_level, level, after=after) for level in names.LEVELS])
+        jobs = [partial(self.list_level, level, after=after) for level in names.LEVELS]
+        levels = await gather(jobs, width=1 if in_order else None)
         return [info for files in levels for info in files]
 
     async def list_replicas(self) -> list[str]:

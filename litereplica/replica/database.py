@@ -246,7 +246,7 @@ async def open_replica(
         del opened, snapshot  # the indexes are as large as the map, and the replica moves on to other snapshots
 
         def on_damage(file: SourceFile, damage: DamagedFile) -> None:
-            if next_files.catalog.avoid(file.info, damage):
+            if next_files.catalog.avoid(damage):
                 log.error("%s", damage)
 
         fetcher = Fetcher(

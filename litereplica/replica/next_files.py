@@ -121,7 +121,7 @@ class NextFiles:
             if files:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
                 damage, self._listed_at = None, -self._list_interval_s
-        news = damage is not None and self.catalog.avoid(_l0(position + 1), damage)
+        news = damage is not None and self.catalog.avoid(damage)
         found = None
         if news or self._clock() - self._listed_at >= self._list_interval_s:
             found = await self._listed(position)
@@ -294,7 +294,3 @@ def left_behind(in_use: Iterable[FileInfo], lasting: Collection[FileInfo]) -> bo
     return any(
         info.max_txid < snapshot or (info.level not in LASTING_LEVELS and info.max_txid <= compacted) for info in in_use
     )
-
-
-def _l0(txid: TXID) -> FileInfo:
-    return FileInfo(0, txid, txid, 0)

@@ -7,6 +7,7 @@ once more. Indexes are kept for states that share files, headers' times for list
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,10 @@ from dataclasses import dataclass, replace
 import trio
 from cachetools import LRUCache
 
-from litereplica.compaction.retention import reachable_txids
-from litereplica.errors import DamagedFile, GapError
+from litereplica.errors import DamagedFile, NotFound
 from litereplica.history.timeline import timestamps
-from litereplica.ltxstore.catalog import Catalog, Chooser
+from litereplica.ltxstore.catalog import Catalog
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.types import TXID, FileInfo
 
@@ -25,7 +26,7 @@ LISTING_S = 5.0
 """How long a listing serves: ten LISTs, for whoever goes through the points of an hour."""
 
 DOUBT_S = 0.25
-"""A listing that is younger is believed also when it does not show what is looked for."""
+"""A listing in order that is younger is believed even if it does not show the point that is looked for."""
 
 INDEX_MEMORY = 16 * 1024 * 1024
 """Bytes of page indexes: those of the small files between two snapshots, for a database of any size."""
@@ -49,9 +50,10 @@ class PastCatalog(Catalog):
 
     def __init__(self, store: LTXStore, *, beside: Catalog) -> None:
         super().__init__(store, damaged=beside.damaged)
-        self._listed_at: float | None = None
+        self._listed_at = -math.inf
         self.seen: set[int] = set()  # checksums of files that were in the store since it was listed
-        self._files: list[FileInfo] = []
+        self._in_order = False
+        self._files: Sequence[FileInfo] = []
         self._points: list[TXID] | None = None
         self._indexes: LRUCache[FileInfo, OpenedFile] = LRUCache(INDEX_MEMORY, getsizeof=_index_size)
         self._times: LRUCache[FileInfo, int] = LRUCache(TIMES)
@@ -63,31 +65,18 @@ class PastCatalog(Catalog):
 
     def forget(self, *, indexes: bool = False) -> None:
         """The listing is known to be out of date; or nothing that is remembered is to be relied upon."""
-        self._listed_at = None
+        self._listed_at = -math.inf
         if indexes:
             self._indexes.clear()
 
-    async def list_anew(self) -> list[FileInfo]:
-        """The files of all levels, as of now."""
-        self.forget()
-        return await self.list_all()
-
-    async def list_all(self, *, after: TXID = 0) -> list[FileInfo]:
-        if self._listed_at is None or trio.current_time() - self._listed_at > LISTING_S:
-            self._files = await super().list_all(after=after)
-            self._points, self._listed_at = None, trio.current_time()
+    async def list_all(self, *, after: TXID = 0, in_order: bool = False) -> Sequence[FileInfo]:
+        """Return the files of all levels, listed at most `LISTING_S` ago; if `in_order`, in order and `DOUBT_S` ago."""
+        age_s = trio.current_time() - self._listed_at
+        if age_s > LISTING_S or (in_order and (age_s > DOUBT_S or not self._in_order)):
+            self._files = await super().list_all(in_order=in_order)
+            self._points, self._listed_at, self._in_order = None, trio.current_time(), in_order
             self.seen.clear()
         return self._files
-
-    async def open_plan(self, choose: Chooser) -> list[OpenedFile]:
-        """As `open`; what a listing does not show is looked for in a new one."""
-        try:
-            return await self.open(choose)
-        except (GapError, DamagedFile):
-            if not self._is_doubtful():
-                raise
-            self.forget()
-            return await self.open(choose)
 
     async def points(self, newest: int) -> list[Point]:
         """The newest points, ascending; those whose files have gone meanwhile are left out."""
@@ -97,13 +86,12 @@ class PastCatalog(Catalog):
     async def point(self, txid: TXID) -> Point | None:
         """The point of a TXID, or None."""
         txids = await self._reachable()
-        if not _has(txids, txid) and self._is_doubtful():
-            self.forget()
-            txids = await self._reachable()
+        if not _has(txids, txid):
+            txids = await self._reachable(in_order=True)
         found = await self._timed([txid]) if _has(txids, txid) else []
         return found[0] if found else None
 
-    async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | None:
+    async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | NotFound:
         known = self._indexes.get(info)
         if known is not None:
             return known
@@ -117,11 +105,8 @@ class PastCatalog(Catalog):
             self.forget()
         return opened
 
-    def _is_doubtful(self) -> bool:
-        return self._listed_at is None or trio.current_time() - self._listed_at > DOUBT_S
-
-    async def _reachable(self) -> list[TXID]:
-        files = await self.list_all()
+    async def _reachable(self, *, in_order: bool = False) -> list[TXID]:
+        files = await self.list_all(in_order=in_order)
         if self._points is None:
             self._points = reachable_txids(files)
         return self._points

@@ -184,7 +184,8 @@ class PastSnapshots(ReplicaObserver):
 
     async def before(self, time_ms: int) -> Point | None:
         """The newest point before a time, or None when there is none. Lists the store and reads some headers."""
-        files = await self._listed.list_anew()
+        self._listed.forget()
+        files = await self._listed.list_all()
         try:
             return await self.point(await find_txid(self._store, files, before_ms=time_ms))
         except PointNotFound:
@@ -251,7 +252,7 @@ class PastSnapshots(ReplicaObserver):
             return plan if base is None else plan[1:]
 
         live, history = self._current.snapshot, self._history
-        opened = await self._listed.open_plan(choose)
+        opened = await self._listed.open(choose)
         ids = [self._files.add(file) for file in opened]
         held = HeldFiles(ids, self._files.holders)
         entries = sum(len(file.index) for file in opened)

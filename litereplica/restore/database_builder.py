@@ -16,7 +16,7 @@ All methods block; one thread at a time calls them. Memory: four bytes a page, a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,17 +52,19 @@ class _Reading:
 
 
 class Assembly:
-    """The database in the file `fd`; with None nothing is written, and nothing becomes final.
+    """The database in the file that `open_file` opens (a descriptor) when the first plan begins.
 
-    `base_bytes` are those of a database that the files are applied to, if they do not hold all of one.
+    Without `open_file` nothing is written, and no page becomes final. `base_bytes` is the size of the database that the
+    files are applied to, if they do not hold a whole one.
 
     For each plan `begin`; then for each file, newest first, `claim`, or `skip` if `is_done`. Then, in any order of
     the files, `write` and `settle` what they claimed, or `open_file`, `take` all its pages, `close_file`; a file that
     claimed nothing is read that way, too, but as the last one. Until `is_complete`; at last `finish`.
     """
 
-    def __init__(self, fd: int | None, *, base_bytes: int = 0) -> None:
-        self._fd = fd
+    def __init__(self, open_file: Callable[[], int] | None, *, base_bytes: int = 0) -> None:
+        self._open_file = open_file
+        self._fd: int | None = None
         self._base_bytes = base_bytes
         self.page_size = 0
         self.commit = 0
@@ -92,7 +94,9 @@ class Assembly:
         return self.commit > 0 and self._unclaimed == 0
 
     def begin(self, plan: Sequence[FileInfo]) -> None:
-        """Take up a plan, the first or another one."""
+        """Begin a plan, the first or another one."""
+        if self._fd is None and self._open_file is not None:
+            self._fd = self._open_file()
         if plan[-1].max_txid != self._txid:
             self._txid = plan[-1].max_txid
             self._done.clear()

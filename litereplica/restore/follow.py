@@ -22,7 +22,6 @@ import os
 import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +38,8 @@ from litereplica.errors import (
 from litereplica.format.names import format_txid, parse_txid
 from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset, with_journal_mode
 from litereplica.ltxstore.plan import plan_steps
+from litereplica.ltxstore.progress import no_progress
+from litereplica.ltxstore.replan import FailedFiles, Listing, find_point
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import Assembly
 from litereplica.restore.output_file import OutputFile
@@ -119,17 +120,21 @@ class Follower:
         self.txid = txid
         self._store = store
         self._path = path
-        self._damaged: set[str] = set()
+        self._failed = FailedFiles(store)
 
     async def require_history(self) -> None:
         """Raise `PointNotFound` when the replica is behind the file: it is not the replica that the file is of."""
-        files = await self._store.list_levels()
-        newest = max((info.max_txid for info in files), default=0)
-        if newest < self.txid:
-            raise PointNotFound(
-                f"{self._path} is at TXID {format_txid(self.txid)}, the replica only at {format_txid(newest)}",
-                hint="check the URL, or add --force to restore it anew",
-            )
+
+        async def newest(listing: Listing) -> TXID:
+            txid = max((info.max_txid for info in listing.listed), default=0)
+            if txid < self.txid:
+                raise PointNotFound(
+                    f"{self._path} is at TXID {format_txid(self.txid)}, the replica only at {format_txid(txid)}",
+                    hint="check the URL, or add --force to restore it anew",
+                )
+            return txid
+
+        await find_point(self._store, newest)
 
     async def run(self, interval_s: float, applied: Callable[[Applied], Awaitable[None]]) -> None:
         """Follow until cancelled. What goes wrong with the store is logged, and tried again at the next interval.
@@ -142,7 +147,7 @@ class Follower:
                 if step is not None:
                     await applied(step)
             except DamagedFile as exc:
-                self._damaged.add(exc.key)
+                self._failed.note(exc)
                 log.error("%s: looking for other files that hold its transactions", exc)
             except (StorageError, DatabaseBusy) as exc:
                 log.warning("%s: trying again in %g s", exc.message, interval_s)
@@ -161,12 +166,12 @@ class Follower:
         return Applied(before, self.txid, len(steps))
 
     async def _steps(self) -> list[FileInfo]:
-        level0 = self._sound(await self._store.list_level(0, after=self.txid))
+        level0 = self._failed.sound(await self._store.list_level(0, after=self.txid))
         steps = plan_steps(level0, after=self.txid)
         newest = max((info.max_txid for info in level0), default=self.txid)
-        if not self._damaged and (steps[-1].max_txid if steps else self.txid) == newest:
+        if not self._failed.damaged and (steps[-1].max_txid if steps else self.txid) == newest:
             return steps
-        files = self._sound(await self._store.list_levels(after=self.txid))
+        files = self._failed.sound(await self._store.list_levels(after=self.txid))
         partial = plan_steps([info for info in files if info.min_txid > 1], after=self.txid)
         whole = plan_steps(files, after=self.txid)
         best = max(partial, steps, whole, key=lambda each: each[-1].max_txid if each else 0)  # the first of equals
@@ -174,15 +179,12 @@ class Follower:
             log.warning("the replica has files up to TXID %s, none of which leads on", format_txid(newest))
         return best
 
-    def _sound(self, files: Sequence[FileInfo]) -> list[FileInfo]:
-        return [info for info in files if self._store.key(info) not in self._damaged]
-
     async def _stage(self, steps: Sequence[FileInfo], fd: int) -> Assembly:
         """The pages that the steps change, at their places in the file `fd`, all of them checked."""
         size = (await trio.to_thread.run_sync(self._path.stat)).st_size
         output = OutputFile(self._path, force=True)
-        staged = Assembly(fd, base_bytes=size)
-        reader = SourceReader(self._store, staged, output, lambda total: nullcontext(lambda done: None))
+        staged = Assembly(lambda: fd, base_bytes=size)
+        reader = SourceReader(self._store, staged, output, no_progress)
         await reader.read(steps, parallelism=PARALLELISM)
         return staged
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import trio
@@ -28,6 +28,7 @@ from litereplica.format.frame_checksums import wrong_frames
 from litereplica.format.frames import decode_frames
 from litereplica.ltxstore.file_stream import PIECE_BYTES, FileStream, piece_jobs
 from litereplica.ltxstore.frame_checksums import FrameSums
+from litereplica.ltxstore.progress import Progress
 from litereplica.ltxstore.range_plan import Span, is_better_whole, plan_spans
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile
 from litereplica.restore.database_builder import Assembly, Claim
@@ -36,14 +37,11 @@ from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
 PARALLELISM = 8
-"""Requests under way or waiting to be written, of `PIECE_BYTES` at most: 32 MiB, and as much again while answers are
-put together. Litestream's default."""
+"""Requests under way or waiting to be written, of `PIECE_BYTES` at most: 16 MiB, and as much again while answers are
+assembled. Litestream's default."""
 
 BLIND_SHARE = 0.5
 """Up to this part of the oldest file's bytes in newer ones, at least as much of it is wanted: it needs no index."""
-
-Progress: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-"""Given the bytes to be read, a context whose value is told of each further number of bytes read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,14 @@ class FileRead:
     whole: bool
 
 
-class _Step(Protocol):
-    """What a request has brought."""
+class _Step(NamedTuple):
+    """What a request has brought: its size in bytes, and what puts it into the database and returns whether to go on.
 
-    @property
-    def size(self) -> int:
-        """Bytes of it."""
+    `apply` runs in a thread.
+    """
 
-    def apply(self) -> bool:
-        """Put it into the database, in a thread; is there more to be read?"""
+    size: int
+    apply: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +82,10 @@ class SourceReader:
         self.bytes_read = 0
         self._store = store
         self._assembly = assembly
-        self._file = file
+        self._is_dry = file is None
+        self._reporting: Callable[[], AbstractContextManager[None]] = (
+            file.reporting if file is not None else nullcontext
+        )
         self._progress = progress
         self._sums = FrameSums()
         self._without_sums: set[FileInfo] = set()  # they turned out to be damaged, or have gone
@@ -101,7 +101,7 @@ class SourceReader:
         newest_first = list(reversed(plan))
         blind = self._blind(newest_first)
         opened = [info for info in newest_first if info is not blind]
-        if blind is not None and not self._is_dry and not any(self._is_large(info) for info in opened):
+        if blind is not None and not self._is_dry and not any(info.size > WHOLE_FILE_LIMIT for info in opened):
             jobs: Iterator[Job[_Step]] = itertools.chain(self._openings(opened), self._pieces(blind, None))
             await self._run(jobs, sum(info.size for info in newest_first), parallelism)
             return
@@ -110,21 +110,14 @@ class SourceReader:
         size = sum(read.bytes for read in self.reads) + (blind.size if blind else 0)
         await self._run(self._contents(blind), size, parallelism)
 
-    @property
-    def _is_dry(self) -> bool:
-        return self._file is None
-
     def _blind(self, newest_first: Sequence[FileInfo]) -> FileInfo | None:
         """The oldest file, if it is to be read whole without a look at its index."""
         *newer, oldest = newest_first
         if self._is_dry and not newer:
-            return None  # somebody has to tell how large the database is
-        if not self._is_large(oldest) or self._assembly.is_done(oldest) or oldest.min_txid != 1:
+            return None  # the size of the database is in its index
+        if oldest.size <= WHOLE_FILE_LIMIT or self._assembly.is_done(oldest) or oldest.min_txid != 1:
             return None
         return oldest if sum(info.size for info in newer) <= BLIND_SHARE * oldest.size else None
-
-    def _is_large(self, info: FileInfo) -> bool:
-        return info.size > WHOLE_FILE_LIMIT
 
     async def _run(self, jobs: Iterator[Job[_Step]], size: int, parallelism: int) -> None:
         with self._progress(size) as advance:
@@ -144,16 +137,20 @@ class SourceReader:
 
     async def _done(self, info: FileInfo) -> _Step:
         await trio.lowlevel.checkpoint()
-        return _Done(self._assembly, info)
+        return _Step(0, partial(self._skip, info))
+
+    def _skip(self, info: FileInfo) -> bool:
+        self._assembly.skip(info)
+        return True
 
     async def _open(self, info: FileInfo) -> _Step:
         opened = await self._store.open(info)
         if opened.info.size != info.size:
             raise self._replaced(info, opened.info.size)
-        return _Opened(self, opened)
+        return _Step(info.size if opened.pages is not None else 0, partial(self._take_opened, opened))
 
-    def take_opened(self, opened: OpenedFile) -> bool:
-        """The turn of a file whose index is here. Runs in a thread."""
+    def _take_opened(self, opened: OpenedFile) -> bool:
+        """Let a file whose index has been read claim its pages, and write those of a small one. Runs in a thread."""
         info, index, assembly = opened.info, opened.index, self._assembly
         if assembly.is_claimed:
             return False
@@ -196,17 +193,18 @@ class SourceReader:
             yield partial(self._fetch_piece, info, large, get)
 
     async def _fetch_piece(self, info: FileInfo, large: _Large | None, get: Job[Blob]) -> _Step:
-        return _Piece(self, info, large, await get())
+        blob = await get()
+        return _Step(len(blob.data), partial(self._take_piece, info, large, blob))
 
-    def take_piece(self, piece: _Piece) -> bool:
-        """The next piece of a file that is read whole. Runs in a thread."""
-        info, large, assembly = piece.info, piece.large, self._assembly
+    def _take_piece(self, info: FileInfo, large: _Large | None, blob: Blob) -> bool:
+        """Write the next piece of a file that is read whole. Runs in a thread."""
+        assembly = self._assembly
         if self._stream is None or self._stream.info is not info:
             self._stream = FileStream(self._store, info, first=_whole(large.opened) if large else None)
             assembly.open_file(info, large.claim if large else None)
         stream = self._stream
         with self._store.blame(info), self._reporting():
-            for pages in stream.feed(piece.blob):
+            for pages in stream.feed(blob):
                 if stream.header is not None:
                     assembly.take(stream.header, pages)
         if stream.is_complete:
@@ -223,98 +221,34 @@ class SourceReader:
             self._without_sums.add(opened.info)
             key = self._store.key(opened.info)
             raise FileVanished(f"the sums of {key} have gone", key=key)  # to be planned again, and then read whole
-        return _SpanRead(self, large, span, blob, sums)
+        return _Step(len(blob.data), partial(self._take_span, large, span, blob, sums))
 
-    def take_span(self, read: _SpanRead) -> bool:
-        """Some wanted frames of a file. Runs in a thread."""
-        opened, rows = read.large.opened, read.span.rows
+    def _take_span(self, large: _Large, span: Span, blob: Blob, sums: list[int | None]) -> bool:
+        """Check and write the wanted frames of a span. Runs in a thread."""
+        opened, rows = large.opened, span.rows
         index, assembly = opened.index, self._assembly
         pgnos = index.pgno[rows]
-        offsets = (index.offset[rows] - np.uint64(read.span.start)).tolist()
+        offsets = (index.offset[rows] - np.uint64(span.start)).tolist()
         sizes = index.size[rows].tolist()
         trio.from_thread.check_cancelled()
         with self._store.blame(opened.info), self._reporting():
-            if wrong := wrong_frames(read.blob.data, offsets, sizes, read.sums):
+            if wrong := wrong_frames(blob.data, offsets, sizes, sums):
                 raise FormatError(f"page {pgnos[wrong[0]]} is not as the sums beside the file say")
             numbers = pgnos.tolist()
             pages = []
-            for page in decode_frames(read.blob.data, offsets, sizes, numbers, page_size=opened.header.page_size):
+            for page in decode_frames(blob.data, offsets, sizes, numbers, page_size=opened.header.page_size):
                 if not isinstance(page, bytes):
                     raise page
                 pages.append(page)
             assembly.write(numbers, pages)
         assembly.settle(pgnos)
-        if read.span is read.large.spans[-1]:
+        if span is large.spans[-1]:
             assembly.finish_file(opened.info, opened.header)
         return not assembly.is_complete
 
     def _replaced(self, info: FileInfo, size: int) -> FileVanished:
         key = self._store.key(info)
         return FileVanished(f"{key} has {size} bytes, but was listed with {info.size}", key=key)
-
-    def _reporting(self) -> AbstractContextManager[None]:
-        return self._file.reporting() if self._file is not None else nullcontext()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Done:
-    """A file of an earlier plan whose pages are all final."""
-
-    assembly: Assembly
-    info: FileInfo
-    size: int = 0
-
-    def apply(self) -> bool:
-        self.assembly.skip(self.info)
-        return True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Opened:
-    reader: SourceReader
-    opened: OpenedFile
-
-    @property
-    def size(self) -> int:
-        return self.opened.info.size if self.opened.pages is not None else 0
-
-    def apply(self) -> bool:
-        return self.reader.take_opened(self.opened)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """The next bytes of a file."""
-
-    reader: SourceReader
-    info: FileInfo
-    large: _Large | None
-    blob: Blob
-
-    @property
-    def size(self) -> int:
-        return len(self.blob.data)
-
-    def apply(self) -> bool:
-        return self.reader.take_piece(self)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _SpanRead:
-    """The bytes of a span, and the sums of its frames."""
-
-    reader: SourceReader
-    large: _Large
-    span: Span
-    blob: Blob
-    sums: list[int | None]
-
-    @property
-    def size(self) -> int:
-        return len(self.blob.data)
-
-    def apply(self) -> bool:
-        return self.reader.take_span(self)
 
 
 def _read_of(large: _Large) -> FileRead:

@@ -1,42 +1,33 @@
 """Writing a replica's database to a local file.
 
-`plan.py` decides which files are needed, `sources.py` which parts of them are read, `assembly.py` which pages are
-taken, `output_file.py` what happens to the file system. Here they come together, with what happens when the store
-changes meanwhile.
+    plan_restore ──► SourceReader ──► Assembly ──► OutputFile
+    (plan.py)        (plan_reader.py) (database_builder.py) (output_file.py)
 
-A plan and the reading of it are not atomic. When a file vanishes or turns out damaged, another plan is made from a new
-listing, for the same TXID if there is one, without the files that failed; pages that are known to be right are not
-read again.
+The plan says which files are needed, the reader which parts of them are read, the assembly which pages are taken, and
+the output file what happens to the file system. When a file vanishes or is damaged, another plan is made from a new
+listing (`replan.py`), for the same TXID if there is one; pages that are known to be right are not read again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from litereplica.errors import DamagedFile, GapError, NotFound, PointNotFound, ReplicaError
+from litereplica.errors import DamagedFile, ReplicaError
 from litereplica.history.timeline import find_txid, require_point
 from litereplica.ltxstore.plan import plan_restore
+from litereplica.ltxstore.progress import Progress, no_progress
+from litereplica.ltxstore.replan import Listing, find_point, plan_and_read
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import Assembly
 from litereplica.restore.integrity_check import IntegrityCheck, require_integrity
 from litereplica.restore.output_file import OutputFile
-from litereplica.restore.plan_reader import PARALLELISM, FileRead, Progress, SourceReader
+from litereplica.restore.plan_reader import PARALLELISM, FileRead, SourceReader
 from litereplica.types import TXID, FileInfo
-
-__all__ = ["IntegrityCheck", "Progress", "RestorePreview", "RestoreResult", "preview", "restore"]
-
-MAX_PLANS = 8
-"""After so many, a replica that still loses files as we read is not one to restore from now."""
-
-REPLAN_DELAY_S = 0.25
-"""Before another plan: time for a listing to show what has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +83,16 @@ async def restore(
     file = OutputFile(output, force=force)
     await trio.to_thread.run_sync(file.check)
     planner = _Planner(store, target, before_ms)
-    plan = await planner.first()
+    assembly = Assembly(file.open)
+    reader = SourceReader(store, assembly, file, progress or no_progress)
+
+    async def read(plan: list[FileInfo]) -> list[FileInfo]:
+        await reader.read(plan, parallelism=parallelism)
+        _require_complete(store, assembly, plan)
+        return plan
+
     try:
-        assembly = Assembly(file.open())
-        reader = SourceReader(store, assembly, file, progress or _untold)
-        for attempt in itertools.count(1):
-            try:
-                await reader.read(plan, parallelism=parallelism)
-                _require_complete(store, assembly, plan)
-                break
-            except (NotFound, DamagedFile) as exc:
-                if attempt == MAX_PLANS:
-                    raise
-                plan = await planner.another(plan, exc)
+        plan = await plan_and_read(store, planner.choose, read)
         await trio.to_thread.run_sync(_finish, assembly, file)
         if integrity_check is not IntegrityCheck.NONE:
             await trio.to_thread.run_sync(require_integrity, file.temporary, integrity_check, store.url)
@@ -120,9 +108,9 @@ async def restore(
 
 async def preview(store: LTXStore, *, target: TXID | None = None, before_ms: int | None = None) -> RestorePreview:
     """What `restore` would do now. Reads small files and the indexes of large ones. Raises as `restore`."""
-    plan = await _Planner(store, target, before_ms).first()
+    plan = await find_point(store, _Planner(store, target, before_ms).choose)
     assembly = Assembly(None)
-    reader = SourceReader(store, assembly, None, _untold)
+    reader = SourceReader(store, assembly, None, no_progress)
     await reader.read(plan, parallelism=PARALLELISM)
     by_end = sorted(reader.reads, key=lambda read: read.info.max_txid)
     return RestorePreview(plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(by_end))
@@ -140,63 +128,30 @@ def _finish(assembly: Assembly, file: OutputFile) -> None:
 
 
 class _Planner:
-    """Plans for one restore, and the files that are no good for it."""
+    """Chooses the files of one restore. `before_ms` and `target` are those of `restore`."""
 
     def __init__(self, store: LTXStore, target: TXID | None, before_ms: int | None) -> None:
         self._store = store
         self._target = target
         self._before_ms = before_ms
-        self._damaged: dict[str, DamagedFile] = {}
-        self._vanished: set[str] = set()
+        self._txid: TXID | None = None  # that of the last plan
 
-    async def first(self) -> list[FileInfo]:
-        """The plan, by one listing of all levels; by another one when the first shows a gap."""
-        try:
-            return await self._plan(await self._store.list_levels())
-        except (GapError, PointNotFound):
-            await trio.sleep(REPLAN_DELAY_S)
-        files = await self._store.list_levels()
-        if self._target is not None:
-            require_point(files, self._target)
-        return await self._plan(files)
+    async def choose(self, listing: Listing) -> list[FileInfo]:
+        """Return a plan for the TXID of the last plan, else for the one that is asked for. Raises `ReplicaError`.
 
-    async def _plan(self, files: Sequence[FileInfo]) -> list[FileInfo]:
-        if self._before_ms is None:
-            return plan_restore(files, target=self._target)
-        return plan_restore(files, target=await find_txid(self._store, files, before_ms=self._before_ms))
-
-    async def another(self, plan: Sequence[FileInfo], reason: NotFound | DamagedFile) -> list[FileInfo]:
-        """A plan after `reason` ended the last one: for the same TXID, else, if none was named, for what is meant now.
-
-        Raises `reason` when there is none.
-
-        A newest TXID that only a damaged file has is still the newest: no older database is passed off as the latest.
+        The newest TXID is that of all listed files: if only a damaged file has it, no older database takes its place.
         """
-        if isinstance(reason, DamagedFile):
-            self._damaged[reason.key] = reason
-        else:
-            self._vanished.add(reason.key)
-        for _ in range(2):  # one listing may be of a moment in between
-            await trio.sleep(REPLAN_DELAY_S)
-            replacement = await self._without_failed(plan[-1].max_txid)
-            if replacement is not None:
-                return replacement
-        raise next(iter(self._damaged.values()), reason)
-
-    async def _without_failed(self, txid: TXID) -> list[FileInfo] | None:
-        files = await self._store.list_levels()
-        targets = [txid]
+        if self._txid is not None:
+            for files in (listing.present, listing.sound):
+                with contextlib.suppress(ReplicaError):
+                    return plan_restore(files, target=self._txid)
+        target = self._target
+        if target is not None and listing.in_order:
+            require_point(listing.sound, target)
         if self._before_ms is not None:
-            with contextlib.suppress(ReplicaError):
-                targets.append(await find_txid(self._store, files, before_ms=self._before_ms))
-        elif self._target is None:
-            targets += [max(info.max_txid for info in files)] if files else []
-        avoided = [self._damaged.keys() | self._vanished, self._damaged.keys()]
-        for target, keys in itertools.product(targets, avoided):
-            with contextlib.suppress(ReplicaError):
-                return plan_restore([info for info in files if self._store.key(info) not in keys], target=target)
-        return None
-
-
-def _untold(total_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda done: None)
+            target = await find_txid(self._store, listing.listed, before_ms=self._before_ms)
+        elif target is None:
+            target = max((info.max_txid for info in listing.listed), default=None)
+        plan = plan_restore(listing.sound, target=target)
+        self._txid = plan[-1].max_txid
+        return plan

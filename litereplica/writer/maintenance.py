@@ -27,12 +27,13 @@ from typing import TypeAlias
 
 import trio
 
-from litereplica.compaction.compaction import MAX_PLANS, REPLAN_DELAY_S, run_compaction
+from litereplica.compaction.compaction import run_compaction
 from litereplica.compaction.levels import Compaction, Levels, first_step, schedule
 from litereplica.compaction.merge import remove_left_over
 from litereplica.compaction.retention import Retention, RetentionPolicy
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
 from litereplica.format.names import SNAPSHOT_LEVEL
+from litereplica.ltxstore.replan import MAX_PLANS, RELIST_DELAY_S
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import HOUR_MS, SECOND_MS, SteadyClock
 from litereplica.types import TXID, FileInfo
@@ -236,7 +237,7 @@ class Maintenance:
     async def _make_way(self) -> None:
         """Somebody else compacts, too, and came first: see what there is now."""
         self._listed_ms = None
-        await trio.sleep(REPLAN_DELAY_S)
+        await trio.sleep(RELIST_DELAY_S)
 
     async def _delete_what_is_due(self) -> None:
         due_ms = self._delete_due_ms

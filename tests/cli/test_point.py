@@ -137,9 +137,9 @@ async def test_point_that_one_listing_misses_is_looked_for_in_another(autojump_c
     whole = store.list_levels
     listings = []
 
-    async def list_levels(*, after: int = 0) -> list[object]:
+    async def list_levels(*, after: int = 0, in_order: bool = False) -> list[object]:
         listings.append(1)
-        files = await whole(after=after)
+        files = await whole(after=after, in_order=in_order)
         return [info for info in files if len(listings) > 1 or info.max_txid != 2]
 
     store.list_levels = list_levels  # type: ignore[method-assign,assignment] # as if compacted in between

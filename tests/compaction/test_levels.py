@@ -18,10 +18,9 @@ from litereplica.compaction.levels import (
     next_snapshot,
     schedule,
 )
-from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import GapError, NoReplica, UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.plan import plan_newest
+from litereplica.ltxstore.plan import plan_newest, reachable_txids
 from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from litereplica.types import FileInfo
 

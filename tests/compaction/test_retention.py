@@ -17,11 +17,10 @@ from litereplica.compaction.retention import (
     Tier,
     due_deletions,
     next_deletion_ms,
-    reachable_txids,
 )
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError, StorageError, UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.plan import plan_newest, plan_restore
+from litereplica.ltxstore.plan import plan_newest, plan_restore, reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.wrappers import Operation
 from litereplica.testing.faults import Fault, FaultAt, FaultStorage
@@ -466,7 +465,7 @@ async def test_replacement_that_has_vanished_since_the_listing_stops_the_deletio
         await storage.delete([store.key(info(1, 4, 6))])
         return files
 
-    store.list_levels = stale  # type: ignore[method-assign]  # the listing as it was a moment ago
+    store.list_levels = stale  # type: ignore[method-assign,assignment]  # the listing as it was a moment ago
     with pytest.raises(NotFound):
         await Retention(store, RetentionPolicy(), right_clock()).enforce()
     assert sum(key.startswith("0000/") for key in storage.objects) == 6

@@ -8,11 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.format.ltx import Header
 from litereplica.format.sqlite import lock_pgno
 from litereplica.history.coverage import Contents, difference, restore_steps, sources, uncovered
-from litereplica.ltxstore.plan import plan_restore
+from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.types import FileInfo
 
 LAST = 9

@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock as Clock
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import DamagedFile, NoReplica, PointNotFound
 from litereplica.format import ltx
 from litereplica.history.timeline import PARALLEL_HEADERS, PROBES, find_txid, require_point, timestamps
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, Range
 from litereplica.storage.wrappers import MeteredStorage

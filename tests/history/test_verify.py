@@ -16,7 +16,6 @@ from litereplica.format import ltx
 from litereplica.format.decoder import decode_file
 from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsHead, sum_of
 from litereplica.format.names import Layout
-from litereplica.history import file_scan as contents_module
 from litereplica.history.verify import Problem, Report, Severity, verify
 from litereplica.ltxstore import file_stream
 from litereplica.ltxstore import store as store_module
@@ -467,7 +466,7 @@ async def test_a_gap_that_the_next_listing_does_not_have_is_none(
 async def test_files_of_many_pieces_are_read_whole_and_told_of(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents_module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(file_stream, "PIECE_BYTES", 100)
     monkeypatch.setattr(file_stream, "FEED_BYTES", 30)
     store = memory_store()
     infos = await fill(store, history, *l0(1, 8), (9, 1, 8))

@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import Compacted, compact_level, snapshot
-from litereplica.compaction.retention import Retention, RetentionPolicy, reachable_txids
-from litereplica.ltxstore.plan import plan_restore
+from litereplica.compaction.retention import Retention, RetentionPolicy
+from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.testing.litestream import NEVER, LitestreamProcess, litestream_plan, litestream_restore, run_litestream

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from litereplica.compaction.retention import reachable_txids
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.testing.litestream import LitestreamProcess, litestream_restore, run_litestream

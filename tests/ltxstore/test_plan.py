@@ -7,10 +7,9 @@ import random
 
 import pytest
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import GapError, NoReplica
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
+from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps, reachable_txids
 from litereplica.types import FileInfo
 
 RANDOM_SETS = 20_000

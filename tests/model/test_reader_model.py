@@ -18,11 +18,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import DamagedFile, FileVanished, GapError, NoReplica, ReplicaError, TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
-from litereplica.ltxstore.plan import plan_newest
+from litereplica.ltxstore.plan import plan_newest, reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica import file_reader
 from litereplica.replica.database import Replica, open_replica

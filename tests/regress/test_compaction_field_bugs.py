@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from litereplica.compaction.levels import Levels
-from litereplica.compaction.retention import reachable_txids
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.restore.restore import restore
 from litereplica.types import FileInfo
 from tests.helpers.app import Application

@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock as Clock
 
 from litereplica.compaction.compaction import compact_level
-from litereplica.compaction.retention import reachable_txids
 from litereplica.history.timeline import timestamps
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.storage.wrappers import MeteredStorage

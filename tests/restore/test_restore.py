@@ -23,13 +23,15 @@ from litereplica.errors import (
     GapError,
     NoReplica,
     NotFound,
+    PointNotFound,
     UsageError,
 )
 from litereplica.format import sqlite
 from litereplica.format.decoder import decode_file
+from litereplica.ltxstore.replan import MAX_PLANS
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore import database_builder, output_file, plan_reader
-from litereplica.restore.restore import MAX_PLANS, restore
+from litereplica.restore.restore import restore
 from litereplica.storage.base import Blob, Range
 from litereplica.storage.wrappers.delegate import WrapperStorage
 from litereplica.storage.wrappers.metering import MeteredStorage
@@ -128,7 +130,7 @@ def test_lock_page_is_zeroes_whatever_a_damaged_file_wrote_there(
     data = history.file(1, 1)
     info = FileInfo(9, 1, 1, len(data))
     with (tmp_path / "out.db").open("w+b") as file:
-        made = database_builder.Assembly(file.fileno())
+        made = database_builder.Assembly(file.fileno)
         made.begin([info])
         os.pwrite(file.fileno(), b"x" * 10 * PAGE_SIZE, 0)
         made.open_file(info)
@@ -407,7 +409,7 @@ async def test_txid_that_was_asked_for_is_kept_when_files_vanish(autojump_clock:
     await store.delete(await store.list_levels())
     await publish_all(store, history)
     compacted = (1, 7)
-    with pytest.raises(NotFound):
+    with pytest.raises(PointNotFound, match="the nearest: 0000000000000007"):
         await restore(reading, tmp_path / "other.db", target=6, parallelism=1)
 
 

@@ -11,7 +11,6 @@ import pytest
 import trio
 from trio.testing import MockClock as Clock
 
-from litereplica.compaction.retention import reachable_txids
 from litereplica.errors import DamagedFile, GapError, NotFound, PointNotFound
 from litereplica.format.decoder import decode_file
 from litereplica.format.frame_checksums import SumsEncoder
@@ -19,7 +18,7 @@ from litereplica.format.ltx import HEADER_SIZE, PageIndex
 from litereplica.ltxstore import range_plan
 from litereplica.ltxstore import store as store_module
 from litereplica.ltxstore.frame_checksums import sums_key
-from litereplica.ltxstore.plan import plan_restore
+from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.range_plan import plan_spans
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore import plan_reader

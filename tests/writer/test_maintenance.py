@@ -12,7 +12,8 @@ import trio
 
 from litereplica.compaction.compaction import Compacted, run_compaction
 from litereplica.compaction.levels import Levels
-from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier, reachable_txids
+from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.restore.restore import restore
 from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, HOUR_MS

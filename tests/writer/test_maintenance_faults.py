@@ -13,11 +13,12 @@ import trio
 
 from litereplica.compaction import merge
 from litereplica.compaction.levels import Levels
-from litereplica.compaction.retention import RetentionPolicy, reachable_txids
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import LeaseLost, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
 from litereplica.ltxstore.lease import LOCK_KEY, Identity, Lease, ReplicaLease
+from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage

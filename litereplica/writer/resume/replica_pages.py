@@ -16,7 +16,6 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import trio
 from numpy.typing import NDArray
 
 from litereplica.concurrent import Job, in_order
@@ -24,10 +23,11 @@ from litereplica.errors import DamagedFile, FormatError, NotFound, ReplicaError
 from litereplica.format import ltx
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.plan import plan_restore, plan_steps
+from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import MIN_BYTES_PER_PAGE
 from litereplica.storage.base import Blob, Suffix
-from litereplica.types import TXID, FileInfo
+from litereplica.types import FileInfo
 from litereplica.writer.database.published import Version
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChanges, page_checksum
@@ -36,10 +36,7 @@ from litereplica.writer.publish.wal_match import check_page_size
 log = logging.getLogger(__name__)
 
 PARALLELISM = 4
-"""Pieces under way or waiting, 16 MiB of memory: few, so that the application is not slowed down."""
-ATTEMPTS = 3
-"""Plans that are tried: compaction removes files between a listing and the reading."""
-REPLAN_DELAY_S = 0.25
+"""Pieces under way or waiting, 8 MiB of memory: few, so that the application is not slowed down."""
 
 _Piece: TypeAlias = tuple[FileInfo, Blob]
 
@@ -50,18 +47,11 @@ async def known_pages(context: WriterContext, *, last: Version, keep: bool = Tru
     The checksum file holds for `last` afterwards, unless `keep` is false. Raises `UsageError` if the replica has
     another page size, and `StorageError` if the store does not answer or refuses.
     """
-    reader = _Reader(context, keep=keep)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return await reader.establish(last)
-        except (NotFound, ReplicaError, DamagedFile, OSError) as exc:
-            reason = exc
-            if not isinstance(exc, NotFound):
-                break
-        if attempt < ATTEMPTS:
-            await trio.sleep(REPLAN_DELAY_S)
-    log.warning("cannot read the pages of the replica, so all pages are published: %s", reason)
-    return None
+    try:
+        return await _Reader(context, keep=keep).establish(last)
+    except (NotFound, ReplicaError, DamagedFile, OSError) as exc:
+        log.warning("cannot read the pages of the replica, so all pages are published: %s", exc)
+        return None
 
 
 async def carry_on(context: WriterContext, *, newest: FileInfo, last: Version) -> None:
@@ -111,12 +101,23 @@ class _Reader:
         base = self._checksums.version
         if base == last:
             return await self._database.run(self._checksums.load)
-        if base is not None and await self.still_has(base):
-            steps = plan_steps(await self._list(after=base.txid, until=last.txid), after=base.txid)
+        if base is not None and not await self.still_has(base):
+            base = None
+
+        async def choose(listing: Listing) -> tuple[list[FileInfo], bool]:
+            """Return the files after the kept checksums (and True), else a whole plan (and False)."""
+            files = [info for info in listing.sound if info.max_txid <= last.txid]
+            steps = plan_steps(files, after=base.txid) if base is not None else []
             if steps and steps[-1].max_txid == last.txid:
-                return await self.read(steps, last, onto=await self._database.run(self._checksums.load))
-        plan = plan_restore(await self._list(after=0, until=last.txid), target=last.txid)
-        return await self.read(plan, last, onto=np.empty(0, np.uint64))
+                return steps, True
+            return plan_restore(files, target=last.txid), False
+
+        async def read(plan: tuple[list[FileInfo], bool]) -> NDArray[np.uint64]:
+            files, goes_on = plan
+            onto = await self._database.run(self._checksums.load) if goes_on else np.empty(0, np.uint64)
+            return await self.read(files, last, onto=onto)
+
+        return await plan_and_read(self._store, choose, read, list_files=self._list)
 
     async def still_has(self, version: Version) -> bool:
         """True if the replica still has the level 0 file of `version`, with its checksum."""
@@ -143,9 +144,9 @@ class _Reader:
             await keep_checksums(self._context, last, self._known)
         return self._known
 
-    async def _list(self, *, after: TXID, until: TXID) -> list[FileInfo]:
+    async def _list(self, *, in_order: bool) -> list[FileInfo]:
         with self._context.outages.waiting():
-            return [info for info in await self._store.list_levels(after=after) if info.max_txid <= until]
+            return await self._store.list_levels(in_order=in_order)
 
     def _jobs(self, files: Sequence[FileInfo]) -> Iterator[Job[_Piece]]:
         for info in files:
