@@ -6,16 +6,23 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from litereplica.errors import EnvironmentProblem, UsageError
 
+if TYPE_CHECKING:
+    from litereplica.fuse.mountpoint import Mount
+
 END_LIMIT_S = 10.0
 """How long a daemon may take to end: it gives itself less than half of that."""
 
 CHECK_INTERVAL_S = 0.02
+ASK_INTERVAL_S = 1.0
+"""A daemon that refused because somebody had just closed a file is asked again."""
 
 
 @click.command("umount", short_help="Unmount a replica and end its daemon.")
@@ -45,23 +52,35 @@ def command(mountpoint: Path, lazy: bool) -> None:
     if pid is None:
         mountpoints.unmount(path, lazy=True)
         return
-    _refuse_if_used(path, pid)
-    os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + END_LIMIT_S
+    ask_again_at = 0.0
     while mountpoints.mount_at(path) == mount or _runs(pid):
-        if time.monotonic() > deadline:
-            _refuse_if_used(path, pid)
+        now = time.monotonic()
+        if now > deadline:
             raise EnvironmentProblem(f"the mount at {path} has not ended", hint="see its log, or use --lazy")
+        if now >= ask_again_at and _runs(pid):
+            _refuse_if_used(mount, path, pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+            ask_again_at = now + ASK_INTERVAL_S
         time.sleep(CHECK_INTERVAL_S)
 
 
-def _refuse_if_used(path: Path, daemon: int) -> None:
+def _refuse_if_used(mount: Mount, path: Path, daemon: int) -> None:
     from litereplica.fuse import mountpoint as mountpoints
 
+    if mountpoints.mount_at(path) != mount:
+        return
     users = mountpoints.clients(path, besides=daemon)
     if users:
         raise EnvironmentProblem(
             f"{path} is in use by {', '.join(map(str, users))}", hint="end them first, or use --lazy"
+        )
+    copies = mountpoints.copies(mount)
+    if copies:
+        raise EnvironmentProblem(
+            f"{path} is also mounted at {', '.join(map(str, copies))}",
+            hint="unmount it there or end what runs there first, or use --lazy",
         )
 
 

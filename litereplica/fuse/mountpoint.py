@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,20 +28,35 @@ ANSWER_LIMIT_S = 5.0
 """How long a daemon may take to answer a simple question: it needs nothing but its memory."""
 
 _MAX_FDS = 1 << 16
+_ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9:/._@=&?%+~-]")
 
 
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+MAX_BACKGROUND = 256
+"""Read-ahead requests that the kernel has on their way to a daemon at once; 12 unless it is told otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of mountinfo. `device` is `major:minor`."""
+    """A line of mountinfo.
 
+    `device` is `major:minor`, `parent` the identity of the mount that it is on, and `peers` and `masters` are the
+    numbers of the groups from which it receives mounts and unmounts.
+    """
+
+    identity: int
+    parent: int
     device: str
     path: str
     type: str
     source: str
+    peers: frozenset[str]
+    masters: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +70,69 @@ class Client:
         return f"{self.command} (pid {self.pid})"
 
 
-def mounts() -> list[Mount]:
-    """All mounts that this process sees, oldest first."""
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A further mount of a file system: a bind mount, or one in the mount namespace of process `pid`."""
+
+    path: str
+    pid: int | None
+
+    def __str__(self) -> str:
+        return self.path if self.pid is None else f"{self.path} as process {self.pid} sees it"
+
+
+def mounts(table: Path = _MOUNTINFO) -> list[Mount]:
+    """All mounts in a table, by default of those that this process sees, oldest first. Raises `OSError`."""
     found = []
-    for line in _MOUNTINFO.read_text(errors="surrogateescape").splitlines():
+    for line in table.read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
-        found.append(Mount(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1])))
+        groups = [field.partition(":") for field in fields[6:]]
+        peers, masters = (frozenset(number for kind, _, number in groups if kind == of) for of in ("shared", "master"))
+        path, source = _unescape(fields[4]), _unescape(tail[1])
+        found.append(Mount(int(fields[0]), int(fields[1]), fields[2], path, tail[0], source, peers, masters))
     return found
+
+
+def copies(mount: Mount) -> list[Copy]:
+    """The mounts of the same file system that stay when `mount` is taken away, as far as we may look.
+
+    Containers and services with a mount namespace of their own have copies of what was mounted when they started. In
+    most the unmount takes place too, since their mounts are slaves of ours; those are not among the result.
+    """
+    found = [Copy(each.path, None) for each in mounts() if _is_copy(each, mount)]
+    on = next((each.peers for each in mounts() if each.identity == mount.parent), frozenset[str]())
+    seen = {_namespace(Path("/proc/self"))}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal() or (namespace := _namespace(process)) is None or namespace in seen:
+            continue
+        seen.add(namespace)
+        with suppress(OSError):
+            theirs = mounts(process / "mountinfo")
+            follow = {each.identity for each in theirs if on & (each.peers | each.masters)}
+            here = [each for each in theirs if each.device == mount.device]
+            stay = [each for each in here if each.path != mount.path or each.parent not in follow]
+            found.extend(Copy(each.path, int(process.name)) for each in stay)
+    return found
+
+
+def _is_copy(other: Mount, mount: Mount) -> bool:
+    return other.device == mount.device and other.identity != mount.identity
+
+
+def _namespace(process: Path) -> str | None:
+    try:
+        return os.readlink(process / "ns/mnt")  # noqa: PTH115 - the text is wanted
+    except OSError:
+        return None
+
+
+def raise_max_background(mount: Mount) -> None:
+    """Let the kernel send more read-ahead requests at once, where we may: while the store is silent they fill up."""
+    connection = _CONNECTIONS / mount.device.partition(":")[2]
+    with suppress(OSError):
+        (connection / "max_background").write_text(str(MAX_BACKGROUND))
+        (connection / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
 
 
 def mount_at(path: Path) -> Mount | None:
@@ -99,15 +170,40 @@ def prepare(path: Path) -> None:
     except PermissionError:
         raise UsageError(f"mount point {path} cannot be read", hint="choose a directory of yours") from None
     if entries:
-        raise UsageError(f"mount point {path} is not empty", hint="choose an empty directory")
+        raise UsageError(
+            f"mount point {path} is not empty: it has {entries[0]!r}",
+            hint="move away what was written while nothing was mounted, or choose an empty directory;"
+            f" 'chattr +i {path}' keeps even root from writing there",
+        )
+    if not os.access(path, os.W_OK):
+        with suppress(OSError):
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)  # `forbid_writing` took it away
     if not os.access(path, os.W_OK):
         raise UsageError(f"mount point {path} is not writable for you", hint="choose a directory of yours")
 
 
+def open_below(path: Path) -> int:
+    """A descriptor of the directory at `path`, for `forbid_writing` once something is mounted over it."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def forbid_writing(directory: int) -> None:
+    """Close the descriptor of a directory, and let nobody write there if it is ours.
+
+    A client that opens the database while nothing is mounted then gets an error, and does not make an empty one.
+    """
+    with suppress(OSError):
+        os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode) & ~_ANYBODY_WRITES)
+    os.close(directory)
+
+
 def is_dead(path: Path) -> bool:
-    """Is the daemon behind this mount gone? One that does not answer is not."""
+    """True if the daemon behind this mount is gone; False for one that does not answer.
+
+    Attributes and names may be in the kernel's cache; `statvfs` never is.
+    """
     try:
-        ask(lambda: os.stat(path) and b"")  # noqa: PTH116 - a Path method would hide nothing and say less
+        ask(lambda: str(os.statvfs(path).f_bsize).encode())
     except TimeoutError:
         return False
     except OSError as exc:

@@ -3,8 +3,12 @@
 Start: mount → let in who is to be let in → ready. End: let go of what keeps the mount busy → unmount → the session ends
 by itself. What is done in between is the subclasses' (`mount.py`, `static_mount.py`).
 
-Signals: SIGTERM and SIGINT end the mount within `STOP_LIMIT_S`, whoever is inside. SIGUSR1 ends it only if nobody has a
-file open. When someone else detaches the mount, the daemon serves those who are inside until they are gone, and exits.
+Signals: SIGTERM, SIGINT and SIGQUIT end the mount within `STOP_LIMIT_S`, whoever is inside and whatever fails. SIGUSR1
+ends it only if nobody has a file open. SIGHUP changes nothing: log files are reopened when they have been rotated, and
+credentials are looked up again when the store refuses them.
+
+When someone else detaches the mount, the daemon serves those who are inside, and further mounts of the same file system
+in other places, until they are gone, and exits.
 """
 
 from __future__ import annotations
@@ -38,6 +42,19 @@ GRACE_S = 0.5
 MOUNT_CHECK_S = 10.0
 """The kernel tells of changes of the mount table; we look at least this often all the same."""
 
+COPY_CHECK_S = 1.0
+"""How often a daemon whose mount was detached looks whether the file system is still mounted elsewhere."""
+
+RELEASE_LIMIT_S = 0.5
+"""The kernel says that a file was closed after the client's close() has returned."""
+
+MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
+"""Requests that are worked on at once."""
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_IGNORED = (signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM)
+"""They would end a process that has no handler for them, and leave a dead mount."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
@@ -65,6 +82,7 @@ class FuseSession:
         self._stopped = trio.Event()  # following has ended
         self._whole: set[trio.CancelScope] = set()
         self._detached = trio.Event()
+        self._mount: mountpoint.Mount | None = None
         self._tasks: trio.Nursery
 
     async def _serve(self, ready: Callable[[], None]) -> None:
@@ -74,14 +92,23 @@ class FuseSession:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, and serve until the mount ends. Raises `EnvironmentProblem`."""
         path = self._options.path
-        self._init_fuse()
+        below = mountpoint.open_below(path)
+        try:
+            self._init_fuse()
+        except BaseException:
+            os.close(below)
+            raise
+        mountpoint.forbid_writing(below)
+        self._mount = mountpoint.mount_at(path)
+        if self._mount is not None:
+            mountpoint.raise_max_background(self._mount)
         mounted = True
         try:
             async with trio.open_nursery() as self._tasks:
                 await self._tasks.start(self._watch_signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)
-                await pyfuse3.main()
+                await pyfuse3.main(max_tasks=MAX_TASKS)
                 mounted = False
                 self._give_up()
                 self._tasks.cancel_scope.cancel()
@@ -150,17 +177,27 @@ class FuseSession:
     # --- the end ---------------------------------------------------------------------------------
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+        with trio.open_signal_receiver(*_ENDING, *_IGNORED, signal.SIGUSR1) as signals:
             task_status.started()
             async for number in signals:
-                if number == signal.SIGUSR1 and self._operations.client_handles:
-                    log.warning("not unmounted: %d files are open", self._operations.client_handles)
-                else:
-                    await self.stop(gently=number == signal.SIGUSR1)
+                if number in _ENDING:
+                    await self.stop(gently=False)
+                elif number == signal.SIGUSR1:
+                    with trio.move_on_after(RELEASE_LIMIT_S):
+                        await self._operations.wait_until_unused()
+                    if self._operations.client_handles:
+                        log.warning("not unmounted: %d files are open", self._operations.client_handles)
+                    else:
+                        await self.stop(gently=True)
 
     async def stop(self, *, gently: bool) -> None:
         """Unmount; with clients inside go back to serving if `gently`, else leave them behind."""
+        if not gently:
+            _exit_after(STOP_LIMIT_S)
         if await self._unmount():
+            if not gently:
+                await trio.sleep(GRACE_S)  # the session ends now, unless a copy of the mount keeps it
+                pyfuse3.terminate()
             return
         path = self._options.path
         if gently:
@@ -172,7 +209,7 @@ class FuseSession:
         with trio.move_on_after(STOP_LIMIT_S / 2), suppress(EnvironmentProblem):
             await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=True), abandon_on_cancel=True)
         pyfuse3.terminate()
-        _exit_soon()
+        _exit_after(GRACE_S)
 
     async def _unmount(self) -> bool:
         """Stop following and unmount; False when the mount is in use, or this takes too long."""
@@ -184,21 +221,38 @@ class FuseSession:
         return False
 
     async def _watch_mount(self, task_status: trio.TaskStatus[None]) -> None:
-        """When someone else has detached the mount, wait for the last client and let go."""
+        """When someone else has detached the mount, wait for the last client and the last copy, and let go."""
         with open("/proc/self/mountinfo", "rb") as table, select.epoll() as changes:  # noqa: PTH123, ASYNC230
             changes.register(table, select.EPOLLPRI | select.EPOLLERR)
             task_status.started()
-            while mountpoint.mount_at(self._options.path) is not None:
+            while any(each == self._mount for each in mountpoint.mounts()):
                 with trio.move_on_after(MOUNT_CHECK_S):
                     await trio.lowlevel.wait_readable(changes.fileno())
                 changes.poll(0)
         self._detached.set()
-        await self._operations.wait_until_unused()
+        await self._wait_for_copies()
         await self._stop_following()
+        await trio.sleep(GRACE_S)  # the session ends now, unless there is a copy that we may not see
+        log.warning("the mount at %s was detached, and a copy of it remains somewhere: it ends", self._options.path)
+        pyfuse3.terminate()
+
+    async def _wait_for_copies(self) -> None:
+        """Return when no client is inside and no copy of the detached mount is left."""
+        while True:
+            await self._operations.wait_until_unused()
+            found = await self._copies()
+            if not found:
+                return
+            await trio.sleep(COPY_CHECK_S)
+
+    async def _copies(self) -> list[mountpoint.Copy]:
+        if self._mount is None:
+            return []
+        return await trio.to_thread.run_sync(mountpoint.copies, self._mount, abandon_on_cancel=True)
 
 
-def _exit_soon() -> None:
+def _exit_after(limit_s: float) -> None:
     """End the process although a request to the store may be under way, in a thread that nothing can stop."""
-    timer = threading.Timer(GRACE_S, os._exit, [0])
+    timer = threading.Timer(limit_s, os._exit, [0])
     timer.daemon = True
     timer.start()

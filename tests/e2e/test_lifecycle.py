@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import sqlite3
@@ -389,6 +390,157 @@ def test_a_dead_mount_point_is_taken_away_by_the_next_mount(publisher: Publisher
             mount.mountpoint.stat()
         mount.start()
         assert rows(mount.path) == [(0, "zero")]
+
+
+def test_a_dead_mount_is_noticed_although_the_kernel_has_its_attributes(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        for path in (mount.mountpoint, mount.path):
+            path.stat()
+        mount.kill()
+        for _ in range(2):  # as shells and backup programs do, before and after
+            with contextlib.suppress(OSError):
+                mount.mountpoint.stat()
+        mount.start()
+        assert rows(mount.path) == [(0, "zero")]
+
+
+def test_umount_right_after_a_client_has_closed_waits_for_the_kernel_to_say_so(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    with MountedReplica(publisher.url, tmp_path, options=["--no-hydrate"]) as mount:
+        for _ in range(3):
+            client = subprocess.Popen(["sqlite3", str(mount.path), "SELECT count(*) FROM t"], stdout=subprocess.DEVNULL)
+            client.wait()
+            mount.umount()
+            mount.start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM])
+def test_a_signal_that_is_not_for_a_daemon_does_not_end_it(
+    number: signal.Signals, publisher: Publisher, tmp_path: Path
+) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        os.kill(mount.pid, number)
+        mount.wait_for(insert(publisher, 1))
+        assert len(rows(mount.path)) == 2
+
+
+def test_where_nothing_is_mounted_no_database_can_be_made(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        mount.umount()
+        assert mount.mountpoint.stat().st_mode & 0o222 == 0
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--clear-groups", "sqlite3", mount.path, "CREATE TABLE t (x)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert list(mount.mountpoint.iterdir()) == []
+        mount.start()
+        assert rows(mount.path) == [(0, "zero")]
+
+
+# --- further mounts of the same file system ----------------------------------------------------------
+
+
+class PrivateNamespace:
+    """A process with a mount namespace of its own, in which nothing changes when something is unmounted outside."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.pid = self._process.pid
+        self.run("true")
+
+    def run(self, command: str) -> str:
+        """Start a command there; what it prints, and `exit CODE`, within the deadline."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        os.write(self._process.stdin.fileno(), f"{command}; echo exit $?\n".encode())
+        output = b""
+        while not re.search(rb"^exit \d+\n\Z", output, re.MULTILINE):
+            ready, _, _ = select.select([self._process.stdout], [], [], DEADLINE_S)
+            assert ready, f"{command!r} does not end"
+            piece = os.read(self._process.stdout.fileno(), 1 << 16)
+            assert piece, "the shell has ended"
+            output += piece
+        return output.decode().strip()
+
+    def __enter__(self) -> PrivateNamespace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def test_umount_names_the_copy_of_the_mount_in_another_namespace(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        with PrivateNamespace() as container:
+            done = litereplica("umount", mount.mountpoint)
+            assert done.returncode == ExitCode.ENVIRONMENT
+            assert f"as process {container.pid} sees it" in done.stderr
+            assert container.run(f"sqlite3 {mount.path} 'SELECT count(*) FROM t'") == "1\nexit 0"
+        mount.umount()
+
+
+def test_umount_names_a_bind_mount(publisher: Publisher, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        subprocess.run(["mount", "--bind", mount.mountpoint, tmp_path / "other"], check=True)
+        try:
+            done = litereplica("umount", mount.mountpoint)
+            assert (done.returncode, str(tmp_path / "other") in done.stderr) == (ExitCode.ENVIRONMENT, True)
+        finally:
+            subprocess.run(["umount", tmp_path / "other"], check=True)
+        mount.umount()
+
+
+def test_a_namespace_that_follows_ours_does_not_keep_the_mount(publisher: Publisher, tmp_path: Path) -> None:
+    """As services of systemd have them: their mounts are slaves of ours."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    subprocess.run(["mount", "--bind", shared, shared], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", shared], check=True)
+        with MountedReplica(publisher.url, shared) as mount:
+            command = ["unshare", "--mount", "--propagation", "slave", "sleep", "60"]
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL) as service:
+                try:
+                    wait_until(lambda: Path(f"/proc/{service.pid}/cmdline").read_bytes().startswith(b"sleep"))
+                    assert str(mount.mountpoint) in Path(f"/proc/{service.pid}/mountinfo").read_text()
+                    mount.umount()
+                finally:
+                    service.kill()
+    finally:
+        subprocess.run(["umount", "--lazy", shared], check=True)
+
+
+def test_a_copy_is_served_after_the_mount_itself_was_detached(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        pid = mount.pid
+        with PrivateNamespace() as container:
+            mount.umount(lazy=True)
+            txid = insert(publisher, 1)
+            assert container.run(f"while ! grep -q {txid:016x} {mount.path}-pos; do :; done") == "exit 0"
+            assert container.run(f"sqlite3 {mount.path} 'SELECT count(*) FROM t'") == "2\nexit 0"
+        wait_for_end(pid)
+        mount.kill()  # has nothing left to do
+
+
+def test_sigterm_ends_a_daemon_whose_mount_has_a_copy(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount, PrivateNamespace() as container:
+        pid = mount.pid
+        assert container.run(f"sqlite3 {mount.path} 'SELECT count(*) FROM t'") == "1\nexit 0"
+        os.kill(pid, signal.SIGTERM)
+        wait_for_end(pid, within_s=STOP_DEADLINE_S)
+        assert "not connected" in container.run(f"cat {mount.path}-pos")
+        mount.kill()  # has nothing left to do
 
 
 def test_umount_takes_a_dead_mount_away(publisher: Publisher, tmp_path: Path) -> None:
