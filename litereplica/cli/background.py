@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -31,7 +32,8 @@ class BackgroundError(LiteReplicaError):
 def run_in_background(work: Callable[[Ready], None]) -> int:
     """Run `work` in a new process; return that one's pid once it has called what it was given.
 
-    Must be called before any thread is started. Raises `BackgroundError` when `work` fails before that.
+    Must be called before any thread is started. Raises `BackgroundError` when `work` fails before that. Interrupted by
+    Ctrl-C, it kills the new process, and the caller takes away what that has made so far.
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
@@ -41,8 +43,13 @@ def run_in_background(work: Callable[[Ready], None]) -> int:
         os.close(read_end)
         _child(work, write_end)
     os.close(write_end)
-    with open(read_end, "rb") as answer:  # noqa: PTH123 - a descriptor
-        text = answer.read()
+    try:
+        with open(read_end, "rb") as answer:  # noqa: PTH123 - a descriptor
+            text = answer.read()
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)  # it is in a session of its own, which the terminal's Ctrl-C does not reach
+        os.waitpid(pid, 0)
+        raise
     if not text:
         _, status = os.waitpid(pid, 0)
         raise BackgroundError(f"the background process ended with status {status} before it was ready", ExitCode.BUG)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,11 @@ from litereplica.cli.point import TIMESTAMP, TXID, Point
 if TYPE_CHECKING:
     from litereplica.replica.database import Replica
 
+log = logging.getLogger(__name__)
+
 ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
+WAIT_INTERVAL_S = 1.0
 KERNEL_ATTEMPTS = 2
 """When what the kernel reads ahead fails, it asks once more for the page that is wanted."""
 
@@ -62,6 +67,11 @@ KERNEL_ATTEMPTS = 2
 @click.option(
     "--max-staleness", type=DURATION, help="Fail reads when there has been no news for so long.  [default: never]"
 )
+@click.option(
+    "--wait",
+    type=DURATION,
+    help="Keep trying for so long while the store fails or there is no replica yet.  [default: fail at once]",
+)
 @click.option("--timestamp", type=TIMESTAMP, help="Mount the database as it was before this time; it stays like that.")
 @click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
@@ -83,6 +93,7 @@ def command(
     hydrate_rate: int | None,
     read_timeout: float,
     max_staleness: float | None,
+    wait: float | None,
     timestamp: int | None,
     txid: int | None,
     allow_other: bool,
@@ -148,13 +159,44 @@ def command(
 
         tune_allocator()
         run = serve if point.is_latest else serve_static
-        trio.run(run, options, _opened(replica_url, cache, cache_size, read_timeout, point), started)
+        opening = partial(_opened, replica_url, cache, cache_size, read_timeout, point)
+        trio.run(run, options, _opened_within(wait or 0.0, opening), started)
 
     if foreground:
         work(lambda: None)
         return
-    run_in_background(work)
+    try:
+        run_in_background(work)
+    except KeyboardInterrupt:
+        mountpoints.take_away_dead(path)
+        raise
     click.echo(str(path / options.name))
+
+
+@asynccontextmanager
+async def _opened_within(
+    limit_s: float, opening: Callable[[], AbstractAsyncContextManager[Replica]]
+) -> AsyncIterator[Replica]:
+    """What `opening` opens; it is tried again for `limit_s` while the store fails or has no replica."""
+    import trio
+
+    from litereplica.errors import NoReplica, StorageError
+
+    deadline = trio.current_time() + limit_s
+    logged = ""
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                replica = await stack.enter_async_context(opening())
+                break
+            except (StorageError, NoReplica) as exc:
+                if trio.current_time() >= deadline:
+                    raise
+                if str(exc) != logged:
+                    logged = str(exc)
+                    log.warning("trying again: %s", logged)
+                await trio.sleep(WAIT_INTERVAL_S)
+        yield replica
 
 
 @asynccontextmanager

@@ -182,6 +182,13 @@ def prepare(path: Path) -> None:
         raise UsageError(f"mount point {path} is not writable for you", hint="choose a directory of yours")
 
 
+def take_away_dead(path: Path) -> None:
+    """Unmount what a killed daemon of ours left at `path`, if anything."""
+    mount = mount_at(path)
+    if mount is not None and mount.type == FILE_SYSTEM_TYPE and is_dead(path):
+        unmount(path, lazy=True)
+
+
 def open_below(path: Path) -> int:
     """A descriptor of the directory at `path`, for `forbid_writing` once something is mounted over it."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
