@@ -6,23 +6,25 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from litereplica.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
-    from litereplica.fuse.mountpoint import Mount
+    from litereplica.fuse.mountpoint import Copy, Mount
 
 END_LIMIT_S = 10.0
 """How long a daemon may take to end: it gives itself less than half of that."""
 
 CHECK_INTERVAL_S = 0.02
 ASK_INTERVAL_S = 1.0
-"""A daemon that refused because somebody had just closed a file is asked again."""
+"""A daemon that refused because somebody had just closed a file is asked again. A copy of the mount is looked for
+again, too: a container that starts has one until it has changed its root."""
 
 
 @click.command("umount", short_help="Unmount a replica and end its daemon.")
@@ -51,18 +53,29 @@ def command(mountpoint: Path, lazy: bool) -> None:
     pid = None if lazy else _daemon(path)
     if pid is None:
         mountpoints.unmount(path, lazy=True)
-        return
+    else:
+        _end(mount, path, pid)
+
+
+def _end(mount: Mount, path: Path, pid: int) -> None:
+    """Ask the daemon `pid` to end until it has. Raises `EnvironmentProblem` if the mount is in use."""
+    from litereplica.fuse import mountpoint as mountpoints
+
     deadline = time.monotonic() + END_LIMIT_S
-    ask_again_at = 0.0
+    ask_again_at, asked = 0.0, 0
     while mountpoints.mount_at(path) == mount or _runs(pid):
         now = time.monotonic()
         if now > deadline:
             raise EnvironmentProblem(f"the mount at {path} has not ended", hint="see its log, or use --lazy")
         if now >= ask_again_at and _runs(pid):
             _refuse_if_used(mount, path, pid)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-            ask_again_at = now + ASK_INTERVAL_S
+            copies = mountpoints.copies(mount)
+            if copies and asked:
+                _refuse_for(copies, path)
+            if not copies:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+            ask_again_at, asked = now + ASK_INTERVAL_S, asked + 1
         time.sleep(CHECK_INTERVAL_S)
 
 
@@ -76,12 +89,13 @@ def _refuse_if_used(mount: Mount, path: Path, daemon: int) -> None:
         raise EnvironmentProblem(
             f"{path} is in use by {', '.join(map(str, users))}", hint="end them first, or use --lazy"
         )
-    copies = mountpoints.copies(mount)
-    if copies:
-        raise EnvironmentProblem(
-            f"{path} is also mounted at {', '.join(map(str, copies))}",
-            hint="unmount it there or end what runs there first, or use --lazy",
-        )
+
+
+def _refuse_for(copies: Sequence[Copy], path: Path) -> NoReturn:
+    raise EnvironmentProblem(
+        f"{path} is also mounted at {', '.join(map(str, copies))}",
+        hint="unmount it there or end what runs there first, or use --lazy",
+    )
 
 
 def _daemon(path: Path) -> int | None:

@@ -475,9 +475,12 @@ def test_where_nothing_is_mounted_no_database_can_be_made(publisher: Publisher, 
 
 
 class PrivateNamespace:
-    """A process with a mount namespace of its own, in which nothing changes when something is unmounted outside."""
+    """A process with a mount namespace of its own, in which nothing changes when something is unmounted outside.
 
-    def __init__(self) -> None:
+    Of the mounts of replicas it keeps that at `path` alone, so that no other test's mount is in use by it.
+    """
+
+    def __init__(self, path: Path) -> None:
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh"],
             stdin=subprocess.PIPE,
@@ -485,7 +488,8 @@ class PrivateNamespace:
             stderr=subprocess.STDOUT,
         )
         self.pid = self._process.pid
-        self.run("true")
+        others = "grep fuse.litereplica /proc/self/mounts | cut -d' ' -f2 | grep -vxF"
+        self.run(f"for other in $({others} {path}); do umount --lazy $other; done")
 
     def run(self, command: str) -> str:
         """Start a command there; what it prints, and `exit CODE`, within the deadline."""
@@ -511,7 +515,7 @@ class PrivateNamespace:
 
 def test_umount_names_the_copy_of_the_mount_in_another_namespace(publisher: Publisher, tmp_path: Path) -> None:
     with MountedReplica(publisher.url, tmp_path) as mount:
-        with PrivateNamespace() as container:
+        with PrivateNamespace(mount.mountpoint) as container:
             done = litereplica("umount", mount.mountpoint)
             assert done.returncode == ExitCode.ENVIRONMENT
             assert f"as process {container.pid} sees it" in done.stderr
@@ -554,7 +558,7 @@ def test_a_namespace_that_follows_ours_does_not_keep_the_mount(publisher: Publis
 def test_a_copy_is_served_after_the_mount_itself_was_detached(publisher: Publisher, tmp_path: Path) -> None:
     with MountedReplica(publisher.url, tmp_path) as mount:
         pid = mount.pid
-        with PrivateNamespace() as container:
+        with PrivateNamespace(mount.mountpoint) as container:
             mount.umount(lazy=True)
             txid = insert(publisher, 1)
             assert container.run(f"while ! grep -q {txid:016x} {mount.path}-pos; do :; done") == "exit 0"
@@ -564,7 +568,7 @@ def test_a_copy_is_served_after_the_mount_itself_was_detached(publisher: Publish
 
 
 def test_sigterm_ends_a_daemon_whose_mount_has_a_copy(publisher: Publisher, tmp_path: Path) -> None:
-    with MountedReplica(publisher.url, tmp_path) as mount, PrivateNamespace() as container:
+    with MountedReplica(publisher.url, tmp_path) as mount, PrivateNamespace(mount.mountpoint) as container:
         pid = mount.pid
         assert container.run(f"sqlite3 {mount.path} 'SELECT count(*) FROM t'") == "1\nexit 0"
         os.kill(pid, signal.SIGTERM)
