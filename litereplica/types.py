@@ -1,4 +1,4 @@
-"""The few values that every layer speaks of. No behaviour beyond formatting."""
+"""The few values that every layer uses. No behaviour beyond formatting."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ TXID: TypeAlias = int
 
 Pgno: TypeAlias = int
 """A SQLite page number, 1-based."""
+
+FileName: TypeAlias = tuple[int, TXID, TXID]
+"""What names an LTX file of a replica: level, least and greatest TXID. Ascending by level, then by TXIDs."""
+
+SNAPSHOT_LEVEL = 9
+"""The level of whole databases."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,10 +34,10 @@ class Pos:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One LTX file of a store, as a listing tells of it.
+    """One LTX file of a store, as a listing has it.
 
-    `size` is in bytes. `modified_ms` is what the store says of its age (milliseconds since the epoch):
-    the header's timestamp on `file://`, the time of upload on S3.
+    `size` is in bytes. `modified_ms` is the object's time in milliseconds since the epoch: the timestamp of the file's
+    header on `file://`, the time of the upload on S3.
     """
 
     level: int
@@ -39,6 +45,15 @@ class FileInfo:
     max_txid: TXID
     size: int
     modified_ms: int = 0
+
+    @property
+    def name(self) -> FileName:
+        return self.level, self.min_txid, self.max_txid
+
+    @property
+    def is_snapshot(self) -> bool:
+        """True if the file has the whole database: level 9, from TXID 1 on."""
+        return self.level == SNAPSHOT_LEVEL and self.min_txid == 1
 
     def __str__(self) -> str:
         return f"L{self.level}/{self.min_txid:016x}-{self.max_txid:016x}"

@@ -122,7 +122,7 @@ def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
     end = max((info.max_txid for info in files if level <= info.level <= MAX_LEVEL), default=0)
     source_end = max((info.max_txid for info in files if info.level == level - 1), default=0)
     sources = [info for info in files if info.level < level and end < info.max_txid <= source_end]
-    snapshots = sorted(info.max_txid for info in files if _is_snapshot(info) and info.max_txid > end)
+    snapshots = sorted(info.max_txid for info in files if info.is_snapshot and info.max_txid > end)
     for position in (end, *snapshots):
         steps = plan_steps(sources, after=position)
         if steps:
@@ -136,7 +136,7 @@ def next_snapshot(files: Sequence[FileInfo]) -> Compaction | None:
     Raises `NoReplica`, and `GapError` when no file begins at TXID 1.
     """
     plan = plan_newest(files)
-    if len(plan) == 1 and _is_snapshot(plan[0]):
+    if len(plan) == 1 and plan[0].is_snapshot:
         return None
     return Compaction(SNAPSHOT_LEVEL, 1, tuple(plan))
 
@@ -151,7 +151,3 @@ def _next_snapshot_if_any(files: Sequence[FileInfo]) -> Compaction | None:
 def _due_ms(inputs: Sequence[FileInfo], interval_ms: int) -> int:
     oldest_ms = min(info.modified_ms for info in inputs)
     return (oldest_ms // interval_ms + 1) * interval_ms
-
-
-def _is_snapshot(info: FileInfo) -> bool:
-    return info.level == SNAPSHOT_LEVEL and info.min_txid == 1

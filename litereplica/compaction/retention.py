@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
 from operator import attrgetter
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -35,7 +35,7 @@ from litereplica.ltxstore.frame_checksums import parse_sums_key
 from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import DAY_MS, MINUTE_MS, SteadyClock
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID, FileInfo, FileName
 
 L0_RETENTION_MS = 5 * MINUTE_MS
 """Litestream's default: a reader that polls level 0 may be away for so long and go on file by file."""
@@ -120,9 +120,6 @@ def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms:
     return min((moment for moment in moments if moment > now_ms), default=None)
 
 
-_Name: TypeAlias = tuple[int, TXID, TXID]
-
-
 class Retention:
     """Deletes what is due, and remembers which files it has seen appear: one for the life of a process."""
 
@@ -130,8 +127,8 @@ class Retention:
         self._store = store
         self._policy = policy
         self._clock = clock
-        self._seen_ms: dict[_Name, int] | None = None
-        self._readable: set[_Name] = set()  # were read once
+        self._seen_ms: dict[FileName, int] | None = None
+        self._readable: set[FileName] = set()  # were read once
         self._sweep_ms = clock.steady_ms()  # when sums without a file are looked for
 
     async def enforce(self) -> list[Deletion]:
@@ -143,7 +140,7 @@ class Retention:
     def appeared(self, info: FileInfo) -> None:
         """A file is in the store since a moment ago. (Without being told, one learns it from the next listing.)"""
         if self._seen_ms is not None:
-            self._seen_ms.setdefault(_name(info), self._clock.steady_ms())
+            self._seen_ms.setdefault(info.name, self._clock.steady_ms())
 
     async def due(self, files: Sequence[FileInfo]) -> list[Deletion]:
         """What is to be deleted now, in this order. `files` are those of all levels, as far as they are known."""
@@ -172,16 +169,16 @@ class Retention:
     def _aged(self, files: Sequence[FileInfo]) -> list[FileInfo]:
         """The files, those that appeared since the first listing no older than their appearance."""
         before, now_ms = self._seen_ms, self._clock.steady_ms()
-        names = [_name(info) for info in files]
+        names = [info.name for info in files]
         self._seen_ms = (
             dict.fromkeys(names, 0) if before is None else {name: before.get(name, now_ms) for name in names}
         )
         self._readable &= self._seen_ms.keys()
-        return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[_name(info)])) for info in files]
+        return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[info.name])) for info in files]
 
     async def _require_readable(self, info: FileInfo) -> None:
         """It is read once; afterwards a request without a body tells whether it is still there."""
-        name = _name(info)
+        name = info.name
         if name in self._readable:
             await self._store.storage.head(self._store.key(info))
         else:
@@ -198,7 +195,7 @@ async def sweep_sums(store: LTXStore, now_ms: int) -> list[str]:
     names = {key: name for key in old if (name := parse_sums_key(key)) is not None}
     if not names:
         return []
-    files = {_name(info) for info in await store.list_levels()}
+    files = {info.name for info in await store.list_levels()}
     orphans = [key for key, name in names.items() if name not in files]
     if orphans:
         await store.storage.delete(orphans)
@@ -222,7 +219,7 @@ class _History:
 
     def __init__(self, files: Sequence[FileInfo]) -> None:
         self.by_end = sorted(files, key=attrgetter("max_txid"))
-        self.snapshots = [info for info in self.by_end if info.level == SNAPSHOT_LEVEL and info.min_txid == 1]
+        self.snapshots = [info for info in self.by_end if info.is_snapshot]
         self.reachable = reachable_txids(files)
         self._reachable = set(self.reachable)
         self._ends = [info.max_txid for info in self.by_end]
@@ -337,7 +334,3 @@ def _birth_times(files: Iterable[FileInfo], now_ms: int) -> dict[FileInfo, int]:
 def _by(files: Iterable[FileInfo], key: Callable[[FileInfo], int]) -> list[tuple[int, list[FileInfo]]]:
     """The files in groups of equal keys, ascending."""
     return [(value, list(group)) for value, group in groupby(sorted(files, key=key), key=key)]
-
-
-def _name(info: FileInfo) -> _Name:
-    return info.level, info.min_txid, info.max_txid

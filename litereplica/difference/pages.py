@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.format.sqlite import HEADER_SIZE, MAX_PAGE_SIZE, DatabaseHeader
+from litereplica.runs import consecutive
 from litereplica.types import Pgno
 
 PIECE_BYTES = 64 * MAX_PAGE_SIZE
@@ -32,13 +33,8 @@ class PageDifference:
         return not len(self.changed) and self.page_sizes[0] == self.page_sizes[1] and self.counts[0] == self.counts[1]
 
     def ranges(self) -> list[tuple[Pgno, Pgno]]:
-        """`changed` as runs: the first and the last page of each."""
-        if not len(self.changed):
-            return []
-        breaks = np.flatnonzero(np.diff(self.changed) > 1)
-        firsts = self.changed[np.concatenate(([0], breaks + 1))]
-        lasts = self.changed[np.concatenate((breaks, [len(self.changed) - 1]))]
-        return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+        """The first and the last page of each run of consecutive pages in `changed`."""
+        return [(int(self.changed[start]), int(self.changed[stop - 1])) for start, stop in consecutive(self.changed)]
 
 
 def compare_pages(before: Path, after: Path, *, check: Callable[[], None]) -> PageDifference:

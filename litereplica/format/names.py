@@ -10,9 +10,9 @@ import re
 from enum import Enum
 
 from litereplica.errors import LTXError
+from litereplica.types import SNAPSHOT_LEVEL as SNAPSHOT_LEVEL
 from litereplica.types import TXID
 
-SNAPSHOT_LEVEL = 9
 LEVELS = range(SNAPSHOT_LEVEL + 1)
 MAX_TXID = (1 << 64) - 1
 

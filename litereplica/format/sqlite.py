@@ -23,12 +23,12 @@ _ROLLBACK, _WAL = 1, 2
 
 
 def is_page_size(size: int) -> bool:
-    """Is `size` a page size that SQLite can have: a power of two from 512 to 65536?"""
+    """True if SQLite can have pages of this size: a power of two from 512 to 65536."""
     return MIN_PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
 
 
 def lock_pgno(page_size: int) -> Pgno:
-    """The page that is in no LTX file ever and reads as zeroes."""
+    """The number of the lock page, which no LTX file contains and which reads as zeroes."""
     return PENDING_BYTE // page_size + 1
 
 
@@ -39,13 +39,12 @@ def page_offset(pgno: Pgno, page_size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseHeader:
-    """What we use of the first 100 bytes of a database. `page_count` is 0 where the header does not say."""
+    """The fields of the first 100 bytes of a database that litereplica uses. `page_count` is 0 if it is not valid."""
 
     page_size: int
     wal: bool
     change_counter: int
     page_count: int
-    auto_vacuum: bool
 
     @classmethod
     def decode(cls, data: bytes) -> DatabaseHeader:
@@ -64,13 +63,11 @@ class DatabaseHeader:
             )
         change_counter, page_count = struct.unpack_from(">II", data, 24)
         (valid_for,) = struct.unpack_from(">I", data, 92)
-        (largest_root,) = struct.unpack_from(">I", data, 52)
         return cls(
             page_size=page_size,
             wal=write_version == _WAL,
             change_counter=change_counter,
             page_count=page_count if change_counter == valid_for else 0,
-            auto_vacuum=largest_root != 0,
         )
 
 

@@ -28,16 +28,6 @@ def encode(values: NDArray[np.uint64]) -> bytes:
     return b"".join(_encode_step(values[start : start + _STEP]) for start in range(0, len(values), _STEP))
 
 
-def decode(data: bytes | memoryview) -> NDArray[np.uint64]:
-    """The values that fill `data` exactly, at least one; each at most 64 bits. Raises `LTXError`."""
-    values = np.empty(count(data), np.uint64)
-    filled = 0
-    for step in decode_steps(data):
-        values[filled : filled + len(step)] = step
-        filled += len(step)
-    return values
-
-
 def count(data: bytes | memoryview) -> int:
     """How many values end in `data`."""
     raw = np.frombuffer(data, np.uint8)
@@ -45,7 +35,10 @@ def count(data: bytes | memoryview) -> int:
 
 
 def decode_steps(data: bytes | memoryview, *, group: int = 1) -> Iterator[NDArray[np.uint64]]:
-    """As `decode`, in pieces: of whole groups of so many values, but for the last one. At most 100 in a group."""
+    """The values that fill `data` exactly, at least one, each at most 64 bits, in arrays of bounded size.
+
+    Every array but the last has a multiple of `group` values; `group` is at most 100. Raises `LTXError`.
+    """
     raw = np.frombuffer(data, np.uint8)
     if len(raw) == 0 or raw[-1] >= 0x80:
         raise LTXError("LTX page index ends within a varint")

@@ -32,6 +32,7 @@ from litereplica.fuse.live_files import LiveFiles
 from litereplica.fuse.locks import OFDLocks
 from litereplica.replica.database import Replica
 from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.runs import consecutive
 from litereplica.types import Pos
 
 log = logging.getLogger(__name__)
@@ -304,12 +305,9 @@ class LiveDatabase:
     def _database_stores(self, pages: dict[int, bytes]) -> Iterator[Store]:
         """Yield the stores of pages of the base, one for each run of consecutive pages."""
         pgnos = sorted(pages)
-        start = 0
-        for i in range(1, len(pgnos) + 1):
-            if i == len(pgnos) or pgnos[i] != pgnos[i - 1] + 1:
-                data = b"".join(pages[pgno] for pgno in pgnos[start:i])
-                yield Store(LiveFile.DATABASE, (pgnos[start] - 1) * self._wal.page_size, data)
-                start = i
+        for start, stop in consecutive(pgnos):
+            data = b"".join(pages[pgno] for pgno in pgnos[start:stop])
+            yield Store(LiveFile.DATABASE, (pgnos[start] - 1) * self._wal.page_size, data)
 
 
 def _shm_stores(patches: list[Patch]) -> list[Store]:

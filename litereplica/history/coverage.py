@@ -58,7 +58,7 @@ def restore_steps(files: Iterable[FileInfo]) -> list[Step]:
         if best.min_txid > reached + 1:
             continue
         reached = txid
-        if best.level == SNAPSHOT_LEVEL and best.min_txid == 1:
+        if best.is_snapshot:
             steps.append(Step(txid, 0, best))
             chain = [txid]
             continue

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby, pairwise
 from operator import attrgetter, itemgetter
-from typing import TypeAlias
 
 import trio
 
@@ -35,16 +34,13 @@ from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.progress import Progress, no_progress
 from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID, FileInfo, FileName
 
 MAX_FOREIGN = 20
 """Directories of foreign objects that are named; a bucket may hold anything."""
 
 _NOTHING_LOST = "nothing is lost: other files have its transactions"
 _NO_MATTER = "no matter for restoring"
-
-
-_Name: TypeAlias = tuple[int, TXID, TXID]
 
 
 class Severity(IntEnum):
@@ -124,7 +120,7 @@ class _Listing:
     """The files, ascending by max TXID; the names of those that sums are of; and the keys of all else."""
 
     files: list[FileInfo]
-    sums: set[_Name]
+    sums: set[FileName]
     foreign: list[str]
 
 
@@ -159,7 +155,7 @@ async def _read_new(
 
 async def _wrong_sums(store: LTXStore, listing: _Listing, answers: Mapping[FileInfo, Answer]) -> dict[FileInfo, str]:
     """The files whose sums are no good, and why."""
-    having = (info for info in listing.files if _name(info) in listing.sums)
+    having = (info for info in listing.files if info.name in listing.sums)
     return await wrong_sums(store, {info: held for info in having if isinstance(held := answers[info], Contents)})
 
 
@@ -177,7 +173,7 @@ class _Judge:
         self._files = listing.files
         self._foreign = listing.foreign
         self._wrong_sums = sums
-        self._orphan_sums = listing.sums - {_name(info) for info in listing.files}
+        self._orphan_sums = listing.sums - {info.name for info in listing.files}
         self._answers = answers
         self._contents = {info: held for info in listing.files if isinstance(held := answers[info], Contents)}
         self._points = reachable_txids(listing.files)
@@ -192,7 +188,7 @@ class _Judge:
         yield from self._gaps()
         yield from self._missing_pages()
         yield from self._wrong_merges()
-        for level, group in groupby(sorted(self._files, key=_name), key=attrgetter("level")):
+        for level, group in groupby(sorted(self._files, key=attrgetter("name")), key=attrgetter("level")):
             yield from self._shape(level, list(group))
         yield from self._sums()
         yield from self._clock()
@@ -358,10 +354,6 @@ def _runs(points: Iterable[TXID], chosen: Callable[[TXID], bool]) -> list[tuple[
     """The first and the last of each run of points that are chosen, ascending."""
     runs = [list(group) for is_chosen, group in groupby(points, key=chosen) if is_chosen]
     return [(run[0], run[-1]) for run in runs]
-
-
-def _name(info: FileInfo) -> _Name:
-    return info.level, info.min_txid, info.max_txid
 
 
 def _cannot_be_restored(lost: tuple[TXID, TXID]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from litereplica.errors import GapError, NoReplica
-from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.types import TXID, FileInfo
 
 
@@ -89,7 +88,7 @@ def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
 
 def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
     """The newest snapshot and what leads on from it; empty when nothing begins at TXID 1."""
-    snapshots = [info for info in files if info.level == SNAPSHOT_LEVEL and info.min_txid == 1]
+    snapshots = [info for info in files if info.is_snapshot]
     first = max(snapshots, key=lambda info: info.max_txid, default=None)
     plan = [first] if first is not None else []
     plan += plan_steps(files, after=first.max_txid if first is not None else 0)

@@ -33,6 +33,7 @@ from litereplica.errors import EnvironmentProblem
 from litereplica.format import checksum
 from litereplica.replica.page_key import PageKey, Translation, page_key
 from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
+from litereplica.runs import consecutive
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ class DiskPages:
         """Pages first, then their records, with one call for each run of consecutive slots."""
         bodies = list(pages.values())
         records = [_record(key, page) for key, page in pages.items()]
-        for start, stop in _consecutive(slots):
+        for start, stop in consecutive(slots):
             _write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
             _write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
 
@@ -280,7 +281,7 @@ class DiskPages:
         before, after = key_hashes(checksums[rows], pgnos[rows]), key_hashes(renamed[rows], pgnos[rows])
         records["digest"][rows] ^= before ^ after
         records["checksum"][rows] = renamed[rows]
-        for start, stop in _consecutive(rows.tolist()):
+        for start, stop in consecutive(rows):
             first, last = rows[start], rows[stop - 1]
             _write_all(self._files.slots, [records[first : last + 1].tobytes()], int(first) * RECORD.itemsize)
         return _index(records, self._index.capacity)
@@ -290,12 +291,6 @@ def _record(key: PageKey, page: bytes | bytearray) -> bytes:
     """The record of a page in its slot."""
     digest = checksum.update(None, page) ^ key_hash(key)
     return (key >> 32).to_bytes(8, "little") + digest.to_bytes(8, "little") + (key & 0xFFFFFFFF).to_bytes(8, "little")
-
-
-def _consecutive(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs (start, stop) of positions in `slots` whose slots follow each other."""
-    breaks = [i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1]
-    return list(zip([0, *breaks], [*breaks, len(slots)], strict=True)) if slots else []
 
 
 def _write_all(fd: int, parts: list[bytes], offset: int) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import FormatError
+from litereplica.file_io import write_all
 from litereplica.format import ltx
 from litereplica.format.sqlite import lock_pgno, page_offset
 from litereplica.types import TXID, FileInfo, Pgno
@@ -194,7 +195,7 @@ class Assembly:
         os.ftruncate(self._fd, self.size)
         lock = lock_pgno(self.page_size)
         if lock <= self.commit:  # a damaged file may have written there
-            _write_all(self._fd, bytes(self.page_size), page_offset(lock, self.page_size))
+            write_all(self._fd, bytes(self.page_size), page_offset(lock, self.page_size))
 
     def _begin_file(self, reading: _Reading, header: ltx.Header) -> int:
         if reading.claim is not None:
@@ -231,11 +232,4 @@ class Assembly:
 
     def _write_run(self, first: Pgno, run: Sequence[bytes]) -> None:
         if run and self._fd is not None:
-            _write_all(self._fd, b"".join(run), page_offset(first, self.page_size))
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+            write_all(self._fd, b"".join(run), page_offset(first, self.page_size))

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_io import fsync_directory
 from litereplica.format.walindex import LOCK_DMS
 
 SIDECARS = ("-wal", "-shm", "-journal")
@@ -93,7 +94,7 @@ class OutputFile:
                 self._remove(sidecars)
             self.temporary.rename(self.path)
             for directory in (self.path.parent, *(made.parent for made in self._made)):
-                _fsync_directory(directory)
+                fsync_directory(directory)
         self._made.clear()
         self._close()
 
@@ -150,7 +151,7 @@ class OutputFile:
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-        _fsync_directory(self.path.parent)
+        fsync_directory(self.path.parent)
 
     def _close(self) -> None:
         os.close(self._fd)
@@ -161,11 +162,3 @@ def _umask() -> int:
     """This process's umask, read without changing it for other threads."""
     match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(match[1], 8) if match else 0o077
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_io import fsync_directory, write_all
 from litereplica.format.sqlite import PENDING_BYTE, page_offset
 from litereplica.types import Pgno
 
@@ -67,11 +68,11 @@ def change_database(
     kept += range(new_pages + 1, old_pages + 1)
     _write_journal(journal, fd, kept, page_size=page_size, old_pages=old_pages)
     for pgno, page in pages:
-        _pwrite_all(fd, page, page_offset(pgno, page_size))
+        write_all(fd, page, page_offset(pgno, page_size))
     os.ftruncate(fd, new_pages * page_size)
     os.fsync(fd)
     journal.unlink()
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def _write_journal(path: Path, fd: int, pgnos: list[Pgno], *, page_size: int, ol
         os.fsync(journal.fileno())
         os.pwrite(journal.fileno(), header, 0)
         os.fsync(journal.fileno())
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 def _lock(path: Path, fd: int, start: int, length: int, deadline: float) -> None:
@@ -128,18 +129,3 @@ def _lock(path: Path, fd: int, start: int, length: int, deadline: float) -> None
         if time.monotonic() > deadline:
             raise DatabaseBusy(f"{path} is in use", hint="end the transactions of its readers")
         time.sleep(LOCK_POLL_S)
-
-
-def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

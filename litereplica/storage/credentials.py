@@ -1,7 +1,8 @@
-"""The key pair of one store, for those that are not to be found in the environment."""
+"""Key pairs of S3 stores: one that is given, or one in the environment. Others are found by botocore's chain."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 
@@ -11,3 +12,20 @@ class Credentials:
 
     access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
+    session_token: str = field(default="", repr=False)
+
+
+def static_credentials(given: Credentials | None) -> Credentials | None:
+    """The key pair that is given, or AWS's in the environment, or Litestream's there; None for botocore's chain.
+
+    Half a pair in the environment is also left to botocore, whose error says which half is missing.
+    """
+    if given is not None:
+        return given
+    for prefix in ("AWS", "LITESTREAM"):
+        key_id, secret = (os.environ.get(f"{prefix}_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+        if key_id and secret:
+            return Credentials(key_id, secret, os.environ.get("AWS_SESSION_TOKEN", "") if prefix == "AWS" else "")
+        if key_id or secret:
+            return None
+    return None

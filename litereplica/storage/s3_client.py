@@ -12,10 +12,11 @@ import os
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from litereplica.storage.credentials import Credentials, static_credentials
+
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-    from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
 
 MAX_CONNECTIONS = 32
@@ -46,6 +47,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
         def list_available_services(self, type_name: str) -> list[str]:
             return ["s3", *CREDENTIAL_SERVICES]
 
+    keys = static_credentials(credentials)
     core = botocore.session.get_session()
     core.register_component("data_loader", S3Loader())
     session = boto3.session.Session(botocore_session=core)
@@ -63,7 +65,9 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
             tcp_keepalive=True,
             s3={"addressing_style": "path" if url.force_path_style else "auto"},
         ),
-        **(_litestream_credentials() if credentials is None else _options(credentials)),
+        aws_access_key_id=None if keys is None else keys.access_key_id,
+        aws_secret_access_key=None if keys is None else keys.secret_access_key,
+        aws_session_token=None if keys is None else keys.session_token or None,
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _use_content_md5)
     return client
@@ -85,22 +89,6 @@ _SENDING_MD5: WeakSet[Any] = WeakSet()
 def named_region(url: ReplicaURL) -> str:
     """The region that the URL or the environment names; empty if neither does."""
     return url.region or next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), "")
-
-
-def _options(credentials: Credentials) -> dict[str, Any]:
-    return {
-        "aws_access_key_id": credentials.access_key_id,
-        "aws_secret_access_key": credentials.secret_access_key,
-    }
-
-
-def _litestream_credentials() -> dict[str, Any]:
-    """Litestream's own variables, where AWS's are not set; else nothing, which leaves it to boto's chain."""
-    names = {"aws_access_key_id": "ACCESS_KEY_ID", "aws_secret_access_key": "SECRET_ACCESS_KEY"}
-    if any(os.environ.get(f"AWS_{name}") for name in names.values()):
-        return {}
-    found = {option: os.environ.get(f"LITESTREAM_{name}", "") for option, name in names.items()}
-    return found if all(found.values()) else {}
 
 
 def _use_content_md5(params: dict[str, Any], **_: Any) -> None:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from litereplica.storage import s3_client
+from litereplica.storage.credentials import Credentials, static_credentials
 
 if TYPE_CHECKING:
     import botocore.session
     from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
-    from litereplica.storage.credentials import Credentials
     from litereplica.storage.url import ReplicaURL
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
     config["region"] = s3_client.named_region(url) or configured or s3_client.DEFAULT_REGION
     provider = None
     if keys is not None:
-        config.update(keys)
+        config["access_key_id"], config["secret_access_key"] = keys.access_key_id, keys.secret_access_key
+        if keys.session_token:
+            config["session_token"] = keys.session_token
     else:
         assert session is not None
         provider = _Provider(session)
@@ -111,27 +113,6 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
         retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
         credential_provider=provider,
     )
-
-
-def static_credentials(credentials: Credentials | None) -> S3Config | None:
-    """The key pair that is given, or AWS's in the environment, or Litestream's there; None for botocore's chain."""
-    if credentials is not None:
-        return {
-            "access_key_id": credentials.access_key_id,
-            "secret_access_key": credentials.secret_access_key,
-        }
-    for prefix in ("AWS", "LITESTREAM"):
-        names = [f"{prefix}_ACCESS_KEY_ID", f"{prefix}_SECRET_ACCESS_KEY"]
-        key_id, secret = (os.environ.get(name, "") for name in names)
-        if key_id and secret:
-            found: S3Config = {"access_key_id": key_id, "secret_access_key": secret}
-            token = os.environ.get("AWS_SESSION_TOKEN") if prefix == "AWS" else None
-            if token:
-                found["session_token"] = token
-            return found
-        if key_id or secret:
-            return None  # half a pair: botocore's message says which half is missing
-    return None
 
 
 class _Provider:

@@ -23,7 +23,6 @@ import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import trio
 
@@ -36,7 +35,7 @@ from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.replan import MAX_PLANS, RELIST_DELAY_S
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import HOUR_MS, SECOND_MS, SteadyClock
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID, FileInfo, FileName
 from litereplica.writer.publish.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -57,8 +56,6 @@ LONGEST_SLEEP_S = 600.0
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
 """Limits of the delay after failures, which doubles from one to the other."""
-
-_Name: TypeAlias = tuple[int, TXID, TXID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +102,12 @@ class Maintenance:
         self._clock = clock or SteadyClock()
         self._rng = rng or random.Random()
         self._retention = Retention(store, policy, self._clock)
-        self._files: dict[_Name, FileInfo] = {}
+        self._files: dict[FileName, FileInfo] = {}
         self._listed_ms: int | None = None  # None: to be listed
-        self._added: set[_Name] = set()  # since the listing began
+        self._added: set[FileName] = set()  # since the listing began
         self._newest: TXID = 0
         self._epoch = 0  # of the right to publish, when it was listed
-        self._damaged: set[_Name] = set()
+        self._damaged: set[FileName] = set()
         self._merge_due_ms: int | None = 0
         self._delete_due_ms: int | None = 0
         self._looked_ms = 0  # at what is to be deleted
@@ -283,9 +280,9 @@ class Maintenance:
         listed = await self._store.list_levels()
         files = {name: info for name, info in self._files.items() if name in self._added}
         for info in listed:
-            known = self._files.get(_name(info))
+            known = self._files.get(info.name)
             modified_ms = min(info.modified_ms, now_ms) if known is None else known.modified_ms
-            files[_name(info)] = replace(info, modified_ms=modified_ms)
+            files[info.name] = replace(info, modified_ms=modified_ms)
         self._files = files
         self._newest = max((info.max_txid for info in self._files.values()), default=0)
         self._listed_ms = now_ms
@@ -300,8 +297,8 @@ class Maintenance:
 
     def _add(self, info: FileInfo) -> None:
         """A file has appeared just now: it may take the place of others."""
-        self._files[_name(info)] = info
-        self._added.add(_name(info))
+        self._files[info.name] = info
+        self._added.add(info.name)
         self._newest = max(self._newest, info.max_txid)
         self._retention.appeared(info)
         look_ms = max(self._clock.steady_ms(), self._looked_ms + DELETION_INTERVAL_MS)
@@ -309,7 +306,7 @@ class Maintenance:
 
     def _forget(self, info: FileInfo) -> None:
         """A file has been deleted."""
-        self._files.pop(_name(info), None)
+        self._files.pop(info.name, None)
         self._deletions += 1
 
     # --- waiting
@@ -326,10 +323,6 @@ class Maintenance:
             log.warning("cannot compact %s: %s; trying again", self._store.url, error)
             self._error = str(error)
         return min(RETRY_MAX_S, RETRY_S * 2.0 ** (failures - 1)) * self._rng.uniform(0.5, 1.0)
-
-
-def _name(info: FileInfo) -> _Name:
-    return info.level, info.min_txid, info.max_txid
 
 
 def _earlier(moment_ms: int | None, *others_ms: int) -> int | None:

@@ -33,7 +33,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "snapshot's index": lambda data: ltx.decode_page_index(data, header=make_header(txids=(1, 2)), file_size=1),
     "index size": lambda data: ltx.decode_index_size(data, file_size=1000),
     "trailer": ltx.decode_trailer,
-    "varints": uvarint.decode,
+    "varints": lambda data: list(uvarint.decode_steps(data)),
     "database header": sqlite.DatabaseHeader.decode,
     "WAL header": wal.WALHeader.decode,
     "name": lambda data: names.parse_txid(data.decode("latin1")),

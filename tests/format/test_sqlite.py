@@ -23,13 +23,13 @@ def test_header_of_a_real_database(page_size: int, tmp_path: Path) -> None:
     data = real_database(tmp_path, page_size)
     header = DatabaseHeader.decode(data)
     assert (header.page_size, header.page_count) == (page_size, 2)
-    assert (header.wal, header.auto_vacuum) == (False, False)
+    assert not header.wal
     assert page_offset(2, page_size) == page_size
 
 
-def test_header_tells_wal_mode_and_auto_vacuum(tmp_path: Path) -> None:
-    header = DatabaseHeader.decode(real_database(tmp_path, 4096, "PRAGMA auto_vacuum=FULL; PRAGMA journal_mode=WAL"))
-    assert (header.wal, header.auto_vacuum) == (True, True)
+def test_header_tells_wal_mode(tmp_path: Path) -> None:
+    header = DatabaseHeader.decode(real_database(tmp_path, 4096, "PRAGMA journal_mode=WAL"))
+    assert header.wal
 
 
 def test_page_count_is_unknown_when_an_old_writer_left_it_behind(tmp_path: Path) -> None:

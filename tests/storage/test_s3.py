@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,34 +26,13 @@ from litereplica.testing.seaweed import SeaweedServer
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def client(seaweed: SeaweedServer) -> Iterator[S3Client]:
-    with seaweed.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bucket(seaweed: SeaweedServer) -> str:
-    return seaweed.create_bucket()
-
 
 @pytest.fixture
-def credentials(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    for name, value in seaweed.credentials().items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-async def subject(seaweed: SeaweedServer, bucket: str, client: S3Client, credentials: None) -> AsyncIterator[Subject]:
-    """A path of its own in one bucket."""
-    path = f"tests/{next(_numbers)} é"
-    storage = S3Storage(parse_url(seaweed.url(bucket, path)))
-    async with storage:
-        yield Subject(storage, S3Door(client, bucket, path + "/"))
+async def subject(
+    seaweed: SeaweedServer, bucket: str, client: S3Client, credentials: None, fresh_path: str
+) -> AsyncIterator[Subject]:
+    async with S3Storage(parse_url(seaweed.url(bucket, fresh_path))) as storage:
+        yield Subject(storage, S3Door(client, bucket, fresh_path + "/"))
 
 
 class TestS3(StorageConformance):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,31 +16,13 @@ from litereplica.testing.seaweed import SeaweedServer
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def client(seaweed: SeaweedServer) -> Iterator[S3Client]:
-    with seaweed.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bucket(seaweed: SeaweedServer) -> str:
-    return seaweed.create_bucket()
-
 
 @pytest.fixture
 async def subject(
-    seaweed: SeaweedServer, bucket: str, client: S3Client, monkeypatch: pytest.MonkeyPatch
+    seaweed: SeaweedServer, bucket: str, client: S3Client, credentials: None, fresh_path: str
 ) -> AsyncIterator[Subject]:
-    """A path of its own in one bucket."""
-    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    for name, value in seaweed.credentials().items():
-        monkeypatch.setenv(name, value)
-    path = f"tests/{next(_numbers)} é"
-    async with ObstoreS3Storage(parse_url(seaweed.url(bucket, path))) as storage:
-        yield Subject(storage, S3Door(client, bucket, path + "/"))
+    async with ObstoreS3Storage(parse_url(seaweed.url(bucket, fresh_path))) as storage:
+        yield Subject(storage, S3Door(client, bucket, fresh_path + "/"))
 
 
 class TestObstore(StorageConformance):

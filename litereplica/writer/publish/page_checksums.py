@@ -18,7 +18,6 @@ not kept open. Methods block, and are called one at a time.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import secrets
@@ -31,6 +30,8 @@ import numpy as np
 from fastcrc import crc64
 from numpy.typing import NDArray
 
+from litereplica.file_io import write_all
+from litereplica.runs import consecutive
 from litereplica.types import TXID
 from litereplica.writer.database.published import Version
 
@@ -179,7 +180,7 @@ class PageChecksums:
         header = _Header(
             _boot_id(), version.txid, version.checksum, self._page_size, self._commit, self._inode, on_disk
         )
-        _write_all(fd, header.encode(), 0)
+        write_all(fd, header.encode(), 0)
         self._known_inode, self._on_disk = self._inode, on_disk
 
     def _give_up(self, error: OSError) -> None:
@@ -192,17 +193,8 @@ class PageChecksums:
 def _write_sums(fd: int, changes: PageChanges) -> None:
     """Contiguous pages at once."""
     pgno, sums = changes.pgno, changes.sums
-    breaks = (np.flatnonzero(np.diff(pgno) != 1) + 1).tolist()
-    for start, end in itertools.pairwise([0, *breaks, len(pgno)]):
-        if start < end:
-            _write_all(fd, sums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _SUM_SIZE)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+    for start, end in consecutive(pgno):
+        write_all(fd, sums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _SUM_SIZE)
 
 
 @cache
