@@ -64,6 +64,7 @@ class LTXStore:
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self.storage = storage
         self.layout = layout
+        self._prefixes = {level: names.level_prefix(layout, level) for level in names.LEVELS}
 
     @property
     def url(self) -> str:
@@ -79,7 +80,7 @@ class LTXStore:
         One listing. Only level 0, where a file is one TXID, lets the store skip what lies before: in the others a
         file that begins before `after` may end behind it.
         """
-        prefix = names.level_prefix(self.layout, level)
+        prefix = self._prefixes[level]
         start = prefix + names.format_name(after, after) if level == 0 and after else None
         files = []
         for item in await self.storage.list(prefix, start_after=start):

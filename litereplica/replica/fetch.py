@@ -40,13 +40,13 @@ from litereplica.replica.readahead import ReadAhead
 from litereplica.replica.throughput_model import ThroughputModel
 
 PARALLEL_FETCHES = 8
-"""Requests at the same time that readers wait for. With those below it stays within a usual pool of 16 connections."""
+"""Requests at the same time for readers. With those for read-ahead they fit a usual pool of 16 connections."""
 
 PARALLEL_AHEAD = 4
-"""Requests at the same time that nobody waits for yet."""
+"""Requests at the same time for read-ahead."""
 
 AHEAD_LIMIT = 16 * 1024 * 1024
-"""Bytes of pages in the queue and under way that nobody waits for; half of the pages in memory."""
+"""Bytes of pages queued and under way for read-ahead: half of the pages in memory."""
 
 DECODE_HERE = 64 * 1024
 """Bytes of a block that is decoded on the trio thread: 0.1 to 0.3 ms, as long as it takes to use another."""
@@ -147,7 +147,7 @@ class Fetcher:
 
     @property
     def is_ahead(self) -> bool:
-        """Are pages fetched ahead of a reader?"""
+        """True if a read-ahead request is under way."""
         return bool(self._ahead_running)
 
     async def wait_until_quiet(self, limit_s: float) -> None:
@@ -178,7 +178,7 @@ class Fetcher:
             self._nursery.start_soon(self._fly, self._flight(block, None), self._store)
 
     def _promote(self, flight: _Flight) -> None:
-        """Somebody waits for a request that was made ahead: it waits for nothing now."""
+        """Make a read-ahead request a reader's: if it is queued, it starts at once."""
         flight.stream = None
         if flight in self._queue:
             self._queue.remove(flight)
@@ -226,7 +226,7 @@ class Fetcher:
             self._nursery.start_soon(self._fly, flight, self._ahead_store)
 
     def _abandon(self, stream: int) -> None:
-        """Nobody wants any more what this stream was to read."""
+        """Drop the requests of a read-ahead stream that has ended."""
         for flight in [flight for flight in self._queue if flight.stream == stream]:
             self._queue.remove(flight)
             self._land_flight(flight)
@@ -285,7 +285,7 @@ class Fetcher:
             self._tell_if_quiet()
 
     async def _get(self, flight: _Flight, store: LTXStore) -> None:
-        """Ask, check and keep what has come."""
+        """Send the request, check its pages and cache them."""
         block = flight.block
         file = self._file(block.file_id)
         key = store.key(file.info)

@@ -30,7 +30,7 @@ FrameSumsOrNone: TypeAlias = list[int | None] | None
 """The sums of some frames, those that are known; None: the file has none."""
 
 Runner: TypeAlias = Callable[[Callable[[], Decoded]], Awaitable[Decoded]]
-"""Runs what takes a while, where it is in nobody's way."""
+"""Runs decoding, in a worker thread if the block is large."""
 
 
 async def read_source(store: LTXStore, files: FileTable, file_id: int, span: ByteRange) -> Blob:
@@ -82,7 +82,10 @@ async def read_with_sums(
 
 
 async def read_block(store: LTXStore, files: FileTable, block: Block, *, page_size: int, run: Runner) -> Decoded:
-    """The pages of a block. Damage is looked at twice: it may have happened on the way. Raises as `read_source`."""
+    """Return the pages of a block, read once more if some are damaged: it may have happened in transit.
+
+    Raises as `read_source`.
+    """
     decoded = await _read_once(store, files, block, page_size, run)
     return await _read_once(store, files, block, page_size, run) if decoded[2] else decoded
 

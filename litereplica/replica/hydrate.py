@@ -1,13 +1,12 @@
-"""The whole database, fetched in the background while nobody waits for it.
+"""Fetches the whole database into the page store, in the background.
 
-A pass looks which pages are not at hand. A file of which much is used is streamed whole, several large requests at
-a time, and its CRC is checked at the end: from then on its pages are as good as those of a file that was read at
-once. Of the other files only the missing pages are fetched. What is at hand already, from before a restart or because
-somebody read it, is not fetched again, but counts for the CRC. After the first pass only what has changed is looked
-at, and everything now and then, since pages may have been evicted.
+A pass looks for pages that are not cached. A file of which at least half is used is read whole, several large requests
+at a time, and its CRC is checked at the end. Of the other files only the missing pages are fetched. Pages that are
+cached already, from before a restart or because they were read, are not fetched again, but are part of the CRC. After
+the first pass only pages that changed are looked at, and every `RECHECK_S` all of them, since pages may be evicted.
 
-Requests wait while readers wait for the store, up to a moment each, so that hydration slows down and does not stop. A
-failure ends the pass; the next one goes on where it stopped. A database that the page store cannot hold is left alone.
+Before each request hydration waits for readers of the store, for a limited time, so that it slows down but never stops.
+A failure ends the pass, and the next one continues there. A database that does not fit the page store is not hydrated.
 """
 
 from __future__ import annotations
@@ -44,31 +43,31 @@ SEGMENT = 2 * 1024 * 1024
 """Bytes of one request: long against its latency, short enough that a reader's request does not starve beside it."""
 
 PARALLEL = 4
-"""Requests at the same time: what a usual connection to S3 needs to be filled, and 8 MiB of memory."""
+"""Requests at the same time: enough to fill a usual connection to S3, with 8 MiB of memory."""
 
 STREAMED_SHARE = 0.5
-"""A file of which at least this part is used is read whole: its CRC is worth the bytes that are not needed."""
+"""A file of which at least this share is used is read whole: its CRC is worth the bytes that are not needed."""
 
 FILL = 0.9
-"""The part of the page store that a database may take: the rest is for old versions of pages until they are evicted."""
+"""The share of the page store that a database may take: the rest is for old page versions until they are evicted."""
 
 KERNEL_BUDGET = 256 * 1024 * 1024
 """Bytes of pages that are offered to the kernel's page cache: a small database whole; more may evict others' pages."""
 
 PATIENCE_S = 0.1
-"""How long one request waits for readers who wait for the store."""
+"""How long one request waits while readers wait for the store."""
 
 STREAM_PATIENCE_S = 1.0
 """The same while pages are fetched ahead of a reader."""
 
 START_DELAY_S = 0.25
-"""Until the first pass: whoever mounts a database often asks it something at once, and would share the CPU with us."""
+"""Time until the first pass: a database is often queried right after it was mounted."""
 
 RETRY_S = 5.0
 """Time until the next pass after a failure."""
 
 RECHECK_S = 300.0
-"""Time until everything is looked at again, for pages that were evicted."""
+"""Time until all pages are looked at again, in case some were evicted."""
 
 Push: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], Awaitable[None]]
 """Offers pages at their locations to the kernel's cache."""
@@ -76,7 +75,7 @@ Push: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], 
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """Bytes `start`..`stop` of a file, between two frames, and the frames that the map takes from there."""
+    """Bytes `start` to `stop` of a file, between two frames, and the frames in it that the map uses."""
 
     start: int
     stop: int
@@ -85,12 +84,12 @@ class Part:
 
     @property
     def has_every_frame(self) -> bool:
-        """Do the frames of the map fill the part?"""
+        """True if the map uses every frame of the part."""
         return int(self.locations["size"].sum(dtype=np.uint64)) == self.stop - self.start
 
 
 def plan_parts(pages: PageMap, file_id: int, file_size: int) -> Iterator[Part]:
-    """The parts of a whole file, in order. The first one begins with the header, the last one ends with the trailer."""
+    """Yield the parts of a whole file, in order. The first begins with the header, the last ends with the trailer."""
     start = 0
     waiting: list[tuple[NDArray[np.uint32], NDArray[np.void]]] = []
     for pgnos, locations in pages.chunks():
@@ -141,7 +140,7 @@ class Hydrator:
         self._free_at = -np.inf  # when the rate allows the next request
 
     def wake(self) -> None:
-        """The map has changed."""
+        """Begin a pass, because the map has changed."""
         self._wake.set()
 
     def statistics(self) -> HydrationStatistics:
@@ -154,7 +153,7 @@ class Hydrator:
         )
 
     async def run(self, current: Callable[[], PageMap], *, push: Push | None, rate: float | None) -> None:
-        """Hydrate what `current` tells, for ever; `rate` in bytes per second limits the requests."""
+        """Hydrate the map that `current` returns, until cancelled. `rate` limits the requests (bytes per second)."""
         self._push, self._rate = push, rate
         failed = False
         await trio.sleep(START_DELAY_S)
@@ -198,7 +197,7 @@ class Hydrator:
         self._state, self._done, self._missing, self._is_first = HydrationState.COMPLETE, pages, 0, False
 
     async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int]]:
-        """Bytes of frames that are used, by file, and the files of which some are not at hand."""
+        """Return the bytes of frames that are used, by file, and the files of which some pages are not cached."""
         used: Counter[int] = Counter()
         incomplete: set[int] = set()
         self._missing = 0
@@ -212,7 +211,7 @@ class Hydrator:
         return used, incomplete
 
     async def _fetch_rest(self, pages: PageMap, streamed: set[int], *, everything: bool) -> None:
-        """Fetch what is missing, chunk by chunk; offer what is at hand, too, if `everything`."""
+        """Fetch missing pages, chunk by chunk. If `everything`, cached ones are offered to the kernel, too."""
 
         def jobs() -> Iterator[Callable[[], Awaitable[None]]]:
             for pgnos, locations in pages.chunks(since=self._done):
@@ -248,8 +247,8 @@ class Hydrator:
     # --- a whole file ----------------------------------------------------------------------------
 
     async def _stream(self, file_id: int, file: SourceFile, pages: PageMap) -> None:
-        """Bring all of a file, checked by its CRC. If that is wrong, the file is read once more, all of it: a page at
-        hand, or one that has come now, may have been changed on the way, and gives way to what comes then."""
+        """Read all of a file and check its CRC. If it is wrong, the whole file is read once more: a cached page, or one
+        that was just read, may have been damaged, and is replaced."""
         try:
             await self._stream_once(file_id, file, pages, anew=False)
         except FormatError as exc:
@@ -285,13 +284,13 @@ class Hydrator:
             raise FileVanished(f"{key} has been replaced", key=key)
 
     async def _obtain(self, file_id: int, file: SourceFile, part: Part, anew: bool) -> tuple[Part, bytes | list[bytes]]:
-        """A part of a file: its pages when all of them are at hand (not `anew`), else its bytes."""
+        """Return a part of a file: its pages if all of them are cached (and not `anew`), else its bytes."""
         await self._give_way()
         if part.has_every_frame and not anew:
             pages = await self._at_hand(part.pgnos, part.locations)
             if pages is not None:
                 return part, pages
-        for _ in range(2):  # what is wrong once may have become so on the way
+        for _ in range(2):  # it may have been damaged in transit
             await self._keep_rate(part.stop - part.start)
             span = ByteRange(part.start, part.stop)
             data, sums = await read_with_sums(self._store, self._files, file_id, span, part.pgnos)
@@ -308,7 +307,7 @@ class Hydrator:
         pages = [fed[pgno] for pgno in part.pgnos.tolist() if pgno in fed]
         if len(pages) != len(part.pgnos):
             raise FileVanished(f"{self._store.key(file.info)} has other pages than its index", key="")
-        # what is at hand of this part has no share in the CRC: what has come counts
+        # cached pages of this part are not part of the CRC: those that were read replace them
         await self._pages.correct({page_key(file.checksum, pgno): page for pgno, page in fed.items()})
         await self._keep(file, part.pgnos, part.locations, pages)
 
@@ -321,11 +320,11 @@ class Hydrator:
         return file
 
     async def _give_way(self) -> None:
-        """Wait while readers wait, and longer while one goes through the file: what it fetches is what we would."""
+        """Wait while readers wait for the store, longer during read-ahead: it fetches pages that this needs, too."""
         await self._fetcher.wait_until_quiet(STREAM_PATIENCE_S if self._fetcher.is_ahead else PATIENCE_S)
 
     async def _keep_rate(self, size: int) -> None:
-        """Wait until so many bytes may be asked for."""
+        """Wait until `size` bytes may be requested."""
         if self._rate is not None:
             self._free_at = max(self._free_at, trio.current_time()) + size / self._rate
             await trio.sleep_until(self._free_at)
@@ -344,7 +343,7 @@ class Hydrator:
         return rows
 
     async def _at_hand(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[bytes] | None:
-        """These pages without a request, or None if one of them is missing."""
+        """Return cached pages, or None if one of them is missing."""
         keys = self._keys(pgnos, locations)
         if not all(self._pages.keeps(key) for key in keys):
             return None
@@ -368,7 +367,7 @@ class Hydrator:
 
 
 def _wrong_frames(part: Part, data: bytes, sums: list[int | None] | None) -> list[int]:
-    """Rows of the frames of a part that are not as their sums, where these are known."""
+    """Return the rows of a part's frames that differ from their checksums, where these are known."""
     if sums is None:
         return []
     offsets = (part.locations["offset"] - np.uint64(part.start)).tolist()

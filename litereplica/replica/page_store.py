@@ -1,6 +1,6 @@
-"""Pages at hand: in memory, and below that on the local disk.
+"""The page cache: in memory, and below that on the local disk.
 
-A page is known by the content that it comes from (`page_key.py`), so nothing here is ever invalidated, only evicted:
+A page's key names the content that it comes from (`page_key.py`), so no page is ever invalidated, only evicted:
 by bytes in memory (least recently used), by slots on disk. Only the trio thread touches the memory tier.
 
 Both tiers are caches: they may lose anything at any time, and never return wrong bytes.
@@ -18,7 +18,7 @@ from litereplica.replica.disk_pages import DiskPages
 from litereplica.replica.page_key import PageKey, Translation, page_key
 
 ENTRY_OVERHEAD = 250
-"""Bytes that a page in memory costs beside its own: key, object headers, the order of use."""
+"""Bytes of memory that a page takes besides its content: key, object headers, LRU links."""
 
 
 class PageStore:
@@ -30,46 +30,46 @@ class PageStore:
         self._disk = disk
 
     def get(self, key: PageKey) -> bytes | None:
-        """A page in memory. No I/O."""
+        """Return a page that is in memory, or None. No I/O."""
         return self._memory.get(key)
 
     def holds(self, key: PageKey) -> bool:
-        """Is the page in memory, or probably on disk? Does not count as a use."""
+        """True if the page is in memory, or probably on disk. Does not count as a use."""
         return key in self._memory or (self._disk is not None and self._disk.holds(key))
 
     @property
     def capacity(self) -> int:
-        """Bytes of pages that can be kept for long."""
+        """Bytes of pages that the lasting tier holds: the disk if there is one, else memory."""
         if self._disk is not None:
             return self._disk.capacity
         return int(self._memory.maxsize) * self.page_size // (self.page_size + ENTRY_OVERHEAD)
 
     def keeps(self, key: PageKey) -> bool:
-        """Like `holds`, of the tier that keeps pages for long."""
+        """Like `holds`, for the lasting tier."""
         return key in self._memory if self._disk is None else self._disk.holds(key)
 
     def keeps_each(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """`keeps`, of many pages, by the checksums of their files."""
+        """Return `keeps` for each of many pages, by the checksums of their files."""
         if self._disk is not None:
             return self._disk.holds_each(checksums, pgnos)
         keys = map(page_key, checksums.tolist(), pgnos.tolist())
         return np.fromiter((key in self._memory for key in keys), np.bool_, len(pgnos))
 
     async def peek(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
-        """Those of the pages that are at hand; what is in memory stays as it is."""
+        """Return those of the pages that the lasting tier has. Memory does not change."""
         if self._disk is not None:
             return await self._disk.read(keys)
         return {key: page for key in keys if (page := self._memory.get(key)) is not None}
 
     async def keep(self, pages: dict[PageKey, bytes]) -> None:
-        """Keep pages that nobody has asked for, when there is room: on disk, without pushing others out of memory."""
+        """Cache pages that no reader has asked for, if there is room: on disk, so that none is evicted from memory."""
         if self._disk is None:
             self._remember(pages)
         else:
             await self._disk.write_when_there_is_room(pages)
 
     async def load(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
-        """Those of the pages that are on disk. They are in memory afterwards."""
+        """Return those of the pages that are on disk. They are in memory afterwards."""
         if self._disk is None or not keys:
             return {}
         pages = await self._disk.read(keys)
@@ -77,13 +77,13 @@ class PageStore:
         return pages
 
     def put(self, pages: dict[PageKey, bytes]) -> None:
-        """Keep pages in memory at once; on disk soon, unless the disk is behind."""
+        """Cache pages in memory now, and on disk soon, unless its write queue is full."""
         self._remember(pages)
         if self._disk is not None:
             self._disk.write_soon(pages)
 
     async def correct(self, pages: dict[PageKey, bytes]) -> None:
-        """These pages are right: what is here under their keys and is not the same was damaged before it came here."""
+        """Replace cached pages that differ from these, which are known to be right."""
         for key, page in pages.items():
             if key in self._memory:
                 self._memory[key] = page
@@ -91,7 +91,7 @@ class PageStore:
             await self._disk.correct(pages)
 
     async def rename(self, translation: Translation) -> None:
-        """Give pages other keys: the files that they came from are replaced by others with the same content."""
+        """Give cached pages new keys, after other files with the same pages have replaced theirs."""
         keys = list(self._memory)
         checksums = np.array([key >> 32 for key in keys], np.uint64)
         pgnos = np.array([key & 0xFFFFFFFF for key in keys], np.uint32)

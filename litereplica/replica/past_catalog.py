@@ -1,8 +1,8 @@
-"""The files of a replica as past states need them: listed now and then, their indexes kept for a while.
+"""The files of a replica for past states: cached listings, page indexes and timestamps.
 
-Who looks into the past looks at many points in a row: a listing serves for some seconds, since what was listed stays
-true until retention deletes it, and that is noticed when a file is opened. What a listing does not show is asked for
-once more. Indexes are kept for states that share files, headers' times for listings of points.
+Clients usually look at many points in a row, so a listing serves for some seconds: listed files stay until retention
+deletes them, which is noticed when they are opened. A point that a listing does not show is looked for in another one.
+Indexes are cached for states that share files, timestamps for listings of points.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.types import TXID, FileInfo
 
 LISTING_S = 5.0
-"""How long a listing serves: ten LISTs, for whoever goes through the points of an hour."""
+"""How long a listing serves: it takes ten LISTs, and a client may look at all points of an hour."""
 
 DOUBT_S = 0.25
 """A listing in order that is younger is believed even if it does not show the point that is looked for."""
@@ -60,11 +60,11 @@ class PastCatalog(Catalog):
 
     @property
     def files(self) -> Sequence[FileInfo]:
-        """What was listed last."""
+        """The files of the last listing."""
         return self._files
 
     def forget(self, *, indexes: bool = False) -> None:
-        """The listing is known to be out of date; or nothing that is remembered is to be relied upon."""
+        """Forget the listing, which is out of date, and the indexes, too, if they are in doubt."""
         self._listed_at = -math.inf
         if indexes:
             self._indexes.clear()
@@ -79,12 +79,12 @@ class PastCatalog(Catalog):
         return self._files
 
     async def points(self, newest: int) -> list[Point]:
-        """The newest points, ascending; those whose files have gone meanwhile are left out."""
+        """Return the newest points, ascending, without those whose files have gone meanwhile."""
         txids = await self._reachable()
         return await self._timed(txids[-newest:])
 
     async def point(self, txid: TXID) -> Point | None:
-        """The point of a TXID, or None."""
+        """Return the point of a TXID, or None."""
         txids = await self._reachable()
         if not _has(txids, txid):
             txids = await self._reachable(in_order=True)

@@ -1,13 +1,12 @@
-"""What to fetch beside what is asked for: the policy. Pure: pages in, advice out, no I/O and no clock of its own.
+"""The read-ahead policy. Pure: pages in, advice out, no I/O and no clock of its own.
 
-A page that is read out of the blue brings its neighbourhood along, as many bytes as arrive in the time of a round
-trip: that doubles the time at most, and often saves another. Reads that follow each other are a stream: the pages
-ahead of it are fetched before they are asked for, twice as many each time, up to what keeps several large requests
-under way. Reads that only skip a little still follow: what was brought along is in the kernel's cache already, and
-is not asked of us any more.
+A random read also fetches its page's neighbourhood, as many bytes as arrive within one round trip: that takes at most
+twice as long, and often saves a request. Consecutive reads form a stream: pages ahead of it are fetched early, twice as
+many each time, until several large requests are under way. Reads that skip a few pages belong to the stream, because
+the pages in between may be in the kernel's cache.
 
-Several streams are told apart. One that is left alone for a while, or that is pushed out by others, is over: what is
-under way for it is wanted by nobody.
+Up to `STREAMS` streams are tracked. A stream ends when it is idle or when newer ones displace it, and its requests are
+abandoned.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Update:
     """What one poll, or one healing, brought.
 
     `changed`: the pages ≤ commit whose content may differ from that of the snapshot before, ascending. `relocated`:
-    pages that have not changed lie in other files now, so that whoever holds locations should take the new ones.
+    unchanged pages are in other files now, so holders of locations should take the new ones.
     """
 
     snapshot: Snapshot
@@ -98,7 +98,7 @@ def advance(before: Snapshot, files: Sequence[OpenedFile], table: FileTable) -> 
 
 
 def changed_pages(commit: int, files: Sequence[OpenedFile]) -> NDArray[np.uint32]:
-    """The pages that may differ once `files` have been applied to a database of `commit` pages, ascending.
+    """Return the pages that may differ once `files` are applied to a database of `commit` pages, ascending.
 
     Those that the files have, and those that were cut off in between and are part of the database again.
     """

@@ -1,14 +1,15 @@
-"""A database put together from LTX files, so that each page is written once.
+"""Builds a database from LTX files, writing each page once.
 
-A page's content is that of the newest file that has it. Pages above the commit of a newer file were dropped on the
-way, and are not taken. So files *claim* their pages from the newest to the oldest, by their indexes, or, when a
-file's index is not known beforehand, all that nobody has claimed; what a file has claimed can then be read in any
-order. A page is final when what it was read from was right: for a file that is read whole, its end and checksum; for
-parts of one, each frame. What a damaged or vanished file leaves behind is written over by an older file that has the
-page, or the database is not complete.
+A page's content is that of the newest file that has it. Pages above the commit of a newer file were truncated later and
+are not taken. So files *claim* their pages from the newest to the oldest: by their indexes, or, if a file's index is
+not known beforehand, all pages that are unclaimed. Claimed pages can then be read in any order.
 
-Another plan for the same TXID goes on where the last one stopped. Claims end with the plan, final pages stay: however
-the other plan cuts the history, a page at that TXID has one content.
+A page is final when its source has been checked: for a file that is read whole, the checksum at its end; for parts of
+one, each frame. Pages from a file that turns out to be damaged or vanishes are overwritten from another file, or the
+database stays incomplete.
+
+Another plan for the same TXID continues where the last one stopped. Claims end with a plan, final pages stay: whichever
+files the other plan uses, a page at that TXID has one content.
 
 All methods block; one thread at a time calls them. Memory: four bytes a page, and the pages of one piece of a file.
 """
@@ -29,7 +30,7 @@ from litereplica.format.sqlite import lock_pgno, page_offset
 from litereplica.types import TXID, FileInfo, Pgno
 
 MIN_BYTES_PER_PAGE = ltx.FRAME_HEADER_SIZE + 1 + 3
-"""What a page takes in a file, frame and index entry: files of so many bytes hold no larger database."""
+"""The least bytes that a page takes in a file, as frame and index entry: it bounds the database that files can hold."""
 
 _FINAL = 0xFFFFFFFF
 
@@ -86,12 +87,12 @@ class Assembly:
 
     @property
     def is_complete(self) -> bool:
-        """Is every page final?"""
+        """True if every page is final."""
         return self.commit > 0 and self._missing == 0
 
     @property
     def is_claimed(self) -> bool:
-        """Is every page claimed or final, so that older files have nothing to add?"""
+        """True if every page is claimed or final, so that older files are not needed."""
         return self.commit > 0 and self._unclaimed == 0
 
     def begin(self, plan: Sequence[FileInfo]) -> None:
@@ -114,15 +115,15 @@ class Assembly:
         self._most_pages = (self._base_bytes + sum(info.size for info in plan)) // MIN_BYTES_PER_PAGE
 
     def is_done(self, info: FileInfo) -> bool:
-        """Is there nothing more to be read of this file?"""
+        """True if nothing more has to be read of this file."""
         return info in self._done
 
     def skip(self, info: FileInfo) -> None:
-        """The turn of a file that is done."""
+        """Pass over a file that is done, in its turn."""
         self._limit = min(self._limit, self._done[info])
 
     def claim(self, info: FileInfo, header: ltx.Header, pgnos: NDArray[np.uint32]) -> Claim:
-        """The turn of a file with these pages (ascending). Raises `FormatError`."""
+        """Claim for a file those of its pages (ascending) that are free. Raises `FormatError`."""
         number = self._enter(info, header)
         taken = pgnos[: np.searchsorted(pgnos, self._limit, side="right")]
         rows = np.flatnonzero(self._owner[taken] == 0)
@@ -132,7 +133,7 @@ class Assembly:
         return Claim(number, rows)
 
     def write(self, pgnos: Sequence[Pgno], pages: Sequence[bytes]) -> None:
-        """Write pages, contiguous ones at once. `OSError` when it cannot."""
+        """Write pages, contiguous ones in one call. Raises `OSError`."""
         run: list[bytes] = []
         first = 0
         for pgno, page in zip(pgnos, pages, strict=True):
@@ -143,20 +144,20 @@ class Assembly:
         self._write_run(first, run)
 
     def settle(self, pgnos: NDArray[np.uint32]) -> None:
-        """These pages, which were claimed and written, are right."""
+        """Make these pages, which were claimed and written, final."""
         self._owner[pgnos] = _FINAL
         self._missing -= len(pgnos)
 
     def finish_file(self, info: FileInfo, header: ltx.Header) -> None:
-        """All that a file claimed is final."""
+        """Record that all pages which a file claimed are final."""
         self._done[info] = header.commit
 
     def open_file(self, info: FileInfo, claim: Claim | None = None) -> None:
-        """The pages of this file follow; without a claim it claims all that is left."""
+        """Begin a file that is read whole. Without a claim it claims all pages that are left."""
         self._reading = _Reading(info, claim)
 
     def take(self, header: ltx.Header, pages: Sequence[tuple[Pgno, bytes]]) -> None:
-        """Write the next pages of the file, as far as it has claimed them. Raises `FormatError`, `OSError`."""
+        """Write those of the file's next pages that it has claimed. Raises `FormatError`, `OSError`."""
         reading = self._reading
         assert reading is not None
         if not reading.number:
@@ -170,7 +171,7 @@ class Assembly:
         self.write([pgno for pgno, _ in wanted], [page for _, page in wanted])
 
     def close_file(self, header: ltx.Header) -> None:
-        """The file has ended and has passed its checks: its pages are final."""
+        """End a file that has passed its checks, and make its pages final."""
         reading, self._reading = self._reading, None
         assert reading is not None
         for first, count in reading.runs:
@@ -178,19 +179,19 @@ class Assembly:
         self.finish_file(reading.info, header)
 
     def final_pgnos(self) -> list[Pgno]:
-        """The pages that are final, ascending."""
+        """Return the pages that are final, ascending."""
         pgnos: list[Pgno] = np.flatnonzero(self._owner == _FINAL).tolist()
         return pgnos
 
     def first_missing(self) -> Pgno | None:
-        """The first page that is not final."""
+        """Return the first page that is not final, or None."""
         if self.is_complete:
             return None
         lock = lock_pgno(self.page_size)
         return next(pgno for pgno in (np.flatnonzero(self._owner[1:] != _FINAL) + 1).tolist() if pgno != lock)
 
     def finish(self) -> None:
-        """Cut the file to the database's size. The lock page, which no file has, reads as zeroes."""
+        """Truncate the file to the database's size, and make the lock page, which no LTX file has, zeroes."""
         assert self._fd is not None
         os.ftruncate(self._fd, self.size)
         lock = lock_pgno(self.page_size)
@@ -208,7 +209,7 @@ class Assembly:
         return number
 
     def _enter(self, info: FileInfo, header: ltx.Header) -> int:
-        """The number of the claims of the next file."""
+        """Return the number under which the next file claims pages."""
         if header.commit > self._most_pages:
             raise FormatError(f"header claims a database of {header.commit} pages, more than the files can hold")
         if info.max_txid == self._txid:

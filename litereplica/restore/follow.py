@@ -1,18 +1,18 @@
 """A restored database that keeps following its replica, as `litereplica restore -f` keeps it.
 
-The file is in rollback mode, whatever the primary is in, and every step is a transaction that `rollback.py` makes:
-clients read it meanwhile, and a crash at any moment leaves it at the old or at the new TXID. They must not write to it.
+The file is in rollback-journal mode, whatever mode the primary is in, and every step is one transaction
+(`rollback_journal.py`): clients may read it meanwhile, and a crash leaves it at the old or at the new TXID. Clients
+must not write to it.
 
-Beside the file lies `<file>-txid` with the TXID in 16 hexadecimal digits, as Litestream's follow mode writes it, so
-that we go on where Litestream stopped. It may be one step behind; what the file really holds it tells itself: the
-change counter in its header is the TXID's low 32 bits. So the file differs from the primary's in its header: journal
-mode, change counter, the size (which only counts with it), and the version of the library that wrote it. By that
-version it also shows when somebody else has written to it. It is not touched then: its pages are no longer those that
-the replica's transactions change.
+`<file>-txid` holds the TXID in 16 hexadecimal digits, as Litestream's follow mode writes it, so that following
+continues where Litestream stopped. It may be one step behind the file. The file's own TXID is in its header: the
+change counter is the TXID's low 32 bits. So the header differs from the primary's in journal mode, change counter, size (valid only
+with that counter), and the version of the library that wrote it. If that version is another one, another program has
+written to the file. It is refused then, because the replica's transactions no longer fit its pages.
 
-New files of level 0 are applied as they come. Where they begin only behind a gap, files of any level bridge it, those
-that begin at TXID 1 last of all: they are whole databases. The pages of a step are collected in a file without a name
-first, and are checked before the database is touched.
+New level 0 files are applied as they appear. If they begin after a gap, files of any level bridge it; those that begin
+at TXID 1, which are whole databases, only if no others do. The pages of a step are collected in an unnamed file and
+checked before the database is changed.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _SIZE_IN_PAGES = slice(28, 32)
 _VALID_FOR = slice(92, 96)
 _WRITTEN_BY = slice(96, 100)
 _MARK = b"lite"
-"""In place of the version of the SQLite library that wrote last, which none reads: the change counter is a TXID."""
+"""In place of the SQLite version that wrote last, which nothing reads: marks that the change counter is a TXID."""
 _ROLLBACK_MODE = b"\1\1"
 _LOW, _HALF = 0xFFFFFFFF, 0x80000000
 
 
 def prepare(path: Path, temporary: Path, txid: TXID) -> None:
-    """Make a database, restored to `txid` and still under a temporary name, one that follows as `path`. Blocks."""
+    """Prepare a database that was restored to `txid` under a temporary name for following as `path`. Blocks."""
     with temporary.open("r+b") as file:
         page1 = file.read(HEADER_SIZE)
         pages = temporary.stat().st_size // DatabaseHeader.decode(page1).page_size
@@ -75,9 +75,9 @@ def prepare(path: Path, temporary: Path, txid: TXID) -> None:
 
 
 def position_of(path: Path) -> TXID:
-    """The TXID of a database that follows, after SQLite has put right what a crash may have left. Blocks.
+    """Return the TXID of a following database, after SQLite has rolled back a step that a crash interrupted. Blocks.
 
-    Raises `UsageError` when it is none of ours or Litestream's, or has been written to.
+    Raises `UsageError` if neither litereplica nor Litestream made the file, or another program has written to it.
     """
     place = Path(f"{path}{TXID_SUFFIX}")
     try:
@@ -95,7 +95,7 @@ def position_of(path: Path) -> TXID:
 
 
 def write_position(path: Path, txid: TXID) -> None:
-    """Write `<file>-txid`, durably and at once. Blocks."""
+    """Write `<file>-txid` durably and atomically. Blocks."""
     place = OutputFile(Path(f"{path}{TXID_SUFFIX}"), force=True)
     try:
         os.write(place.open(), f"{format_txid(txid)}\n".encode())
@@ -106,7 +106,7 @@ def write_position(path: Path, txid: TXID) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A step: from one TXID to another, by so many files."""
+    """A step from one TXID to another. `files` counts the files that were applied."""
 
     before: TXID
     after: TXID
@@ -114,7 +114,7 @@ class Applied:
 
 
 class Follower:
-    """Keeps the database file `path` at a replica's newest TXID. `txid` is where it is."""
+    """Keeps the database file `path` at a replica's newest TXID. `txid` is its current one."""
 
     def __init__(self, store: LTXStore, path: Path, txid: TXID) -> None:
         self.txid = txid
@@ -123,7 +123,7 @@ class Follower:
         self._failed = FailedFiles(store)
 
     async def require_history(self) -> None:
-        """Raise `PointNotFound` when the replica is behind the file: it is not the replica that the file is of."""
+        """Raise `PointNotFound` if the replica is behind the file, so that it cannot be the file's replica."""
 
         async def newest(listing: Listing) -> TXID:
             txid = max((info.max_txid for info in listing.listed), default=0)
@@ -137,9 +137,9 @@ class Follower:
         await find_point(self._store, newest)
 
     async def run(self, interval_s: float, applied: Callable[[Applied], Awaitable[None]]) -> None:
-        """Follow until cancelled. What goes wrong with the store is logged, and tried again at the next interval.
+        """Follow until cancelled. Errors of the store are logged, and the next interval tries again.
 
-        Raises `PageSizeChanged`, `EnvironmentProblem`, and `UsageError` when somebody else has written to the file.
+        Raises `PageSizeChanged`, `EnvironmentProblem`, and `UsageError` if another program has written to the file.
         """
         while True:
             try:
@@ -154,7 +154,7 @@ class Follower:
             await trio.sleep(interval_s)
 
     async def advance(self) -> Applied | None:
-        """Go to the newest TXID that files lead to now; None when there is nothing new."""
+        """Advance to the newest TXID that files lead to. Returns None if there is nothing new."""
         steps = await self._steps()
         if not steps:
             return None
@@ -180,7 +180,7 @@ class Follower:
         return best
 
     async def _stage(self, steps: Sequence[FileInfo], fd: int) -> Assembly:
-        """The pages that the steps change, at their places in the file `fd`, all of them checked."""
+        """Return the pages that the steps change, checked and at their offsets in the file `fd`."""
         size = (await trio.to_thread.run_sync(self._path.stat)).st_size
         output = OutputFile(self._path, force=True)
         staged = Assembly(lambda: fd, base_bytes=size)
@@ -230,10 +230,10 @@ class Follower:
 
 
 def _require_untouched(path: Path, page1: bytes) -> None:
-    """Raise `UsageError` when SQLite has written, which leaves its version in the header.
+    """Raise `UsageError` if SQLite has written to the file, which leaves its version in the header.
 
-    In a file of Litestream's it has the version from the primary. But that one is in WAL mode, and where Litestream
-    makes it rollback mode, it also makes the counter a random number.
+    A file made by Litestream has the primary's version. But it is in WAL mode, or, where Litestream sets rollback
+    mode, its change counter is a random number.
     """
     is_primarys = page1[_JOURNAL_MODE] != _ROLLBACK_MODE or page1[_COUNTER] != page1[_VALID_FOR]
     if page1[_WRITTEN_BY] != _MARK and not is_primarys:
@@ -241,7 +241,7 @@ def _require_untouched(path: Path, page1: bytes) -> None:
 
 
 def _page1(page1: bytes, txid: TXID, pages: int) -> bytes:
-    """Page 1, or its beginning, as the file has it at a TXID."""
+    """Return page 1, or its beginning, as the file has it at a TXID."""
     data = bytearray(with_journal_mode(page1, wal=False))
     data[_COUNTER] = data[_VALID_FOR] = struct.pack(">I", txid & _LOW)
     data[_SIZE_IN_PAGES] = struct.pack(">I", pages)

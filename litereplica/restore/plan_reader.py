@@ -1,12 +1,11 @@
 """Reading the files of a restore plan into an `Assembly`.
 
-Small files are read whole, in one request each, header, index and pages. Of a large one only the index is read at
-first. When all files have claimed their pages, it is read whole and checked by its own checksum; or, if sums lie beside
-it and no more than half of it is wanted, in the ranges that are wanted, each frame checked by its sum. So nothing gets
-into a database that no checksum has vouched for. The oldest file is not asked for its index when the others are small
-beside it: it is read whole.
+A small file is read whole in one request. Of a large one only the index is read at first. When all files have claimed
+their pages, it is read whole and checked by its checksum; or, if it has frame checksums and at most half of it is
+wanted, in the wanted ranges, each frame checked by its own. So every page of the database has been checked. If the
+newer files are small beside the oldest one, that one is read whole without its index.
 
-Several requests are under way at a time; what they bring is taken in order, by one thread at a time. In memory are the
+Several requests are under way at a time; their results are taken in order, by one thread at a time. In memory are the
 pieces under way, and the indexes of large files of which parts are wanted.
 """
 
@@ -41,12 +40,12 @@ PARALLELISM = 8
 assembled. Litestream's default."""
 
 BLIND_SHARE = 0.5
-"""Up to this part of the oldest file's bytes in newer ones, at least as much of it is wanted: it needs no index."""
+"""If the newer files have at most this share of the oldest file's bytes, as much is wanted: no index is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRead:
-    """What is read of a file: so many bytes in so many requests; `whole` if it is all of it."""
+    """What is read of a file: bytes and requests. `whole` is True if all of it is read."""
 
     info: FileInfo
     bytes: int
@@ -66,7 +65,7 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Large:
-    """A large file that has claimed pages: they are in `spans`, unless it is read whole."""
+    """A large file that has claimed pages. They are in `spans`, unless it is read whole."""
 
     opened: OpenedFile
     claim: Claim
@@ -75,7 +74,7 @@ class _Large:
 
 
 class SourceReader:
-    """Reads plans. `file` words the errors of writing; None (and an assembly without a file) only finds out `reads`."""
+    """Reads plans. `file` reports errors of writing. If it is None, only indexes are read, to fill `reads`."""
 
     def __init__(self, store: LTXStore, assembly: Assembly, file: OutputFile | None, progress: Progress) -> None:
         self.reads: list[FileRead] = []
@@ -88,12 +87,12 @@ class SourceReader:
         )
         self._progress = progress
         self._sums = FrameSums()
-        self._without_sums: set[FileInfo] = set()  # they turned out to be damaged, or have gone
+        self._without_sums: set[FileInfo] = set()  # their frame checksums are damaged or have gone
         self._large: list[_Large] = []
         self._stream: FileStream | None = None  # the file that is being read whole
 
     async def read(self, plan: Sequence[FileInfo], *, parallelism: int) -> None:
-        """Read what is still to be read of a plan. Raises `DamagedFile`, `NotFound`, and the errors of storage."""
+        """Read what is missing of a plan. Raises `DamagedFile`, `NotFound`, and the errors of storage."""
         self._assembly.begin(plan)
         self._large = []
         self._stream = None
@@ -111,7 +110,7 @@ class SourceReader:
         await self._run(self._contents(blind), size, parallelism)
 
     def _blind(self, newest_first: Sequence[FileInfo]) -> FileInfo | None:
-        """The oldest file, if it is to be read whole without a look at its index."""
+        """Return the oldest file if it is to be read whole, without its index."""
         *newer, oldest = newest_first
         if self._is_dry and not newer:
             return None  # the size of the database is in its index
@@ -220,7 +219,7 @@ class SourceReader:
         if None in sums:
             self._without_sums.add(opened.info)
             key = self._store.key(opened.info)
-            raise FileVanished(f"the sums of {key} have gone", key=key)  # to be planned again, and then read whole
+            raise FileVanished(f"the frame checksums of {key} have gone", key=key)  # the next plan reads it whole
         return _Step(len(blob.data), partial(self._take_span, large, span, blob, sums))
 
     def _take_span(self, large: _Large, span: Span, blob: Blob, sums: list[int | None]) -> bool:
@@ -259,5 +258,5 @@ def _read_of(large: _Large) -> FileRead:
 
 
 def _whole(opened: OpenedFile) -> Blob:
-    """What all parts of the file are to be parts of."""
+    """Return an empty part of the object that all parts of the file must belong to."""
     return Blob(b"", opened.info.size, opened.etag)

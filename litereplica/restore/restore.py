@@ -11,7 +11,7 @@ listing (`replan.py`), for the same TXID if there is one; pages that are known t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from litereplica.types import TXID, FileInfo
 class RestoreResult:
     """What was restored: the TXID, the database's size in pages and bytes, and the files of the plan.
 
-    `bytes_read` is what came from the store for it, listings and indexes of large files apart.
+    `bytes_read` are the bytes read from the store, without listings and indexes of large files.
     """
 
     txid: TXID
@@ -47,7 +47,7 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class RestorePreview:
-    """What a restore would make, and what it would read for that, oldest file first; without those it does not need."""
+    """What a restore would make, and the files that it would read for that, oldest first."""
 
     txid: TXID
     page_size: int
@@ -75,10 +75,15 @@ async def restore(
     """Write a database to the file `output`: that at `target`, or at the newest point before a time, or the newest.
 
     An existing database, or a sidecar file of one, is replaced only with `force`. `prepare` is called in a thread with
-    the whole file under its temporary name, and with its TXID, before it gets its own. On any error, and when
-    cancelled, everything is as it was before. Raises `UsageError` for a place that cannot be written to,
-    `EnvironmentProblem` for a file system that does not take the file, `NoReplica`, `PointNotFound`, `GapError`,
-    `DamagedFile` (also for a database that fails the integrity check), and the errors of storage.
+    the whole file under its temporary name, and with its TXID, before the file is renamed to `output`. On any error,
+    and when cancelled, nothing has changed.
+
+    Raises:
+        UsageError: `output` exists or cannot be written to.
+        EnvironmentProblem: the file system does not take the file.
+        NoReplica, PointNotFound, GapError: the replica cannot be restored to this point.
+        DamagedFile: no sound files lead there, or the database fails the integrity check.
+        StorageError: from the store.
     """
     file = OutputFile(output, force=force)
     await trio.to_thread.run_sync(file.check)
@@ -88,7 +93,9 @@ async def restore(
 
     async def read(plan: list[FileInfo]) -> list[FileInfo]:
         await reader.read(plan, parallelism=parallelism)
-        _require_complete(store, assembly, plan)
+        if not assembly.is_complete:
+            missing = assembly.first_missing()
+            raise DamagedFile(store.key(plan[0]), f"page {missing} is neither in this file nor in a later one")
         return plan
 
     try:
@@ -107,19 +114,13 @@ async def restore(
 
 
 async def preview(store: LTXStore, *, target: TXID | None = None, before_ms: int | None = None) -> RestorePreview:
-    """What `restore` would do now. Reads small files and the indexes of large ones. Raises as `restore`."""
+    """Return what `restore` would do now. Reads small files and the indexes of large ones. Raises as `restore`."""
     plan = await find_point(store, _Planner(store, target, before_ms).choose)
     assembly = Assembly(None)
     reader = SourceReader(store, assembly, None, no_progress)
     await reader.read(plan, parallelism=PARALLELISM)
     by_end = sorted(reader.reads, key=lambda read: read.info.max_txid)
     return RestorePreview(plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(by_end))
-
-
-def _require_complete(store: LTXStore, assembly: Assembly, plan: Sequence[FileInfo]) -> None:
-    missing = assembly.first_missing()
-    if missing is not None:
-        raise DamagedFile(store.key(plan[0]), f"neither it nor a later file has page {missing}")
 
 
 def _finish(assembly: Assembly, file: OutputFile) -> None:
