@@ -5,10 +5,10 @@ The file is in rollback-journal mode, whatever mode the primary is in, and every
 must not write to it.
 
 `<file>-txid` holds the TXID in 16 hexadecimal digits, as Litestream's follow mode writes it, so that following
-continues where Litestream stopped. It may be one step behind the file. The file's own TXID is in its header: the
-change counter is the TXID's low 32 bits. So the header differs from the primary's in journal mode, change counter, size (valid only
-with that counter), and the version of the library that wrote it. If that version is another one, another program has
-written to the file. It is refused then, because the replica's transactions no longer fit its pages.
+continues where Litestream stopped. It may be one step behind the file. The file's own TXID is in its header: the change
+counter is the TXID's low 32 bits. So the header differs from the primary's in journal mode, change counter, size (valid
+only with that counter), and the version of the library that wrote it. If that version is another one, another program
+has written to the file. It is refused then, because the replica's transactions no longer fit its pages.
 
 New level 0 files are applied as they appear. If they begin after a gap, files of any level bridge it; those that begin
 at TXID 1, which are whole databases, only if no others do. The pages of a step are collected in an unnamed file and
