@@ -1,4 +1,4 @@
-"""Running a command's work in a process of its own, and waiting until it says that it is ready.
+"""Running a command's work in a background process, and waiting until that is ready.
 
 The child leaves the terminal and the session, so it outlives both. Until it is ready its errors are the parent's; from
 then on they go to its log.
@@ -30,7 +30,7 @@ class BackgroundError(LiteReplicaError):
 
 
 def run_in_background(work: Callable[[Ready], None]) -> int:
-    """Run `work` in a new process; return that one's pid once it has called what it was given.
+    """Run `work` in a new process; return its pid once it has called the `Ready` that it is given.
 
     Must be called before any thread is started. Raises `BackgroundError` when `work` fails before that. Interrupted by
     Ctrl-C, it kills the new process, and the caller takes away what that has made so far.

@@ -1,7 +1,7 @@
-"""The program that `replicate --exec` runs: started, sent the signals that we get, and waited for.
+"""The program that `replicate --exec` runs: started, sent the signals that this process receives, and awaited.
 
-It shares our terminal, our standard streams and our process group. Signals that a terminal sends to the whole group
-reach it without us, and are not sent twice.
+It shares the terminal, the standard streams and the process group of this process. Signals that a terminal sends to
+the whole group are not passed on, because the program has them already.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from litereplica.errors import UsageError
 log = logging.getLogger(__name__)
 
 END_LIMIT_S = 10.0
-"""For a program that is ended because replication cannot go on; service managers wait for as long and more."""
+"""Time a program gets to end after SIGTERM, when replication cannot go on; service managers wait at least as long."""
 SIGNALLED = 128
-"""What a shell adds to the number of the signal that ended a program."""
+"""Exit code of a program that a signal ended, minus the signal's number, as in shells."""
 
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Child:
-    """A program that runs. Obtain one from `start_child`."""
+    """A running program. Obtain one from `start_child`."""
 
     def __init__(self, name: str, process: trio.Process) -> None:
         self._name = name
@@ -37,20 +37,20 @@ class Child:
 
     @property
     def runs(self) -> bool:
-        """Has it not ended?"""
+        """True until it ends."""
         return self._process.poll() is None
 
     def pass_on(self, number: int) -> None:
-        """Send a signal that we got, unless the terminal has sent it already."""
+        """Send a signal that this process received, unless the terminal has already sent it to the program."""
         self._sent.add(number)
         if self.runs and not (number in _FROM_TERMINAL and _in_foreground()):
             self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait for its end, and return the exit code that is to be ours.
+        """Wait until the program ends, and return the exit code for this process.
 
-        That is its own; 0 when it was ended by a signal that we passed on, as ours is when we get one; and else, as
-        in shells, 128 and the number of the signal.
+        That is the program's own; 0 if a signal that was passed on ended it; 128 plus the signal's number, as in
+        shells, if another signal did.
         """
         code = await self._process.wait()
         log.info("%s has ended %s", self._name, f"with exit code {code}" if code >= 0 else f"by {_signal_name(-code)}")
@@ -59,7 +59,7 @@ class Child:
         return 0 if -code in self._sent else SIGNALLED - code
 
     async def end(self) -> None:
-        """End it: asked first, then forced."""
+        """End it: SIGTERM, and SIGKILL after `END_LIMIT_S`."""
         with trio.CancelScope(shield=True):
             if self.runs:
                 log.warning("ending %s", self._name)
@@ -73,7 +73,7 @@ class Child:
 
 
 def check_program(command: Sequence[str]) -> None:
-    """Raise `UsageError` unless there is such a program."""
+    """Raise `UsageError` unless the program exists."""
     if shutil.which(command[0]) is None:
         raise UsageError(
             f"cannot run {command[0]!r}: there is no such program", hint="name its path, or see PATH and its rights"
@@ -92,7 +92,7 @@ async def start_child(command: Sequence[str]) -> Child:
 
 
 def _in_foreground() -> bool:
-    """Does the terminal send its signals to our process group, and so to the program's?"""
+    """True if the terminal sends its signals to this process group, which is also the program's."""
     try:
         return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
     except OSError:

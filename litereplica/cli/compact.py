@@ -1,4 +1,4 @@
-"""`litereplica compact`: merge a replica's files into a higher level now; and what `snapshot` has in common with it."""
+"""`litereplica compact`: merge a replica's files into a higher level now; and the part that `snapshot` shares."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ Merge = Callable[[LTXStore], Awaitable[Compacted | None]]
 
 @click.command()
 @click.argument("replica_url", type=REPLICA_URL)
-@click.option(
-    "--level", type=click.IntRange(1, MAX_LEVEL), required=True, help="The level that is to get the merged file."
-)
+@click.option("--level", type=click.IntRange(1, MAX_LEVEL), required=True, help="Level of the merged file.")
 @output.json_option
 def command(replica_url: str, level: int, as_json: bool) -> None:
-    """Merge what level N-1 has gained into one file of level N, now.
+    """Merge the new files of level N-1 into one file of level N, now.
 
     The files that are merged stay. Every file that is read is checked, and so is the result before it is published.
     With --json, a summary is printed: file (as in 'ltx --json', or null when there was nothing to merge), inputs,
@@ -43,7 +41,7 @@ def command(replica_url: str, level: int, as_json: bool) -> None:
 
 
 def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
-    """Merge, and say what came of it. `nothing` is what to say when there was nothing to do."""
+    """Merge, and print the result; `nothing` is printed when there was nothing to merge."""
     start = time.monotonic()
     done = run_on_store(replica_url, merge)
     seconds = time.monotonic() - start

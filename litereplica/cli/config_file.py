@@ -1,4 +1,4 @@
-"""The configuration file of a command: which one, and its text.
+"""Reading the configuration file of a command.
 
 `-c FILE`, else what LITEREPLICA_CONFIG names, else `/etc/litereplica.yml`.
 """
@@ -34,7 +34,7 @@ no_expand_env_option = click.option(
 
 
 def read_config(path: Path | None, *, expand_env: bool) -> Config:
-    """The configuration in a file, or in the usual one. Raises `UsageError`."""
+    """The configuration in a file, by default `DEFAULT_PATH`. Raises `UsageError`."""
     from litereplica.config import Surroundings, parse_config
     from litereplica.config.config import MAX_CONFIG_BYTES
 

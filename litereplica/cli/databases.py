@@ -1,4 +1,4 @@
-"""`litereplica databases`: what a configuration file names."""
+"""`litereplica databases`: list the databases of a configuration file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from litereplica.times import format_duration
 @no_expand_env_option
 @output.json_option
 def command(config_path: Path | None, no_expand_env: bool, as_json: bool) -> None:
-    """Show the databases that a configuration file names, and check the file by that.
+    """Show the databases that a configuration file names. This also checks the file.
 
-    Nothing is asked of a store, and no database is opened. Keys that have no effect here are named on stderr.
+    No store is contacted, and no database is opened. Keys that have no effect here are named on stderr.
     With --json, a list is printed: path, or dir with pattern, recursive and watch; url, sync_interval_s, lease,
     restore_if_db_not_exists.
 

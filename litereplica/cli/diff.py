@@ -28,10 +28,10 @@ from litereplica.times import format_time
 from litereplica.types import TXID
 
 ROWS = 100
-"""Of each kind and table that are printed: some screens."""
+"""Rows printed of each kind of change and table: some screens."""
 
 SHOWN_RANGES = 12
-"""Of changed pages, in the text: a line."""
+"""Ranges of changed pages printed as text: one line."""
 
 _NOTHING = DatabaseDifference({}, (), (), ())
 
@@ -71,8 +71,8 @@ def command(replica_url: str, before: Point, after: Point, names: tuple[str, ...
 
     Both databases are restored to a private temporary directory (TMPDIR), which is removed. A time means the newest
     point before it. Rows are matched by their primary key; without one, whole rows are compared. Values must be of the
-    same type: 1 and 1.0 differ. Generated columns, and SQLite's own tables unless they are named, are left out; of a
-    virtual table it is only told that it changed.
+    same type: 1 and 1.0 differ. Generated columns are left out, and so are SQLite's own tables unless they are named.
+    Of a virtual table only the fact that it changed is shown.
 
     With --json: from and to (txid, timestamp, bytes), pages, settings, schema, tables (name, inserted, updated,
     deleted, note, rows), virtual_tables, note. A blob is {"blob": base64}.
@@ -181,7 +181,7 @@ def _row_record(row: RowChange) -> dict[str, object]:
 
 
 def _text(found: _Difference) -> list[str]:
-    """Lines for people. Names and values come from the database, so no line has more than it shows."""
+    """The difference as lines of text. Names and values come from the database, so control characters are escaped."""
     content = found.content
     lines = [
         f"from   {_end_text(found.before)}",

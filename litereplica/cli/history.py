@@ -21,13 +21,13 @@ from litereplica.storage.url import redacted
 from litereplica.times import format_time
 
 SHOWN_POINTS = 100
-"""The newest ones: a request each on S3, and what one reads."""
+"""Points printed by default, the newest: each costs a request on S3."""
 
 DRAWN_POINTS = 10_000
-"""A request of 100 bytes each on S3: seconds, and less than a cent."""
+"""Points drawn by default: on S3 a request of 100 bytes each, in all some seconds and less than a cent."""
 
 TABLE_POINTS = 1000
-"""Up to so many are held and laid out as a table for a terminal."""
+"""Up to this many points are collected to lay out a table; more are printed as they arrive."""
 
 COLUMNS = ("txid", "time", "changed", "pages", "size", "published", "levels")
 _RIGHT = ("changed", "pages", "size", "published")

@@ -19,7 +19,7 @@ from litereplica.errors import EnvironmentProblem
 
 LEVEL = logging.INFO
 QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
-"""Libraries that tell of every request at INFO or DEBUG: only their warnings are of interest."""
+"""Libraries that log every request at INFO or DEBUG: only their warnings are kept."""
 
 
 class LineFormatter(logging.Formatter):
@@ -53,7 +53,7 @@ class JSONFormatter(LineFormatter):
 
 
 class LogFileHandler(WatchedFileHandler):
-    """A log file that may be rotated. A line that cannot be written, to a directory that is gone, is dropped."""
+    """A log file that may be rotated. A line that cannot be written, because the directory is gone, is dropped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -62,7 +62,7 @@ class LogFileHandler(WatchedFileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Do nothing: there is no other place to complain."""
+        """Do nothing: there is no other place to report to."""
 
 
 def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:

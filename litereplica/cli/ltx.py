@@ -30,8 +30,8 @@ COLUMNS = ("level", "min_txid", "max_txid", "size", "created")
 def command(replica_url: str, level: str, as_json: bool) -> None:
     """List the LTX files of a replica.
 
-    Sizes are in bytes. Files of level 0 are what the writer published, one TXID each; those of higher levels are
-    made from them.
+    Sizes are in bytes. Files of level 0 have one TXID each, as the writer published them; those of higher levels are
+    merged from them.
 
     \b
     Example:

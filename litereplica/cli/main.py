@@ -36,7 +36,7 @@ COMMANDS = {
     "databases": "Show the databases that a configuration file names.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
-    "restore": "Write a replica's state, the latest or a former one, to a database file.",
+    "restore": "Write the latest or a past state of a replica to a database file.",
     "history": "List the points that a replica can be restored to.",
     "diff": "Show the changes between two points.",
     "verify": "Check that every point of a replica can be restored.",
@@ -66,7 +66,7 @@ EXIT_CODES: dict[int, str] = {
     INTERRUPTED: "interrupted",
     BROKEN_PIPE: "the reader of the output went away",
 }
-"""Every exit code and its meaning, as the help and docs/CLI.md tell them."""
+"""Every exit code and its meaning, for the help and docs/CLI.md."""
 
 
 class LazyGroup(click.Group):
@@ -157,7 +157,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
-    """The exit code and the one line that `error` becomes. A group counts as what its leaves have in common."""
+    """The exit code and the one line for `error`; for a group, what its leaves have in common."""
     leaves = _leaves(error)
     for leaf in leaves:
         if isinstance(leaf, KeyboardInterrupt | click.Abort):
@@ -171,7 +171,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
 
 
 def _known(error: BaseException) -> tuple[int, str] | None:
-    """What a foreseen error becomes; None for one that is our bug."""
+    """Exit code and line of an expected error; None for a bug."""
     match error:
         case LiteReplicaError():
             return error.exit_code, str(error)
@@ -188,7 +188,7 @@ def _known(error: BaseException) -> tuple[int, str] | None:
 
 
 def _clause(error: click.ClickException) -> str:
-    """click's message as a clause of ours, without its list of alternatives."""
+    """click's message as a clause, without its list of alternatives."""
     alternatives = getattr(error, "possibilities", None)
     message = (error.message if alternatives else error.format_message()).rstrip().removesuffix(".")
     return message[:1].lower() + message[1:]
@@ -232,7 +232,7 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """Whether what reads our output has gone away. If so, the rest of the output goes nowhere, quietly."""
+    """True if the reader of stdout has gone; then stdout is redirected to /dev/null."""
     poll = select.poll()
     poll.register(STDOUT, 0)  # errors and hang-ups are always reported
     if not poll.poll(0):

@@ -26,7 +26,7 @@ ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
 WAIT_INTERVAL_S = 1.0
 KERNEL_ATTEMPTS = 2
-"""When what the kernel reads ahead fails, it asks once more for the page that is wanted."""
+"""When a read-ahead of the kernel fails, it requests the wanted page once more."""
 
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
@@ -41,8 +41,8 @@ KERNEL_ATTEMPTS = 2
     type=DURATION,
     default="30s",
     show_default=True,
-    help="The same at most while nobody has a file open; after 10 minutes of that, not before somebody opens one."
-    " No longer than --poll-interval: always as often as that.",
+    help="The longest interval while no file is open. After 10 minutes without an open file polling stops until one is"
+    " opened. If not longer than --poll-interval, polling never slows down.",
 )
 @click.option(
     "--cache-dir",
@@ -65,7 +65,7 @@ KERNEL_ATTEMPTS = 2
     help="Fail a read that the store has not answered within this time.",
 )
 @click.option(
-    "--max-staleness", type=DURATION, help="Fail reads when there has been no news for so long.  [default: never]"
+    "--max-staleness", type=DURATION, help="Fail reads if the store has not answered for this long.  [default: never]"
 )
 @click.option(
     "--wait",
@@ -102,12 +102,12 @@ def command(
 ) -> None:
     """Mount the replica at REPLICA_URL below the empty directory MOUNTPOINT.
 
-    The database appears there as one file that follows the primary. Any SQLite client can query it; nobody can
-    change it. The command returns when the database can be queried, and the mount goes on in the background until
-    'litereplica umount'. What a killed mount left at MOUNTPOINT is taken away first.
+    The database appears there as one file that follows the primary. Any SQLite client can query it; nobody can change
+    it. The command returns when the database can be queried; the mount continues in the background until 'litereplica
+    umount'. The remains of a killed mount at MOUNTPOINT are removed first.
 
-    Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l'
-    of that directory shows the newest. With --timestamp or --txid such a state alone is mounted, for good.
+    Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l' of
+    that directory shows the newest. With --timestamp or --txid only that state is mounted, and it does not change.
 
     \b
     Example:
@@ -223,9 +223,9 @@ async def _opened(
 
 
 def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
-    """The directory of one replica below the cache's root; made here, private to the user.
+    """Create and return the cache directory of one replica, private to the user.
 
-    Only one process can use it, and those who look at a past state shall not take it from the live mount.
+    Only one process can use it, so mounts of past states have another than the live mount.
     """
     from litereplica.errors import EnvironmentProblem
 

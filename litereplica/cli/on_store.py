@@ -1,6 +1,4 @@
-"""Running what a command does with a replica: the store is opened and closed, and SIGINT and SIGTERM cancel the work,
-so that nothing is left behind.
-"""
+"""Running a command's work on a replica: the store is opened and closed; SIGINT and SIGTERM cancel the work."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ T = TypeVar("T")
 def run_on_store(
     replica_url: str, work: Callable[[LTXStore], Awaitable[T]], *, credentials: Credentials | None = None
 ) -> T:
-    """What `work` returns. Raises `KeyboardInterrupt` when a signal ended it."""
+    """Run `work` with the replica's store and return its result. Raises `KeyboardInterrupt` when a signal ended it."""
     return trio.run(_run, replica_url, work, credentials)
 
 

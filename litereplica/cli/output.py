@@ -16,7 +16,7 @@ import click
 from litereplica.cli.printable import printable, printable_json
 
 UNLIMITED_WIDTH = 10_000
-"""Columns of a table that no terminal shows: nothing is cut or wrapped for the program that reads it."""
+"""Width of a table that goes to a program and not to a terminal: nothing is cut or wrapped."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 """The `--json` of every command that prints data; the command's parameter is `as_json`."""
@@ -44,7 +44,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, rig
 
 
 def note(message: str) -> None:
-    """Tell the user something that is neither data nor an error: one line on stderr."""
+    """Print one line to stderr that is neither data nor an error."""
     click.echo(f"litereplica: {printable(message)}", err=True)
 
 
@@ -52,7 +52,7 @@ def note(message: str) -> None:
 def progress(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr while the block runs, if stderr is a terminal; else nothing is shown.
 
-    Yields a function that is told how many further bytes are done.
+    Yields a function that takes the number of further bytes done.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

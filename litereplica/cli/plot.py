@@ -39,7 +39,7 @@ BUCKETS_MS = (
     *(count * HOUR_MS for count in (1, 3, 6, 12)),
     *(count * DAY_MS for count in (1, 2, 7, 14, 28, 91, 182, 364)),
 )
-"""Widths of bars that people think in."""
+"""Usual units of time, as widths of bars."""
 
 _BUCKET_NAMES = ((DAY_MS, "day"), (HOUR_MS, "hour"), (MINUTE_MS, "minute"), (SECOND_MS, "second"))
 
@@ -206,5 +206,5 @@ def _bucket_name(width_ms: int) -> str:
 
 
 def _days(time_ms: int) -> float:
-    """A time as matplotlib has it."""
+    """A time in days since the epoch, as matplotlib takes it."""
     return time_ms / DAY_MS

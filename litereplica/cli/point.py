@@ -1,6 +1,6 @@
 """Points of a replica's history as a user writes them: a TXID, a time, or the latest.
 
-A TXID is 16 hexadecimal digits. A time is RFC 3339, or what people say: `5 minutes ago`, `yesterday 14:00`,
+A TXID is 16 hexadecimal digits. A time is RFC 3339 or an English phrase: `5 minutes ago`, `yesterday 14:00`,
 `2026-03-01 09:30`; without a zone it is this machine's. Whatever can be read in two ways is refused: `01/02/2026`
 (which one is the month?), `March 2026` (which day?), an hour that a change of the clocks skips or repeats.
 
@@ -113,7 +113,7 @@ def parse_timestamp(text: str, *, now: datetime | None = None) -> int:
 
 
 def _spoken(text: str, now: datetime) -> datetime:
-    """What people say, however dateparser's choices are made."""
+    """The time of an English phrase, if all readings of day and month agree. Raises `UsageError`."""
     import dateparser
 
     if _BARE_NUMBER.fullmatch(text):
@@ -146,7 +146,7 @@ def _spoken(text: str, now: datetime) -> datetime:
 
 
 def _local(moment: datetime, text: str) -> datetime:
-    """A time of this machine's zone, unless a change to or from summer time makes it two, or none."""
+    """A time in this machine's zone. Raises `UsageError` if a change to or from summer time skips or repeats it."""
     first, second = (moment.replace(fold=fold).astimezone() for fold in (0, 1))
     if first != second:
         raise UsageError(f"{text!r} falls into a change of the clocks", hint="add the offset, as in 02:30:00+01:00")

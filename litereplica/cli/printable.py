@@ -13,7 +13,7 @@ _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with `\\x1b` and its like for what a terminal would act on."""
+    """`text` on one line, with control characters written as escapes such as `\\x1b`."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

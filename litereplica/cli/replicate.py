@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says, whatever a file does; None and empty where it says nothing."""
+    """Settings of the command line, which override the file's; None or empty if not given."""
 
     command: tuple[str, ...]
     lease: LeaseMode | None
@@ -38,7 +38,7 @@ class Overrides:
     restore_if_missing: bool
 
     def apply(self, config: Config) -> Config:
-        """The configuration with this in it."""
+        """The configuration with these settings."""
         return replace(
             config,
             databases=tuple(map(self._apply_to_database, config.databases)),
@@ -68,18 +68,18 @@ class Overrides:
     type=DURATION,
     default="1s",
     show_default=True,
-    help="Publish at most so often. A change after a quiet period is published at once.",
+    help="Publish at most this often. A change after a quiet period is published at once.",
 )
 @click.option(
     "--no-lease",
     is_flag=True,
-    help="Do without the lease that keeps a second writer away: for a store without conditional requests.",
+    help="Take no lease, which keeps a second writer away; for stores without conditional requests.",
 )
 @click.option(
     "--wait-lease",
     is_flag=True,
-    help="While another writer holds the lease, stand by; take over when it is gone. What that one has published "
-    "must be in DB by then: with --restore-if-db-not-exists it is restored in that moment.",
+    help="Stand by while another writer holds the lease, and take over when it ends. DB must then have all that the "
+    "other writer published: --restore-if-db-not-exists restores it at that moment.",
 )
 @click.option(
     "--restore-if-db-not-exists",
@@ -90,9 +90,10 @@ class Overrides:
     "--exec",
     "command_line",
     metavar="COMMAND",
-    help="Run this program once the replicas are up to date; it gets our signals, and its exit code is ours.",
+    help="Run this program once the replicas are up to date; it gets this process's signals, and replicate ends with "
+    "its exit code.",
 )
-@click.option("--once", is_flag=True, help="Publish what there is, then exit.")
+@click.option("--once", is_flag=True, help="Publish all committed transactions, then exit.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
 @click.pass_context
@@ -113,14 +114,14 @@ def command(
 ) -> None:
     """Publish the transactions of SQLite databases to their replicas as they are committed.
 
-    The databases are DB, or those that a configuration file names. It has the shape of Litestream's: a litestream.yml
-    works as it is, or it is said what in it does not. SIGHUP makes the process read the file again.
+    The databases are DB, or those that a configuration file names. The file has the form of Litestream's: a
+    litestream.yml works as it is, and keys without effect are reported. SIGHUP makes the process read the file again.
 
-    Runs until it gets SIGTERM or SIGINT; then it publishes what is left and exits. Started again, it goes on where it
-    stopped. A database in a rollback journal mode is switched to WAL; otherwise nothing in it is changed.
-    One writer at a time publishes to a replica. It holds a lease, the object lock.json there, which expires half a
-    minute after the writer is gone; started again, it need not wait for that.
-    With --once --json, a summary is printed: db_path, url, txid, files, pages, bytes; of a file a list of them.
+    Runs until SIGTERM or SIGINT, publishes the remaining transactions and exits. Started again, it continues where it
+    stopped. A database in a rollback journal mode is switched to WAL; nothing else in it is changed. One writer at a
+    time publishes to a replica. It holds a lease, the object lock.json there, which expires half a minute after the
+    writer has ended without giving it back; the same writer need not wait for that. With --once --json, a summary is
+    printed: db_path, url, txid, files, pages, bytes; with a configuration file, a list of them.
 
     \b
     Example:
@@ -190,7 +191,7 @@ def _split(command_line: str | None) -> tuple[str, ...]:
 
 
 def _tell_about_file(config: Config, file: Path) -> None:
-    """What an operator should know of the file before it acts."""
+    """Warn of keys of the file without effect, unset variables, and credentials that others can read."""
     if config.notes:
         log.warning("%s: these keys have no effect here: %s", file, "; ".join(config.notes))
     if config.unset:

@@ -40,12 +40,12 @@ from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 log = logging.getLogger(__name__)
 
 PROGRAM_WAIT_S = 10.0
-"""After which the program is started although not everything could be published: an application must not be down
-because its backup is. Behind a standby it waits as long as it takes."""
+"""The program is started after this time even if not everything could be published: an application must not be down
+because its backup is. A standby waits for the lease without limit."""
 RESTORES_AT_ONCE = 4
-"""Each has several requests of some MiB under way."""
+"""Restores at once: each has several requests of some MiB in flight."""
 MAX_NAMED = 20
-"""Databases that are named in the log at the start; of more, their number tells more."""
+"""Up to this many databases are named in the log at the start; of more, only the number is logged."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -72,7 +72,7 @@ class Replication:
         self._code: int = ExitCode.OK
 
     async def publish_once(self) -> FleetStatistics | None:
-        """Publish what there is. None when a signal ended it before. Raises what is in the way."""
+        """Publish all committed transactions once. None if a signal ended it before. Raises the first error."""
         done = None
         async with self._signals():
             with self._until_ready:
@@ -83,9 +83,9 @@ class Replication:
         return done
 
     async def run(self) -> int:
-        """Replicate until a signal, or the program's end; returns the exit code that is to be ours.
+        """Replicate until a signal, or the program's end; returns the exit code for this process.
 
-        Raises what ends replication.
+        Raises the error that ends replication.
         """
         if self._config.command:
             check_program(self._config.command)
@@ -112,13 +112,13 @@ class Replication:
         await gather([partial(restore_missing, target, self._stop, limiter) for target in missing])
 
     def _single_path(self) -> Path | None:
-        """Where the one database is, if there is but one, and it may be yet to be made."""
+        """The path of the only database, which may not exist yet; None if there are several."""
         targets = self._config.targets
         may_appear = self._config.command or self._reread or self._config.databases[0].restore_if_missing
         return targets[0].path if len(targets) == 1 and isinstance(targets[0], DatabaseTarget) and may_appear else None
 
     async def _wait_for_single_database(self) -> None:
-        """A database that is replicated alone has to be there; it may be the program that makes it."""
+        """Wait until the only database exists, which the program may create."""
         path = self._single_path()
         if path is not None and not is_there(path):
             (database,) = self._config.databases
@@ -131,7 +131,7 @@ class Replication:
             await wait_for_database(path)
 
     async def _publish_what_was_made(self) -> None:
-        """The program has ended before replication began."""
+        """Publish the database that a program created before it ended, before replication began."""
         path = self._single_path()
         if path is not None and is_there(path):
             async with open_fleet(self._config.targets) as fleet:
@@ -157,7 +157,7 @@ class Replication:
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
-        """Tell whoever asks, from the start: who waits for a lease or a database wants to be seen, too."""
+        """Serve the control socket from the start: also while waiting for a lease or a database."""
         with self._control_socket() as listener:
             async with trio.open_nursery() as nursery:
                 if listener is not None:
@@ -174,7 +174,7 @@ class Replication:
 
     @contextmanager
     def _control_socket(self) -> Iterator[socket.socket | None]:
-        """None when there is none: unless it was asked for by its path, replication does not depend on it."""
+        """The control socket; None if it is off, or cannot be opened at its usual path."""
         settings = self._config.socket
         if not settings.enabled:
             yield None
@@ -282,7 +282,7 @@ class _Started:
 
 
 def _introduce(targets: Sequence[Target]) -> None:
-    """Tell what is to be replicated to where."""
+    """Log which databases are replicated where."""
     log.info("litereplica %s, process %d: %s", __version__, os.getpid(), _count(targets))
     for target in targets[:MAX_NAMED]:
         settings = target.settings

@@ -67,8 +67,10 @@ class _Arguments:
     show_default=True,
     help="Let SQLite check the database before it gets its name.",
 )
-@click.option("--all", "every", is_flag=True, help="Every database below REPLICA_URL, each to its file in a directory.")
-@click.option("-f", "--follow", is_flag=True, help="Keep applying what the replica gains, until interrupted.")
+@click.option(
+    "--all", "every", is_flag=True, help="Restore every database below REPLICA_URL to its own file in a directory."
+)
+@click.option("-f", "--follow", is_flag=True, help="Keep applying new transactions until interrupted.")
 @click.option(
     "--follow-interval", type=DURATION, default=f"{POLL_INTERVAL_S:g}s", show_default=True, help="How often to look."
 )
@@ -92,19 +94,20 @@ def command(
     no_expand_env: bool,
     as_json: bool,
 ) -> None:
-    """Write a replica's state, the latest or a former one, to a database file.
+    """Write the latest or a past state of a replica to a database file.
 
-    What is read is checked; a damaged file is avoided where others hold the same transactions. The database appears
-    under its name when it is whole. DB stands for its replica, which the configuration file or its state directory
-    names.
+    All data that is read is checked; a damaged file is avoided if others hold the same transactions. The database gets
+    its name when it is complete. DB stands for its replica, which is looked up in the configuration file or in the
+    database's state directory.
 
-    A time means the newest state before it, a time to come the latest. Without a zone it is this machine's.
+    A time means the newest state before it; a time in the future means the latest. Without an offset it is local time.
 
-    With -f the file stays at the replica's newest state: programs may read it all the time, and must not write to it.
-    It is in rollback mode, whatever the original is in. Run again, it goes on.
+    With -f the file follows the replica's newest state: programs may read it at any time, and must not write to it. It
+    is in rollback mode, whatever mode the original is in. Run again, the command continues with the existing file.
 
     With --json, a summary is printed: db_path, replica, txid, page_size, pages, bytes, files, bytes_read,
-    integrity_check, duration_ms; with --all, a list of them, with error for what failed; with --dry-run, the plan.
+    integrity_check, duration_ms; with --all, a list of them, with error for those that failed; with --dry-run, the
+    plan.
 
     \b
     Example:
@@ -238,7 +241,7 @@ def _show_plan(arguments: _Arguments) -> None:
 
 
 def _plan_record(arguments: _Arguments, plan: RestorePreview) -> dict[str, Any]:
-    """The keys of `litestream restore -dry-run -json`, and what is read."""
+    """The keys of `litestream restore -dry-run -json`, and the bytes and requests of each file."""
     return {
         "source": redacted(arguments.source),
         "target_path": str(arguments.path),
@@ -322,7 +325,7 @@ def _follow(arguments: _Arguments) -> None:
 
 
 async def _begin(arguments: _Arguments, store: LTXStore) -> int:
-    """Restore, or go on with what is there; the TXID."""
+    """Restore, or continue from the existing file; returns its TXID."""
     if not arguments.force and await trio.to_thread.run_sync(arguments.path.exists):
         return await trio.to_thread.run_sync(position_of, arguments.path)
     result = await _restore(arguments, arguments.path, store)

@@ -14,17 +14,17 @@ from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename, parse_url
 
 PARALLEL_DATABASES = 3
-"""Restores at once. Each has fewer requests under way than a single one, so that they take no more memory together."""
+"""Restores at once. Each has fewer requests in flight than a single restore, so that all take no more memory."""
 PARALLELISM_EACH = 4
 
 SIDECAR_SUFFIXES = ("-journal", "-wal", "-shm", "-txid", "-litereplica", "-litestream")
-"""Endings of files beside a database, which must not come from a bucket."""
+"""Suffixes of the files that SQLite and litereplica keep beside a database."""
 
 UNNAMED = "database.db"
 """The file of a database whose replica is a bucket's root."""
 
 RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
-"""Restore a replica to a file with so many requests at once."""
+"""Restores a replica to a file, with the given number of requests at once."""
 
 
 class SomeFailed(LiteReplicaError):
@@ -38,7 +38,7 @@ class SomeFailed(LiteReplicaError):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came of one database, by its prefix (empty for the root itself)."""
+    """The outcome of one database. `prefix` is empty for a replica at the root."""
 
     prefix: str
     path: Path
@@ -46,7 +46,7 @@ class Restored:
 
 
 def require_safe_name(prefix: str) -> None:
-    """Raise `ReplicaError` for a name under which a restored file would do harm.
+    """Raise `ReplicaError` if a file of this name would do harm.
 
     Names in a bucket are data: a planted `x.db-journal` would make SQLite roll back, and delete, what it names.
     """
@@ -64,8 +64,8 @@ async def restore_all(
 ) -> list[Restored] | None:
     """Restore every database below the store's root to the file of its prefix in `directory`; None when there is none.
 
-    With `leave`, files that exist are left alone, and not in the result. One that fails does not stop the others;
-    `done` is told of each. Raises the errors of the listing.
+    With `leave`, existing files are left alone and not in the result. A failure does not stop the others; `done` is
+    called for each database. Raises the errors of the listing.
     """
     prefixes = await store.list_replicas()
     if not prefixes:

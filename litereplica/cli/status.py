@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from litereplica.ltxstore.store import LTXStore
 
 GONE = "gone"
-"""The state of a database that has left its directory: nobody publishes it."""
+"""The state of a database that was removed from its directory: it is not published."""
 
 NOT_RUNNING = "not running"
 """The state of a database of a file that no writer replicates."""
@@ -44,13 +44,13 @@ _WRITER_COLUMNS = ("database", "state", "txid", "behind", "lease", "note")
 def command(
     ctx: click.Context, subject: str | None, config_path: Path | None, no_expand_env: bool, as_json: bool
 ) -> None:
-    """Show what the writers of this machine, a mount, or a replica are at.
+    """Show the state of the writers of this machine, of a mount or of a replica.
 
     Without an argument, or for a database or a directory: the databases that writers of this user replicate, how far
-    the store is behind each, what is in the way, and whose the lease is. With --config, those that the file names,
-    running or not; it also tells where the control socket is, if the file sets that. For a mount point: its position,
-    how old that is, and what it has asked of the store. For a replica URL: its newest TXID, its lease and its files,
-    by a listing of each level and one small read.
+    each replica lags, the last error, and the holder of the lease. With --config: the databases that the file names,
+    running or not; the file may also set the control socket. For a mount point: its position, the age of that position,
+    and its requests to the store. For a replica URL: its newest TXID, its lease and its files, by one listing of each
+    level and one small read.
 
     \b
     Example:
@@ -63,7 +63,7 @@ def command(
     given = ctx.get_parameter_source("config_path") is ParameterSource.COMMANDLINE
     is_url = subject is not None and "://" in subject
     if given and subject is not None and (is_url or _is_mount(Path(subject))):
-        raise UsageError("--config tells of writers, and that is none", hint="remove --config")
+        raise UsageError("--config shows the writers of a file, not a replica or a mount", hint="remove --config")
     if subject is not None and is_url:
         _show_replica(subject, as_json=as_json)
     elif subject is not None and _is_mount(Path(subject)):
@@ -104,7 +104,7 @@ def _show_config(config: Config, *, as_json: bool) -> None:
 
 
 def _running(path: Path | None) -> list[dict[str, Any]]:
-    """What each running writer tells: the one at `path`, or those at the usual place."""
+    """The status of each running writer: the one whose socket is `path`, by default all in the usual directory."""
     from litereplica.writer.fleet.control_socket import SUFFIX, ask, socket_directory
 
     if path is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from litereplica.fuse.mountpoint import Copy, Mount
 
 END_LIMIT_S = 10.0
-"""How long a daemon may take to end: it gives itself less than half of that."""
+"""Time a daemon has to end; its own limit is less than half of it."""
 
 CHECK_INTERVAL_S = 0.02
 ASK_INTERVAL_S = 1.0
@@ -32,13 +32,13 @@ again, too: a container that starts has one until it has changed its root."""
 @click.option(
     "--lazy",
     is_flag=True,
-    help="Take the mount away at once; processes inside keep what they have open until they end.",
+    help="Detach the mount at once; processes keep their open files until they close them.",
 )
 def command(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT.
 
-    While a process has the database open the mount stays, and the command says who that is. With --lazy the path
-    is free at once, and the daemon ends with the last of them.
+    While a process has the database open the mount stays, and the command names the process. With --lazy the path is
+    free at once, and the daemon ends when the last of these processes closes the database.
 
     \b
     Example:
@@ -99,7 +99,7 @@ def _refuse_for(copies: Sequence[Copy], path: Path) -> NoReturn:
 
 
 def _daemon(path: Path) -> int | None:
-    """Pid of the daemon behind a mount, which it tells itself; None when it is gone."""
+    """Pid of the mount's daemon, from its status file; None if it is gone."""
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.nodes import STATUS_NAME
 

@@ -28,15 +28,15 @@ class UnsoundReplica(LiteReplicaError):
 def command(replica_url: str, quick: bool, as_json: bool) -> None:
     """Check all files of a replica, and that every point they lead to can be restored.
 
-    Every file is read and its CRC checked; with the page indexes it is seen whether the files for each point
-    supply all pages of the database; a merged file must say the same as those it was made from, while these are there.
-    Files may come and go meanwhile.
+    Every file is read and its CRC checked. The page indexes show whether the files for each point supply all pages of
+    the database. A merged file must have the same content as its inputs, while these exist. Files may appear and vanish
+    meanwhile.
 
     \b
-    One line a problem is printed: how bad it is, the file, what is wrong with it, what that means.
+    Each problem is printed on one line: severity, file, problem, consequence.
       error    a file is damaged or wrong, or a point cannot be restored
-      warning  restoring is not affected; what is done next may be
-      note     what is there besides, or was deleted on purpose
+      warning  restoring is not affected; later operations may be
+      note     objects of others, and what was deleted on purpose
 
     The exit code is 5 if there is an error. With --json: files, bytes, points, newest_txid, errors, and problems
     (severity, file, what, means, and lost: the first and the last of the TXIDs that cannot be restored, or null).
@@ -80,7 +80,7 @@ def _record(problem: Problem) -> dict[str, object]:
 
 
 def _line(problem: Problem) -> str:
-    """What the store says of names is not to be trusted with a terminal."""
+    """One line for a problem, with the control characters of names escaped."""
     line = f"{problem.severity.name.lower()}: {problem.key}: {problem.what}; {problem.means}"
     return "".join(char if char.isprintable() else "?" for char in line)
 

@@ -37,8 +37,8 @@ LOG_TYPES = ("text", "json", "pretty")
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the text may refer to: the environment (None: nothing is expanded), this process, the directory that
-    relative paths are for, and the home of `~`."""
+    """What the text may refer to: the environment (None: nothing is expanded), this process, the directory of relative
+    paths, and the home of `~`."""
 
     variables: Mapping[str, str] | None = field(repr=False)
     pid: int
@@ -64,7 +64,7 @@ class SocketSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A configuration. `command` is what `exec` runs, split into words; `notes` tell of keys without effect here, and
+    """A configuration. `command` is what `exec` runs, split into words; `notes` name keys without effect here, and
     `unset` of variables that the file refers to and that are not set."""
 
     databases: tuple[ConfiguredDatabase, ...]
@@ -120,7 +120,7 @@ def split_command(text: str) -> tuple[str, ...]:
 
 
 def _has_operator(text: str) -> bool:
-    """Is there one of `;&|<>` outside of quotes?"""
+    """True if one of `;&|<>` is outside of quotes."""
     quote = ""
     characters = iter(text)
     for character in characters:

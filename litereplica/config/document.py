@@ -17,7 +17,7 @@ from litereplica.errors import UsageError
 from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
 NEVER = "never"
-"""Where a period may be without end."""
+"""The value of a period without end."""
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _PLAIN_TAGS = frozenset(
@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Null, an empty text, list or mapping, or `false`: as good as not written."""
+        """True for null, an empty text, list or mapping, and `false`, which count as not given."""
         if isinstance(self.node, yaml.ScalarNode):
             return self.node.tag == _NULL or self.node.value == "" or self.node.value.lower() in ("false", "off", "no")
         return not self.node.value
@@ -54,7 +54,7 @@ class Section:
         self._entries = entries
 
     def __contains__(self, key: str) -> bool:
-        """Is a value given, which null is not?"""
+        """True if a value other than null is given."""
         return self._get(key) is not None
 
     def __iter__(self) -> Iterator[str]:
@@ -204,7 +204,7 @@ def _error(file: str, node: yaml.Node, message: str, hint: str) -> UsageError:
 
 
 def _shown(key: str) -> str:
-    """A key fit for a message: a long one is no key."""
+    """A key for a message, but not a long one, which may be anything."""
     return repr(key) if len(key) <= 40 else "a key"
 
 

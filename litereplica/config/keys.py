@@ -28,7 +28,7 @@ _SINCE_05 = "since Litestream 0.5 it is {} at the top of the file"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one kind of section. `idle` and `refused` tell why."""
+    """The keys of one kind of section. `idle` and `refused` map keys to the reason."""
 
     honoured: frozenset[str]
     idle: Mapping[str, str] = field(default_factory=dict)

@@ -34,7 +34,7 @@ _LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """Where a database goes. `url` is canonical and holds no secret; `notes` tell of parameters without effect."""
+    """Where a database goes. `url` is canonical and holds no secret; `notes` name parameters without effect."""
 
     url: str
     credentials: Credentials | None

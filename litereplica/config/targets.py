@@ -24,8 +24,8 @@ _SCHEMES = ("sqlite3://", "sqlite://")
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredDatabase:
-    """A database or a directory of them. `restore_if_missing`: what is not there is restored before it is replicated.
-    `line` is where it stands in the file."""
+    """A database or a directory of them. `restore_if_missing`: databases that do not exist are restored
+    before they are replicated. `line` is its line in the file."""
 
     target: Target
     restore_if_missing: bool
@@ -182,7 +182,7 @@ def _blamed(section: Section, key: str) -> Iterator[None]:
 
 
 def _require_apart(document: Section, databases: Sequence[ConfiguredDatabase]) -> None:
-    """No two are one database, nor go to one replica."""
+    """Raise `UsageError` if two entries have the same database or the same replica."""
     by_path: dict[Path, ConfiguredDatabase] = {}
     by_url: dict[str, ConfiguredDatabase] = {}
     for database in databases:

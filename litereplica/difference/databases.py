@@ -15,7 +15,7 @@ from litereplica.difference.schema import Schema, SchemaObject, Table, read_sche
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
 
 CHECK_STEPS = 200_000
-"""Instructions of SQLite's between two looks at whether to go on: some milliseconds."""
+"""Instructions of SQLite's between two calls of `check`: some milliseconds."""
 
 INTERNAL_PREFIX = "sqlite_"
 """Tables of SQLite's own; they are compared if they are named."""
@@ -50,8 +50,8 @@ class DatabaseDifference:
 def compare_databases(
     before: Path, after: Path, *, names: Sequence[str] = (), limit: int, check: Callable[[], None]
 ) -> DatabaseDifference:
-    """Compare two files that nobody changes; only the tables `names` if there are any. At most `limit` rows of each
-    kind are returned for a table, but all are counted.
+    """Compare two files that do not change meanwhile; only the tables `names` if any are given. At most `limit` rows
+    of each kind are returned for a table, but all are counted.
 
     `check` is called now and then, and may raise to end it. Blocks. Raises `UnreadableDatabase`, `EnvironmentProblem`
     when this machine has no room for what SQLite has to sort, and `UsageError` when no database has a table of a name.
@@ -152,7 +152,7 @@ def _schema(path: Path, check: Callable[[], None]) -> Schema:
 
 @contextmanager
 def _opened(path: Path, check: Callable[[], None]) -> Iterator[apsw.Connection]:
-    """A connection to a file that nobody changes. What its schema says is not trusted."""
+    """A read-only connection to a file that does not change meanwhile. Its schema is not trusted."""
 
     def go_on() -> bool:
         check()
@@ -179,7 +179,7 @@ def _uri(path: Path) -> str:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Errors of SQLite's in the block become ours."""
+    """Errors of SQLite in the block become `UnreadableDatabase` or `EnvironmentProblem`."""
     try:
         yield
     except (apsw.FullError, apsw.IOError, apsw.NoMemError) as exc:

@@ -40,7 +40,7 @@ class PageDifference:
 def compare_pages(before: Path, after: Path, *, check: Callable[[], None]) -> PageDifference:
     """Compare two database files page by page. `check` is called now and then, and may raise to end it.
 
-    Raises `SQLiteFormatError` for a file that is none, and `OSError`.
+    Raises `SQLiteFormatError` for a file that is not a database, and `OSError`.
     """
     sizes = _page_size(before), _page_size(after)
     counts = before.stat().st_size // sizes[0], after.stat().st_size // sizes[1]

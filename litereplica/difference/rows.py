@@ -66,7 +66,7 @@ class TableDifference:
 
 
 def prepare(connection: apsw.Connection) -> None:
-    """Give a connection what the statements here need."""
+    """Register the functions that the statements of this module use."""
     connection.create_scalar_function(_ZERO_SIGN, _zero_sign, 1, deterministic=True)
 
 

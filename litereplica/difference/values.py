@@ -58,7 +58,7 @@ def literal(value: Value) -> str:
 
 
 def json_value(value: Value) -> object:
-    """What JSON has for it. What it has not is an object with one key: `blob` (base64), `text` (base64 of a text that
+    """The JSON value. One that JSON lacks is an object with one key: `blob` (base64), `text` (base64 of a text that
     is not well-formed), `real` (`Infinity` or `-Infinity`)."""
     match value:
         case bytes():
@@ -71,7 +71,7 @@ def json_value(value: Value) -> object:
 
 
 def printable(text: str) -> str:
-    """The text without line breaks, or anything else that a terminal would not just show."""
+    """The text with line breaks and other control characters escaped."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 

@@ -2,16 +2,16 @@
 
 A point is a TXID that can be restored: the end of a file to which the files before it lead. Its time is the timestamp
 in the header of that file, the writer's when it made the transaction. All files that end at one TXID carry the same
-one, but for Litestream's snapshots, which have the time when they were made: so the lowest level is asked.
+one, but for Litestream's snapshots, which have the time when they were made, so the file of the lowest level is read.
 
-Listings do not tell it (on S3 they have the time of the upload, and a file of a higher level was uploaded long after
-its transactions), so headers are read: few of them, several at once.
+Listings do not have it: on S3 they have the time of the upload, and a file of a higher level is uploaded long after
+its transactions. So headers are read: few of them, several at once.
 
 Times follow the TXIDs, since our writer never lets them decrease. Those of other writers do decrease when a clock is
 set back; this holds even then: the point that is found is before the time asked for, and the point after it is not.
 
-A file may vanish between the listing and the reading of its header. What it ended with is then no longer a point,
-unless another file ends there, too.
+A file may vanish between the listing and the read of its header. Its last TXID is then no longer a point, unless
+another file ends there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARALLEL_HEADERS = 16
 """Headers read at once: half of the connections that S3 storage has."""
 
 PROBES = 8
-"""Headers read in each step of a search, which divides the points by one more: 5,000 points take four steps."""
+"""Headers read in each step of a search, which divides the remaining points by 9: 5,000 points take four steps."""
 
 
 async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: int) -> TXID:
@@ -114,7 +114,7 @@ def require_point(files: Sequence[FileInfo], txid: TXID) -> None:
 
 
 class _Search:
-    """The times of points, as far as they were asked for."""
+    """The times of points, read on demand."""
 
     def __init__(self, store: LTXStore, files: Iterable[FileInfo]) -> None:
         self.times: dict[TXID, int] = {}
@@ -125,7 +125,7 @@ class _Search:
             self._ending[info.max_txid].append(info)
 
     async def time_of(self, txid: TXID) -> int | None:
-        """The time of a point, from any file that ends there; None when all have gone, or the rest is damaged."""
+        """The time of a point, from any file that ends there; None if all of them have vanished or are damaged."""
         for info in self._ending[txid]:
             try:
                 self.times[txid] = await header_timestamp(self._store, info)

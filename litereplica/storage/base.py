@@ -3,9 +3,9 @@
 A backend knows nothing of LTX. Every method is required, and conditional ones are atomic in the store
 itself, never a check followed by a change. All methods are coroutines of trio and may be cancelled; what was
 sent may still take effect then. Errors are those of `litereplica.errors`: `NotFound`,
-`PreconditionFailed`, `TransientStorageError` (worth another try; the effect is unknown), `AccessDenied`,
-`BucketNotFound`, `StorageError` (final). A backend tries once: `wrappers.RetryStorage` is the only
-place that tries again.
+`PreconditionFailed`, `TransientStorageError` (may be retried; the effect is unknown), `AccessDenied`,
+`BucketNotFound`, `StorageError` (final). A backend tries once: only
+`wrappers.RetryStorage` retries.
 
 Keys are relative to the root that the URL names, components separated by `/`, none of them empty, `.`
 or `..`.
@@ -38,13 +38,13 @@ class Suffix:
 Range: TypeAlias = ByteRange | Suffix
 
 Body: TypeAlias = bytes | Path
-"""What is put: bytes, or a local file that is streamed (in several parts where the store wants that).
+"""The content of a put: bytes, or a local file that is streamed, in several parts if the store needs that.
 A file must not change until `put` has returned; it is read again when a put is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What `get` returned: `data` is the part asked for; `size` is that of the whole object, in bytes."""
+    """The result of `get`: `data` is the requested part, `size` the size of the whole object in bytes."""
 
     data: bytes
     size: int
@@ -53,9 +53,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a listing or `head` tells of an object.
+    """An object in a listing or the answer of `head`.
 
-    `modified_ms` (milliseconds since the epoch) is the time given to `put` where the store can tell it here
+    `modified_ms` (milliseconds since the epoch) is the time given to `put` where the store returns it
     (`file://`: always; S3: `head` only), else the time of the upload. `etag` may be empty in a listing.
     """
 
@@ -84,12 +84,12 @@ class Storage(ABC):
     async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
         """Write, replacing what is there, atomically and durably. Returns the etag.
 
-        `modified_ms` is the time the object is to carry (milliseconds since the epoch).
+        `modified_ms` is the time to store with the object, in milliseconds since the epoch; by default that of the put.
         """
 
     @abstractmethod
     async def put_if_absent(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
-        """Like `put`; `PreconditionFailed` when the key exists, which then stays as it was."""
+        """Like `put`; raises `PreconditionFailed` if the key exists, and leaves it unchanged."""
 
     @abstractmethod
     async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:

@@ -38,7 +38,7 @@ MAX_THREADS = 16
 """Enough to keep a disk's queue full; more threads only wait for the interpreter."""
 
 Publish: TypeAlias = Callable[[int, str, str], None]
-"""Gives a file its name: (descriptor of the directory, temporary name, name). Called under the lock."""
+"""Names a temporary file: (descriptor of the directory, temporary name, name). Called under the lock."""
 
 
 class FileStorage(Storage):

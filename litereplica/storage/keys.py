@@ -1,4 +1,4 @@
-"""What a key and a range must be, the same for every backend."""
+"""Rules for keys and ranges that every backend enforces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def validate_prefix(prefix: str) -> None:
 
 
 def is_key(key: str) -> bool:
-    """Whether a name found in a store can be a key at all."""
+    """True if a name found in a store is a valid key."""
     return _are_components(key.split("/")) and _is_text(key)
 
 
@@ -35,7 +35,7 @@ def resolve_range(range: Range | None, size: int) -> slice:
 
 
 def validate_range(range: Range | None) -> None:
-    """Raise `ValueError` for negative positions: always a mistake of the caller."""
+    """Raise `ValueError` for negative positions, which are always a bug of the caller."""
     if isinstance(range, ByteRange):
         negative = range.start < 0 or range.stop < range.start
     else:
@@ -49,7 +49,7 @@ def _are_components(parts: list[str]) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be stored by every backend: UTF-8 without NUL."""
+    """True if every backend can store it: UTF-8 without NUL."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

@@ -153,7 +153,11 @@ def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> No
         ),
         (["ftp://x"], ExitCode.USAGE, "the URL scheme 'ftp' is not supported"),
         (["/no/such.db"], ExitCode.ENVIRONMENT, "no writer of this user replicates /no/such.db: start one"),
-        (["file:///x", "--config", "y.yml"], ExitCode.USAGE, "--config tells of writers, and that is none: remove"),
+        (
+            ["file:///x", "--config", "y.yml"],
+            ExitCode.USAGE,
+            "--config shows the writers of a file, not a replica or a mount: remove",
+        ),
         (["--config", "/no/such.yml"], ExitCode.USAGE, "there is no configuration file /no/such.yml"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the wrappers share: every operation goes through one method that a wrapper overrides."""
+"""The base of the wrappers: every operation goes through one method that a wrapper overrides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operation that was asked for. `key` is the prefix of a list, and the first key of a delete."""
+    """One operation as requested. `key` is the prefix of a list, and the first key of a delete."""
 
     operation: Operation
     key: str

@@ -1,4 +1,4 @@
-"""Counting what is asked of a store."""
+"""Counting the requests to a store, their bytes and their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class OperationStatistics:
-    """What one operation has done so far.
+    """Counters of one operation.
 
     `requests` have ended, well or badly; `errors` maps the names of error classes to counts. Bytes are those
     of bodies that were sent and data that was received.
@@ -30,7 +30,7 @@ class OperationStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StorageStatistics:
-    """A record of each operation; it does not change any more."""
+    """A snapshot of the counters of every operation."""
 
     by_operation: Mapping[Operation, OperationStatistics]
 

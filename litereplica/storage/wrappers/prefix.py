@@ -1,4 +1,4 @@
-"""A part of a storage: what lies below a prefix."""
+"""The objects of a storage below a prefix, as a storage of its own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
 
 class PrefixStorage(Storage):
-    """The objects of `inner` whose keys begin with `prefix`, which ends with `/`; `url` names that place.
+    """The objects of `inner` whose keys begin with `prefix`, which ends with `/`; `url` is
+    the URL of the prefix.
 
-    Closing it does nothing: `inner` is its owner's.
+    `aclose` leaves `inner` open.
     """
 
     def __init__(self, inner: Storage, prefix: str, *, url: str) -> None:
@@ -66,7 +67,7 @@ class PrefixStorage(Storage):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Errors tell the key that was asked for; their messages the whole one."""
+        """Errors carry the requested key as attribute; their messages have the whole key."""
         try:
             yield
         except StorageError as exc:

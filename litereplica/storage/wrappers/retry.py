@@ -1,9 +1,9 @@
-"""Trying again: the only layer that does.
+"""Retries: no other layer retries.
 
-Only `TransientStorageError` is tried again, after a random delay between 0 and a limit that doubles with
+Only `TransientStorageError` is retried, after a random delay between 0 and a limit that doubles with
 each failure ("full jitter"). Its effect is unknown, so a conditional operation that is refused *after* such a
 failure may have been refused by our own success: the object is then looked at before that is concluded. Content
-equal to ours counts as ours, and so does the absence of what we were to delete: nobody could tell them apart.
+equal to ours counts as ours, and so does the absence of an object that we were deleting: they are the same to a reader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMPARE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, how long, and with which delays an operation is tried.
+    """How often, for how long and with which delays an operation is retried.
 
     `attempts` counts the first one. No attempt starts later than `total_s` after the first failure.
     """
@@ -39,16 +39,16 @@ class RetryPolicy:
     total_s: float = 20.0
 
     def delay_limit_s(self, failures: int) -> float:
-        """The longest delay after so many failures (1, 2, …)."""
+        """The longest delay after this many failures (1, 2, …)."""
         return min(self.max_delay_s, self.base_delay_s * 2.0 ** (failures - 1))
 
 
 DEFAULT_POLICY = RetryPolicy()
-"""Rides out a restart of the store of some 10 s, and tells a reader of an outage within 30 s."""
+"""Survives a restart of the store of some 10 s, and reports an outage to a reader within 30 s."""
 
 
 class RetryStorage(WrapperStorage):
-    """Tries transient failures again; the last one is raised. `rng` gives the jitter."""
+    """Retries transient failures and raises the last one. `rng` is the source of jitter."""
 
     def __init__(
         self, inner: Storage, policy: RetryPolicy = DEFAULT_POLICY, *, rng: random.Random | None = None
