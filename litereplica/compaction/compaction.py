@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from litereplica.compaction.levels import Compaction, next_compaction, next_snapshot
-from litereplica.compaction.merge import Merge, Spool
+from litereplica.compaction.merge import Merge
 from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.ltxstore.progress import Progress, no_progress
 from litereplica.ltxstore.replan import FailedFiles, Listing, plan_and_read
-from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
+from litereplica.ltxstore.spooled_file import SpooledFile, publish
+from litereplica.ltxstore.store import LTXStore
 from litereplica.types import TXID, FileInfo
 
 Plan: TypeAlias = Callable[[Sequence[FileInfo]], Compaction | None]
@@ -52,9 +53,7 @@ async def run_compaction(
         await merge.verify(spool, header)
         info = FileInfo(compaction.level, compaction.min_txid, compaction.max_txid, spool.size, header.timestamp_ms)
         try:
-            if spool.size > WHOLE_FILE_LIMIT:
-                await store.put_sums(info, spool.sums.finish())
-            await store.put(info, spool.body, timestamp_ms=header.timestamp_ms)
+            await publish(store, info, spool, timestamp_ms=header.timestamp_ms)
         except PreconditionFailed:
             return Compacted(compaction, await _adopted(store, merge, spool, info), adopted=True)
         return Compacted(compaction, info, adopted=False)
@@ -107,7 +106,7 @@ async def _replanning(
     return await plan_and_read(store, choose, run, failed=failed)
 
 
-async def _adopted(store: LTXStore, merge: Merge, spool: Spool, info: FileInfo) -> FileInfo:
+async def _adopted(store: LTXStore, merge: Merge, spool: SpooledFile, info: FileInfo) -> FileInfo:
     """The file that has the name of our result, if it holds the same pages."""
     found = await store.storage.head(store.key(info))
     theirs = replace(info, size=found.size, modified_ms=found.modified_ms)

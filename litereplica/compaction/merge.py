@@ -14,14 +14,13 @@ checks, of the inputs and of the result; into the result it goes as it is.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import trio
 
@@ -31,11 +30,11 @@ from litereplica.errors import EnvironmentProblem, FormatError, LiteReplicaError
 from litereplica.format import ltx
 from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
-from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.ltxstore.file_stream import FEED_BYTES, PIECE_BYTES, ListedObject, piece_jobs
 from litereplica.ltxstore.progress import Advance
+from litereplica.ltxstore.spooled_file import SUFFIX, SpooledFile
 from litereplica.ltxstore.store import LTXStore, check_name
-from litereplica.storage.base import Blob, Body
+from litereplica.storage.base import Blob
 from litereplica.types import TXID, FileInfo, Pgno
 
 T = TypeVar("T")
@@ -55,7 +54,7 @@ MIN_WIDTH = 2
 SPOOL_MEMORY_BYTES = 1 << 20
 """A result up to this size needs no file on this machine: most of level 1."""
 
-SPOOL_PREFIX, SPOOL_SUFFIX = "litereplica-", ".ltx"
+SPOOL_PREFIX = "litereplica-"
 
 Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
 
@@ -65,7 +64,7 @@ class _Input:
     """A file of the store, or what a round made of several, which lies in `spool`."""
 
     info: FileInfo
-    spool: Spool | None = None
+    spool: SpooledFile | None = None
 
 
 class Merge:
@@ -74,9 +73,9 @@ class Merge:
     def __init__(self, store: LTXStore, spool_dir: Path | None) -> None:
         self._store = store
         self._spool_dir = spool_dir
-        self._spools: list[Spool] = []
+        self._spools: list[SpooledFile] = []
 
-    async def run(self, compaction: Compaction, advance: Advance) -> tuple[Spool, ltx.Header]:
+    async def run(self, compaction: Compaction, advance: Advance) -> tuple[SpooledFile, ltx.Header]:
         """The merged file, and the header that it must have.
 
         Raises `NotFound` when an input has gone, `DamagedFile` when one is wrong or they do not add up,
@@ -90,11 +89,11 @@ class Merge:
             inputs[1:] = [await self._combined(inputs[start : start + FAN_IN], advance) for start in starts]
         return await self._merged(inputs, compaction.min_txid, advance)
 
-    async def verify(self, spool: Spool, expected: ltx.Header) -> None:
+    async def verify(self, spool: SpooledFile, expected: ltx.Header) -> None:
         """Read the result back: it is a valid file with this header. Raises `EnvironmentProblem`."""
         await trio.to_thread.run_sync(_verify, spool, expected)
 
-    async def compare(self, spool: Spool, info: FileInfo) -> bool:
+    async def compare(self, spool: SpooledFile, info: FileInfo) -> bool:
         """Has a file of the store the same pages as the result? Raises as `run` does for an input."""
         return await self._in_thread([_Input(info), _Input(info, spool)], _equal, lambda done: None)
 
@@ -114,8 +113,10 @@ class Merge:
                 each.spool.discard()
         return _Input(FileInfo(first.level, first.min_txid, last.max_txid, spool.size, header.timestamp_ms), spool)
 
-    async def _merged(self, inputs: Sequence[_Input], min_txid: TXID, advance: Advance) -> tuple[Spool, ltx.Header]:
-        spool = Spool(self._spool_dir)
+    async def _merged(
+        self, inputs: Sequence[_Input], min_txid: TXID, advance: Advance
+    ) -> tuple[SpooledFile, ltx.Header]:
+        spool = SpooledFile(self._spool_dir, prefix=SPOOL_PREFIX, memory_bytes=SPOOL_MEMORY_BYTES)
         self._spools.append(spool)
 
         def merge(streams: Sequence[_PageStream]) -> ltx.Header:
@@ -125,7 +126,10 @@ class Merge:
             with self._store.blame(inputs[0].info):
                 header = compacted_header(headers)
                 frames = [stream.frames() for stream in streams]
-                spool.fill(compact([FramesInput(*each) for each in zip(headers, frames, strict=True)]))
+                pieces = compact([FramesInput(*each) for each in zip(headers, frames, strict=True)])
+                with _reporting(self._spool_dir):
+                    spool.write(pieces)
+                    spool.finish()
             return header
 
         return spool, await self._in_thread(inputs, merge, advance)
@@ -239,70 +243,13 @@ class _PageStream:
                 yield pgno, ltx.decode_frame(frame, pgno=pgno, page_size=page_size)
 
 
-class Spool:
-    """A file in the making on this machine, in memory as long as it is small. Blocks; one thread at a time."""
-
-    def __init__(self, directory: Path | None) -> None:
-        self.size = 0
-        self.sums = SumsEncoder()
-        self._directory = directory
-        self._memory: list[bytes] = []
-        self._path: Path | None = None
-
-    @property
-    def body(self) -> Body:
-        return b"".join(self._memory) if self._path is None else self._path
-
-    def fill(self, pieces: Iterator[bytes]) -> None:
-        """Take the whole file: header, frames and end, a piece each.
-
-        Raises `EnvironmentProblem`, and whatever making the pieces raises.
-        """
-        pieces = self._summed(pieces)
-        for piece in pieces:
-            self.size += len(piece)
-            self._memory.append(piece)
-            if self.size > SPOOL_MEMORY_BYTES:
-                with _reporting(self._directory), self._create() as file:
-                    self.size = 0
-                    for each in itertools.chain(self._memory, pieces):
-                        self.size += len(each)
-                        file.write(each)
-                self._memory.clear()
-
-    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
-        """The file's bytes, in pieces of so many when it lies on disk."""
-        if self._path is None:
-            yield b"".join(self._memory)
-            return
-        with self._path.open("rb") as file:
-            while chunk := file.read(chunk_bytes):
-                trio.from_thread.check_cancelled()
-                yield chunk
-
-    def discard(self) -> None:
-        """Remove the file."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def _summed(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self.sums.feed(piece)
-            yield piece
-
-    def _create(self) -> BinaryIO:
-        fd, name = tempfile.mkstemp(prefix=SPOOL_PREFIX, suffix=SPOOL_SUFFIX, dir=self._directory)
-        self._path = Path(name)
-        return os.fdopen(fd, "wb", SPOOL_MEMORY_BYTES)
-
-
 def remove_left_over(directory: Path) -> None:
     """Remove what a killed process left in a directory that no other process uses."""
-    for path in directory.glob(f"{SPOOL_PREFIX}*{SPOOL_SUFFIX}"):
+    for path in directory.glob(f"{SPOOL_PREFIX}*{SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
-def _verify(spool: Spool, expected: ltx.Header) -> None:
+def _verify(spool: SpooledFile, expected: ltx.Header) -> None:
     """The result is a valid file with this header. Runs in a thread."""
     with _own():
         decoder = Decoder()

@@ -22,6 +22,7 @@ class Encoder:
 
     def __init__(self, header: ltx.Header) -> None:
         self.header = header
+        self._lock_pgno = header.lock_pgno
         self._crc: int | None = None
         self._pgnos = array("I")
         self._sizes = array("I")
@@ -70,7 +71,7 @@ class Encoder:
     def _check(self, pgno: Pgno, size: int) -> None:
         header = self.header
         previous = self._pgnos[-1] if self._pgnos else 0
-        if not previous < pgno <= header.commit or pgno == header.lock_pgno:
+        if not previous < pgno <= header.commit or pgno == self._lock_pgno:
             raise LTXError(f"page {pgno} cannot follow page {previous} in a database of {header.commit}")
         if size != header.page_size:
             raise LTXError(f"page {pgno} has {size} bytes, expected {header.page_size}")

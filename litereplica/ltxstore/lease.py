@@ -4,7 +4,7 @@
 
     {"generation": 3, "expires_at": "2026-01-02T03:04:05.678Z", "owner": "host:4711", "id": "9f…"}
 
-`id` is ours: it tells a writer's own lease from another's, which a host name and a process number cannot. Litestream
+`id` is our addition: it identifies a writer across restarts, which a host name and a process number cannot. Litestream
 ignores it.
 
     no lease                          If-None-Match: *
@@ -13,16 +13,16 @@ ignores it.
     held by another                   refused
     given back                        conditional delete
 
-Invariants: a write or a delete is conditional on exactly what was read or written before, so of two writers that
-decide at the same time one is refused; a refusal is never taken for an answer, the object is read again. While the
-lease is ours and valid nobody whose clock agrees with ours takes it. No promise rests on that: whoever publishes
-does so conditionally, because a writer may be stopped between looking at its lease and the effect of its put.
+Invariants: each write and delete is conditional on the etag that was read or written before, so of two writers that
+decide at the same time one is refused; after a refusal the object is read again. While the lease is ours and valid, no
+writer whose clock agrees with ours takes it. Correctness does not depend on that: every put is conditional, because a
+writer may be suspended between the check of its lease and the effect of its put.
 
 One lease may cover several databases, whose replicas lie below its root. Each publishes by a `Publication` of its own:
-after an interruption each has to look at what another may have published to its replica.
+in a new epoch each has to read what another writer may have published to its replica.
 
-What decides is pure: `acquire` and `renew` are functions of what was read and of the time. `ReplicaLease` carries it
-out; it has no task and waits for nothing but the store. Whether that honours conditions is asked by `conditions`.
+`acquire` and `renew` are pure: they decide by the lease that was read and the time. `ReplicaLease` acts on them; it has
+no task and waits only for the store. `conditions` probes whether the store honours conditions.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ _HINT_DAMAGED = "make sure that no other writer publishes there, then delete it"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Two clocks. `wall_ms` since the epoch is what writers agree on; `steady_s` never steps, but may stand still while
-    the machine sleeps. A lease counts as valid while both say so."""
+    """The time by two clocks. Writers agree on `wall_ms`, since 1970; `steady_s` never steps, but may stop while the
+    machine sleeps. A lease is valid while it is by both."""
 
     wall_ms: int
     steady_s: float
@@ -123,7 +123,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A lease as it was read."""
+    """The lease in the store, and its etag."""
 
     lease: Lease
     etag: str
@@ -131,20 +131,20 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lease that is ours. `until_s` is its end by the steady clock."""
+    """The lease of this writer. `until_s` is its end by the steady clock."""
 
     lease: Lease
     etag: str
     until_s: float
 
     def left_ms(self, now: Moment) -> float:
-        """Milliseconds that it is still valid; 0 or less when it has lapsed."""
+        """Milliseconds until the lease lapses; 0 or less if it has."""
         return min(self.lease.expires_ms - now.wall_ms, (self.until_s - now.steady_s) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """To be put if the object has this etag; None: if there is none."""
+    """The lease to be put if the object has this etag; None: if there is no object."""
 
     lease: Lease
     etag: str | None
@@ -152,13 +152,14 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Another holds it."""
+    """Another writer holds this lease."""
 
     lease: Lease
 
 
 def acquire(found: Found | None, me: Identity, *, generation: int, now: Moment) -> Write | Refuse:
-    """What a writer that holds nothing does. `found`: what was read; `generation`: the newest that it knows of."""
+    """Returns how a writer without the lease acquires it. `found` is the lease that was read, `generation` the newest
+    one that this writer knows."""
     if found is None:
         return Write(_granted(me, generation + 1, now), None)
     if found.lease.id != me.id and now.wall_ms < found.lease.expires_ms:
@@ -167,7 +168,7 @@ def acquire(found: Found | None, me: Identity, *, generation: int, now: Moment) 
 
 
 def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
-    """What the holder does before it publishes; None when nothing is due. One that has lapsed is taken as the next
+    """Returns how the holder renews the lease; None if that is not due. A lapsed lease is written with the next
     generation, which succeeds if nobody has written since."""
     left_ms = held.left_ms(now)
     if left_ms > RENEW_BEFORE_MS:
@@ -176,10 +177,10 @@ def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
 
 
 class ReplicaLease:
-    """The lease at the root of `storage`, as `identity` sees it.
+    """The lease at the root of `storage`, for the writer `identity`.
 
-    `epoch` counts how often another may have held it since it was held before. `lock` is needed if several
-    tasks call.
+    `epoch` is the fencing epoch: it grows whenever another writer may have held the lease since this one did. `lock`
+    is needed if several tasks call.
     """
 
     def __init__(
@@ -205,14 +206,14 @@ class ReplicaLease:
         return self._held.lease if self._held is not None and self._held.left_ms(self._now()) > 0 else None
 
     def renewal_due_s(self) -> float:
-        """Seconds until it is to be renewed; 0 when that is due, or when it is not held."""
+        """Seconds until the lease is to be renewed; 0 if it is due or not held."""
         return 0.0 if self._held is None else max(0.0, (self._held.left_ms(self._now()) - RENEW_BEFORE_MS) / 1000)
 
     async def ensure(self) -> None:
-        """Hold the lease, valid for `RENEW_BEFORE_MS` or longer. No request while it is.
+        """Acquire or renew the lease unless it is valid for `RENEW_BEFORE_MS` or longer; then no request is made.
 
-        Raises `LeaseHeld` when another has it, `LeaseLost` when that is so although we had it, `DamagedFile` when what
-        is there is no lease, and what the store raises: it may be called again then.
+        Raises `LeaseHeld` if another writer holds it, `LeaseLost` if that writer took it from this one, `DamagedFile`
+        if `lock.json` is not a lease, and the errors of the store: call it again then.
         """
         async with self._lock:
             if self._held is not None:
@@ -222,8 +223,8 @@ class ReplicaLease:
             await self._acquire()
 
     async def release(self) -> None:
-        """Give it back, if `lock.json` holds a lease of ours and nothing of ours can take effect any more: then the
-        next writer need not wait. Raises what the store raises."""
+        """Delete `lock.json` if it holds our lease and no put of ours can still take effect, so that the next writer
+        need not wait. Raises the errors of the store."""
         async with self._lock:
             held, self._held = self._held, None
             if self._wrote and not self._unsettled and await self._delete_ours(held):
@@ -231,7 +232,7 @@ class ReplicaLease:
                 log.info("released the lease of %s", self._storage.url)
 
     def settle(self, publication: Publication, *, settled: bool) -> None:
-        """Can no put of this publication take effect any more?"""
+        """Record whether every put of this publication is known to have ended."""
         (self._unsettled.discard if settled else self._unsettled.add)(publication)
 
     async def _acquire(self) -> None:
@@ -260,7 +261,7 @@ class ReplicaLease:
         return Found(Lease.decode(blob.data), blob.etag)
 
     async def _write(self, step: Write) -> bool:
-        """Whether it took effect. The term runs from before the request."""
+        """Returns True if the write took effect. The term runs from before the request."""
         until_s = self._now().steady_s + TERM_MS / 1000
         self._wrote = True
         try:
@@ -305,19 +306,19 @@ class ReplicaLease:
 
 
 class Publication:
-    """What one database publishes below the root of `lease`."""
+    """The puts of one database below the root of `lease`."""
 
     def __init__(self, lease: ReplicaLease) -> None:
         self._lease = lease
-        self.known_epoch = 0  # of the lease, behind which this replica was looked at
+        self.known_epoch = 0  # in which this replica was last read
 
     @property
     def interrupted(self) -> bool:
-        """May another have published to this replica since `resume`?"""
+        """True if another writer may have published to this replica since it was read."""
         return self._lease.epoch != self.known_epoch
 
     async def resume(self) -> bool:
-        """Hold the lease; what is published is read afterwards. Whether another may have published before.
+        """Hold the lease; read what is published afterwards. Returns True if another writer may have published before.
 
         Raises as `ReplicaLease.ensure`.
         """
@@ -329,7 +330,8 @@ class Publication:
     async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
         """Hold the lease and publish by `put`, which is conditional itself.
 
-        `verify` raises if another has published since we did. Raises what it, `put` and `ReplicaLease.ensure` raise.
+        `verify`, awaited in a new epoch, raises if another writer has published. Raises the errors of `verify`, `put`
+        and `ReplicaLease.ensure`.
         """
         await self._lease.ensure()
         while self.interrupted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.format.decoder import decode_file
+from litereplica.ltxstore.spooled_file import SpooledFile
 from litereplica.storage.base import Blob, ByteRange, Range
 from litereplica.testing.faults import Fault, FaultAt, FaultStorage, When
 from litereplica.testing.memory import MemoryStorage
@@ -154,12 +155,14 @@ async def test_result_that_fails_its_check_is_not_published(
 ) -> None:
     """A bit flips in this machine's memory or on its disk."""
     monkeypatch.setattr(merge, "SPOOL_MEMORY_BYTES", limit)
-    fill = merge.Spool.fill
+    write = SpooledFile.write
 
-    def flipped(self: merge.Spool, pieces: Iterator[bytes]) -> None:
-        fill(self, (bytes([piece[0] ^ 1, *piece[1:]]) if number == 2 else piece for number, piece in enumerate(pieces)))
+    def flipped(self: SpooledFile, pieces: Iterable[bytes]) -> None:
+        write(
+            self, (bytes([piece[0] ^ 1, *piece[1:]]) if number == 2 else piece for number, piece in enumerate(pieces))
+        )
 
-    monkeypatch.setattr(merge.Spool, "fill", flipped)
+    monkeypatch.setattr(SpooledFile, "write", flipped)
     store, storage, _ = await replica_of_five()
     with pytest.raises(EnvironmentProblem, match="was not published"):
         await run_compaction(store, Compaction(1, 1, tuple(await store.list_level(0))), spool_dir=spool_dir)

@@ -84,7 +84,7 @@ WHERE: dict[CrashPoint, Before] = {
     CrashPoint.START_READ_TAKEN: After(_SOURCE, "SQLiteDatabase.take_read", "take_hold"),
     CrashPoint.ATTACHED: After("litereplica.writer.attachment", "Attachment._attach"),
     CrashPoint.DIFFERENCE_FOUND: Before(_PUBLISHER, "Publisher._encode", "_prepare_difference"),
-    CrashPoint.SPOOLED_PART: After(_STATE, "Spool._spill", "write"),
+    CrashPoint.SPOOLED_PART: After("litereplica.ltxstore.spooled_file", "SpooledFile._spill", "write"),
     CrashPoint.PREPARED: After(_PUBLISHER, "Publisher._encode"),
     CrashPoint.SENDING: Before(_PUBLISHER, "Publisher._put"),
     CrashPoint.PUT_DONE: Before(_PUBLISHER, "Publisher.discard", "_put"),

@@ -25,14 +25,14 @@ from typing import Any, TypeVar
 import trio
 
 from litereplica.errors import LiteReplicaError
-from litereplica.ltxstore import lease
+from litereplica.ltxstore import lease, spooled_file
 from litereplica.ltxstore.conditions import PROBE_PREFIX
 from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.base import Storage
 from litereplica.storage.wrappers import Call, Operation, WrapperStorage
 from litereplica.testing.faults import When
-from litereplica.writer.database import checkpoint, state_directory
+from litereplica.writer.database import checkpoint
 from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
@@ -216,7 +216,7 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
     checkpoint.MAX_BARRIER_FRAMES = request["barrier_frames"]
     checkpoint.PARTIAL_RETRY_S = 0.1
-    state_directory.MEMORY_LIMIT = MEMORY_LIMIT
+    spooled_file.MEMORY_BYTES = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000
     lease.TERM_MS, lease.RENEW_BEFORE_MS = LEASE_TERM_MS, 2 * LEASE_TERM_MS // 3
     store = open_ltx_store(request["url"])

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from litereplica.ltxstore import spooled_file
+from litereplica.ltxstore.spooled_file import SpooledFile
 from litereplica.restore.restore import restore
 from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer import backoff
-from litereplica.writer.database import checkpoint, state_directory
+from litereplica.writer.database import checkpoint
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
@@ -245,17 +247,17 @@ async def test_ls1310_full_disk_is_told_of_at_once_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backoff, "RETRY_S", 0.02)
-    monkeypatch.setattr(state_directory, "MEMORY_LIMIT", 10_000)
+    monkeypatch.setattr(spooled_file, "MEMORY_BYTES", 10_000)
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         async with replicating(app.database, store) as replicator:
 
-            def full(path: Path) -> object:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            def full(file: SpooledFile) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
             with monkeypatch.context() as context:
-                context.setattr(state_directory, "_private_file", full)
+                context.setattr(SpooledFile, "_spill", full)
                 await app("INSERT INTO t VALUES (randomblob(200000))")
                 await wait_until(lambda: "No space left on device" in caplog.text, within_s=5)
                 assert replicator.statistics().files == 1

@@ -30,8 +30,8 @@ PART_BYTES = 5 << 20
 """The least that S3 accepts."""
 SMALL_PARTS = (
     "import sys, litereplica.storage.s3_upload as u; "
-    "import litereplica.writer.database.state_directory as w; "
-    f"u.MULTIPART_BYTES = u.PART_BYTES = w.MEMORY_LIMIT = {PART_BYTES}; "
+    "import litereplica.ltxstore.spooled_file as w; "
+    f"u.MULTIPART_BYTES = u.PART_BYTES = w.MEMORY_BYTES = {PART_BYTES}; "
     "from litereplica.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 LARGE = "INSERT INTO t VALUES (randomblob(?))"

@@ -28,7 +28,7 @@ from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.times import HOUR_MS
 from litereplica.types import FileInfo
 from litereplica.writer import maintenance
-from litereplica.writer.publish.lease_keeper import DatabaseLease, RootLease, now
+from litereplica.writer.publish.lease_keeper import DatabaseLease, RootLease, clocks
 from tests.helpers.waiting import wait_until
 from tests.ltxstore.replicas import History, memory_store, publish
 from tests.writer.simulated import Simulation
@@ -213,13 +213,13 @@ async def test_no_room_for_temporary_files_is_said_and_tried_again(
 
 
 def leased(storage: MemoryStorage) -> tuple[DatabaseLease, ReplicaLease]:
-    lease = ReplicaLease(storage, Identity("here:1", "h"), now=now, lock=trio.Lock())
-    return DatabaseLease(RootLease(lease, storage, waits=False)), lease
+    lease = RootLease(storage, Identity("here:1", "h"), waits=False)
+    return DatabaseLease(lease), lease
 
 
 def take_away(storage: MemoryStorage) -> None:
     """Another writer has the lease from now on."""
-    storage.objects[LOCK_KEY] = StoredObject(Lease(99, now().wall_ms + 60_000, "there:2", "t").encode(), 0)
+    storage.objects[LOCK_KEY] = StoredObject(Lease(99, clocks().wall_ms + 60_000, "there:2", "t").encode(), 0)
 
 
 async def test_without_the_lease_nothing_is_merged_or_deleted() -> None:

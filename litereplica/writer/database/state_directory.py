@@ -27,11 +27,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from litereplica.errors import AlreadyReplicated, EnvironmentProblem
-from litereplica.storage.base import Body
+from litereplica.ltxstore.spooled_file import SpooledFile
 from litereplica.types import TXID
-
-MEMORY_LIMIT = 4 << 20
-"""Bytes of an LTX file that are kept in memory; a larger one goes to a file as it grows."""
 
 _LOCK = "lock"
 _MARK = "checkpoint.json"
@@ -167,9 +164,9 @@ class StateDirectory(LockedDirectory):
         """The file of `PageChecksums`."""
         return self.path / _PAGE_SUMS
 
-    def spool(self) -> Spool:
-        """A place for the pieces of one LTX file."""
-        return Spool(self.path / f"{_SPOOL_PREFIX}{secrets.token_hex(8)}.ltx")
+    def spool(self) -> SpooledFile:
+        """Returns an empty LTX file, whose temporary file is in this directory."""
+        return SpooledFile(self.path, prefix=_SPOOL_PREFIX)
 
     def write_mark(self, mark: CheckpointMark) -> None:
         """Replace the mark, durably."""
@@ -178,53 +175,6 @@ class StateDirectory(LockedDirectory):
     def read_mark(self) -> CheckpointMark | None:
         """The mark of the last checkpoint, if there is a readable one."""
         return read_mark(self._subject)
-
-
-class Spool:
-    """Collects the pieces of a file, in memory while they are few, else in a file at `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self._path = path
-        self._pieces: list[bytes] = []
-        self._pieces_size = 0
-        self._file: BinaryIO | None = None
-
-    def write(self, piece: bytes) -> None:
-        """Append."""
-        self._pieces.append(piece)
-        self._pieces_size += len(piece)
-        self.size += len(piece)
-        if self._pieces_size > MEMORY_LIMIT:
-            self._spill()
-
-    def finish(self) -> Body:
-        """What was written: bytes, or the file's path; `discard_body` when it is no longer needed."""
-        if self._file is None:
-            return b"".join(self._pieces)
-        self._spill()
-        self._file.close()
-        return self._path
-
-    def discard(self) -> None:
-        """Give up what was written."""
-        self._pieces = []
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # of a full disk, for what is still to be written
-                self._file.close()
-
-    def _spill(self) -> None:
-        if self._file is None:
-            self._file = _private_file(self._path)
-        self._file.writelines(self._pieces)
-        self._pieces, self._pieces_size = [], 0
-
-
-def discard_body(body: Body) -> None:
-    """Remove a spooled file; bytes need nothing."""
-    if isinstance(body, Path):
-        body.unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -225,7 +225,9 @@ class WalFollower:
     def read_page(self, frame: int) -> bytes:
         """The page in a frame. `is_intact` afterwards tells whether it was that generation's."""
         assert self.header is not None
-        return os.pread(self._fd, self.header.page_size, self.header.frame_offset(frame) + FRAME_HEADER_SIZE)
+        page_size = self.header.page_size
+        offset = HEADER_SIZE + frame * (FRAME_HEADER_SIZE + page_size) + FRAME_HEADER_SIZE
+        return os.pread(self._fd, page_size, offset)
 
     def is_intact(self) -> bool:
         """Is the file still of the generation that we follow? A restart writes the header before any frame."""

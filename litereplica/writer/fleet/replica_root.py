@@ -87,7 +87,7 @@ class ReplicaRoot:
 
     def lease(self) -> Lease | None:
         """The lease of a directory while it is held."""
-        return None if self._shared is None else self._shared.lease.held()
+        return None if self._shared is None else self._shared.held()
 
     def _share(self, directory: LockedDirectory) -> RootLease:
         if self._shared is None:
@@ -97,7 +97,7 @@ class ReplicaRoot:
     async def aclose(self) -> None:
         """Give the lease back, and let go of the directory. Nothing is published any more."""
         with trio.CancelScope(shield=True):
-            if self._shared is not None and self._shared.lease.held() is not None:
+            if self._shared is not None and self._shared.held() is not None:
                 await self._shared.end()
             await self._store.aclose()
         if self._directory is not None:

@@ -1,10 +1,13 @@
-"""The right to publish: when the writer asks for the lease, keeps it and gives it back.
+"""Keeps the lease of a replica: when the writer acquires it, renews it and gives it back.
 
-With a lease, nothing is published unless it is held, and it is renewed in time while a file is being made or sent.
-Nothing else renews it: that of an idle writer lapses, and is taken again with the next change, without a request in
-between. All databases below one root share a lease (`RootLease`), and each has a lease of its own. Without a lease,
-everything may be published at any time; what keeps two writers apart then is only that no file is ever put in another's
-place.
+    LeaseKeeper     what a database's writer asks; this base class is the keeper of a writer without a lease
+    NoLease         the same, and checks once whether the store honours If-None-Match
+    RootLease       the lease of a root, which all databases below it share
+    DatabaseLease   the keeper of one database below a `RootLease`
+
+With a lease, a file is put only while the lease is held, and it is renewed while a file is being made or sent. Nothing
+else renews it: the lease of an idle writer lapses, and is acquired again with the next change, without a request in
+between. Without a lease, two writers are kept apart only by the condition that no put replaces a file.
 """
 
 from __future__ import annotations
@@ -35,15 +38,15 @@ from litereplica.times import wall_clock_ms
 log = logging.getLogger(__name__)
 
 STAND_BY_INTERVAL_S = 5.0
-"""Between looks of a standby, one small request each: a lease that was given back is taken so soon."""
+"""Between attempts of a standby, one small request each."""
 RENEWAL_RETRY_S = 1.0
-"""After a renewal that failed, when the store has been tried for long already."""
+"""After a failed renewal, which the storage client has already retried."""
 END_LIMIT_S = 3.0
-"""For giving the lease back: service managers wait for 10 s and more, and publishing what was left came before."""
+"""For giving the lease back: service managers wait for 10 s or more, of which publishing took a part."""
 
 
 class LeaseMode(Enum):
-    """What a writer does about the lease."""
+    """How a writer uses the lease."""
 
     OFF = "off"
     HOLD = "hold"  # refused while another holds it
@@ -51,97 +54,99 @@ class LeaseMode(Enum):
 
 
 class LeaseKeeper:
-    """The right to publish, of a writer without a lease."""
+    """The keeper of a writer without a lease."""
 
     async def stand_by(self, stop: trio.Event) -> None:
-        """Return when the right need not be waited for any longer, or `stop` is set."""
+        """Return once no other writer holds the lease, or `stop` is set."""
 
     async def begin(self) -> None:
-        """Take the right; what is published already is read afterwards. May be called again.
+        """Acquire the lease; read what is published afterwards. May be called again.
 
-        Raises `LeaseHeld`, `ConditionsIgnored`, and what the store raises.
+        Raises `LeaseHeld`, `ConditionsIgnored`, and the errors of the store.
         """
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """For a block that makes or sends a file, and may take long. Raises `LeaseLost`."""
+        """Hold the lease during the block, which makes or sends a file and may take long. Raises `LeaseLost`."""
         yield
 
     async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
-        """Publish by `put`. When another may have published meanwhile, `verify` is called first: it raises if so."""
+        """Publish by `put`, holding the lease. If another writer may have published since the last put, await `verify`
+        first, which raises if one has."""
         await put()
 
     def has_taken_over(self) -> bool:
-        """Is this a standby before whose turn another may have published, so that it must continue that one's work?"""
+        """True if another writer may have published before this standby acquired the lease."""
         return False
 
     def epoch(self) -> int:
-        """How often another may have had the right since we had it before: what it did is not known here."""
+        """The fencing epoch: a number that grows whenever another writer may have held the lease in between."""
         return 0
 
     def known_epoch(self) -> int:
-        """The epoch behind which this database's replica was looked at."""
+        """The epoch in which this database's replica was last read."""
         return 0
 
     def creates_exclusively(self) -> bool:
-        """Does the store refuse to put a file in another's place? If not, its name is to be looked at before."""
+        """False if the store ignores If-None-Match, so that the name has to be looked at before a put."""
         return True
 
     async def end(self) -> None:
-        """Give the right back."""
+        """Give the lease back."""
 
     def held(self) -> Lease | None:
-        """The lease while it is held."""
+        """The lease, while it is held."""
         return None
 
 
 class NoLease(LeaseKeeper):
-    """The right to publish, of a writer without a lease. Once, it says what that means at a store that ignores
-    conditions, or does not know them."""
+    """The keeper of a writer without a lease. Logs once if the store ignores conditions or does not know them."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._asked = False
+        self._probed = False
         self._exclusive = True
 
     async def begin(self) -> None:
-        if self._asked:
+        if self._probed:
             return
         try:
             await require_exclusive_create(self._storage)
         except ConditionsIgnored as exc:
             self._exclusive = False
-            log.warning("%s; a second writer would overwrite what this one publishes: let none run", exc.message)
-        self._asked = True
+            log.warning("%s; a second writer would overwrite what this one publishes: run only one", exc.message)
+        self._probed = True
 
     def creates_exclusively(self) -> bool:
         return self._exclusive
 
 
-class RootLease:
-    """The lease of a root, for all databases below it. `waits`: a standby while another has it."""
+class RootLease(ReplicaLease):
+    """The lease of a root, shared by all databases below it. `waits`: a standby, while another writer holds it."""
 
-    def __init__(self, lease: ReplicaLease, storage: Storage, *, waits: bool) -> None:
-        self.lease = lease
+    def __init__(
+        self, storage: Storage, identity: Identity, *, waits: bool, now: Callable[[], Moment] | None = None
+    ) -> None:
+        super().__init__(storage, identity, now=now or clocks, lock=trio.Lock())
         self.waits = waits
         self._storage = storage
         self._conditions_hold = False
         self._probing = trio.Lock()
         self._standing_by = trio.Lock()
-        self._told = ""
+        self._logged = ""
 
     async def require_conditions(self) -> None:
-        """The store is asked once. Raises `ConditionsIgnored`."""
+        """Probe the store once. Raises `ConditionsIgnored`."""
         async with self._probing:
             if not self._conditions_hold:
                 await require_conditions(self._storage)
                 self._conditions_hold = True
 
     async def stand_by(self, stop: trio.Event) -> None:
-        """As `LeaseKeeper.stand_by`; however many wait, one asks the store."""
+        """As `LeaseKeeper.stand_by`. Of all databases that wait, one at a time asks the store."""
         while self.waits and not stop.is_set():
             async with self._standing_by:
-                wait_s = await self._try_to_take()
+                wait_s = await self._try_to_acquire()
                 if wait_s is None:
                     return
                 with trio.move_on_after(wait_s):
@@ -151,57 +156,56 @@ class RootLease:
         """Give the lease back."""
         with trio.move_on_after(END_LIMIT_S):
             try:
-                await self.lease.release()
+                await self.release()
             except (StorageError, DamagedFile) as exc:
                 log.warning("the lease was not given back, and expires: %s", exc)
 
-    async def _try_to_take(self) -> float | None:
-        """None when it is ours, else the seconds until the next attempt."""
+    async def _try_to_acquire(self) -> float | None:
+        """Returns None if the lease is held now, else the seconds until the next attempt."""
         wait_s = STAND_BY_INTERVAL_S
         try:
             await self.require_conditions()
-            await self.lease.ensure()
+            await self.ensure()
             return None
         except LeaseHeld as held:
             wait_s = min(wait_s, max(held.left_s, 0.0))
-            reason, news = held.owner, held.message
+            reason, message = held.owner, held.message
         except TransientStorageError as exc:
-            reason = news = exc.message
-        if reason != self._told:
-            log.info("standing by: %s", news)
-            self._told = reason
+            reason = message = exc.message
+        if reason != self._logged:
+            log.info("standing by: %s", message)
+            self._logged = reason
         return wait_s
 
 
 class DatabaseLease(LeaseKeeper):
-    """The right to publish, of a database below a root whose lease is held. `owns` the lease: gives it back, too."""
+    """The keeper of one database below `root`. `owns`: `end` gives the lease of the root back."""
 
-    def __init__(self, shared: RootLease, *, owns: bool = True) -> None:
-        self._shared = shared
+    def __init__(self, root: RootLease, *, owns: bool = True) -> None:
+        self._root = root
         self._owns = owns
-        self._lease = shared.lease
-        self._publication = Publication(shared.lease)
-        self._from_another = False  # the lease was not ours before we took it
+        self._publication = Publication(root)
+        self._taken_over = False
 
     async def stand_by(self, stop: trio.Event) -> None:
-        await self._shared.stand_by(stop)
+        await self._root.stand_by(stop)
 
     async def begin(self) -> None:
-        await self._shared.require_conditions()
-        self._from_another |= await self._publication.resume()
+        await self._root.require_conditions()
+        self._taken_over |= await self._publication.resume()
 
     def has_taken_over(self) -> bool:
-        return self._shared.waits and self._from_another
+        return self._root.waits and self._taken_over
 
     def epoch(self) -> int:
-        return self._lease.epoch
+        return self._root.epoch
 
     def known_epoch(self) -> int:
         return self._publication.known_epoch
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        await self._lease.ensure()
+        await self._root.ensure()
         async with self._renewed():
             yield
 
@@ -213,22 +217,17 @@ class DatabaseLease(LeaseKeeper):
         await self._publication.put(put_renewed, verify=verify)
 
     async def end(self) -> None:
-        if not self._owns:
-            return
-        with trio.move_on_after(END_LIMIT_S):
-            try:
-                await self._lease.release()
-            except (StorageError, DamagedFile) as exc:
-                log.warning("the lease was not given back, and expires: %s", exc)
+        if self._owns:
+            await self._root.end()
 
     def held(self) -> Lease | None:
-        return self._lease.held()
+        return self._root.held()
 
     @asynccontextmanager
     async def _renewed(self) -> AsyncIterator[None]:
-        """Renew when it is due, until the block is left, which is ended when the lease is lost.
+        """Renew the lease when due during the block, and cancel the block if the lease is lost.
 
-        A renewal that is cut off may take effect: the next one then finds our own lease, of another content.
+        A renewal that is cancelled may still take effect: the next one then reads our own lease with other content.
         """
         errors: list[Exception] = []
         async with trio.open_nursery() as nursery:
@@ -243,9 +242,9 @@ class DatabaseLease(LeaseKeeper):
 
     async def _renew(self, block: trio.CancelScope, errors: list[Exception]) -> None:
         while True:
-            await trio.sleep(self._lease.renewal_due_s())
+            await trio.sleep(self._root.renewal_due_s())
             try:
-                await self._lease.ensure()
+                await self._root.ensure()
             except StorageError as exc:
                 log.warning("cannot renew the lease: %s", exc)
                 await trio.sleep(RENEWAL_RETRY_S)
@@ -255,21 +254,17 @@ class DatabaseLease(LeaseKeeper):
 
 
 def open_root_lease(storage: Storage, *, writer_id: str, waits: bool) -> RootLease:
-    """The lease at the root of `storage`. Makes no request.
-
-    `writer_id` is what tells this writer from others, the same after a restart.
-    """
-    identity = Identity(f"{socket.gethostname()}:{os.getpid()}", writer_id)
-    return RootLease(ReplicaLease(storage, identity, now=now, lock=trio.Lock()), storage, waits=waits)
+    """The lease at the root of `storage`. Makes no request. `writer_id` is the same after a restart of this writer."""
+    return RootLease(storage, Identity(f"{socket.gethostname()}:{os.getpid()}", writer_id), waits=waits)
 
 
 def open_lease_keeper(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> LeaseKeeper:
-    """The right to publish to the replica at the root of `storage`, with a lease of its own if it is to have one."""
+    """The keeper for a database whose replica lies at the root of `storage`, with a lease of its own unless OFF."""
     if mode is LeaseMode.OFF:
         return NoLease(storage)
     return DatabaseLease(open_root_lease(storage, writer_id=writer_id(), waits=mode is LeaseMode.WAIT))
 
 
-def now() -> Moment:
-    """By this machine's clocks."""
+def clocks() -> Moment:
+    """The present by this machine's clocks."""
     return Moment(wall_clock_ms(), time.monotonic())

@@ -9,6 +9,7 @@ Knows nothing of when to publish, nor of checkpoints.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from array import array
 from collections.abc import Iterator
@@ -18,16 +19,14 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import ConflictError, NotFound, PreconditionFailed
+from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
-from litereplica.format.frame_checksums import SumsEncoder
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
-from litereplica.ltxstore.store import WHOLE_FILE_LIMIT
-from litereplica.storage.base import Body, Suffix
+from litereplica.ltxstore.spooled_file import SpooledFile, publish
+from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.database.published import Published
-from litereplica.writer.database.state_directory import discard_body
 from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChanges, page_checksum
@@ -39,7 +38,9 @@ MAX_BATCH_BYTES = 64 << 20
 """Of WAL in one file, as Litestream cuts it: a reader decodes a file of this size in well under a second."""
 
 PAGES_AT_ONCE = 256
-"""Between two looks at whether to give up the file that is being made: some milliseconds."""
+"""Pages that are read and then encoded between two checks for cancellation: some milliseconds of work."""
+BYTES_AT_ONCE = 1 << 20
+"""Fewer pages if these have more bytes than this."""
 
 CONFLICT_HINT = "stop the other writer, or replicate to another URL"
 
@@ -50,19 +51,18 @@ class WalMoved(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A file ready to be put; with it the frames before `end` are published. `file_checksum` as in `OpenedFile`.
+    """A file ready to be put, with which the frames before `end` are published.
 
-    `frame_sums` are put before it when it is large, and empty when it is not.
+    `file_checksum` is as in `OpenedFile`; `whole` tells that the file has every page of the database.
     """
 
     info: FileInfo
     header: ltx.Header
-    body: Body
+    file: SpooledFile
     end: int
     changes: PageChanges
     file_checksum: int
     whole: bool
-    frame_sums: bytes
 
     @property
     def pages(self) -> int:
@@ -142,7 +142,7 @@ class Publisher:
     def discard(self) -> None:
         """Forget the file that was prepared; only once it is in the store, or when nothing more is published."""
         if self._prepared is not None:
-            discard_body(self._prepared.body)
+            self._prepared.file.discard()
             self._prepared = None
 
     def _prepare_next(self) -> Prepared | None:
@@ -169,51 +169,53 @@ class Publisher:
         return self._wal.whole(page_size=self._database.page_size, commit=commit)
 
     def _differing(self, batch: Batch, known: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Rows of the pages that are not as `known`, or not known."""
-        sums = np.fromiter((page_checksum(page) for _, page in self._pages(batch)), np.uint64, len(batch.pgno))
-        differ = np.ones(len(sums), bool)
+        """Rows of the pages whose checksums are not those of `known`, or that `known` does not have."""
+        checksums = np.fromiter(
+            itertools.chain.from_iterable(map(page_checksum, pages) for _, pages in self._pages(batch)),
+            np.uint64,
+            len(batch.pgno),
+        )
+        differ = np.ones(len(checksums), bool)
         old = int(np.searchsorted(batch.pgno, len(known), side="right"))
-        differ[:old] = sums[:old] != known[batch.pgno[:old].astype(np.int64) - 1]
+        differ[:old] = checksums[:old] != known[batch.pgno[:old].astype(np.int64) - 1]
         return np.flatnonzero(differ)
 
-    def _pages(self, batch: Batch) -> Iterator[tuple[Pgno, bytes]]:
-        for start in range(0, len(batch.pgno), PAGES_AT_ONCE):
+    def _pages(self, batch: Batch) -> Iterator[tuple[list[Pgno], list[bytes]]]:
+        """Page numbers and pages, some at a time. Raises `trio.Cancelled` between them."""
+        count = max(1, min(PAGES_AT_ONCE, BYTES_AT_ONCE // self._database.page_size))
+        for start in range(0, len(batch.pgno), count):
             trio.from_thread.check_cancelled()
-            part = slice(start, start + PAGES_AT_ONCE)
-            for pgno, frame in zip(batch.pgno[part].tolist(), batch.frame[part].tolist(), strict=True):
-                yield pgno, self._database.read_page(pgno) if frame == FROM_DATABASE else self._wal.read_page(frame)
+            pgnos = batch.pgno[start : start + count].tolist()
+            frames = batch.frame[start : start + count].tolist()
+            read_page, read_frame = self._database.read_page, self._wal.read_page
+            pages = [
+                read_page(pgno) if frame == FROM_DATABASE else read_frame(frame)
+                for pgno, frame in zip(pgnos, frames, strict=True)
+            ]
+            yield pgnos, pages
 
     def _encode(self, batch: Batch, *, check: bool) -> Prepared:
         header = self._header(batch)
         encoder = Encoder(header)
-        spool = self._state.spool()
-        sums = array("Q")
-        frame_sums = SumsEncoder()
+        file = self._state.spool()
+        checksums = array("Q")
         try:
-            start = encoder.start()
-            frame_sums.feed(start)
-            spool.write(start)
-            for pgno, page in self._pages(batch):
-                sums.append(page_checksum(page))
-                frame = encoder.page(pgno, page)
-                frame_sums.feed(frame)
-                spool.write(frame)
+            file.write([encoder.start()])
+            for pgnos, pages in self._pages(batch):
+                checksums.extend(map(page_checksum, pages))
+                file.write([encoder.page(pgno, page) for pgno, page in zip(pgnos, pages, strict=True)])
             end = encoder.finish()
-            frame_sums.feed(end)
-            spool.write(end)
-            body = spool.finish()
+            file.write([end])
+            file.finish()
+            if check and not self._wal.is_intact():
+                raise WalMoved
         except BaseException:
-            spool.discard()
+            file.discard()
             raise
-        if check and not self._wal.is_intact():
-            discard_body(body)
-            raise WalMoved
-        info = FileInfo(0, header.min_txid, header.max_txid, spool.size, header.timestamp_ms)
-        changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(sums, np.uint64))
+        info = FileInfo(0, header.min_txid, header.max_txid, file.size, header.timestamp_ms)
+        changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(checksums, np.uint64))
         checksum = ltx.decode_trailer(end[-ltx.TRAILER_SIZE :])
-        whole = len(batch.pgno) == header.snapshot_page_count
-        beside = frame_sums.finish() if spool.size > WHOLE_FILE_LIMIT else b""
-        return Prepared(info, header, body, batch.end, changes, checksum, whole, beside)
+        return Prepared(info, header, file, batch.end, changes, checksum, len(batch.pgno) == header.snapshot_page_count)
 
     def _header(self, batch: Batch) -> ltx.Header:
         wal = self._wal.header
@@ -255,23 +257,13 @@ class Publisher:
             self._checksums.record(previous.version, self.last.version, prepared.changes)
 
     async def _send(self, prepared: Prepared) -> None:
-        if prepared.frame_sums:
-            await self._store.put_sums(prepared.info, prepared.frame_sums)
-        timestamp_ms = prepared.header.timestamp_ms
-        if self._lease.creates_exclusively():
-            await self._store.put(prepared.info, prepared.body, timestamp_ms=timestamp_ms)
-            return
-        key = self._store.key(prepared.info)
-        if await self._is_taken(prepared.info):
-            raise PreconditionFailed(f"{key} exists already", key=key)
-        await self._store.storage.put(key, prepared.body, modified_ms=timestamp_ms)
-
-    async def _is_taken(self, info: FileInfo) -> bool:
-        try:
-            await self._store.get(info, Suffix(0))
-        except NotFound:
-            return False
-        return True
+        await publish(
+            self._store,
+            prepared.info,
+            prepared.file,
+            timestamp_ms=prepared.header.timestamp_ms,
+            exclusive=self._lease.creates_exclusively(),
+        )
 
     async def _require_newest(self) -> None:
         """Nobody has published behind `last`; the next TXID alone may be ours, and shows when it is put."""

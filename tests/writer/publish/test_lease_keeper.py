@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from litereplica.errors import ConditionsIgnored, ConflictError, LeaseHeld, LeaseLost
 from litereplica.ltxstore import lease as lease_module
-from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment, ReplicaLease
+from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.testing.latency import LatencyStorage
@@ -249,8 +249,8 @@ async def nothing() -> None:
 
 async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
-    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = DatabaseLease(RootLease(lease, storage, waits=False))
+    lease = RootLease(storage, Identity("here:1", "a"), waits=False, now=virtual_now)
+    right = DatabaseLease(lease)
     generations = set()
 
     async def slow() -> None:
@@ -271,8 +271,8 @@ async def test_lease_is_renewed_during_a_put_that_takes_minutes(autojump_clock: 
 
 async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: MockClock) -> None:
     storage = MemoryStorage()
-    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = DatabaseLease(RootLease(lease, storage, waits=False))
+    lease = RootLease(storage, Identity("here:1", "a"), waits=False, now=virtual_now)
+    right = DatabaseLease(lease)
     await right.begin()
     other = Lease(2, round(trio.current_time() * 1000) + 10 * TERM_MS, "there:1", "b")
     storage.objects[LOCK_KEY] = StoredObject(other.encode(), 0)
@@ -286,8 +286,8 @@ async def test_put_is_given_up_when_the_lease_is_lost_meanwhile(autojump_clock: 
 
 async def test_error_of_a_put_arrives_as_it_is(autojump_clock: MockClock) -> None:
     storage = LatencyStorage(MemoryStorage(), 0.1)
-    lease = ReplicaLease(storage, Identity("here:1", "a"), now=virtual_now, lock=trio.Lock())
-    right = DatabaseLease(RootLease(lease, storage, waits=False))
+    lease = RootLease(storage, Identity("here:1", "a"), waits=False, now=virtual_now)
+    right = DatabaseLease(lease)
 
     async def refused() -> None:
         await trio.sleep(25)

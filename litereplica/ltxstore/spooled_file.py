@@ -1,0 +1,123 @@
+"""One LTX file in the making on this machine, and publishing it.
+
+`SpooledFile` collects the pieces of the file and computes its frame checksums on the way. `publish` puts it into the
+store: the frame checksums of a large file first, so that a reader that finds the file finds them too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from litereplica.errors import NotFound, PreconditionFailed
+from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
+from litereplica.storage.base import Body, Suffix
+from litereplica.types import FileInfo
+
+SUFFIX = ".ltx"
+MEMORY_BYTES = 4 << 20
+"""A larger file is written to disk as it grows."""
+
+
+class SpooledFile:
+    """Collects the pieces of one file: in memory while small, else in a temporary file of `directory`.
+
+    `size` is in bytes; `directory` None is the system's directory for temporary files, `prefix` the beginning of the
+    temporary file's name. `write` the pieces, then `finish`; `discard` when the file is no longer
+    needed. Methods block and raise `OSError`.
+    """
+
+    def __init__(self, directory: Path | None, *, prefix: str, memory_bytes: int | None = None) -> None:
+        self.size = 0
+        self._directory = directory
+        self._prefix = prefix
+        self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
+        self._pieces: list[bytes] = []
+        self._pieces_size = 0
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
+        self._encoder = SumsEncoder()
+        self._frame_checksums = b""
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Append the header, frames and the end of the file, one piece each."""
+        for piece in pieces:
+            self._encoder.feed(piece)
+            self._pieces.append(piece)
+            self._pieces_size += len(piece)
+            if self._pieces_size > self._memory_bytes:
+                self._spill()
+
+    def finish(self) -> None:
+        """The file is complete."""
+        if self._file is not None:
+            self._spill()
+            self._file.close()
+        self.size += self._pieces_size
+        if self.size > WHOLE_FILE_LIMIT:
+            self._frame_checksums = self._encoder.finish()
+
+    @property
+    def body(self) -> Body:
+        """The finished file: bytes, or the path of the temporary file."""
+        return b"".join(self._pieces) if self._path is None else self._path
+
+    @property
+    def frame_checksums(self) -> bytes:
+        """The object that is put beside a large file; empty for a small one."""
+        return self._frame_checksums
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """The finished file's bytes, in chunks of this size if it is on disk. In a thread of trio's."""
+        if self._path is None:
+            yield b"".join(self._pieces)
+            return
+        with self._path.open("rb") as file:
+            while chunk := file.read(chunk_bytes):
+                trio.from_thread.check_cancelled()
+                yield chunk
+
+    def discard(self) -> None:
+        """Remove the temporary file."""
+        self._pieces = []
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk does not take what is still buffered
+                self._file.close()
+
+    def _spill(self) -> None:
+        """Move the pieces from memory to disk."""
+        if self._file is None:
+            fd, name = tempfile.mkstemp(prefix=self._prefix, suffix=SUFFIX, dir=self._directory)
+            self._path, self._file = Path(name), os.fdopen(fd, "wb")
+        self._file.writelines(self._pieces)
+        self.size += self._pieces_size
+        self._pieces, self._pieces_size = [], 0
+
+
+async def publish(
+    store: LTXStore, info: FileInfo, file: SpooledFile, *, timestamp_ms: int, exclusive: bool = True
+) -> None:
+    """Put a finished file under its name, and before it its frame checksums if it is larger than 256 KiB.
+
+    `timestamp_ms` is that of the header. `exclusive` False is for a store that ignores conditions: the name is looked
+    at instead. Raises `PreconditionFailed` if the name is taken, and as `LTXStore.put`.
+    """
+    if file.frame_checksums:
+        await store.put_sums(info, file.frame_checksums)
+    if exclusive:
+        await store.put(info, file.body, timestamp_ms=timestamp_ms)
+        return
+    key = store.key(info)
+    with contextlib.suppress(NotFound):
+        await store.get(info, Suffix(0))
+        raise PreconditionFailed(f"{key} exists already", key=key)
+    await store.storage.put(key, file.body, modified_ms=timestamp_ms)
