@@ -79,16 +79,9 @@ PENDING_CIRCLES: set[str] = set()
 PENDING_WINGS: set[str] = set()
 PENDING_LONG_MODULES: set[str] = set()
 PENDING_LONG_FUNCTIONS: set[str] = set()
-PENDING_CONSTRUCTORS = {
-    "writer/fleet/limits.py: Common",
-}
+PENDING_CONSTRUCTORS: set[str] = set()
 PENDING_ASSIGNMENTS = {
     "storage/wrappers/prefix.py: exc.key",
-    "writer/fleet/managed_database.py: self._common.pace.open",
-    "writer/fleet/supervisor.py: member.closed",
-    "writer/fleet/supervisor.py: self._common.conflicts_end",
-    "writer/fleet/supervisor.py: self._common.one_root",
-    "writer/fleet/supervisor.py: self._common.strict",
 }
 
 OTHERS_ATTRIBUTES = {"cli/logging_setup.py: record.message"}

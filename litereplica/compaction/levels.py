@@ -81,7 +81,7 @@ class Scheduled:
 
 
 def schedule(levels: Levels, files: Sequence[FileInfo]) -> list[Scheduled]:
-    """What is to be merged as soon as it is due, lowest level first; at most one compaction a level.
+    """Returns all compactions that will be due, lowest level first; at most one a level.
 
     `files` are those of all levels. A level is due at the first multiple of its interval behind the oldest of its
     inputs; then it takes all that there is, as Litestream does. So it is due once an interval, however often one
@@ -100,8 +100,13 @@ def schedule(levels: Levels, files: Sequence[FileInfo]) -> list[Scheduled]:
 
 
 def due_compactions(levels: Levels, files: Sequence[FileInfo], now_ms: int) -> list[Compaction]:
-    """What of the schedule is to be merged now."""
+    """Returns the compactions that are due at `now_ms`, lowest level first. All that compacts by time asks here."""
     return [each.compaction for each in schedule(levels, files) if each.due_ms <= now_ms]
+
+
+def next_compaction_ms(levels: Levels, files: Sequence[FileInfo]) -> int | None:
+    """Returns when the next compaction is due, if no further file appears; None: never."""
+    return min((each.due_ms for each in schedule(levels, files)), default=None)
 
 
 def first_step(compaction: Compaction, *, max_inputs: int, max_bytes: int) -> Compaction:
@@ -118,7 +123,7 @@ def first_step(compaction: Compaction, *, max_inputs: int, max_bytes: int) -> Co
 
 
 def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
-    """What the level below has behind the end of `level`, due or not; None when there is nothing."""
+    """Returns the compaction of what the level below has after the end of `level`, due or not; None if nothing."""
     end = max((info.max_txid for info in files if level <= info.level <= MAX_LEVEL), default=0)
     source_end = max((info.max_txid for info in files if info.level == level - 1), default=0)
     sources = [info for info in files if info.level < level and end < info.max_txid <= source_end]
@@ -131,7 +136,7 @@ def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
 
 
 def next_snapshot(files: Sequence[FileInfo]) -> Compaction | None:
-    """A snapshot of the newest TXID that can be reached; None when there is one already.
+    """Returns the compaction to a snapshot of the newest TXID that can be reached; None if there is one already.
 
     Raises `NoReplica`, and `GapError` when no file begins at TXID 1.
     """

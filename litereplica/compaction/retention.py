@@ -1,6 +1,6 @@
-"""Which files have become superfluous, and deleting them.
+"""Which files of a replica are superfluous. Pure: files, policy and time in, deletions out; `pruner.py` deletes.
 
-What is promised, and what the rules below nominate for deletion:
+Each promise, and what the rules below nominate for deletion:
 
 - every published transaction for `l0_ms`: files of level 0 that are older and whose transactions are in a higher
   level, in order;
@@ -13,40 +13,30 @@ remains is made complete, so that every TXID at which a remaining file ends, and
 restored from the remaining files alone. The rest goes from the newest to the oldest, one after the other. So the same
 holds after each single delete: a file that depends on another goes before it, never after.
 
-Ages never come out too high. A file counts as no older than any file before it, one that appeared while we were looking
-as no older than that, and time passes no faster than the machine's uptime, whatever happens to its clock. Files are
-known by their listings: on S3 that is the time of upload, so copying a bucket makes all of it young.
+Ages are never overestimated. A file counts as no older than any file before it, one that appeared while the process ran
+as no older than that, and time passes no faster than the machine's uptime, whatever happens to its clock. The listing
+tells a file's age: on S3 the time of upload, so copying a bucket makes all of it young.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, groupby, islice
 from operator import attrgetter
-from typing import TypeVar
-
-import trio
 
 from litereplica.errors import UsageError
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.frame_checksums import parse_sums_key
 from litereplica.ltxstore.plan import plan_restore, reachable_txids
-from litereplica.ltxstore.store import LTXStore
-from litereplica.times import DAY_MS, MINUTE_MS, SteadyClock
-from litereplica.types import TXID, FileInfo, FileName
+from litereplica.times import DAY_MS, MINUTE_MS
+from litereplica.types import TXID, FileInfo
 
 L0_RETENTION_MS = 5 * MINUTE_MS
 """Litestream's default: a reader that polls level 0 may be away for so long and go on file by file."""
 
 SNAPSHOT_RETENTION_MS = DAY_MS
 """Litestream's default."""
-
-FILES_AT_ONCE = 256
-"""To decide upon so many takes a millisecond or two."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +49,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What is kept for how long; None means for ever. Raises `UsageError`.
+    """How long files are kept; None is for ever. Raises `UsageError`.
 
     For example all for a day, hourly for a week, daily for a year:
     `RetentionPolicy(snapshot_ms=DAY_MS, tiers=(Tier(HOUR_MS, 7 * DAY_MS), Tier(DAY_MS, 365 * DAY_MS)))`.
@@ -90,7 +80,7 @@ class Deletion:
 
 
 def due_deletions(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: int) -> list[Deletion]:
-    """What is to be deleted now, in this order, one by one. `files` are those of all levels. Pure."""
+    """Returns the files to delete now, one by one in this order. `files` are those of all levels."""
     history = _History(files)
     born = _birth_times(files, now_ms)
     last = {level: max(info.max_txid for info in of_level) for level, of_level in _by(files, attrgetter("level"))}
@@ -106,7 +96,7 @@ def due_deletions(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: in
 
 
 def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: int) -> int | None:
-    """The first moment after `now_ms` at which `due_deletions` may find more than now, or None. Pure."""
+    """Returns the first moment after `now_ms` at which `due_deletions` may find more than now, or None."""
     history = _History(files)
     born = _birth_times(files, now_ms)
     moments: list[int] = []
@@ -118,100 +108,6 @@ def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms:
     for tier in policy.tiers:
         moments += [born[info] + tier.keep_ms for info in history.by_end]
     return min((moment for moment in moments if moment > now_ms), default=None)
-
-
-class Retention:
-    """Deletes what is due, and remembers which files it has seen appear: one for the life of a process."""
-
-    def __init__(self, store: LTXStore, policy: RetentionPolicy, clock: SteadyClock) -> None:
-        self._store = store
-        self._policy = policy
-        self._clock = clock
-        self._seen_ms: dict[FileName, int] | None = None
-        self._readable: set[FileName] = set()  # were read once
-        self._sweep_ms = clock.steady_ms()  # when sums without a file are looked for
-
-    async def enforce(self) -> list[Deletion]:
-        """List, delete what is due, and tell what it was. Raises as `delete`."""
-        due = await self.due(await self._store.list_levels())
-        await self.delete(due)
-        return due
-
-    def appeared(self, info: FileInfo) -> None:
-        """A file is in the store since a moment ago. (Without being told, one learns it from the next listing.)"""
-        if self._seen_ms is not None:
-            self._seen_ms.setdefault(info.name, self._clock.steady_ms())
-
-    async def due(self, files: Sequence[FileInfo]) -> list[Deletion]:
-        """What is to be deleted now, in this order. `files` are those of all levels, as far as they are known."""
-        return await _in_thread(due_deletions, self._aged(files), self._policy, self._clock.now_ms())
-
-    async def next_due_ms(self, files: Sequence[FileInfo]) -> int | None:
-        """From when on something else may be due than now, by the clock; None: never, with these files."""
-        return await _in_thread(next_deletion_ms, self._aged(files), self._policy, self._clock.now_ms())
-
-    async def delete(self, due: Sequence[Deletion], *, deleted: Callable[[FileInfo], None] = lambda info: None) -> None:
-        """Delete these files one by one; `deleted` is told of each.
-
-        Nothing is deleted unless every file that takes the place of another can be read, header and page index:
-        raises `DamagedFile` or `NotFound` otherwise, and the errors of storage. An interrupted run leaves
-        nothing half done.
-        """
-        for info in {deletion.covered_by for deletion in due}:
-            await self._require_readable(info)
-        for deletion in due:
-            await self._store.delete([deletion.info])
-            deleted(deletion.info)
-        if due and self._clock.steady_ms() >= self._sweep_ms:
-            self._sweep_ms = self._clock.steady_ms() + DAY_MS
-            await sweep_sums(self._store, self._clock.now_ms())
-
-    def _aged(self, files: Sequence[FileInfo]) -> list[FileInfo]:
-        """The files, those that appeared since the first listing no older than their appearance."""
-        before, now_ms = self._seen_ms, self._clock.steady_ms()
-        names = [info.name for info in files]
-        self._seen_ms = (
-            dict.fromkeys(names, 0) if before is None else {name: before.get(name, now_ms) for name in names}
-        )
-        self._readable &= self._seen_ms.keys()
-        return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[info.name])) for info in files]
-
-    async def _require_readable(self, info: FileInfo) -> None:
-        """It is read once; afterwards a request without a body tells whether it is still there."""
-        name = info.name
-        if name in self._readable:
-            await self._store.storage.head(self._store.key(info))
-        else:
-            await self._store.open(info)
-            self._readable.add(name)
-
-
-async def sweep_sums(store: LTXStore, now_ms: int) -> list[str]:
-    """Delete the sums of files that are not there, and tell their keys: one LIST, and those of the files if need be.
-
-    Sums are put before their file, which may take hours to upload: those of less than a day are left alone.
-    """
-    old = [item.key for item in await store.list_sums() if now_ms - item.modified_ms > DAY_MS]
-    names = {key: name for key in old if (name := parse_sums_key(key)) is not None}
-    if not names:
-        return []
-    files = {info.name for info in await store.list_levels()}
-    orphans = [key for key, name in names.items() if name not in files]
-    if orphans:
-        await store.storage.delete(orphans)
-    return orphans
-
-
-async def _in_thread(
-    decide: Callable[[Sequence[FileInfo], RetentionPolicy, int], T],
-    files: Sequence[FileInfo],
-    policy: RetentionPolicy,
-    now_ms: int,
-) -> T:
-    """With thousands of files it takes too long for the thread that others wait for."""
-    if len(files) <= FILES_AT_ONCE:
-        return decide(files, policy, now_ms)
-    return await trio.to_thread.run_sync(decide, files, policy, now_ms)
 
 
 class _History:

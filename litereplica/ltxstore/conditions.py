@@ -1,4 +1,4 @@
-"""Does a store honour conditional requests? Some ignore or misjudge them, and say nothing.
+"""Probes whether a store honours conditional requests: some ignore them without an error.
 
 Six small requests on an object of a fresh name, which is gone afterwards: three whose condition is not met, so
 that they must be refused, and the same three with the condition met. A writer without a lease needs the first two only.
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 PROBE_PREFIX = "lock-probe-"
 WRONG_ETAG = '"00000000000000000000000000000000"'
-"""In the form that stores use; no known content has this digest."""
+"""An etag in the usual form that no object has."""
 CLEANING_LIMIT_S = 5.0
 
 HINT = (
@@ -45,7 +45,7 @@ async def require_conditions(storage: Storage) -> None:
 
 
 async def require_exclusive_create(storage: Storage) -> None:
-    """The same for the one condition that a writer without a lease relies on. The object is deleted in any case."""
+    """Raise `ConditionsIgnored` unless the store honours If-None-Match, on which a writer without a lease relies."""
     probe = _Probe(storage, PROBE_PREFIX + secrets.token_hex(8))
     try:
         await probe.create()
@@ -54,7 +54,7 @@ async def require_exclusive_create(storage: Storage) -> None:
 
 
 class _Probe:
-    """The object named `key`, and what is asked of it."""
+    """The requests on the object named `key`."""
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage = storage
@@ -74,7 +74,7 @@ class _Probe:
         await self._must_fail(_CREATE, self._storage.put_if_absent(self._key, b"2"))
 
     async def remove(self) -> None:
-        """Whatever has happened."""
+        """Delete the object, after any outcome."""
         with trio.move_on_after(CLEANING_LIMIT_S, shield=True):
             try:
                 await self._storage.delete([self._key])

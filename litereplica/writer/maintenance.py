@@ -1,15 +1,15 @@
-"""What happens to a replica's files after they are published: compaction, snapshots, retention. A task of the writer.
+"""Compacts and prunes a replica while its database is replicated. A task of the writer.
 
 Each round does what is due: levels, the lowest first, since each is made of the one below; snapshots; then deletions.
-When nothing is left that may become due, nothing happens until the next publication: no request and no timer.
+`due_compactions` and `Pruner.due` decide what is due. When nothing can become due before the next publication, there is
+no request and no timer until then.
 
-The listing of the replica is kept in memory, and carried on by what is published, merged and deleted here. It is read
-anew once in a while, after every error, and when another writer may have been at work. It need not be right: a merge
-reads and checks all its inputs, no put replaces a file, and before a file is deleted the one that takes its place is
-asked for.
+The listing of the replica is kept in memory and updated by what is published, merged and deleted here. It is read again
+once an hour, after every error, and in a new epoch of the lease. It need not be exact: a merge reads and checks all its
+inputs, no put replaces a file, and before a file is deleted the one that covers it is checked.
 
 Merges take turns: `limiter` is of the process, and one step merges a bounded number of files and bytes (a snapshot
-excepted). What is merged or deleted is so under the right to publish. Cancelling leaves complete files only; a killed
+excepted). The lease is held while files are merged or deleted. Cancelling leaves complete files only; a killed
 process leaves temporary files in `spool_dir`, which the next start removes.
 
 Time is the `SteadyClock`'s: when the machine's clock is set, merges go on as if it had not been, and nothing is deleted
@@ -27,9 +27,10 @@ from pathlib import Path
 import trio
 
 from litereplica.compaction.compaction import run_compaction
-from litereplica.compaction.levels import Compaction, Levels, first_step, schedule
+from litereplica.compaction.levels import Compaction, Levels, due_compactions, first_step, next_compaction_ms
 from litereplica.compaction.merge import remove_left_over
-from litereplica.compaction.retention import Retention, RetentionPolicy
+from litereplica.compaction.pruner import Pruner
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.replan import MAX_PLANS, RELIST_DELAY_S
@@ -60,9 +61,9 @@ RETRY_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatistics:
-    """What has been done since the start. `merges` include `snapshots`; bytes are those of inputs and results.
+    """Counts since the start. `merges` include `snapshots`; bytes are those of inputs and results.
 
-    `files` and `file_bytes` are those of the replica, as far as known. `error` is what keeps it from going on, or "".
+    `files` and `file_bytes` are those of the replica, as far as known. `error` is that of the last attempt, or "".
     """
 
     merges: int
@@ -101,7 +102,7 @@ class Maintenance:
         self._spool_dir = spool_dir
         self._clock = clock or SteadyClock()
         self._rng = rng or random.Random()
-        self._retention = Retention(store, policy, self._clock)
+        self._pruner = Pruner(store, policy, self._clock)
         self._files: dict[FileName, FileInfo] = {}
         self._listed_ms: int | None = None  # None: to be listed
         self._added: set[FileName] = set()  # since the listing began
@@ -118,7 +119,7 @@ class Maintenance:
     # --- for the writer
 
     def note_published(self, info: FileInfo) -> None:
-        """The writer has published a file of level 0 just now. One that it did not tell of is looked for."""
+        """The writer has just published a file of level 0. If one before it was not noted, list again."""
         now_ms = self._clock.steady_ms()
         before_s = self.next_due_s
         if info.min_txid > self._newest + 1:
@@ -139,7 +140,7 @@ class Maintenance:
 
     @property
     def is_settled(self) -> bool:
-        """Is nothing left to do until the next publication?"""
+        """True if nothing is left to do until the next publication."""
         return self.next_due_s is None
 
     def statistics(self) -> MaintenanceStatistics:
@@ -157,7 +158,7 @@ class Maintenance:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do what is due, for ever. Started at once. What is in the way is said once, and tried again.
+        """Do what is due; never returns. Started at once. An error is logged once, and the step tried again.
 
         Raises `ConflictError`: another writer has published, or has the lease.
         """
@@ -206,10 +207,9 @@ class Maintenance:
     async def _merge_what_is_due(self) -> None:
         while True:
             files = await self._known_files()
-            scheduled = schedule(self._levels, files)
-            due = [each.compaction for each in scheduled if each.due_ms <= self._clock.steady_ms()]
+            due = due_compactions(self._levels, files, self._clock.steady_ms())
             if not due:
-                self._merge_due_ms = min((each.due_ms for each in scheduled), default=None)
+                self._merge_due_ms = next_compaction_ms(self._levels, files)
                 return
             step = first_step(due[0], max_inputs=STEP_FILES, max_bytes=STEP_BYTES)
             async with self._limiter:
@@ -232,7 +232,7 @@ class Maintenance:
         log.debug("merged %d files to %s, %d bytes", len(compaction.inputs), done.info, done.info.size)
 
     async def _make_way(self) -> None:
-        """Somebody else compacts, too, and came first: see what there is now."""
+        """Another compactor came first: list again."""
         self._listed_ms = None
         await trio.sleep(RELIST_DELAY_S)
 
@@ -253,16 +253,16 @@ class Maintenance:
 
     async def _delete(self) -> int | None:
         """Delete what is due, or the first of it; from when on there may be more, by the clock."""
-        due = await self._retention.due(await self._known_files())
+        due = await self._pruner.due(await self._known_files())
         if due:
             async with self._lease.kept():
                 if self._was_interrupted():
                     return self._clock.now_ms()
-                await self._retention.delete(due[:STEP_DELETIONS], deleted=self._forget)
+                await self._pruner.delete(due[:STEP_DELETIONS], deleted=self._forget)
             log.debug("deleted %d files of %s", len(due[:STEP_DELETIONS]), self._store.url)
         if len(due) > STEP_DELETIONS:
             return self._clock.now_ms()
-        return await self._retention.next_due_ms(await self._known_files())
+        return await self._pruner.next_due_ms(await self._known_files())
 
     # --- what is known of the replica
 
@@ -300,7 +300,7 @@ class Maintenance:
         self._files[info.name] = info
         self._added.add(info.name)
         self._newest = max(self._newest, info.max_txid)
-        self._retention.appeared(info)
+        self._pruner.appeared(info)
         look_ms = max(self._clock.steady_ms(), self._looked_ms + DELETION_INTERVAL_MS)
         self._delete_due_ms = _earlier(self._delete_due_ms, look_ms)
 
@@ -318,7 +318,7 @@ class Maintenance:
             self._changed = trio.Event()
 
     def _delay_s(self, error: Exception, failures: int) -> float:
-        """How long to wait after an error, which is said unless it was said already."""
+        """Seconds to wait after an error, which is logged unless it was the last one, too."""
         if self._error != str(error):
             log.warning("cannot compact %s: %s; trying again", self._store.url, error)
             self._error = str(error)

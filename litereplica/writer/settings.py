@@ -1,5 +1,5 @@
-"""What a writer is told to do: which databases go to which replica, and how. Values only; `config.py` reads them from
-a file, the command line makes them of its arguments, `fleet.py` acts on them."""
+"""Settings of a writer: which databases are replicated where, and how. The configuration file and the command line make
+these records, `fleet/` acts on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litereplica.writer.publish.lease_keeper import LeaseMode
 SYNC_INTERVAL_S = 1.0
 """Litestream's default: at most 86,400 files a day."""
 STOP_LIMIT_S = 5.0
-"""For publishing what is left, or what is under way, when asked to stop: service managers wait for 10 s and more."""
+"""For publishing the remainder when asked to stop: service managers wait for 10 s or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

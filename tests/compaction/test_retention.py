@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from litereplica.compaction.levels import Levels, due_compactions
+from litereplica.compaction.pruner import Pruner
 from litereplica.compaction.retention import (
     NEVER,
-    Retention,
     RetentionPolicy,
     Tier,
     due_deletions,
@@ -27,6 +27,7 @@ from litereplica.testing.faults import Fault, FaultAt, FaultStorage
 from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, SteadyClock
 from litereplica.types import FileInfo
+from tests.helpers.pruning import prune_due
 from tests.ltxstore.replicas import History, memory_store
 
 HISTORIES = 1_500
@@ -377,7 +378,7 @@ async def test_clock_that_steps_an_hour_at_each_tick_never_widens_a_deletion() -
         policy = RetentionPolicy(snapshot_ms=40 * MINUTE_MS)
         right, stepping = Replica(Machine(), policy), Replica(Machine(), policy)
         stepping.machine.error_ms = rng.choice((-HOUR_MS, 0, HOUR_MS))
-        runs = [(each, Retention(each.store, policy, each.machine.clock())) for each in (right, stepping)]
+        runs = [(each, Pruner(each.store, policy, each.machine.clock())) for each in (right, stepping)]
         errors = (-HOUR_MS, 0, HOUR_MS) if seed % 2 else (-HOUR_MS, -HOUR_MS, 0)
         for txid in range(1, 90):
             if rng.random() < (
@@ -387,7 +388,7 @@ async def test_clock_that_steps_an_hour_at_each_tick_never_widens_a_deletion() -
             for replica, retention in runs:
                 replica.machine.true_ms += MINUTE_MS
                 await replica.tick(txid)
-                for deletion in await retention.enforce():
+                for deletion in await prune_due(retention):
                     age = replica.machine.true_ms - replica.published_ms[str(deletion.info)]
                     assert age >= 5 * MINUTE_MS, seed
                     replica.gone.add(str(deletion.info))
@@ -396,7 +397,7 @@ async def test_clock_that_steps_an_hour_at_each_tick_never_widens_a_deletion() -
         stepping.machine.error_ms = right.machine.error_ms = 0
         for replica, retention in runs:
             replica.machine.true_ms += 3 * HOUR_MS
-            replica.gone |= {str(each.info) for each in await retention.enforce()}
+            replica.gone |= {str(each.info) for each in await prune_due(retention)}
         assert stepping.gone == right.gone  # nothing is kept for ever by it
 
 
@@ -433,7 +434,7 @@ def right_clock() -> SteadyClock:
 async def test_files_are_deleted_one_by_one_and_reported() -> None:
     storage = MemoryStorage()
     store = await replica_to_prune(storage)
-    due = await Retention(store, RetentionPolicy(), right_clock()).enforce()
+    due = await prune_due(Pruner(store, RetentionPolicy(), right_clock()))
     assert [str(each.info)[:2] + str(each.info.max_txid) for each in due] == ["L05", "L04", "L03", "L02", "L01"]
     assert [each.covered_by.max_txid for each in due] == [6, 6, 3, 3, 3]
     assert [str(each) for each in await store.list_levels()] == [
@@ -448,12 +449,12 @@ async def test_nothing_is_deleted_when_what_takes_its_place_cannot_be_read() -> 
     key = store.key(info(1, 4, 6))
     whole = storage.objects[key]
     await storage.put(key, whole.data[:-1], modified_ms=NOW - HOUR_MS)
-    retention = Retention(store, RetentionPolicy(), right_clock())
+    retention = Pruner(store, RetentionPolicy(), right_clock())
     with pytest.raises(DamagedFile, match=key):
-        await retention.enforce()
+        await prune_due(retention)
     assert set(storage.objects) == keys
     await storage.put(key, whole.data, modified_ms=NOW - HOUR_MS)
-    assert len(await retention.enforce()) == 5
+    assert len(await prune_due(retention)) == 5
 
 
 async def test_replacement_that_has_vanished_since_the_listing_stops_the_deletion() -> None:
@@ -467,7 +468,7 @@ async def test_replacement_that_has_vanished_since_the_listing_stops_the_deletio
 
     store.list_levels = stale  # type: ignore[method-assign,assignment]  # the listing as it was a moment ago
     with pytest.raises(NotFound):
-        await Retention(store, RetentionPolicy(), right_clock()).enforce()
+        await prune_due(Pruner(store, RetentionPolicy(), right_clock()))
     assert sum(key.startswith("0000/") for key in storage.objects) == 6
 
 
@@ -476,12 +477,12 @@ async def test_run_that_fails_at_any_delete_is_taken_up_by_the_next(fails: int) 
     storage = MemoryStorage()
     await replica_to_prune(storage)
     store = memory_store(FaultStorage(storage, FaultAt(fails, Operation.DELETE)))
-    retention = Retention(store, RetentionPolicy(), right_clock())
+    retention = Pruner(store, RetentionPolicy(), right_clock())
     with pytest.raises(StorageError):
-        await retention.enforce()
+        await prune_due(retention)
     files = await store.list_levels()
     assert restorable(files) == {each.max_txid for each in files}
-    assert len(await retention.enforce()) == 6 - fails
+    assert len(await prune_due(retention)) == 6 - fails
 
 
 async def test_replacement_is_looked_at_once() -> None:
@@ -489,18 +490,18 @@ async def test_replacement_is_looked_at_once() -> None:
     storage = MemoryStorage()
     await replica_to_prune(storage)
     faults = FaultStorage(storage, FaultAt(2, Operation.DELETE))
-    retention = Retention(memory_store(faults), RetentionPolicy(), right_clock())
+    retention = Pruner(memory_store(faults), RetentionPolicy(), right_clock())
     with pytest.raises(StorageError):
-        await retention.enforce()
+        await prune_due(retention)
     faults.plan = lambda request: Fault() if request.call.operation is Operation.GET else None
-    assert len(await retention.enforce()) == 4
+    assert len(await prune_due(retention)) == 4
 
 
 async def test_young_files_stay_when_retention_begins() -> None:
     storage = MemoryStorage()
     await replica_to_prune(storage)
-    retention = Retention(memory_store(storage), RetentionPolicy(l0_ms=HOUR_MS + 1), right_clock())
-    assert await retention.enforce() == []
+    retention = Pruner(memory_store(storage), RetentionPolicy(l0_ms=HOUR_MS + 1), right_clock())
+    assert await prune_due(retention) == []
 
 
 def test_time_never_runs_ahead_of_what_has_elapsed_nor_of_the_clock() -> None:

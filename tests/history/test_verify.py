@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import compact_level, snapshot
-from litereplica.compaction.retention import Retention, RetentionPolicy
+from litereplica.compaction.pruner import Pruner
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import NoReplica, ReplicaError
 from litereplica.format import ltx
 from litereplica.format.decoder import decode_file
@@ -29,6 +30,7 @@ from litereplica.testing.ltx_files import encode_file
 from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
+from tests.helpers.pruning import prune_due
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, make_file, memory_store, page_of, publish, put
 
 
@@ -362,7 +364,7 @@ async def test_what_we_compacted_snapshotted_and_pruned_is_sound_with_its_sums(l
     assert len(await store.list_sums()) == 2  # of level 1's first file and of the snapshot
     assert (await verify(store)).problems == ()
     clock = SteadyClock(lambda: TIMESTAMP_MS + 90 * DAY_MS)
-    assert await Retention(store, RetentionPolicy(l0_ms=1, snapshot_ms=1), clock).enforce()
+    assert await prune_due(Pruner(store, RetentionPolicy(l0_ms=1, snapshot_ms=1), clock))
     for quick in (True, False):
         assert (await verify(store, quick=quick)).problems == ()
 

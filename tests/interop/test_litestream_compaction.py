@@ -18,7 +18,8 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import Compacted, compact_level, snapshot
-from litereplica.compaction.retention import Retention, RetentionPolicy
+from litereplica.compaction.pruner import Pruner
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
@@ -26,6 +27,7 @@ from litereplica.testing.litestream import NEVER, LitestreamProcess, litestream_
 from litereplica.testing.ltx_files import read_file
 from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
+from tests.helpers.pruning import prune_due
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +101,7 @@ async def assert_levels_have_no_gaps(store: LTXStore, *levels: int) -> None:
 async def prune(store: LTXStore, *, snapshot_ms: int | None = 1) -> int:
     """Delete all that may go, as if months had passed."""
     clock = SteadyClock(lambda: time.time_ns() // 1_000_000 + 90 * DAY_MS)
-    return len(await Retention(store, RetentionPolicy(l0_ms=1, snapshot_ms=snapshot_ms), clock).enforce())
+    return len(await prune_due(Pruner(store, RetentionPolicy(l0_ms=1, snapshot_ms=snapshot_ms), clock)))
 
 
 def publish(litestream: LitestreamProcess, db: Path, statements: Iterator[str], count: int) -> int:

@@ -16,12 +16,14 @@ import pytest
 import trio
 
 from litereplica.compaction.compaction import compact_level, snapshot
-from litereplica.compaction.retention import Retention, RetentionPolicy
+from litereplica.compaction.pruner import Pruner
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.history.verify import Severity, verify
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.testing.litestream import NEVER, LitestreamProcess, run_litestream
 from litereplica.times import DAY_MS, SteadyClock
 from tests.conftest import S3Bucket
+from tests.helpers.pruning import prune_due
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +127,7 @@ async def test_replica_that_litestream_and_we_compacted_in_turns_is_sound(tmp_pa
             await snapshot(store)
             await assert_sound(store)
             clock = SteadyClock(lambda: time.time_ns() // 1_000_000 + 90 * DAY_MS)
-            assert await Retention(store, RetentionPolicy(l0_ms=1, snapshot_ms=1), clock).enforce()
+            assert await prune_due(Pruner(store, RetentionPolicy(l0_ms=1, snapshot_ms=1), clock))
             await assert_sound(store)
     await store.aclose()
 

@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from litereplica.compaction.compaction import snapshot
-from litereplica.compaction.retention import Retention, RetentionPolicy, sweep_sums
+from litereplica.compaction.pruner import Pruner, sweep_sums
+from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import DamagedFile, TransientStorageError
 from litereplica.format import frame_checksums as format_sums
 from litereplica.format.frame_checksums import SumsHead, sum_of
@@ -28,6 +29,7 @@ from litereplica.testing.memory import MemoryStorage
 from litereplica.times import DAY_MS, SteadyClock
 from litereplica.types import FileInfo
 from tests.helpers.history import History, sums_of_file
+from tests.helpers.pruning import prune_due
 
 PAGES = 700
 PAGE_SIZE = 512
@@ -379,13 +381,13 @@ async def test_retention_sweeps_once_a_day_when_it_deletes_something() -> None:
     await bench.store.put_sums(FileInfo(9, 1, 77, 0), b"of a file that somebody else deleted")
     far_ms = bench.memory.objects[sums_key(FileInfo(9, 1, 77, 0))].modified_ms + 10 * DAY_MS
     clock = SteadyClock(lambda: far_ms, lambda: 0)
-    retention = Retention(bench.store, RetentionPolicy(l0_ms=1), clock)
-    assert len(await retention.enforce()) == 3
+    retention = Pruner(bench.store, RetentionPolicy(l0_ms=1), clock)
+    assert len(await prune_due(retention)) == 3
     assert sums_key(FileInfo(9, 1, 77, 0)) not in bench.memory.objects
     await bench.history.compact(1, 1, 4)
     await bench.store.put_sums(FileInfo(9, 1, 78, 0), b"of another one")
     await bench.history.commit({1: b"more"})
-    assert len(await retention.enforce()) == 1
+    assert len(await prune_due(retention)) == 1
     assert sums_key(FileInfo(9, 1, 78, 0)) in bench.memory.objects
 
 

@@ -1,22 +1,22 @@
-"""When the WAL is moved into the database, and the barrier under which that is safe.
+"""Checkpoints: when the WAL is copied into the database file, and the barrier under which that is safe.
 
     BEGIN IMMEDIATE on the barrier connection      nobody can commit
-    publish what is left                           acknowledged by the store, or the barrier is given up
-    is all that SQLite calls committed published?  the frames that it counts are those that we count
+    publish the remainder                          acknowledged by the store, or the barrier is given up
+    compare frame counts                           all frames that SQLite counts as committed are published
     end the held read
-    checkpoint, PASSIVE                            moves what the application's own readers allow
-    begin the held read again                      on a WAL that is all in the database, if they allowed all;
-                                                   renewed by the service when the WAL has been restarted
+    checkpoint, PASSIVE                            copies what the application's own readers allow
+    begin the held read again                      on a WAL that is all in the database file, if they allowed all;
+                                                   the replicator renews it when the WAL has been restarted
     ROLLBACK of the barrier                        the next commit restarts the WAL
 
-The application's commits wait meanwhile, hence the limits. Under the barrier nothing that is not in the store is ever
-moved, and no step in between leaves a moment in which somebody could commit and move it.
+The application's commits wait meanwhile, hence the limits. Under the barrier only frames that are in the store are
+copied, and between its steps no other connection can commit.
 
-Before, most of a long WAL is moved *ahead*, while others commit: `move_ahead` renews the held read and moves what
-was committed until then, as the application's own checkpoints may at any time. That is safe because the read is
-held throughout: whoever wants to restart the WAL needs the lock that it has, so that all of it stays in the WAL, too,
-however often others checkpoint; and the file that is published next has all that was moved. It also leaves little to
-be synced to disk while commits wait: without it the longest commit is 1.1 to 3.4 times as long.
+Before that, `move_ahead` copies most of a long WAL while others commit: it renews the held read and copies what was
+committed until then, as the application's own checkpoints may at any time. That is safe because the read is held
+throughout: restarting the WAL needs the lock that the read holds, so all frames stay in the WAL as well, and the next
+file has them. It also leaves little to sync to disk while commits wait: without it the longest commit takes 1.1 to 3.4
+times as long.
 """
 
 from __future__ import annotations
@@ -36,53 +36,53 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FRAMES = 1000
 """Litestream's and SQLite's own threshold: about 4 MB of WAL."""
 CHECKPOINT_INTERVAL_S = 60.0
-"""A smaller WAL is moved so often, as Litestream does it: readers of the database pay for a long WAL."""
+"""A smaller WAL is copied at this interval, as by Litestream: a long WAL slows readers down."""
 RETRY_S = 0.2
-"""After one that found the database busy: publishing goes on in between."""
+"""After an attempt that found the database busy."""
 SLOW_RETRY_S = 1.0
-"""After one that the store was too slow for."""
+"""After an attempt for which the store was too slow."""
 PARTIAL_RETRY_S = 10.0
-"""After one that a long reader of the application's had kept from moving everything."""
+"""After an attempt that a long read transaction of the application kept from copying everything."""
 AHEAD_FRAMES = 250
-"""Fewer than that are moved under the barrier in some milliseconds."""
+"""Fewer frames are copied under the barrier in some milliseconds."""
 MAX_BARRIER_FRAMES = 500
-"""More than that are published before the barrier is begun, in a file of their own."""
+"""If more frames are unpublished, they are published before the barrier is begun, in a file of their own."""
 CATCH_UP_FILES = 3
-"""An application that commits faster than we publish would go on for ever."""
+"""Files published before the barrier, at most: the application may commit faster than we publish."""
 BARRIER_PUBLISH_S = 0.2
-"""For publishing under the barrier: with the checkpoint itself, a commit waits less than 0.3 s on a good disk."""
+"""Limit for publishing under the barrier: with the checkpoint, a commit waits less than 0.3 s on a good disk."""
 BARRIER_PUBLISH_MAX_S = 2.0
-"""What the above may double to while a store is too slow for it: well below a busy timeout of 5 s."""
+"""The limit doubles up to this while the store is too slow: well below a busy timeout of 5 s."""
 LARGE_WAL_FRAMES = 100_000
-"""A WAL that the log warns of."""
+"""A WAL of this length is logged as a warning."""
 
 
 class Outcome(Enum):
-    """What came of an attempt."""
+    """Outcome of an attempt."""
 
     DONE = "done"
-    PARTIAL = "partial"  # an older reader needs a part of the WAL
-    BUSY = "busy"  # somebody else writes or checkpoints
-    SLOW = "slow"  # the store did not take the rest in time
+    PARTIAL = "partial"  # an older read transaction needs a part of the WAL
+    BUSY = "busy"  # another connection writes or checkpoints
+    SLOW = "slow"  # the store did not acknowledge the remainder in time
     LOST = "lost"  # SQLite counts other frames than we do
 
 
 @dataclass(slots=True)
 class Schedule:
-    """When the next attempt is due. Pure: times are handed in, in seconds of one clock."""
+    """When the next checkpoint is due. Pure; all times are in seconds of one clock."""
 
     last_s: float
     not_before_s: float = 0.0
     publish_limit_s: float = BARRIER_PUBLISH_S
 
     def due(self, now_s: float, *, frames: int) -> bool:
-        """Is it time, with so many frames in the WAL that are not in the database?"""
+        """True if an attempt is due while the WAL has `frames` frames that are not in the database file."""
         if frames == 0 or now_s < self.not_before_s:
             return False
         return frames >= CHECKPOINT_FRAMES or now_s >= self.last_s + CHECKPOINT_INTERVAL_S
 
     def record(self, now_s: float, outcome: Outcome) -> None:
-        """Take account of an attempt."""
+        """Record the outcome of an attempt."""
         if outcome is Outcome.DONE:
             self.last_s, self.not_before_s = now_s, 0.0
             self.publish_limit_s = BARRIER_PUBLISH_S
@@ -93,24 +93,24 @@ class Schedule:
             self.publish_limit_s = min(2 * self.publish_limit_s, BARRIER_PUBLISH_MAX_S)
 
 
-def move_ahead(source: SQLiteDatabase, tail: WalFollower) -> None:
-    """Move what is committed now, while others commit. Blocks."""
-    state = source.wal_state()
-    if state.log - state.backfilled < AHEAD_FRAMES or not source.renew_read():
+def move_ahead(database: SQLiteDatabase, wal: WalFollower) -> None:
+    """Copy what is committed now into the database file, while others commit. Blocks."""
+    state = database.wal_state()
+    if state.log - state.backfilled < AHEAD_FRAMES or not database.renew_read():
         return
-    tail.sync()
-    source.checkpoint()
+    wal.sync()
+    database.checkpoint()
 
 
 async def checkpoint(
-    source: SQLiteDatabase, tail: WalFollower, publish: Callable[[], Awaitable[object]], *, publish_limit_s: float
+    database: SQLiteDatabase, wal: WalFollower, publish: Callable[[], Awaitable[object]], *, publish_limit_s: float
 ) -> Outcome:
-    """One attempt. `publish` publishes whatever `tail` still finds; it may be cancelled, and called again.
+    """One attempt. `publish` publishes what `wal` still finds; it may be cancelled and called again.
 
-    When nothing is left, the whole attempt is one call in a thread: the application does not wait for our event loop.
+    If nothing is left to publish, the attempt is one call in a thread: commits do not wait for our event loop.
     """
-    await _catch_up(source, tail, publish)
-    outcome = await source.run(lambda: _seize(source, tail))
+    await _catch_up(database, wal, publish)
+    outcome = await database.run(lambda: _seize(database, wal))
     if outcome is not None:
         return outcome
     try:
@@ -118,56 +118,56 @@ async def checkpoint(
             await publish()
         if limit.cancelled_caught:
             return Outcome.SLOW
-        return await source.run(lambda: _move(source, tail))
+        return await database.run(lambda: _move(database, wal))
     finally:
         with trio.CancelScope(shield=True):
-            await source.run(source.end_barrier)
+            await database.run(database.end_barrier)
 
 
-async def _catch_up(source: SQLiteDatabase, tail: WalFollower, publish: Callable[[], Awaitable[object]]) -> None:
+async def _catch_up(database: SQLiteDatabase, wal: WalFollower, publish: Callable[[], Awaitable[object]]) -> None:
     """Publish until few enough frames are left for the barrier, in at most `CATCH_UP_FILES` files."""
     for _ in range(CATCH_UP_FILES):
-        if await source.run(lambda: _unpublished_frames(tail)) <= MAX_BARRIER_FRAMES:
+        if await database.run(lambda: _unpublished_frames(wal)) <= MAX_BARRIER_FRAMES:
             break
         await publish()
 
 
-def _unpublished_frames(tail: WalFollower) -> int:
+def _unpublished_frames(wal: WalFollower) -> int:
     """Returns the number of committed frames that are not published, once the WAL is read and synced to disk."""
-    tail.sync()
-    if tail.look() is not WalChange.NONE:
-        tail.scan()
-    return tail.committed - tail.position
+    wal.sync()
+    if wal.look() is not WalChange.NONE:
+        wal.scan()
+    return wal.committed - wal.position
 
 
-def _seize(source: SQLiteDatabase, tail: WalFollower) -> Outcome | None:
-    """Begin the barrier and, if nothing is left to publish, complete the attempt; None with the barrier held if not."""
-    if not source.begin_barrier():
+def _seize(database: SQLiteDatabase, wal: WalFollower) -> Outcome | None:
+    """Begin the barrier. Completes the attempt if nothing is left to publish; else holds the barrier, returns None."""
+    if not database.begin_barrier():
         return Outcome.BUSY
     hold = False
     try:
-        if tail.look() is not WalChange.NONE:
-            tail.scan()
-        hold = tail.committed > tail.position
-        return None if hold else _move(source, tail)
+        if wal.look() is not WalChange.NONE:
+            wal.scan()
+        hold = wal.committed > wal.position
+        return None if hold else _move(database, wal)
     finally:
         if not hold:
-            source.end_barrier()
+            database.end_barrier()
 
 
-def _move(source: SQLiteDatabase, tail: WalFollower) -> Outcome:
-    """The steps without the network, under the barrier."""
-    before = source.wal_state()
-    if before.log != tail.position or tail.committed != tail.position:
-        log.error("the WAL has %d frames, but %d were published", before.log, tail.position)
+def _move(database: SQLiteDatabase, wal: WalFollower) -> Outcome:
+    """The steps under the barrier that need no network."""
+    before = database.wal_state()
+    if before.log != wal.position or wal.committed != wal.position:
+        log.error("the WAL has %d frames, but %d were published", before.log, wal.position)
         return Outcome.LOST
     moved = False
-    source.release_read()
+    database.release_read()
     try:
-        moved = source.checkpoint()
+        moved = database.checkpoint()
     finally:
-        sealed = source.take_read().sealed
-        tail.seal(tail.position if sealed else None)
+        sealed = database.take_read().sealed
+        wal.seal(wal.position if sealed else None)
     if sealed:
         return Outcome.DONE
     return Outcome.PARTIAL if moved else Outcome.BUSY

@@ -1,4 +1,4 @@
-"""When a database file is all of what was published, and when that is written down."""
+"""Writes the checkpoint mark: that the database file alone holds all of a TXID."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
 
 class MarkWriter:
-    """Of one database, published to `url`. Methods but `note` and `forget` block."""
+    """Writes the mark of one database, whose replica is at `url`. `write` and `write_if_certain` block."""
 
-    def __init__(self, state: StateDirectory, source: SQLiteDatabase, url: str) -> None:
+    def __init__(self, state: StateDirectory, database: SQLiteDatabase, url: str) -> None:
         self._state = state
-        self._source = source
+        self._database = database
         self._url = url
         self._due: TXID | None = None
         self._written: CheckpointMark | None = None
 
     @property
     def is_due(self) -> bool:
-        """Is there something to be written down?"""
+        """True if a mark is to be written."""
         return self._due is not None
 
     def note(self, txid: TXID) -> None:
-        """All of this TXID is in the database file."""
+        """The database file alone holds all of this TXID."""
         self._due = txid
 
     def forget(self) -> None:
-        """The database file is about to change, or has."""
+        """The database file is about to change, or has changed."""
         self._due = None
 
     def write_if_certain(self) -> bool:
-        """Write down that the database file is complete, once its ctime can no longer be that of a later write."""
+        """Write the mark if any later write to the database file will change its ctime. Returns True if none is due."""
         if self._due is None:
             return True
-        identity = self._source.identity()
+        identity = self._database.identity()
         if abs(time.time_ns() - identity.ctime_ns) < MTIME_GRANULARITY_NS:
             return False
         self.write(CheckpointMark(self._url, self._due, identity))
         return True
 
     def write(self, mark: CheckpointMark) -> None:
-        """Write a mark down, unless it was."""
+        """Write `mark` unless it is written already."""
         self._due = None
         if mark == self._written and mark.wal == self._written.wal:
             return

@@ -1,9 +1,9 @@
-"""A database is replicated by one program: what tells that Litestream is at work on it.
+"""Detects a Litestream that replicates the same database.
 
 Both programs hold a read transaction to keep the WAL. Each would block the other's checkpoints, and the WAL would
 grow without bound. Litestream's state directory stays behind when it stops, so the directory alone proves
-nothing; a running Litestream shows by its open files (Linux: `/proc`), and by what it writes to that directory. It asks
-nobody when it starts, and puts its files in the place of ours: so it is watched for as long as we replicate.
+nothing; a running Litestream shows by its open files (Linux: `/proc`) and by changes in that directory. It can be
+started at any time and replaces our files, so it is watched for as long as we replicate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def state_directory(database: Path) -> Path:
 
 
 def refuse_if_litestream_runs(database: Path, *, proc: Path = Path("/proc")) -> None:
-    """Raise `UsageError` when a Litestream process has `database` open; warn when that cannot be told."""
+    """Raises `UsageError` if a Litestream process has `database` open. Logs a warning if that is unknown."""
     if not state_directory(database).is_dir():
         return
     pid, complete = _find_litestream(database, proc)
@@ -39,7 +39,7 @@ def refuse_if_litestream_runs(database: Path, *, proc: Path = Path("/proc")) -> 
 
 
 class LitestreamWatch:
-    """Notices a Litestream that is started while we replicate `database`."""
+    """Detects a Litestream that is started while we replicate `database`."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -47,12 +47,12 @@ class LitestreamWatch:
         self._seen = self._times()
 
     def check(self) -> None:
-        """Raise `ConflictError` when a Litestream has the database open. One stat, or three, while it does nothing."""
+        """Raises `ConflictError` if a Litestream has the database open. Three stat() at most if nothing changed."""
         times = self._times()
         if times == self._seen:
             return
         pid, complete = _find_litestream(self._database, Path("/proc"))
-        if pid is None and complete:  # somebody tidies up
+        if pid is None and complete:  # the directory is being cleaned up
             self._seen = times
             return
         process = f" (process {pid})" if pid is not None else ""
@@ -61,7 +61,7 @@ class LitestreamWatch:
         )
 
     def _times(self) -> list[int]:
-        """When each directory has last gained or lost an entry."""
+        """The mtime of each directory that exists."""
         times = []
         for directory in self._directories:
             try:
@@ -72,7 +72,7 @@ class LitestreamWatch:
 
 
 def _find_litestream(database: Path, proc: Path) -> tuple[int | None, bool]:
-    """(a Litestream process that has the file open or None, whether all could be looked at)."""
+    """Returns (a Litestream process that has the file open or None, whether all processes could be examined)."""
     target = str(database.resolve())
     complete = True
     for process in proc.glob("[0-9]*"):

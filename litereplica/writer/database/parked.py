@@ -1,18 +1,18 @@
-"""Databases at which nobody is at work: looked at from outside, and not open.
+"""Idle databases that are closed and watched with stat().
 
-A database that has been idle for a while is published, checkpointed and closed; what is kept of it is `Parked`. From
-then on a look costs two `stat`. Whatever is committed changes the WAL or the database file, their size or at least
-their ctime, and the database is opened again; what was committed meanwhile follows from the WAL or, if that does not
-reach back, from the pages that differ, as after a restart.
+A database that has been idle for a while is published, checkpointed and closed; `Parked` is the record of it. From then
+on a check costs two stat(). Every commit changes the size or at least the ctime of the WAL or the database file; then
+the database is opened again, and what was committed is read from the WAL or, if that does not reach back, found by
+comparing pages, as after a restart.
 
-    at rest         `files` were looked at when their ctimes were older than a clock tick, and *then* the WAL had
-                    nothing that was not published: all that was committed later shows
-    opened again    by anyone, for reading: SQLite may make the WAL anew, empty, and delete it: that is no change
-    a new process   the mark in the state directory says what the files were when all of them was published
+    parked          `files` were read when their ctimes were older than a clock tick, and *then* everything in the
+                    WAL was published: all later commits show
+    read            another program that only reads may create an empty WAL and delete it: that is no change
+    a new process   the checkpoint mark says what the files were when everything in them was published
 
-While it is closed, nothing of ours keeps the WAL from being restarted, and the state directory is not locked, since a
-lock needs a descriptor: another writer of ours would be noticed by the directory's token (`StateDirectory.tenancy`),
-and what it has published by the lease or by the condition of the next put.
+While it is closed, the WAL can be restarted, and the state directory is not locked, since a lock needs a descriptor:
+another writer of ours would be noticed by the directory's token (`StateDirectory.tenancy`), and its files by the epoch
+of the lease or by the condition of the next put.
 """
 
 from __future__ import annotations
@@ -32,34 +32,35 @@ from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A database and its WAL, as seen from outside; None: there is no such file."""
+    """The identities of a database file and its WAL; None: the file does not exist."""
 
     database: FileIdentity | None
     wal: FileIdentity | None
 
     def are_certain(self, now_ns: int) -> bool:
-        """Can a write that comes after `now_ns` no longer leave them as they are?"""
+        """True if every write after `now_ns` will change an identity."""
         return all(
             abs(now_ns - file.ctime_ns) > MTIME_GRANULARITY_NS for file in (self.database, self.wal) if file is not None
         )
 
     def differ(self, before: Files) -> bool:
-        """May anything have been committed since they were `before`? Not if the database is as it was and the WAL is
-        gone or empty, provided that nothing was in the WAL alone."""
+        """True if something may have been committed since the files were `before`, when nothing was in the WAL alone.
+
+        A WAL that is gone or empty is no sign of a commit then."""
         return self.database != before.database or (bool(self.wal and self.wal.size) and self.wal != before.wal)
 
 
 def look_at(database: str) -> Files:
-    """Now. Never opens a file. Raises `OSError` when it cannot be told."""
+    """Returns the present identities. Opens no file. Raises `OSError`."""
     return Files(_identity(database), _identity(database + "-wal"))
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A database that was let go: all that its `files` hold is published. `complete`: the database file alone has it.
+    """A parked database: all that its `files` hold is published. `complete`: the database file alone holds it.
 
-    `last` is the newest file of the replica, `token` that of the state directory, and `epoch` those of the
-    right to publish behind which the replica was looked at; None and 0 after a restart.
+    `last` is the newest file of the replica, `token` that of the state directory, `epoch` that of the lease when the
+    replica was last read; they are None, empty and 0 after a restart.
     """
 
     txid: TXID
@@ -70,12 +71,14 @@ class Parked:
     epoch: int = 0
 
     def changed(self, files: Files) -> bool:
-        """May anything have been committed since?"""
+        """True if something may have been committed since."""
         return files.differ(self.files) if self.complete else files != self.files
 
 
 def parked_by_mark(database: Path, url: str) -> Parked | None:
-    """What the last run has left, if nothing can have been committed since. Blocks; opens nothing but the mark."""
+    """Returns the record that follows from the checkpoint mark, None if something may have been committed since.
+
+    Blocks; opens only the mark."""
     mark = read_mark(database)
     if mark is None or mark.url != url:
         return None
@@ -88,19 +91,19 @@ def parked_by_mark(database: Path, url: str) -> Parked | None:
 
 
 def changed(rests: Iterable[tuple[str, Parked]]) -> list[str]:
-    """Those of the databases, by their paths, that are to be opened again or that have gone. Blocks."""
+    """Returns the paths of those databases that have changed or are gone. Blocks."""
     return [path for path, rest in rests if _has_changed(path, rest)]
 
 
 def certain_now(database: Path) -> Files | None:
-    """The files, if any later write will show. Blocks."""
+    """Returns the identities if every later write will change them, else None. Blocks."""
     now_ns = time.time_ns()
     files = look_at(str(database))
     return files if files.database is not None and files.are_certain(now_ns) else None
 
 
 def quiet_for_s(database: Path) -> float:
-    """For how long nobody has written to the database, by its files' mtimes. Blocks."""
+    """Seconds since the last write to the database, by the mtimes of its files. Blocks."""
     newest_s = 0.0
     for path in (database, database.with_name(database.name + "-wal")):
         with contextlib.suppress(FileNotFoundError):
@@ -109,7 +112,7 @@ def quiet_for_s(database: Path) -> float:
 
 
 def mark_of(url: str, txid: TXID, files: Files) -> CheckpointMark:
-    """The mark of a complete database."""
+    """The checkpoint mark of a database whose file alone holds all of `txid`."""
     assert files.database is not None
     return CheckpointMark(url, txid, files.database, files.wal)
 
@@ -123,7 +126,7 @@ def _has_changed(path: str, rest: Parked) -> bool:
 
 
 def _is_same(path: str, before: FileIdentity | None) -> bool:
-    """As comparing identities, in half the time."""
+    """Compares identities in half the time."""
     try:
         status = os.stat(path)  # noqa: PTH116 - as below
     except FileNotFoundError:

@@ -9,7 +9,7 @@ holds the write lock for a moment, so that nobody commits. The *checkpointer* mo
     held read on any other WAL                        nobody restarts it; checkpoints move at most what was committed
                                                       when the read was taken
 
-So whatever is committed while the read is held stays in the WAL until we let go, and the database file only ever
+So everything committed while the read is held stays in the WAL until it is released, and the database file only
 receives frames from before. Pages read from it, with the WAL's frames laid over them, are consistent.
 
 The first kind is a burden: a connection that checkpoints by itself, as SQLite's do from 1,000 frames on, sorts all
@@ -18,8 +18,8 @@ is renewed to one of the second kind (`renew_read`), without a moment in which n
 
 POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
 read through one descriptor that is opened before the connections and closed after them, and no other code of this
-process may open the file meanwhile, be it for a moment: who wants to know whether a file is a database asks
-`looks_like_database`, which keeps its hands off those that are open. The `-wal` file carries no locks.
+process may open the file meanwhile, not even briefly: `looks_like_database`, which tests whether a file is a database,
+does not open those that are open. The `-wal` file carries no locks.
 
 Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but the one asked for, and
 none when the connections close. All methods block; `run` calls them in a thread, one at a time.
@@ -55,7 +55,7 @@ MIN_SQLITE = 3_051_003
 """3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
 
 BUSY_TIMEOUT_MS = 1000
-"""As Litestream waits: for other programs that open, switch or recover the database."""
+"""Litestream's value: for other programs that open, switch or recover the database."""
 BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
 """For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
@@ -67,14 +67,14 @@ STATE_ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True)
 class WalState:
-    """What SQLite says of the WAL, in frames; `log` is 0 for a WAL that will be restarted by the next writer."""
+    """The state of the WAL by SQLite's count, in frames; `log` is 0 if the next writer will restart it."""
 
     log: int
     backfilled: int
 
     @property
     def sealed(self) -> bool:
-        """Is all of it in the database file?"""
+        """True if all frames are in the database file."""
         return self.log == self.backfilled
 
 
@@ -101,17 +101,17 @@ class SQLiteDatabase:
         self._checkpointer: apsw.Connection
 
     async def run(self, action: Callable[[], T]) -> T:
-        """Call a blocking `action` on this database in a thread, after those already under way."""
+        """Call a blocking `action` on this database in a thread, one at a time."""
         return await trio.to_thread.run_sync(action, limiter=self._limiter)
 
     def open_file(self) -> None:
-        """Raises `UsageError` when it is no database, `EnvironmentProblem` when it cannot be read, `ConflictError`
-        when this process has it open already."""
+        """Open the file. Raises `UsageError` if it is not a database, `EnvironmentProblem` if it cannot be read,
+        `ConflictError` if this process has it open already."""
         self._fd, self._claimed = _open_file(self.path)
 
     def connect(self) -> None:
-        """Raises `UsageError` when it cannot be replicated, `EnvironmentProblem` when it is in use or cannot be
-        written to, `DamagedFile`."""
+        """Open the connections. Raises `UsageError` if the database cannot be replicated, `EnvironmentProblem` if it is
+        in use or cannot be written to, and `DamagedFile`."""
         with _explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._barrier.set_busy_handler(_wait_for_write_lock)
@@ -120,7 +120,7 @@ class SQLiteDatabase:
             self._read_schema(self._checkpointer)  # a connection knows the WAL only once it has read
 
     def close(self) -> None:
-        """Let go of the database; the WAL stays as it is."""
+        """Close the connections and the file; the WAL stays as it is."""
         self._connections.close()
         if self._fd >= 0:
             os.close(self._fd)
@@ -128,7 +128,7 @@ class SQLiteDatabase:
             self._fd = -1
 
     def take_read(self) -> WalState:
-        """Begin the held read at what is committed now, under the barrier; the state of the WAL then."""
+        """Begin the held read at what is committed now, under the barrier. Returns the state of the WAL."""
         self._reader.execute("BEGIN")
         self._read_schema(self._reader)
         state = self.wal_state()
@@ -162,7 +162,7 @@ class SQLiteDatabase:
             self._reader.execute("ROLLBACK")
 
     def begin_barrier(self) -> bool:
-        """From now on nobody commits. False when another connection holds the write lock for too long."""
+        """Take the write lock, so that no other connection commits. False if another one holds it for too long."""
         try:
             self._barrier.execute("BEGIN IMMEDIATE")
         except apsw.BusyError:
@@ -175,9 +175,9 @@ class SQLiteDatabase:
             self._barrier.execute("ROLLBACK")
 
     def checkpoint(self) -> bool:
-        """Move what the readers, ours included, allow from the WAL to the database.
+        """Copy what the readers, ours included, allow from the WAL into the database file.
 
-        False when another connection is checkpointing.
+        False if another connection is checkpointing.
         """
         try:
             self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -206,11 +206,11 @@ class SQLiteDatabase:
         return os.pread(self._fd, self.page_size, page_offset(pgno, self.page_size)).ljust(self.page_size, b"\0")
 
     def identity(self) -> FileIdentity:
-        """Of the database file."""
+        """Identity of the database file."""
         return FileIdentity.of(os.fstat(self._fd))
 
     def is_in_place(self) -> bool:
-        """Is the file that we hold still the one under its name?"""
+        """True if the open file is still the one under its name."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self._fd))
         except OSError:
@@ -241,7 +241,7 @@ class SQLiteDatabase:
 
 @asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
-    """The file at `path`, not connected yet. Raises as `SQLiteDatabase.open_file`."""
+    """Open the file at `path` without connecting. Raises as `SQLiteDatabase.open_file`."""
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
@@ -261,10 +261,7 @@ def _wait_for_write_lock(attempts: int) -> bool:
 
 
 def looks_like_database(path: Path) -> bool:
-    """Does a file begin as a SQLite database does, or is it one that this process has open? Blocks.
-
-    Raises `OSError`: then it cannot be told.
-    """
+    """True if a file begins as a SQLite database does, or if this process has it open. Blocks. Raises `OSError`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_SIZE:
         return False
@@ -307,7 +304,7 @@ _files = _Files()
 
 
 def _open_file(path: Path) -> tuple[int, tuple[int, int]]:
-    """A descriptor of what may be a database, and what it has claimed. Closed again before an error is raised."""
+    """Returns a descriptor of what may be a database, and its claim. Closes it before an error is raised."""
     try:
         status = path.stat()
         claimed = (status.st_dev, status.st_ino)

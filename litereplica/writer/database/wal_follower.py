@@ -44,10 +44,10 @@ FROM_DATABASE = -1
 
 
 class WalChange(Enum):
-    """What a look at the WAL shows."""
+    """What `look` has found."""
 
     NONE = "none"
-    FRAMES = "frames"  # or what may become frames: `scan` tells
+    FRAMES = "frames"  # possibly: `scan` reads them
     LOST = "lost"
 
 
@@ -115,11 +115,11 @@ class WalFollower:
 
     @property
     def is_sealed(self) -> bool:
-        """Is everything in the generation published and in the database file?"""
+        """True if everything in the generation is published and in the database file."""
         return self._sealed_at is not None and self._sealed_at == self.position == self.committed
 
     def look(self) -> WalChange:
-        """Is there anything to scan? Cheap. Begins a new generation when there is one."""
+        """Returns whether there is anything to scan. Cheap. Begins to follow a new generation if there is one."""
         head = os.pread(self._fd, HEADER_SIZE, 0)
         if head != self._head:
             news = self._look_at_header(head)
@@ -138,7 +138,7 @@ class WalFollower:
         return WalChange.FRAMES if unsure else WalChange.NONE
 
     def scan(self) -> None:
-        """Read all valid frames behind those already read."""
+        """Read all valid frames after those already read."""
         if self.header is None:
             return
         mtime_ns, now_ns = self._mtime_ns(), time.time_ns()
@@ -223,30 +223,30 @@ class WalFollower:
         return (offset - HEADER_SIZE) // self.frame_size
 
     def read_page(self, frame: int) -> bytes:
-        """The page in a frame. `is_intact` afterwards tells whether it was that generation's."""
+        """The page in a frame. It is that of our generation if `is_intact` is True afterwards."""
         assert self.header is not None
         page_size = self.header.page_size
         offset = HEADER_SIZE + frame * (FRAME_HEADER_SIZE + page_size) + FRAME_HEADER_SIZE
         return os.pread(self._fd, page_size, offset)
 
     def is_intact(self) -> bool:
-        """Is the file still of the generation that we follow? A restart writes the header before any frame."""
+        """True if the file is still of the generation that we follow: a restart writes the header before any frame."""
         return os.pread(self._fd, HEADER_SIZE, 0) == self._head
 
     def is_in_place(self) -> bool:
-        """Is the file that we read still the one under its name?"""
+        """True if the open file is still the one under its name."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self._fd))
         except OSError:
             return False
 
     def sync(self) -> None:
-        """Have the file's data on disk, so that a checkpoint, which needs that, is quick."""
+        """Write the file's data to disk, which the next checkpoint would have to do."""
         os.fdatasync(self._fd)
 
     @property
     def frame_size(self) -> int:
-        """Of the generation's frames, in bytes; 0 when there is none."""
+        """Bytes of a frame; 0 if there is no generation."""
         return self.header.frame_size if self.header is not None else 0
 
     @property
@@ -264,7 +264,7 @@ class WalFollower:
         self._forget_ahead()
 
     def _look_at_header(self, head: bytes) -> WalChange | None:
-        """WalChange of a header that is not that of our generation; None when there may be frames to read behind it."""
+        """What a header of another generation means; None if frames of a new generation may follow it."""
         try:
             header = WALHeader.decode(head)
         except WALError:  # emptied, or being written
@@ -275,7 +275,7 @@ class WalFollower:
         return None
 
     def _ends_as_read(self) -> bool:
-        """Has the last frame that we read still the checksum that it had?"""
+        """True if the last frame that we read still has its checksum."""
         stored = self._frame_header(self._end - 1)[16:24]
         return stored == b"".join(word.to_bytes(4, "big") for word in self._end_checksum)
 
@@ -285,7 +285,7 @@ class WalFollower:
         self._end, self._end_checksum = self.committed, self._committed_checksum
 
     def _scan_chunk(self, header: WALHeader) -> bool:
-        """Take the frames of the next part of the file; False when there is none that fits."""
+        """Take the valid frames of the next part of the file. Returns False if there are none."""
         size = max(1, SCAN_BYTES // header.frame_size) * header.frame_size
         data = os.pread(self._fd, size, header.frame_offset(self._end))
         frames = scan_frames(data, header=header, previous=self._end_checksum)
@@ -315,7 +315,7 @@ class WalFollower:
         return os.fstat(self._fd).st_mtime_ns
 
     def _earlier(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Newest frame before `position` of each page, or FROM_DATABASE: as a reader of the database finds it."""
+        """Newest frame before `position` of each page, or FROM_DATABASE."""
         earlier = np.concatenate(self._published) if self._published else np.empty(0, np.uint32)
         known, frame = _newest(earlier, 0)
         row = np.searchsorted(known, pgnos)
@@ -340,6 +340,6 @@ def _newest(pgnos: NDArray[np.uint32], first: int) -> tuple[NDArray[np.uint32], 
 def _inside(
     pgno: NDArray[np.uint32], frame: NDArray[np.int64], commit: int, page_size: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Without pages behind the database's end, and without the lock page."""
+    """Removes pages after the database's end, and the lock page."""
     keep = (pgno <= commit) & (pgno != lock_pgno(page_size))
     return pgno[keep], frame[keep]

@@ -23,7 +23,7 @@ from litereplica.writer.backoff import retry_delay_s
 from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.state_directory import StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
-from litereplica.writer.fleet.limits import Common
+from litereplica.writer.fleet.limits import FleetContext
 from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.fleet.statistics import NOTHING_DONE, DatabaseStatistics, State, accumulated
 from litereplica.writer.maintenance import Maintenance
@@ -39,13 +39,13 @@ class ManagedDatabase:
     """The database at `path`, replicated to `prefix` below `root`."""
 
     __slots__ = (
-        "_before", "_common", "_failed_s", "_failures", "_lease", "_maintained", "_maintaining", "_maintenance",
+        "_before", "_failed_s", "_failures", "_fleet", "_lease", "_maintained", "_maintaining", "_maintenance",
         "_replicator", "closed", "done_once", "error", "parked", "path", "prefix", "root", "settings",
         "state", "stop", "url",
     )  # fmt: skip
 
     def __init__(
-        self, path: Path, root: ReplicaRoot, prefix: str, *, url: str, settings: WriterSettings, common: Common
+        self, path: Path, root: ReplicaRoot, prefix: str, *, url: str, settings: WriterSettings, fleet: FleetContext
     ) -> None:
         self.path = path
         self.root = root
@@ -59,7 +59,7 @@ class ManagedDatabase:
         self.closed = trio.Event()  # set while the database has no task
         self.done_once = trio.Event()  # set once the database is published, parked, failed or gone
         self.closed.set()
-        self._common = common
+        self._fleet = fleet
         self._replicator: Replicator | None = None
         self._lease: LeaseKeeper | None = None
         self._maintenance: Maintenance | None = None
@@ -75,24 +75,28 @@ class ManagedDatabase:
         self.state, self.error = State.DORMANT, None
         self.done_once.set()
 
+    def expect_task(self) -> None:
+        """From now on `closed` is not set, although the task may not have been scheduled yet."""
+        if self.closed.is_set():
+            self.closed = trio.Event()
+
     async def run(self, nursery: trio.Nursery) -> None:
         """Replicate until the database is parked or gone, or `stop` is set. Maintenance runs in `nursery`, since it
         continues while the database is parked.
 
-        Raises: the errors that end the fleet (`Common.ends_fleet`).
+        Raises: the errors that end the fleet (`ErrorPolicy.ends_fleet`).
         """
-        if self.closed.is_set():
-            self.closed = trio.Event()
+        self.expect_task()
         try:
             await self._run(nursery)
         finally:
-            self._common.beginning.end(self)
+            self._fleet.beginning.end(self)
             self.done_once.set()
             self.closed.set()
 
     async def publish_once(self) -> None:
         """Publish all that is committed, and close the database. Raises the errors of opening and publishing."""
-        await self._common.beginning.begin(self)
+        await self._fleet.beginning.begin(self)
         try:
             async with self._open() as replicator:
                 await replicator.publish_once()
@@ -101,7 +105,7 @@ class ManagedDatabase:
             self.state, self.error = State.FAILED, str(exc)
             raise
         finally:
-            self._common.beginning.end(self)
+            self._fleet.beginning.end(self)
         self.state = State.ACTIVE
 
     async def aclose(self) -> None:
@@ -156,7 +160,7 @@ class ManagedDatabase:
             try:
                 parked = await self._replicate(nursery)
             except Exception as exc:  # the failure of one database must not end the others
-                if self._common.ends_fleet(exc, named=not self.prefix):
+                if self._fleet.errors.ends_fleet(exc, named=not self.prefix):
                     raise
                 if not await self._after_failure(exc):
                     return
@@ -172,39 +176,38 @@ class ManagedDatabase:
         if self.root.waits:
             self.state = State.WAITING
         await self.root.stand_by(self.stop)
-        async with self._common.descriptors:
+        async with self._fleet.descriptors:
             return await self._replicate_open(nursery, parked)
 
     async def _replicate_open(self, nursery: trio.Nursery, parked: Parked | None) -> Parked | None:
-        await self._common.beginning.begin(self)
+        await self._fleet.beginning.begin(self)
         try:
             if self.stop.is_set():
                 return None
             self.state = State.STARTING
             async with self._open(parked) as replicator:
                 self._replicator = replicator
-                self._common.pace.open += 1
+                may_park = None if self._fleet.errors.is_strict else self._fleet.may_park
+                started = _Started(lambda: self._begun(nursery))
                 try:
-                    may_park = None if self._common.strict else self._common.may_park
-                    started = _Started(lambda: self._begun(nursery))
-                    return await replicator.run(self.stop, may_park=may_park, task_status=started)
+                    with self._fleet.pace.counted():
+                        return await replicator.run(self.stop, may_park=may_park, task_status=started)
                 finally:
-                    self._common.pace.open -= 1
                     self._remember(replicator.statistics())
                     self._replicator = None
                     if self.stop.is_set():
                         await self._end_maintenance()
         finally:
-            self._common.beginning.end(self)
+            self._fleet.beginning.end(self)
 
     def _open(self, parked: Parked | None = None) -> AbstractAsyncContextManager[Replicator]:
         options = ReplicatorOptions(
             sync_interval_s=self.settings.sync_interval_s,
             stop_limit_s=self.settings.stop_limit_s,
-            now_ms=self._common.now_ms,
-            rng=self._common.rng,
+            now_ms=self._fleet.now_ms,
+            rng=self._fleet.rng,
             lease_keeper=self._take_lease,
-            pace=self._common.pace,
+            pace=self._fleet.pace,
             parked=parked,
             on_published=self._note_published,
         )
@@ -217,21 +220,21 @@ class ManagedDatabase:
     def _begun(self, nursery: trio.Nursery) -> None:
         """Called when the replicator has published all that was committed when it started."""
         self.state, self.error, self._failures = State.ACTIVE, None, 0
-        self._common.beginning.end(self)
+        self._fleet.beginning.end(self)
         self.done_once.set()
         self._maintain(nursery)
 
     async def _after_failure(self, error: Exception) -> bool:
         """Log the error and wait for the next attempt. Returns False if the database is gone."""
-        self._common.beginning.end(self)
-        if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._common.files):
+        self._fleet.beginning.end(self)
+        if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._fleet.files):
             self.state = State.GONE
             return False
         if self._failures == 0:
             self._failed_s = trio.current_time()
         self._failures += 1
         self.state = State.FAILED
-        if not self._common.strict:  # a strict fleet waits for its only database
+        if not self._fleet.errors.is_strict:  # a strict fleet waits for its only database
             self.done_once.set()
         final = isinstance(error, ConflictError) and not isinstance(error, AlreadyReplicated | LeaseConflict)
         if self.error != str(error):
@@ -239,7 +242,7 @@ class ManagedDatabase:
             self._log_failure(error, final=final)
         if final:
             await self._end_maintenance()
-        with trio.move_on_after(math.inf if final else retry_delay_s(self._failures, self._common.rng)):
+        with trio.move_on_after(math.inf if final else retry_delay_s(self._failures, self._fleet.rng)):
             await self.stop.wait()
         return True
 
@@ -270,9 +273,9 @@ class ManagedDatabase:
                 levels=self.settings.levels,
                 policy=self.settings.retention,
                 lease=self._lease,
-                limiter=self._common.merges,
+                limiter=self._fleet.merges,
                 spool_dir=state_path(self.path),
-                rng=self._common.rng,
+                rng=self._fleet.rng,
             )
         self._maintaining, self._maintained = trio.CancelScope(), trio.Event()
         nursery.start_soon(self._run_maintenance, self._maintenance, self._maintaining)
@@ -282,7 +285,7 @@ class ManagedDatabase:
             with scope:
                 await maintenance.run()
         except ConflictError as exc:
-            if self._common.ends_fleet(exc, named=not self.prefix):
+            if self._fleet.errors.ends_fleet(exc, named=not self.prefix):
                 raise
             log.error("cannot compact %s: %s", self.url, exc)
         finally:

@@ -1,6 +1,6 @@
 """Parks idle databases and watches them with stat(): when a database is parked, and when it is opened again.
 
-    ManagedDatabase   asks `Common.may_park` while the database is idle, and publishes, checkpoints and closes it then
+    ManagedDatabase   asks `FleetContext.may_park` while it is idle, and is then published, checkpointed and closed
     watch_parked      compares each parked database and its WAL with their records once in `LOOK_INTERVAL_S`
     Supervisor        opens again the databases that `watch_parked` reports
 

@@ -28,12 +28,12 @@ from litereplica.storage.credentials import Credentials
 from litereplica.times import wall_clock_ms
 from litereplica.writer.database.parked import parked_by_mark
 from litereplica.writer.fleet.directory_scan import Directory, printable
-from litereplica.writer.fleet.limits import Common, raise_descriptor_limit
+from litereplica.writer.fleet.limits import ErrorPolicy, FleetContext, raise_descriptor_limit
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.fleet.parking import watch_parked
 from litereplica.writer.fleet.replica_root import ReplicaRoot, join_url
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
-from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
+from litereplica.writer.settings import DirectoryTarget, Target
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class _Group:
 class Supervisor:
     """Replicates the databases of one process. Obtain one from `open_fleet`."""
 
-    def __init__(self, common: Common, open_store: OpenStore) -> None:
-        self._common = common
+    def __init__(self, context: FleetContext, open_store: OpenStore) -> None:
+        self._context = context
         self._open_store = open_store
         self._groups: list[_Group] = []
         self._gone: list[DatabaseStatistics] = []
@@ -133,7 +133,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             for member in self._members():
                 nursery.start_soon(publish, member)
-        if errors and self._common.strict:
+        if errors and self._context.errors.is_strict:
             raise next(iter(errors.values()))
         if errors:
             raise FleetError(dict(sorted(errors.items())))
@@ -151,7 +151,7 @@ class Supervisor:
             replaced = list(ended)
             opened: list[_Group] = []
             try:
-                self._set_strictness(targets)
+                self._context.errors.set_targets(targets)
                 # what a directory with other settings has locked is to be given back first
                 locked = {group.target.path for group in ended}
                 new = [target for target in targets if all(target != group.target for group in kept)]
@@ -161,7 +161,7 @@ class Supervisor:
                     opened.append(await self._open(target))
             except BaseException:
                 await self._end_all(opened)
-                self._set_strictness([group.target for group in self._groups])
+                self._context.errors.set_targets([group.target for group in self._groups])
                 if not ended:
                     self._groups = kept + await self._take_up_again(replaced)
                 raise
@@ -200,7 +200,7 @@ class Supervisor:
 
     def tolerate_conflicts(self) -> None:
         """From now on a conflict about one of several databases fails that database, not the fleet."""
-        self._common.conflicts_end = False
+        self._context.errors.tolerate_conflicts()
 
     async def aclose(self) -> None:
         """Close all databases, give leases back and unlock directories."""
@@ -212,14 +212,10 @@ class Supervisor:
     def _members(self) -> list[ManagedDatabase]:
         return [member for group in self._groups for member in group.members.values()]
 
-    def _set_strictness(self, targets: Sequence[Target]) -> None:
-        self._common.one_root = len(targets) == 1
-        self._common.strict = self._common.one_root and isinstance(targets[0], DatabaseTarget)
-
     async def open(self, targets: Sequence[Target]) -> None:
         """Open the targets; called once, by `open_fleet`."""
         targets = _checked(targets)
-        self._set_strictness(targets)
+        self._context.errors.set_targets(targets)
         for target in targets:
             self._groups.append(await self._open(target))
 
@@ -245,11 +241,11 @@ class Supervisor:
             prefix = "" if group.directory is None else path.relative_to(group.target.path).as_posix()
             url = join_url(group.target.url, prefix)
             member = ManagedDatabase(
-                path, group.root, prefix, url=url, settings=group.target.settings, common=self._common
+                path, group.root, prefix, url=url, settings=group.target.settings, fleet=self._context
             )
             group.members[path] = member
             added.append(member)
-        if not self._common.strict:
+        if not self._context.errors.is_strict:
             parked = await trio.to_thread.run_sync(lambda: [parked_by_mark(each.path, each.url) for each in added])
             for member, each in zip(added, parked, strict=True):
                 if each is not None:
@@ -329,14 +325,14 @@ class Supervisor:
 
     def _wake(self, member: ManagedDatabase) -> None:
         assert self._nursery is not None
-        member.closed = trio.Event()  # from now on, not only once its task has been scheduled
+        member.expect_task()
         self._nursery.start_soon(self._guard, member.run, self._nursery)
 
     async def _end_what_is_overdue(self) -> None:
         """End turns that took too long, and the maintenance of parked databases that has nothing left to do."""
         while True:
             await trio.sleep(OVERDUE_INTERVAL_S)
-            self._common.beginning.end_overdue()
+            self._context.beginning.end_overdue()
             for member in self._members():
                 member.end_settled_maintenance()
 
@@ -359,7 +355,9 @@ async def open_fleet(
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
-    fleet = Supervisor(Common(now_ms, rng or random.Random(), conflicts_end=conflicts_end), open_store)
+    fleet = Supervisor(
+        FleetContext(now_ms, rng or random.Random(), ErrorPolicy(conflicts_end=conflicts_end)), open_store
+    )
     try:
         await fleet.open(targets)
         yield fleet

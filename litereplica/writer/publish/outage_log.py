@@ -1,4 +1,4 @@
-"""Tells when the store does not answer: a retry layer below us may try for long without a word."""
+"""Logs when the store does not answer: the storage client may retry for a long time without a log line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import trio
 log = logging.getLogger(__name__)
 
 SILENCE_S = 4.0
-"""A request that takes longer is told of: an operator learns of an outage within 5 s."""
+"""A request that takes longer is logged, so that an operator learns of an outage within 5 s."""
 LOOK_INTERVAL_S = 0.5
 
 
 class OutageLog:
-    """Knows since when the store has been waited for. `url` is for the log."""
+    """Logs requests that take long. `url` is for the log."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -24,7 +24,7 @@ class OutageLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block waits for the store."""
+        """The block makes requests to the store."""
         self._since_s = trio.current_time()
         try:
             yield
@@ -32,14 +32,14 @@ class OutageLog:
             self._since_s = None
 
     async def run(self) -> None:
-        """Log when an answer takes long, and when it has come. For ever."""
-        told: float | None = None
+        """Log when an answer takes long, and when it has come. Never returns."""
+        logged_s: float | None = None
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
             since_s = self._since_s
-            if told is not None and since_s != told:
+            if logged_s is not None and since_s != logged_s:
                 log.info("%s answers again", self._url)
-                told = None
-            if since_s is not None and told is None and trio.current_time() - since_s > SILENCE_S:
+                logged_s = None
+            if since_s is not None and logged_s is None and trio.current_time() - since_s > SILENCE_S:
                 log.warning("%s has not answered for %.0f s; waiting", self._url, SILENCE_S)
-                told = since_s
+                logged_s = since_s

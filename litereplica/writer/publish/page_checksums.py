@@ -1,19 +1,18 @@
-"""What the replica's pages are: 8 bytes a page, in a file of the state directory.
+"""Checksums of the replica's pages, 8 bytes a page, in a file of the state directory.
 
-After downtime these sums tell which pages of the database differ from what was published. They hold for one
-*version* of a replica: the newest TXID and the checksum of the file that has it, so that a replica made anew under the
-same URL is not taken for its predecessor. Every acknowledged file carries them on to its TXID.
+After downtime they show which pages of the database differ from the replica. They hold for one *version* of a replica:
+the newest TXID and the checksum of the file that has it, so that a new replica under the same URL is not taken for its
+predecessor. Every acknowledged file brings them to its TXID.
 
     header   64 bytes: version, page size and size of the database, inode, boot, whether it is on disk
-    sums     u64 each, by page number; 0 for a page that is not known
+    body     a u64 checksum for each page, by page number; 0 for a page that is not known
 
-Invariant: while sums are being written, the header names no version. What the header says is believed when nothing but
-this boot's page cache lies between (then the order of writes holds), or when it says that all was put on disk.
-Nothing else than the sums of pages can be wrong in a damaged file, and a wrong sum costs one page that is published
-although it need not be.
+Invariant: while checksums are being written, the header names no version. The header is trusted if it was written since
+this boot (the page cache keeps the order of writes), or if it says that all was synced to disk. In a damaged file
+only page checksums can be wrong, and a wrong one costs one page that is published needlessly.
 
-The file is optional: when it cannot be written, that is said once, and publishing goes on without it. It is
-not kept open. Methods block, and are called one at a time.
+The file is optional: if it cannot be written, a warning is logged and publishing continues without it. It is not kept
+open. Methods block, and are called one at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from litereplica.writer.database.published import Version
 log = logging.getLogger(__name__)
 
 UNKNOWN = 0
-"""The sum of no page."""
+"""The checksum of no page."""
 
 _MAGIC = b"LRsums1\n"
 _HEADER = struct.Struct("<8s16sQQIIQ?")
@@ -54,7 +53,7 @@ def page_checksum(page: bytes) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageChanges:
-    """What a file does to the sums: those of its pages (`pgno` ascending), and the database's size afterwards."""
+    """The checksums of the pages in one file (`pgno` ascending), and the database's size after it in pages."""
 
     commit: int
     pgno: NDArray[np.uint32]
@@ -84,7 +83,7 @@ class _Header:
 
 
 class PageChecksums:
-    """The sums in the file at `path`. `version` is what they hold for, None when they hold for nothing."""
+    """The checksums in the file at `path`. `version` is the one that they hold for; None: they hold for none."""
 
     def __init__(self, path: Path) -> None:
         self.version: Version | None = None
@@ -96,7 +95,7 @@ class PageChecksums:
         self._on_disk = False
 
     def open(self, *, inode: int, page_size: int) -> None:
-        """Find out what the file holds for. `inode` is the database's."""
+        """Read the header. `inode` is the database file's."""
         self._inode, self._page_size = inode, page_size
         try:
             with self._path.open("rb") as file:
@@ -116,7 +115,7 @@ class PageChecksums:
         return self._known_inode not in (0, self._inode)
 
     def load(self) -> NDArray[np.uint64]:
-        """The sums of pages 1, 2, … up to the database's size. Raises `OSError`."""
+        """Returns the checksums of pages 1, 2, … up to the database's size. Raises `OSError`."""
         sums = np.zeros(self._commit, np.uint64)
         with self._path.open("rb") as file:
             file.seek(_HEADER_SIZE)
@@ -126,16 +125,16 @@ class PageChecksums:
         return sums
 
     def record(self, previous: Version, version: Version, changes: PageChanges) -> None:
-        """A file has carried the replica from `previous` to `version`. Without effect if these sums are of another."""
+        """A file has brought the replica from `previous` to `version`. No effect unless this holds for `previous`."""
         if self.version == previous:
             self._write(version, changes, keep=True)
 
     def replace(self, version: Version, changes: PageChanges) -> None:
-        """All pages of the replica are known anew."""
+        """Replace all checksums."""
         self._write(version, changes, keep=False)
 
     def close(self) -> None:
-        """Put the sums on disk, so that they outlive a loss of power."""
+        """Sync the checksums to disk, so that they survive a power loss."""
         if self.version is None or self._on_disk:
             return
         try:
@@ -186,12 +185,12 @@ class PageChecksums:
     def _give_up(self, error: OSError) -> None:
         self.version = None
         log.warning(
-            "cannot write %s: %s; should a difference be needed, the replica will be read for it", self._path, error
+            "cannot write %s: %s; if pages have to be compared, the replica will be read for it", self._path, error
         )
 
 
 def _write_sums(fd: int, changes: PageChanges) -> None:
-    """Contiguous pages at once."""
+    """Write the checksums, runs of contiguous pages at once."""
     pgno, sums = changes.pgno, changes.sums
     for start, end in consecutive(pgno):
         write_all(fd, sums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _SUM_SIZE)
@@ -199,7 +198,7 @@ def _write_sums(fd: int, changes: PageChanges) -> None:
 
 @cache
 def _boot_id() -> bytes:
-    """Of this boot of the machine; one of its own for each process where that cannot be told."""
+    """Returns the id of this boot of the machine; a random one for this process if it is unknown."""
     try:
         return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
-"""LTX files from WAL frames and database pages, each put once under the next TXID.
+"""Makes LTX files from WAL frames and database pages, and puts each under the next TXID.
 
-Invariants: a TXID is put with one sequence of bytes only; the position moves when the store has acknowledged the
-file, or has been found to hold it; a name that is taken by other content than ours is a `ConflictError`.
-A prepared file is kept until it is in the store, so that another attempt sends the same bytes.
+Invariants: a TXID is put with one sequence of bytes only; the position moves once the store has acknowledged the file
+or is found to hold it; a name that is taken by other content than ours is a `ConflictError`. A prepared file is kept
+until it is in the store, so that another attempt sends the same bytes.
 
-Knows nothing of when to publish, nor of checkpoints.
+The replicator decides when to publish and when to checkpoint.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CONFLICT_HINT = "stop the other writer, or replicate to another URL"
 
 
 class WalMoved(Exception):
-    """The WAL was restarted while its frames were being read. Nothing was published; begin again."""
+    """The WAL was restarted while its frames were being read. Nothing was published; attach again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,17 +97,17 @@ class Publisher:
         self.last = last
 
     async def finish(self) -> Prepared | None:
-        """Put the file that was prepared and could not be put, if there is one. Raises as `publish_next`."""
+        """Put the file that was prepared but not put, if there is one. Raises as `publish_next`."""
         return await self._put(self._prepared) if self._prepared is not None else None
 
     async def publish_whole(self, *, commit: int | None) -> Prepared:
-        """The whole database as one file; `commit` as in `WalFollower.whole`. Raises as `publish_next`."""
+        """Publish the whole database as one file; `commit` as in `WalFollower.whole`. Raises as `publish_next`."""
         if self._prepared is None:
             self._prepared = await self._database.run(lambda: self._encode(self._all(commit), check=commit is None))
         return await self._put(self._prepared)
 
     async def publish_difference(self, known: NDArray[np.uint64], *, commit: int | None) -> Prepared | None:
-        """The pages whose sums differ from those of the replica, `known`, as one file; None when there are none.
+        """Publish the pages whose checksums differ from `known`, those of the replica, as one file; None if none do.
 
         Otherwise as `publish_whole`.
         """
@@ -116,7 +116,7 @@ class Publisher:
         return await self._put(self._prepared) if self._prepared is not None else None
 
     async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
-        """Has the database other pages than `known`? Publishes nothing; arguments as in `publish_difference`.
+        """True if the database has other pages than `known`. Publishes nothing; arguments as in `publish_difference`.
 
         Raises `WalMoved`.
         """
@@ -131,16 +131,16 @@ class Publisher:
         return await self._database.run(compare)
 
     async def publish_next(self) -> Prepared | None:
-        """The next transactions as one file; None when there are none. The WAL is scanned when none is waiting.
+        """Publish the next transactions as one file; None if there are none. Scans the WAL if none is waiting.
 
-        Raises `WalMoved`, `ConflictError`, and what the store raises: call it again then, and the same file is put.
+        Raises `WalMoved`, `ConflictError`, and the errors of the store: call it again then, and the same file is put.
         """
         if self._prepared is None:
             self._prepared = await self._database.run(self._prepare_next)
         return await self._put(self._prepared) if self._prepared is not None else None
 
     def discard(self) -> None:
-        """Forget the file that was prepared; only once it is in the store, or when nothing more is published."""
+        """Discard the prepared file, once it is in the store or nothing more is to be published."""
         if self._prepared is not None:
             self._prepared.file.discard()
             self._prepared = None
@@ -160,7 +160,7 @@ class Publisher:
             self._wal.advance(batch.end)
             self.last = replace(self.last, commit=batch.commit)
             return None
-        if batch.end:  # by this page a later start finds out where in the WAL the file ends
+        if batch.end:  # by this page a later start finds where in the WAL the file ends
             last = np.flatnonzero(batch.pgno == self._wal.pgno_at(batch.end - 1))
             rows = np.union1d(rows, last)
         return self._encode(replace(batch, pgno=batch.pgno[rows], frame=batch.frame[rows]), check=commit is None)
@@ -266,7 +266,7 @@ class Publisher:
         )
 
     async def _require_newest(self) -> None:
-        """Nobody has published behind `last`; the next TXID alone may be ours, and shows when it is put."""
+        """Raises `ConflictError` if the replica goes beyond `last`. (The next TXID may be ours: its put shows.)"""
         txid, _ = await newest_file(self._store)
         if txid > self.last.txid + 1:
             raise self._conflict(txid)
@@ -275,14 +275,14 @@ class Publisher:
         return ConflictError(f"another writer has published TXID {txid:016x} to {self._store.url}", hint=CONFLICT_HINT)
 
     async def _is_in_store(self, prepared: Prepared) -> bool:
-        """Does the object that has our name have our content? Size and trailer, which holds a CRC of it all, tell."""
+        """True if the object under our name has our content: the same size and trailer, which has a CRC of the file."""
         blob = await self._store.get(prepared.info, Suffix(ltx.TRAILER_SIZE))
         return blob.size == prepared.info.size and blob.data == ltx.encode_trailer(prepared.file_checksum)
 
     async def _adopt(self, info: FileInfo, refused: PreconditionFailed) -> Adopted:
-        """The file that has our name, if it was made from our WAL.
+        """Returns the file that has our name, if it was made from our WAL.
 
-        It is one that we sent before we were killed, and that arrived after we had looked for it.
+        It was sent before this process was killed, and arrived after the next one had looked for it.
         """
         blob = await self._store.get(info, Suffix(0))
         found = FileInfo(0, info.min_txid, info.max_txid, blob.size)
