@@ -1,6 +1,6 @@
 """Compaction: several contiguous LTX files become the one file that has the effect of all, in their order.
 
-The result is what a reader has after applying the inputs one by one. Of a page that several inputs have, the last one
+The result is what a reader has after applying the inputs one by one. If several inputs have a page, the last one
 counts. A page is dropped when it lies above the commit of its own file or of a later one: the database was cut there,
 and whoever let it grow again supplied the page anew. Commit and timestamp are the last input's; the WAL fields are 0,
 since no one WAL holds the result.
@@ -104,7 +104,7 @@ class _Stream:
         self._previous = 0
 
     def fill(self) -> None:
-        """Have frames, unless there are no more."""
+        """Take the next batch of frames if none is left."""
         while not self.batch and (batch := next(self._batches, None)) is not None:
             if batch:
                 if batch[0][0] <= self._previous:

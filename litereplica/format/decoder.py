@@ -117,7 +117,7 @@ class Decoder:
     def _take_frames(
         self, header: ltx.Header, data: bytes, position: int, pages: list[tuple[Pgno, bytes]], frames: bool
     ) -> int:
-        """Take the whole frames from `position` on; returns the offset behind them."""
+        """Take the whole frames from `position` on; returns the offset after them."""
         view = memoryview(data)
         while True:
             position = self._take_usual_frames(header, data, position, pages, frames)

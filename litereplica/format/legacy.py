@@ -36,7 +36,7 @@ _CHECKSUM_SIZE = 4
 def least_payload_size(data: bytes | memoryview, *, pgno: Pgno, page_size: int) -> int:
     """Size in bytes of the payload that `data` begins with.
 
-    When that is more than `data` has, at least so many bytes are needed to know it. Raises `LTXError`.
+    If that is more than `data` has, at least that many bytes are needed to determine it. Raises `LTXError`.
     """
     if len(data) < _START.size:
         return _START.size

@@ -65,7 +65,7 @@ _TRAILER = struct.Struct(">QQ")
 class Header:
     """The first 100 bytes. Sizes and offsets in bytes, `commit` in pages, `timestamp_ms` since the epoch.
 
-    The WAL fields tell which frames of which WAL the file was made from; 0 where they do not apply.
+    The WAL fields name the frames and the WAL that the file was made from; 0 if they do not apply.
     """
 
     page_size: int
@@ -81,7 +81,7 @@ class Header:
 
     @property
     def is_snapshot(self) -> bool:
-        """Does the file hold the whole database, whatever came before it?"""
+        """True if the file holds the whole database, so that no earlier file is needed."""
         return self.min_txid == 1
 
     @property
@@ -209,7 +209,7 @@ def decode_frame_header(data: bytes | memoryview, offset: int) -> tuple[Pgno, in
 def least_frame_size(data: bytes | memoryview, *, page_size: int) -> int:
     """Size in bytes of the frame that `data` begins with; the end of the frames counts as a frame of 6.
 
-    When that is more than `data` has, at least so many bytes are needed to know it. Raises `LTXError`.
+    If that is more than `data` has, at least that many bytes are needed to determine it. Raises `LTXError`.
     """
     if len(data) < FRAME_HEADER_SIZE:
         return FRAME_HEADER_SIZE
@@ -287,7 +287,7 @@ class PageIndex:
 
     @property
     def frames_end(self) -> int:
-        """Offset of the first byte behind the last frame."""
+        """Offset of the first byte after the last frame."""
         return int(self.offset[-1]) + int(self.size[-1]) if len(self) else HEADER_SIZE
 
 
@@ -352,7 +352,7 @@ def _check_entries(
     after: Pgno,
     start: int,
 ) -> None:
-    """Some entries in a row: pages behind `after`, in frames that follow each other from the offset `start` on."""
+    """Raise `LTXError` unless the entries have ascending pages after `after`, in contiguous frames from `start` on."""
     if pgno[0] <= after or pgno[-1] > header.commit or (pgno[1:] <= pgno[:-1]).any():
         raise LTXError(f"LTX page index is not ascending within 1..{header.commit}")
     if size.min() <= FRAME_HEADER_SIZE or size.max() > max_frame_size(header.page_size):

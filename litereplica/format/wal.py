@@ -94,7 +94,7 @@ class WALFrames:
         return int(ends[-1]) + 1 if len(ends) else 0
 
     def checksum_after(self, frames: int) -> Checksum:
-        """State of the checksum behind the first `frames` (at least one)."""
+        """State of the checksum after the first `frames` (at least one)."""
         first, second = self.checksums[frames - 1]
         return int(first), int(second)
 

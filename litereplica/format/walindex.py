@@ -115,7 +115,7 @@ class WalIndex:
         self._write(self.header_patches() + self._checkpoint_patches())
 
     def append(self, pgnos: NDArray[np.uint32]) -> list[Patch]:
-        """Enter frames behind those already entered; no reader looks at them before `publish`."""
+        """Append frames; readers do not see them before `publish`."""
         patches: list[Patch] = []
         first = self.entered + 1
         self.entered += len(pgnos)
@@ -155,7 +155,7 @@ class WalIndex:
         return self._write(self.header_patches() + self._checkpoint_patches())
 
     def find(self, pgno: Pgno, *, max_frame: int) -> int:
-        """The newest frame of a page up to `max_frame`, 0 when there is none: as a reader finds it."""
+        """The newest frame of a page up to `max_frame`, as a reader finds it; 0 if there is none."""
         for block in range(block_of(max_frame), -1, -1) if max_frame else ():
             zero = frames_before(block)
             table, pages = self._views(block)

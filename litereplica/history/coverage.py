@@ -89,7 +89,7 @@ def uncovered(steps: Iterable[Step], contents: Mapping[FileInfo, Contents]) -> d
 
 
 def sources(info: FileInfo, by_end: Sequence[FileInfo]) -> list[FileInfo]:
-    """Files, oldest first, that together have exactly the transactions of a merged one; empty when there are none.
+    """Files, oldest first, that together have exactly the transactions of a merged one; empty if no files do.
 
     `by_end` are all files, ascending by max TXID. Those of lower levels count, and for a snapshot other snapshots.
     """

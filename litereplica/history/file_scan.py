@@ -40,7 +40,7 @@ _Piece: TypeAlias = tuple[FileInfo, Blob | NotFound | None]
 async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
     """The contents of each file, with digests of its pages, all of its bytes read and its CRC checked.
 
-    `advance` is told of each further number of bytes read. Raises the errors of storage.
+    `advance` is called with each further number of bytes read. Raises the errors of storage.
     """
     reader = _Reader(store)
 
@@ -55,7 +55,7 @@ async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advanc
 
 async def read_indexes(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
     """The contents of each file without digests. A small file is read whole and its CRC checked, of a large one header
-    and index are read. `advance` is told the sizes of the files. Raises the errors of storage.
+    and index are read. `advance` is called with the size of each file. Raises the errors of storage.
     """
     answers: dict[FileInfo, Answer] = {}
 
@@ -76,7 +76,7 @@ async def read_indexes(store: LTXStore, files: Sequence[FileInfo], advance: Adva
 
 
 async def wrong_sums(store: LTXStore, contents: Mapping[FileInfo, Contents]) -> dict[FileInfo, str]:
-    """Which files have sums beside them that are no good, and why. A file without sums is none of them.
+    """The files whose sums are wrong, and why. A file without sums is not among them.
 
     Reads the sums whole, 4 bytes for each page of the files. Raises the errors of storage.
     """

@@ -44,8 +44,8 @@ _NO_MATTER = "no matter for restoring"
 
 
 class Severity(IntEnum):
-    """How bad it is. An ERROR keeps a point from being restored, or a file is not what it was; a WARNING may harm what
-    is done next; a NOTE explains what is there."""
+    """The severity of a problem. ERROR: a point cannot be restored, or a file has changed; WARNING: later operations
+    may suffer; NOTE: an explanation of what was found."""
 
     ERROR = 0
     WARNING = 1
@@ -241,7 +241,7 @@ class _Judge:
             )
 
     def _is_left_over(self, info: FileInfo) -> bool:
-        """Is it there because retention never deletes the last file of a level, or has not come to it yet?"""
+        """True if retention keeps the file as the last of its level, or has not deleted it yet."""
         if not self._points or info.max_txid > self._points[-1]:
             return False
         return info.max_txid < self._points[0] or info.max_txid == self._last[info.level]

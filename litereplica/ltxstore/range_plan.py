@@ -46,5 +46,5 @@ def plan_spans(index: PageIndex, rows: NDArray[np.intp], *, page_size: int, max_
 
 
 def is_better_whole(spans: list[Span], file_size: int) -> bool:
-    """Is so much of the file wanted that all of it is read?"""
+    """True if so much of the file is wanted that reading all of it is cheaper."""
     return sum(span.stop - span.start for span in spans) >= WHOLE_SHARE * file_size

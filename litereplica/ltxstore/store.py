@@ -139,7 +139,7 @@ class LTXStore:
         return await self._open_large(info)
 
     async def put(self, info: FileInfo, body: Body, *, timestamp_ms: int) -> None:
-        """Publish a file under its name, unless the name is taken: then `PreconditionFailed`.
+        """Publish a file under its name. Raises `PreconditionFailed` if the name is taken.
 
         `timestamp_ms` is that of its header. A store that does not know conditions raises `NotSupported` for level 0
         only: a merged file has the same content whoever makes it, so that nothing is lost when it replaces another.
@@ -199,7 +199,7 @@ class LTXStore:
         return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None, start.etag, sums)
 
     async def _get_sums(self, info: FileInfo) -> Blob:
-        """What the sums of a file begin with; nothing when there are none, or none for us."""
+        """The first bytes of the sums of a file; empty if there are none or they cannot be read."""
         try:
             return await self.storage.get(sums_key(info), ByteRange(0, HEAD_SIZE))
         except (NotFound, AccessDenied):
@@ -235,7 +235,7 @@ def check_name(info: FileInfo, header: ltx.Header) -> None:
 
 
 def _matching(beside: bytes, file_checksum: int, header: bytes, index: bytes) -> SumsHead | None:
-    """The head of the sums beside a file, if they are its own. Raises `FormatError` when they tell of damage."""
+    """The head of the sums beside a file, if they are its own. Raises `FormatError` when they show damage."""
     try:
         head = SumsHead.decode(beside)
     except FormatError:

@@ -185,7 +185,7 @@ class FileStorage(Storage):
         return await self._in_thread(key, lambda: self._write(key, body, modified_ms, publish), reading=False)
 
     async def _in_thread(self, key: str, action: Callable[[], T], *, reading: bool) -> T:
-        """Run in a thread. A cancelled read is left behind; a change first reaches its end or undoes itself."""
+        """Run in a thread. A cancelled read is abandoned; a cancelled change first completes or undoes itself."""
         try:
             return await trio.to_thread.run_sync(action, limiter=self._limiter, abandon_on_cancel=reading)
         except OSError as exc:

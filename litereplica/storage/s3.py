@@ -243,7 +243,7 @@ class S3Storage(Storage):
         return await trio.to_thread.run_sync(translating, limiter=self._limiter, abandon_on_cancel=True)
 
     def _is_worth_another_try(self, exc: Exception, client: S3Client) -> bool:
-        """Whether something has been learnt from an error: new credentials, or that the store wants Content-MD5."""
+        """True if a retry may succeed: with credentials that were looked up again, or with Content-MD5."""
         from botocore.exceptions import ClientError
 
         if not isinstance(exc, ClientError):
@@ -259,7 +259,7 @@ def _delete_one(where: dict[str, Any], client: S3Client) -> object:
 
 
 def is_empty(range: Range) -> bool:
-    """Whether a range asks for no byte, which HTTP cannot express."""
+    """True if a range is empty, which HTTP cannot express."""
     return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0
 
 
@@ -349,7 +349,7 @@ def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
 
 
 def _modified_ms(answer: Any) -> int:
-    """The time of an object, or of an entry of a listing; 0 where the store names none."""
+    """The time of an object, or of an entry of a listing; 0 if the store gives none."""
     modified: datetime | None = answer.get("LastModified")
     return 0 if modified is None else milliseconds(modified)
 

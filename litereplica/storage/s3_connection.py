@@ -63,7 +63,7 @@ class Connection(Generic[C]):
             return self._client
 
     def renew(self, refused: C) -> bool:
-        """Whether another client than `refused`, with credentials that were looked up later, is to be tried."""
+        """Discard `refused`, unless that was done moments ago; True if the next client may have newer credentials."""
         with self._lock:
             if self._client is not refused:
                 return True

@@ -82,12 +82,12 @@ class Failure:
 
 
 def refuses_credentials(code: str) -> bool:
-    """Whether an S3 error code says that the credentials are unknown, wrong or expired."""
+    """True if an S3 error code means that the credentials are unknown, wrong or expired."""
     return code in _WRONG_CREDENTIALS
 
 
 def wants_content_md5(message: str) -> bool:
-    """Whether an error says that a request lacks Content-MD5, or the checksum header that may replace it."""
+    """True if an error means that a request lacks Content-MD5 or the checksum header that may replace it."""
     return "content-md5" in message.lower()
 
 
