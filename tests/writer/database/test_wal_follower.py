@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from litereplica.format.sqlite import lock_pgno
 from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE
 from litereplica.writer.database.wal_follower import FROM_DATABASE, WalChange, WalFollower
+from tests.format.test_wal import make_wal
 from tests.helpers.app import Application
 
 pytestmark = pytest.mark.slow
@@ -154,3 +156,21 @@ async def test_whole_covers_every_page_but_the_lock_page(app: Application, tail:
     assert len(batch.pgno) == pages - 1
     assert 262_145 not in batch.pgno
     assert np.all(batch.frame == FROM_DATABASE)
+
+
+def test_grown_pages_never_include_the_lock_page(tmp_path: Path) -> None:
+    """A transaction that grows the database across 1 GiB and whose WAL has page 1 alone."""
+    page_size = 65536
+    lock = lock_pgno(page_size)
+    path = tmp_path / "app.db-wal"
+    path.write_bytes(make_wal(page_size, [(1, lock + 2, bytes(page_size))]))
+    tail = WalFollower(path)
+    tail.reopen()
+    try:
+        tail.attach()
+        batch = tail.batch(max_bytes=1 << 20, previous_commit=lock - 2)
+    finally:
+        tail.close()
+    assert batch is not None
+    assert batch.pgno.tolist() == [1, lock - 1, lock + 1, lock + 2]
+    assert batch.frame.tolist() == [0, FROM_DATABASE, FROM_DATABASE, FROM_DATABASE]
