@@ -67,10 +67,6 @@ class SumsHead:
             raise FormatError("sums have a head that is not valid")
         return cls(frames, file_checksum, header_sum, index_sum)
 
-    def describes(self, header: bytes | memoryview, index: bytes | memoryview) -> bool:
-        """Are these the header and the varints of the index of the file that the sums were made of?"""
-        return (sum_of(header[: ltx.HEADER_SIZE]), sum_of(index)) == (self.header_sum, self.index_sum)
-
     def segment_place(self, number: int) -> tuple[int, int]:
         """Where a segment begins and ends, in bytes of the object."""
         start = HEAD_SIZE + number * (SEGMENT_FRAMES + 1) * SUM_SIZE

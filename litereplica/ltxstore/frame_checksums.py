@@ -5,15 +5,21 @@ compaction put `sums/<level as %04x>/<min>-<max>.sums` (its content is `format/f
 itself, so that a reader that sees the file finds them. The prefix is separate, so that listings of files do not grow,
 neither ours nor Litestream's, which ignores the objects that it does not list. Files that others published have none.
 
-Sums are an addition: without them, with those of another file, or with damaged ones, frames are as unknown as they
-would be without. Sums whose file was never published, or was deleted by somebody else, are swept by `retention.py`.
+Sums are an addition: without them, or with those of another file, frames are used unchecked. But one answer is not the
+final word. An object that is missing is asked for again when pages of the file are read, with a growing pause between;
+one that is damaged, with every such read, since it may be repaired at any time. Sums whose file was never published, or
+was deleted by somebody else, are swept by `compaction/pruner.py`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import trio
@@ -22,12 +28,14 @@ from numpy.typing import NDArray
 
 from litereplica.errors import AccessDenied, FormatError, NotFound
 from litereplica.format import ltx
-from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsHead
+from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SumsHead
 from litereplica.format.names import format_txid
 from litereplica.storage.base import ByteRange, Storage
 from litereplica.types import TXID, FileInfo, Pgno
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SUMS_PREFIX = "sums/"
 
@@ -48,26 +56,101 @@ def parse_sums_key(key: str) -> tuple[int, TXID, TXID] | None:
     return (int(match[1], 16), int(match[2], 16), int(match[3], 16)) if match else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+FIRST_PAUSE_S, LAST_PAUSE_S = 15.0, 3600.0
+"""Time before a missing object is asked for again, doubled each time up to an hour: a file without one rarely gets it
+later, but a store may have answered 404 or 403 by mistake."""
+
+
+@dataclass(slots=True, eq=False)
 class FileSums:
-    """The sums that belong to an opened file. `pgnos` are the pages that it has; None: every page of its database."""
+    """What is known of the object with the frame checksums of an opened large file.
+
+    `file_checksum`, `header_sum` and `index_sum` are those of the file as it was read. `pgnos` are the pages that it
+    has; None: every page of its database. `head` is None until the head of this file's object has been read.
+    `is_damaged`: the last part of the object that was read was damaged. Before `ask_at` (trio's time, in seconds)
+    the object counts as missing.
+    """
 
     key: str
-    head: SumsHead
+    file_checksum: int
+    header_sum: int
+    index_sum: int
     pgnos: NDArray[np.uint32] | None
     lock_pgno: Pgno
+    head: SumsHead | None = field(init=False, default=None)
+    is_damaged: bool = field(init=False, default=False)
+    ask_at: float = field(init=False, default=-math.inf)
+    pause_s: float = field(init=False, default=FIRST_PAUSE_S)
+    is_reported: bool = field(init=False, default=False)
 
     @classmethod
-    def of(cls, info: FileInfo, head: SumsHead, header: ltx.Header, index: ltx.PageIndex) -> FileSums:
+    def of(
+        cls, info: FileInfo, header: ltx.Header, index: ltx.PageIndex, *, file_checksum: int, sums: tuple[int, int]
+    ) -> FileSums:
+        """Return it for a file whose header and index have been read; `sums` are their checksums."""
         has_every_page = len(index) == header.snapshot_page_count
-        return cls(sums_key(info), head, None if has_every_page else index.pgno, header.lock_pgno)
+        return cls(sums_key(info), file_checksum, *sums, None if has_every_page else index.pgno, header.lock_pgno)
 
     def rows(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Where these pages, which the file must have, stand in its index."""
+        """Return the rows of these pages, which the file must have, in its index."""
         if self.pgnos is not None:
             return np.searchsorted(self.pgnos, pgnos).astype(np.int64)
         rows: NDArray[np.int64] = pgnos.astype(np.int64) - 1 - (pgnos > self.lock_pgno)
         return rows
+
+    async def read_head(self, storage: Storage, *, first: bytes | None = None) -> SumsHead | None:
+        """Return the head; read it if it is not known. None if it is missing or damaged.
+
+        `first` are its bytes, if it has been read already. Raises `FormatError` if the head shows that the header or
+        the index of the file is damaged, and what the store raises.
+        """
+        if self.head is None:
+            head = await self.read_part(storage, ByteRange(0, HEAD_SIZE), SumsHead.decode, first=first)
+            if head is not None and head.file_checksum != self.file_checksum:
+                self.note_missing()
+            elif head is not None:
+                if (head.header_sum, head.index_sum) != (self.header_sum, self.index_sum):
+                    raise FormatError("header or page index is not as the sums beside the file say")
+                self.head = head
+        return self.head
+
+    async def read_part(
+        self, storage: Storage, span: ByteRange, decode: Callable[[bytes], T], *, first: bytes | None = None
+    ) -> T | None:
+        """Return what `decode` makes of a part of the object, or None if it is missing or damaged.
+
+        What is damaged is read once more: it may have happened in transit. `first` as in `read_head`.
+        """
+        if trio.current_time() < self.ask_at:
+            return None
+        try:
+            for data in (first, None):
+                try:
+                    part = decode((await storage.get(self.key, span)).data if data is None else data)
+                except FormatError as exc:
+                    problem = exc.message
+                else:
+                    self.is_damaged = False
+                    return part
+        except (NotFound, AccessDenied) as exc:
+            self.is_damaged = False
+            self.note_missing()
+            if self.head is not None:
+                self._report(exc.message)
+            return None
+        self.is_damaged = True
+        self._report(problem)
+        return None
+
+    def note_missing(self) -> None:
+        """Let a pause pass before the object is asked for again."""
+        self.ask_at = trio.current_time() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LAST_PAUSE_S)
+
+    def _report(self, problem: str) -> None:
+        if not self.is_reported:
+            log.warning("%s: pages of this file cannot be checked before it has been read whole: %s", self.key, problem)
+        self.is_reported = True
 
 
 class FrameSums:
@@ -75,21 +158,23 @@ class FrameSums:
 
     def __init__(self) -> None:
         self._segments: LRUCache[tuple[int, int], NDArray[np.uint32]] = LRUCache(KEPT_SEGMENTS)
-        self._damaged: set[tuple[int, int]] = set()
-        self._gone: set[int] = set()  # checksums of files whose sums were there when they were opened
         self._loading: dict[tuple[int, int], trio.Event] = {}
 
     async def of(self, storage: Storage, file: FileSums, pgnos: NDArray[np.uint32]) -> list[int | None]:
-        """The sum of the frame of each of these pages; None where it cannot be known.
+        """Return the sum of the frame of each of these pages; None where it cannot be known.
 
-        One request for each segment that is not at hand. Raises what the store raises: that a file has sums is known,
-        so without them nothing of it is to be used.
+        One request for each segment that is not at hand, and one for the head if it is not known. Raises what the
+        store raises: while it is not known whether a file has sums, nothing of it is to be used. Raises `FormatError`
+        if the head, read only now, shows that the file's header or index is damaged.
         """
+        sums: list[int | None] = [None] * len(pgnos)
+        head = file.head or await file.read_head(storage)
+        if head is None:
+            return sums
         rows = file.rows(pgnos)
         numbers = rows // SEGMENT_FRAMES
-        sums: list[int | None] = [None] * len(rows)
         for number in np.unique(numbers).tolist():
-            segment = await self._segment(storage, file, number)
+            segment = await self._segment(storage, file, head, number)
             if segment is not None:
                 inside = np.flatnonzero(numbers == number)
                 found = segment[rows[inside] - number * SEGMENT_FRAMES]
@@ -97,37 +182,20 @@ class FrameSums:
                     sums[place] = value
         return sums
 
-    async def _segment(self, storage: Storage, file: FileSums, number: int) -> NDArray[np.uint32] | None:
-        name = (file.head.file_checksum, number)
-        while name not in self._damaged and file.head.file_checksum not in self._gone:
-            if (segment := self._segments.get(name)) is not None:
-                return segment
-            if name in self._loading:
-                await self._loading[name].wait()
-                continue
+    async def _segment(
+        self, storage: Storage, file: FileSums, head: SumsHead, number: int
+    ) -> NDArray[np.uint32] | None:
+        name = (file.file_checksum, number)
+        while name in self._loading:
+            await self._loading[name].wait()
+        segment = self._segments.get(name)
+        if segment is None:
             self._loading[name] = trio.Event()
             try:
-                segment = await self._load(storage, file, number)
+                span = ByteRange(*head.segment_place(number))
+                segment = await file.read_part(storage, span, partial(head.decode_segment, number))
             finally:
                 self._loading.pop(name).set()
-            if segment is None:
-                self._damaged.add(name)
-            else:
+            if segment is not None:
                 self._segments[name] = segment
-        return None
-
-    async def _load(self, storage: Storage, file: FileSums, number: int) -> NDArray[np.uint32] | None:
-        """A segment from the store; one that is not right is asked for once more: that may have happened on the way."""
-        problem = ""
-        for _ in range(2):
-            try:
-                blob = await storage.get(file.key, ByteRange(*file.head.segment_place(number)))
-                return file.head.decode_segment(number, blob.data)
-            except FormatError as exc:
-                problem = exc.message
-            except (NotFound, AccessDenied) as exc:
-                self._gone.add(file.head.file_checksum)
-                problem = exc.message
-                break
-        log.warning("%s: pages of this file cannot be checked before it has been read whole: %s", file.key, problem)
-        return None
+        return segment

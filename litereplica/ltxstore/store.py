@@ -18,7 +18,7 @@ import trio
 from litereplica.concurrent import gather
 from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
 from litereplica.format import decoder, ltx, names
-from litereplica.format.frame_checksums import HEAD_SIZE, SumsHead
+from litereplica.format.frame_checksums import HEAD_SIZE, sum_of
 from litereplica.format.names import Layout
 from litereplica.ltxstore.frame_checksums import SUMS_PREFIX, FileSums, sums_key
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
@@ -46,8 +46,8 @@ LAYOUTS = {"file": Layout.FILE, "s3": Layout.S3}
 class OpenedFile:
     """A file whose header and index are known. `pages`, in the index's order, when it was read whole and its CRC was
     right; None when only the index was read. `file_checksum` is that of the trailer: it tells this file from any
-    other that has or had its name. `etag` is that of the object that was read. `sums` are those of a large file that
-    has them: its header and index have been checked by them."""
+    other that has or had its name. `etag` is that of the object that was read. `sums`, of a large file, say what is
+    known of its frame checksums: with a head, its header and index have been checked by them."""
 
     info: FileInfo
     header: ltx.Header
@@ -192,14 +192,18 @@ class LTXStore:
             self.require_same(info, start, middle)
             varints = middle.data
         with self.blame(info):
-            head = _matching(beside.data, file_checksum, start.data, varints)
             decode = partial(ltx.decode_page_index, varints, header=header, file_size=tail.size)
             index = decode() if index_size <= DECODE_HERE else await trio.to_thread.run_sync(decode)
-            sums = FileSums.of(info, head, header, index) if head is not None else None
+            own_sums = (sum_of(start.data[: ltx.HEADER_SIZE]), sum_of(varints))
+            sums = FileSums.of(info, header, index, file_checksum=file_checksum, sums=own_sums)
+            if beside.data:
+                await sums.read_head(self.storage, first=beside.data)
+            else:
+                sums.note_missing()
         return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None, start.etag, sums)
 
     async def _get_sums(self, info: FileInfo) -> Blob:
-        """The first bytes of the sums of a file; empty if there are none or they cannot be read."""
+        """Return the first bytes of the sums of a file; an empty part if there are none or access to them is denied."""
         try:
             return await self.storage.get(sums_key(info), ByteRange(0, HEAD_SIZE))
         except (NotFound, AccessDenied):
@@ -232,19 +236,6 @@ def check_name(info: FileInfo, header: ltx.Header) -> None:
     """Raise `FormatError` unless a file's header agrees with its name."""
     if (header.min_txid, header.max_txid) != (info.min_txid, info.max_txid):
         raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, unlike its name")
-
-
-def _matching(beside: bytes, file_checksum: int, header: bytes, index: bytes) -> SumsHead | None:
-    """The head of the sums beside a file, if they are its own. Raises `FormatError` when they show damage."""
-    try:
-        head = SumsHead.decode(beside)
-    except FormatError:
-        return None
-    if head.file_checksum != file_checksum:
-        return None
-    if not head.describes(header, index):
-        raise FormatError("header or page index is not as the sums beside the file say")
-    return head
 
 
 def open_ltx_store(url: str, *, credentials: Credentials | None = None) -> LTXStore:

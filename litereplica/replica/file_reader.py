@@ -4,8 +4,9 @@ An etag tells whether two answers are of one object, not what is in it: that of 
 somebody sets its time, as Litestream does after giving it its name. What identifies a file is the checksum in its
 trailer. So an etag that we do not know is looked into, once, at the price of one small request.
 
-What is read is checked as far as it can be: a small file is read whole, whatever is wanted of it; frames of a large one
-are compared with the sums beside it, if there are any.
+What is read is checked as far as it can be. A small file is read whole, whatever is wanted of it. Frames of a large one
+are compared with the sums beside it, if there are any; while these are damaged, a file that is not too large is read
+whole as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.read_plan import Block, Decoded, decode_block
 from litereplica.storage.base import Blob, ByteRange, Suffix
+
+WHOLE_IF_DAMAGED_LIMIT = 1024 * 1024
+"""Bytes of a file that is read whole as long as its frame checksums are damaged: as many as one block may have."""
 
 FrameSumsOrNone: TypeAlias = list[int | None] | None
 """The sums of some frames, those that are known; None: the file has none."""
@@ -60,7 +64,7 @@ async def read_with_sums(
 ) -> tuple[bytes, FrameSumsOrNone]:
     """Bytes of a file, and the sums of the frames of these pages of it, in the order asked: at the same time.
 
-    Raises as `read_source`.
+    Raises as `read_source`, and `DamagedFile` if the sums show that the file's header or index is damaged.
     """
     file = _file(store, files, file_id)
     if file.sums is None:
@@ -75,7 +79,8 @@ async def read_with_sums(
 
     async def load() -> None:
         nonlocal sums
-        sums = await files.frame_sums.of(store.storage, beside, pgnos)
+        with store.blame(file.info):
+            sums = await files.frame_sums.of(store.storage, beside, pgnos)
 
     await gather([read, load])
     return data, sums
@@ -92,16 +97,18 @@ async def read_block(store: LTXStore, files: FileTable, block: Block, *, page_si
 
 async def _read_once(store: LTXStore, files: FileTable, block: Block, page_size: int, run: Runner) -> Decoded:
     file = _file(store, files, block.file_id)
-    span = ByteRange(block.start, block.stop)
-    if file.info.size <= WHOLE_FILE_LIMIT:
-        blob = await read_source(store, files, block.file_id, ByteRange(0, file.info.size))
-        return await run(partial(_decode_small, file, blob.data, block, page_size))
-    data, sums = await read_with_sums(store, files, block.file_id, span, block.pgnos)
-    return await run(partial(decode_block, block, data, page_size, sums))
+    if file.info.size > WHOLE_FILE_LIMIT:
+        span = ByteRange(block.start, block.stop)
+        data, sums = await read_with_sums(store, files, block.file_id, span, block.pgnos)
+        are_damaged = file.sums is not None and file.sums.is_damaged
+        if not are_damaged or file.info.size > WHOLE_IF_DAMAGED_LIMIT:
+            return await run(partial(decode_block, block, data, page_size, sums))
+    blob = await read_source(store, files, block.file_id, ByteRange(0, file.info.size))
+    return await run(partial(_decode_whole, file, blob.data, block, page_size))
 
 
-def _decode_small(file: SourceFile, data: bytes, block: Block, page_size: int) -> Decoded:
-    """The pages of a block of a file that is at hand as a whole: all of them, or none."""
+def _decode_whole(file: SourceFile, data: bytes, block: Block, page_size: int) -> Decoded:
+    """Return the pages of a block, from the bytes of the whole file: all of them, or none."""
     try:
         if decode_file(data).file_checksum != file.checksum:
             raise LTXError("the file has another checksum than it had")

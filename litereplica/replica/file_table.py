@@ -23,8 +23,8 @@ from litereplica.types import FileInfo
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the store. `checksum` is that of its trailer: the identity of its content. `sums` are those of its
-    frames, if it has any beside it."""
+    """A file of the store. `checksum` is that of its trailer: the identity of its content. `sums`, of a large file, say
+    what is known of its frame checksums."""
 
     info: FileInfo
     checksum: int
@@ -52,7 +52,10 @@ class FileTable:
         return len(self._files)
 
     def add(self, opened: OpenedFile) -> int:
-        """The id of a file, the same one each time while it is not forgotten."""
+        """Return the id of a file, the same one each time while it is not forgotten.
+
+        When the frame checksums, found at last, show that the first opening read a damaged index, the next one counts.
+        """
         name = str(opened.info)
         key = (name, opened.file_checksum)
         if key not in self._ids:
@@ -62,6 +65,8 @@ class FileTable:
             if opened.etag:
                 self._etags[self._next_id] = opened.etag
             self._next_id += 1
+        elif opened.sums is not None and opened.sums.head is not None:
+            self._files[self._ids[key]] = SourceFile(opened.info, opened.file_checksum, opened.sums)
         return self._ids[key]
 
     def get(self, file_id: int) -> SourceFile | None:

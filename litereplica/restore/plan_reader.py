@@ -166,7 +166,8 @@ class SourceReader:
         elif len(claim.rows):
             page_size = opened.header.page_size
             spans = plan_spans(index, claim.rows, page_size=page_size, max_bytes=PIECE_BYTES)
-            whole = opened.sums is None or info in self._without_sums or is_better_whole(spans, info.size)
+            has_sums = opened.sums is not None and opened.sums.head is not None and info not in self._without_sums
+            whole = not has_sums or is_better_whole(spans, info.size)
             self._large.append(_Large(opened, claim, spans, whole))
         else:
             assembly.finish_file(info, opened.header)

@@ -55,7 +55,7 @@ def test_the_pieces_of_an_encoder_give_the_sums_of_the_file(short_segments: None
     opened = decode_file(body)
     head = SumsHead.decode(beside)
     assert (head.frames, head.file_checksum) == (PAGES, opened.file_checksum)
-    assert head.describes(body[:HEADER_SIZE], varints(body))
+    assert (head.header_sum, head.index_sum) == (sum_of(body[:HEADER_SIZE]), sum_of(varints(body)))
     offsets, sizes = opened.index.offset.tolist(), opened.index.size.tolist()
     assert all_sums(body, beside) == [sum_of(body[o : o + s]) for o, s in zip(offsets, sizes, strict=True)]
 
@@ -73,7 +73,10 @@ def test_every_flipped_bit_of_a_file_is_found(short_segments: None) -> None:
             flipped[place] ^= 1 << bit
             wrong = bytes(flipped)
             rows = wrong_frames(wrong, offsets, sizes, list(expected))
-            described = head.describes(wrong[:HEADER_SIZE], wrong[index_start : len(body) - TAIL_SIZE])
+            described = (sum_of(wrong[:HEADER_SIZE]), sum_of(wrong[index_start : len(body) - TAIL_SIZE])) == (
+                head.header_sum,
+                head.index_sum,
+            )
             if HEADER_SIZE <= place < index.frames_end:
                 (row,) = rows
                 assert offsets[row] <= place < offsets[row] + sizes[row]

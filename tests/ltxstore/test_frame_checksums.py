@@ -15,13 +15,13 @@ import trio.testing
 from litereplica.compaction.compaction import snapshot
 from litereplica.compaction.pruner import Pruner, sweep_sums
 from litereplica.compaction.retention import RetentionPolicy
-from litereplica.errors import DamagedFile, TransientStorageError
+from litereplica.errors import DamagedFile, FormatError, TransientStorageError
 from litereplica.format import frame_checksums as format_sums
 from litereplica.format.frame_checksums import SumsHead, sum_of
 from litereplica.format.ltx import TAIL_SIZE
 from litereplica.format.names import Layout
-from litereplica.ltxstore.frame_checksums import FileSums, FrameSums, parse_sums_key, sums_key
-from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, open_ltx_store
+from litereplica.ltxstore.frame_checksums import FIRST_PAUSE_S, FileSums, FrameSums, parse_sums_key, sums_key
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile, open_ltx_store
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.testing.faults import Fault, FaultStorage
 from litereplica.testing.latency import LatencyStorage
@@ -79,6 +79,16 @@ def pgnos(*numbers: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     return np.array(numbers, np.uint32)
 
 
+def has_sums(opened: OpenedFile) -> bool:
+    return opened.sums is not None and opened.sums.head is not None
+
+
+def head_of(opened: OpenedFile) -> SumsHead:
+    assert opened.sums is not None
+    assert opened.sums.head is not None
+    return opened.sums.head
+
+
 # --- keys -------------------------------------------------------------------------------------
 
 
@@ -99,17 +109,17 @@ async def test_opening_finds_the_sums_in_the_same_round_trip(autojump_clock: tri
     started = trio.current_time()
     opened = await bench.store.open(bench.info)
     assert (bench.gets(), trio.current_time() - started) == (3, 1.0)
-    assert opened.sums is not None
-    assert opened.sums.head.frames == PAGES
+    assert head_of(opened).frames == PAGES
 
 
 async def test_a_file_without_sums_costs_one_request_that_finds_nothing() -> None:
     bench = Bench(with_sums=False)
     await bench.fill()
-    assert (await bench.store.open(bench.info)).sums is None
+    assert not has_sums(await bench.store.open(bench.info))
     assert bench.gets() == 3
 
 
+@pytest.mark.logs("cannot be checked")
 async def test_sums_of_another_file_and_damaged_ones_are_no_sums() -> None:
     bench = Bench()
     await bench.fill()
@@ -119,12 +129,12 @@ async def test_sums_of_another_file_and_damaged_ones_are_no_sums() -> None:
     await other.commit({pgno: incompressible(pgno + 1) for pgno in range(1, PAGES + 1)})
     (body,) = (stored.data for stored in other.storage.objects.values())  # type: ignore[attr-defined]
     await bench.memory.put(key, sums_of_file(body))
-    assert (await bench.store.open(bench.info)).sums is None
+    assert not has_sums(await bench.store.open(bench.info))
     for damage in (lambda data: data.clear(), lambda data: data.reverse()):
         bench.memory.objects[key] = right
         bench.alter(key, damage)
         opened = await bench.store.open(bench.info)
-        assert opened.sums is None
+        assert not has_sums(opened)
         assert len(opened.index) == PAGES
 
 
@@ -219,35 +229,94 @@ async def test_those_who_want_the_same_segment_wait_for_one_request(autojump_clo
     assert bench.gets() - before == 2
 
 
-async def test_a_damaged_segment_is_asked_for_twice_and_then_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    bench = Bench()
-    await bench.fill()
-    opened = await bench.store.open(bench.info)
-    assert opened.sums is not None
-    bench.flip(sums_key(bench.info), opened.sums.head.segment_place(1)[0] + 5)
-    loaded, before = FrameSums(), bench.gets()
-    for _ in range(3):
-        found = await loaded.of(bench.meter, opened.sums, pgnos(50, 150))
-        assert found == [*await expected_sums(bench, [50]), None]
-        before += 3
-    assert bench.gets() - before == 1 + 2
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert sums_key(bench.info) in caplog.text
-
-
-async def test_sums_that_have_gone_since_the_opening_are_asked_for_and_said_once(
+async def test_a_damaged_segment_is_asked_for_twice_with_each_read_until_it_is_repaired_and_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bench = Bench()
     await bench.fill()
     opened = await bench.store.open(bench.info)
     assert opened.sums is not None
-    bench.memory.objects.pop(sums_key(bench.info))
+    key = sums_key(bench.info)
+    right = bench.memory.objects[key]
+    bench.flip(key, head_of(opened).segment_place(1)[0] + 5)
+    expected = await expected_sums(bench, [50, 150])
     loaded, before = FrameSums(), bench.gets()
     for _ in range(3):
-        assert await loaded.of(bench.meter, opened.sums, pgnos(50, 150, 650)) == [None, None, None]
-    assert bench.gets() - before == 1
+        assert await loaded.of(bench.meter, opened.sums, pgnos(50, 150)) == [expected[0], None]
+        assert opened.sums.is_damaged
+    assert bench.gets() - before == 1 + 3 * 2
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert key in caplog.text
+    bench.memory.objects[key] = right
+    assert await loaded.of(bench.meter, opened.sums, pgnos(50, 150)) == expected
+    assert not opened.sums.is_damaged
+
+
+async def test_sums_that_have_gone_since_the_opening_are_said_once_and_asked_for_after_a_growing_pause(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    opened = await bench.store.open(bench.info)
+    assert opened.sums is not None
+    expected = await expected_sums(bench, [50])
+    gone = bench.memory.objects.pop(sums_key(bench.info))
+    loaded, before = FrameSums(), bench.gets()
+    for asked, pause_s in ((1, FIRST_PAUSE_S), (2, 2 * FIRST_PAUSE_S)):
+        for _ in range(3):
+            assert await loaded.of(bench.meter, opened.sums, pgnos(50, 150, 650)) == [None, None, None]
+        assert bench.gets() - before == asked
+        await trio.sleep(pause_s)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    bench.memory.objects[sums_key(bench.info)] = gone
+    assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == expected
+
+
+async def test_sums_that_the_opening_did_not_find_are_asked_for_later(autojump_clock: trio.testing.MockClock) -> None:
+    """A store may answer 404 or 403 by mistake; a file that never has any costs few requests, and no log line."""
+    bench = Bench()
+    await bench.fill()
+    gone = bench.memory.objects.pop(sums_key(bench.info))
+    opened = await bench.store.open(bench.info)
+    assert opened.sums is not None
+    loaded, before = FrameSums(), bench.gets()
+    for asked in range(2):
+        for _ in range(3):
+            assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == [None]
+        assert bench.gets() - before == asked
+        await trio.sleep(FIRST_PAUSE_S * 2**asked)
+    bench.memory.objects[sums_key(bench.info)] = gone
+    assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == await expected_sums(bench, [50])
+
+
+@pytest.mark.logs("cannot be checked")
+async def test_a_head_that_was_damaged_at_the_opening_and_is_repaired_is_used() -> None:
+    bench = Bench()
+    await bench.fill()
+    key = sums_key(bench.info)
+    right = bench.memory.objects[key]
+    bench.flip(key, 0)
+    opened = await bench.store.open(bench.info)
+    assert bench.gets() == 4
+    assert opened.sums is not None
+    assert await FrameSums().of(bench.meter, opened.sums, pgnos(50)) == [None]
+    bench.memory.objects[key] = right
+    assert await FrameSums().of(bench.meter, opened.sums, pgnos(50)) == await expected_sums(bench, [50])
+
+
+async def test_a_head_that_is_read_late_and_differs_from_the_header_that_was_read_is_damage(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    gone = bench.memory.objects.pop(sums_key(bench.info))
+    bench.flip(bench.store.key(bench.info), 39)  # the time
+    opened = await bench.store.open(bench.info)
+    bench.memory.objects[sums_key(bench.info)] = gone
+    assert opened.sums is not None
+    await trio.sleep(FIRST_PAUSE_S)
+    with pytest.raises(FormatError, match="header or page index"):
+        await FrameSums().of(bench.meter, opened.sums, pgnos(50))
 
 
 async def test_a_flip_on_the_way_is_gone_when_it_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +326,7 @@ async def test_a_flip_on_the_way_is_gone_when_it_is_asked_for_again(caplog: pyte
     assert opened.sums is not None
     key = sums_key(bench.info)
     right = bench.memory.objects[key]
-    bench.flip(key, opened.sums.head.segment_place(0)[0])
+    bench.flip(key, head_of(opened).segment_place(0)[0])
 
     asked: list[object] = []
 
@@ -286,7 +355,7 @@ async def test_segments_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_lock_page_has_no_sum_and_those_behind_it_move_up() -> None:
-    file = FileSums("key", SumsHead(8, 1, 2, 3), None, lock_pgno=5)
+    file = FileSums("key", 1, 2, 3, None, lock_pgno=5)
     assert file.rows(pgnos(1, 4, 6, 9)).tolist() == [0, 3, 4, 7]
 
 
@@ -306,7 +375,7 @@ async def test_a_compaction_publishes_the_sums_before_the_file() -> None:
     key = bench.store.key(compacted.info)
     assert order == [sums_key(compacted.info), key]
     assert bench.memory.objects[order[0]].data == sums_of_file(bench.memory.objects[key].data)
-    assert (await bench.store.open(compacted.info)).sums is not None
+    assert has_sums(await bench.store.open(compacted.info))
 
 
 async def test_a_small_result_has_none() -> None:

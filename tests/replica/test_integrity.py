@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from litereplica.errors import DamagedFile, FileVanished, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
-from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.frame_checksums import FIRST_PAUSE_S, sums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
-from litereplica.replica import hydrate
+from litereplica.replica import file_reader, hydrate
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.statistics import HydrationState
 from litereplica.storage.base import Blob, ByteRange, Range
@@ -169,6 +169,59 @@ async def test_without_sums_the_same_damage_is_served_until_the_file_has_been_re
     async with bench.replica() as replica:
         (page,) = await read(replica, 350)
         assert page != bench.history.at(2)[350]
+
+
+@pytest.mark.logs("cannot be checked", "page 350")
+@pytest.mark.parametrize("part", ["head", "segment"])
+async def test_sums_that_were_damaged_once_and_repaired_find_damage_of_the_file_afterwards(part: str) -> None:
+    """Damage is not the final word about the sums, whichever part of them it was in, nor when it was met."""
+    bench = Bench()
+    await bench.fill()
+    key = sums_key(FileInfo(0, 1, 1, 0))
+    right = bench.memory.objects[key]
+    bench.flip(key, 0 if part == "head" else len(right.data) - 1)
+    async with bench.replica() as replica:
+        assert await read(replica, 350) == [bench.history.at(2)[350]]
+        bench.memory.objects[key] = right
+        bench.flip(bench.large, bench.place_of(bench.large, 350))
+        assert await never_wrong(replica, {350: bench.history.at(2)[350]}) == {350}
+
+
+@pytest.mark.logs("cannot be checked", "LTX file checksum")
+async def test_while_its_sums_are_damaged_a_file_is_read_whole_and_checked_unless_it_is_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    bench.flip(sums_key(FileInfo(0, 1, 1, 0)), 0)
+    bench.flip(bench.large, bench.place_of(bench.large, 350))
+    right = bench.history.at(2)
+    async with bench.replica() as replica:
+        assert await never_wrong(replica, {350: right[350]}) == {350}
+    monkeypatch.setattr(file_reader, "WHOLE_IF_DAMAGED_LIMIT", WHOLE_FILE_LIMIT)
+    async with bench.replica() as replica:
+        (page,) = await read(replica, 350)
+        assert page != right[350]
+
+
+@pytest.mark.logs("header or page index")
+async def test_an_index_that_was_damaged_in_transit_before_its_sums_were_found_is_read_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    await bench.fill()
+    key = sums_key(FileInfo(0, 1, 1, 0))
+    gone = bench.memory.objects.pop(key)
+    whole = bench.memory.objects[bench.large]
+    bench.flip(bench.large, 39)  # the time in the header
+    async with bench.replica() as replica:
+        bench.memory.objects[key] = gone
+        bench.memory.objects[bench.large] = whole
+        await trio.sleep(FIRST_PAUSE_S)
+        with pytest.raises(DamagedFile, match="header or page index"):
+            await read(replica, 350)
+        await replica.heal()
+        assert await read(replica, 350) == [bench.history.at(2)[350]]
 
 
 async def test_a_flip_on_the_way_is_asked_for_again_and_no_damage(caplog: pytest.LogCaptureFixture) -> None:
