@@ -1,7 +1,7 @@
-"""Running a command's work in a background process, and waiting until that is ready.
+"""Runs a function in a background process, and waits until it reports that it is ready.
 
-The child leaves the terminal and the session, so it outlives both. Until it is ready its errors are the parent's; from
-then on they go to its log.
+The child leaves the session and the terminal, so it outlives both. Errors before it is ready are raised in the parent;
+later ones go to its log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ready = Callable[[], None]
 
 
 class BackgroundError(LiteReplicaError):
-    """The error of a child that did not become ready."""
+    """The error that ended a child before it was ready."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -30,10 +30,13 @@ class BackgroundError(LiteReplicaError):
 
 
 def run_in_background(work: Callable[[Ready], None]) -> int:
-    """Run `work` in a new process; return its pid once it has called the `Ready` that it is given.
+    """Run `work` in a new process, and return its pid once it has called its argument.
 
-    Must be called before any thread is started. Raises `BackgroundError` when `work` fails before that. Interrupted by
-    Ctrl-C, it kills the new process, and the caller takes away what that has made so far.
+    Must be called before any thread is started.
+
+    Raises:
+        BackgroundError: `work` failed before it was ready.
+        KeyboardInterrupt: on Ctrl-C, after killing the new process; the caller cleans up after it.
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
@@ -47,7 +50,7 @@ def run_in_background(work: Callable[[Ready], None]) -> int:
         with open(read_end, "rb") as answer:  # noqa: PTH123 - a descriptor
             text = answer.read()
     except KeyboardInterrupt:
-        os.kill(pid, signal.SIGKILL)  # it is in a session of its own, which the terminal's Ctrl-C does not reach
+        os.kill(pid, signal.SIGKILL)  # it has its own session, so the terminal's Ctrl-C does not reach it
         os.waitpid(pid, 0)
         raise
     if not text:

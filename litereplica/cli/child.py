@@ -1,7 +1,7 @@
-"""The program that `replicate --exec` runs: started, sent the signals that this process receives, and awaited.
+"""Runs the program of `replicate --exec`: starts it, passes signals on to it, and waits for its exit code.
 
 It shares the terminal, the standard streams and the process group of this process. Signals that a terminal sends to
-the whole group are not passed on, because the program has them already.
+the whole group are not passed on, because the program has received them already.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from litereplica.errors import UsageError
 log = logging.getLogger(__name__)
 
 END_LIMIT_S = 10.0
-"""Time a program gets to end after SIGTERM, when replication cannot go on; service managers wait at least as long."""
+"""Time that a program gets to exit after SIGTERM if replication fails; service managers wait at least as long."""
 SIGNALLED = 128
-"""Exit code of a program that a signal ended, minus the signal's number, as in shells."""
+"""Added to a signal's number, this is the exit code of a program that the signal ended, as in shells."""
 
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
@@ -37,7 +37,7 @@ class Child:
 
     @property
     def runs(self) -> bool:
-        """True until it ends."""
+        """True until the program exits."""
         return self._process.poll() is None
 
     def pass_on(self, number: int) -> None:
@@ -47,10 +47,10 @@ class Child:
             self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait until the program ends, and return the exit code for this process.
+        """Wait until the program exits, and return the exit code for this process.
 
-        That is the program's own; 0 if a signal that was passed on ended it; 128 plus the signal's number, as in
-        shells, if another signal did.
+        This is the program's own exit code; 0 if a signal that was passed on ended it; 128 plus the signal's number if
+        another signal ended it.
         """
         code = await self._process.wait()
         log.info("%s has ended %s", self._name, f"with exit code {code}" if code >= 0 else f"by {_signal_name(-code)}")
@@ -59,7 +59,7 @@ class Child:
         return 0 if -code in self._sent else SIGNALLED - code
 
     async def end(self) -> None:
-        """End it: SIGTERM, and SIGKILL after `END_LIMIT_S`."""
+        """End the program if it runs: send SIGTERM, and SIGKILL after `END_LIMIT_S`."""
         with trio.CancelScope(shield=True):
             if self.runs:
                 log.warning("ending %s", self._name)
@@ -67,7 +67,7 @@ class Child:
                 with trio.move_on_after(END_LIMIT_S):
                     await self._process.wait()
             if self.runs:
-                log.warning("%s did not end in %.0f s: it is killed", self._name, END_LIMIT_S)
+                log.warning("%s did not exit within %.0f s: killing it", self._name, END_LIMIT_S)
                 self._process.kill()
                 await self._process.wait()
 
@@ -76,12 +76,12 @@ def check_program(command: Sequence[str]) -> None:
     """Raise `UsageError` unless the program exists."""
     if shutil.which(command[0]) is None:
         raise UsageError(
-            f"cannot run {command[0]!r}: there is no such program", hint="name its path, or see PATH and its rights"
+            f"cannot run {command[0]!r}: no such program", hint="give its path, or check PATH and its permissions"
         )
 
 
 async def start_child(command: Sequence[str]) -> Child:
-    """Start a program. Raises `UsageError`."""
+    """Start a program. Raises `UsageError` if it cannot be started."""
     try:
         process = await trio.lowlevel.open_process(list(command), restore_signals=True)
     except (OSError, ValueError, subprocess.SubprocessError) as exc:
@@ -92,7 +92,7 @@ async def start_child(command: Sequence[str]) -> Child:
 
 
 def _in_foreground() -> bool:
-    """True if the terminal sends its signals to this process group, which is also the program's."""
+    """True if the terminal sends its signals to this process group, to which the program belongs."""
     try:
         return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
     except OSError:

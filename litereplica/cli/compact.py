@@ -1,4 +1,4 @@
-"""`litereplica compact`: merge a replica's files into a higher level now; and the part that `snapshot` shares."""
+"""`litereplica compact`: merge a replica's files into a higher level now. `run` is shared with `snapshot`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Merge = Callable[[LTXStore], Awaitable[Compacted | None]]
 def command(replica_url: str, level: int, as_json: bool) -> None:
     """Merge the new files of level N-1 into one file of level N, now.
 
-    The files that are merged stay. Every file that is read is checked, and so is the result before it is published.
+    The merged files are kept. Every file that is read is checked, and so is the result before it is published.
     With --json, a summary is printed: file (as in 'ltx --json', or null when there was nothing to merge), inputs,
     seconds.
 
@@ -41,7 +41,7 @@ def command(replica_url: str, level: int, as_json: bool) -> None:
 
 
 def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
-    """Merge, and print the result; `nothing` is printed when there was nothing to merge."""
+    """Run `merge` on the replica and print the result, or `nothing` if there was nothing to merge."""
     start = time.monotonic()
     done = run_on_store(replica_url, merge)
     seconds = time.monotonic() - start
@@ -54,4 +54,4 @@ def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
     else:
         count = len(done.compaction.inputs)
         what = f"{count} file{'' if count == 1 else 's'} to {done.info}, {format_size(done.info.size)}"
-        output.note(f"merged {what}, in {seconds:.1f} s{', which was there already' if done.adopted else ''}")
+        output.note(f"merged {what}, in {seconds:.1f} s{', which existed already' if done.adopted else ''}")

@@ -1,6 +1,6 @@
-"""Reading the configuration file of a command.
+"""The options that name a configuration file, and `read_config`, which reads it.
 
-`-c FILE`, else what LITEREPLICA_CONFIG names, else `/etc/litereplica.yml`.
+The file is that of `--config`, else that of the variable LITEREPLICA_CONFIG, else `/etc/litereplica.yml`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ config_option = click.option(
     help=f"The configuration file: {DEFAULT_PATH} when no database is named.",
 )
 no_expand_env_option = click.option(
-    "--no-expand-env", is_flag=True, help="Do not replace $NAME and ${NAME} in the file by environment variables."
+    "--no-expand-env", is_flag=True, help="Do not replace $NAME and ${NAME} in the file with environment variables."
 )
 
 
 def read_config(path: Path | None, *, expand_env: bool) -> Config:
-    """The configuration in a file, by default `DEFAULT_PATH`. Raises `UsageError`."""
+    """Read the configuration in a file, by default `DEFAULT_PATH`.
+
+    Raises:
+        UsageError: the file cannot be read, or its content is invalid.
+    """
     from litereplica.config import Surroundings, parse_config
     from litereplica.config.config import MAX_CONFIG_BYTES
 
@@ -46,9 +50,9 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
         hint = "name one with --config" if path is None else "name an existing file"
         raise UsageError(f"there is no configuration file {file}", hint=hint) from None
     except OSError as exc:
-        raise UsageError(f"cannot read {file}: {exc.strerror}", hint="name a file that can be read") from exc
+        raise UsageError(f"cannot read {file}: {exc.strerror}", hint="name a readable file") from exc
     if len(data) > MAX_CONFIG_BYTES:
-        raise UsageError(f"{file} has more than {MAX_CONFIG_BYTES >> 20} MiB", hint="name a configuration file")
+        raise UsageError(f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MiB", hint="name a configuration file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -17,9 +17,9 @@ from litereplica.times import format_duration
 @no_expand_env_option
 @output.json_option
 def command(config_path: Path | None, no_expand_env: bool, as_json: bool) -> None:
-    """Show the databases that a configuration file names. This also checks the file.
+    """Show the databases listed in a configuration file. This also checks the file.
 
-    No store is contacted, and no database is opened. Keys that have no effect here are named on stderr.
+    No store is contacted, and no database is opened. Keys without effect are reported on stderr.
     With --json, a list is printed: path, or dir with pattern, recursive and watch; url, sync_interval_s, lease,
     restore_if_db_not_exists.
 

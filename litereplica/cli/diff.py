@@ -1,4 +1,7 @@
-"""`litereplica diff`: what changed between two points of a replica's history."""
+"""`litereplica diff`: show the changes between two points of a replica's history.
+
+Both points are restored to temporary files, compared (`litereplica.difference`), and printed as text or JSON.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,17 @@ from litereplica.times import format_time
 from litereplica.types import TXID
 
 ROWS = 100
-"""Rows printed of each kind of change and table: some screens."""
+"""Default number of rows printed for each table and kind of change: a few screens."""
 
 SHOWN_RANGES = 12
-"""Ranges of changed pages printed as text: one line."""
+"""Maximum number of page ranges printed as text, so that they fit on a line."""
 
 _NOTHING = DatabaseDifference({}, (), (), ())
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One of the two points."""
+    """One of the two points; `size` is the database's, in bytes."""
 
     txid: TXID
     timestamp_ms: int | None
@@ -56,23 +59,23 @@ class _Difference:
 @click.command()
 @click.argument("replica_url", type=REPLICA_URL)
 @click.option("--from", "before", type=POINT, required=True, help="A TXID, a time, or 'latest'.")
-@click.option("--to", "after", type=POINT, default=LATEST, help="The other point; the latest without it.")
+@click.option("--to", "after", type=POINT, default=LATEST, help="The other point.  [default: latest]")
 @click.option("--name", "names", multiple=True, metavar="TABLE", help="Compare only this table; may be repeated.")
 @click.option(
     "--limit",
     type=click.IntRange(0),
     default=ROWS,
     show_default=True,
-    help="Rows of each kind to print for a table; all are counted.",
+    help="Maximum number of rows of each kind to print for a table; all are counted.",
 )
 @output.json_option
 def command(replica_url: str, before: Point, after: Point, names: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show the changes between two points: pages, schema, and rows by table.
 
-    Both databases are restored to a private temporary directory (TMPDIR), which is removed. A time means the newest
-    point before it. Rows are matched by their primary key; without one, whole rows are compared. Values must be of the
-    same type: 1 and 1.0 differ. Generated columns are left out, and so are SQLite's own tables unless they are named.
-    Of a virtual table only the fact that it changed is shown.
+    Both databases are restored to a private temporary directory (in TMPDIR), which is removed afterwards. A time means
+    the newest point before it. Rows are matched by their primary key; without one, whole rows are compared. Values of
+    different types differ, such as 1 and 1.0. Generated columns are left out, and so are SQLite's internal tables
+    unless they are named. For a virtual table, only the fact that it changed is shown.
 
     With --json: from and to (txid, timestamp, bytes), pages, settings, schema, tables (name, inserted, updated,
     deleted, note, rows), virtual_tables, note. A blob is {"blob": base64}.
@@ -110,11 +113,11 @@ async def _restored(store: LTXStore, path: Path, target: TXID | None, what: str)
             store, path, target=target, progress=partial(output.progress, f"Restoring the {what} point")
         )
     except EnvironmentProblem as exc:
-        raise EnvironmentProblem(exc.message, hint="free some space, or set TMPDIR to a place that has it") from exc
+        raise EnvironmentProblem(exc.message, hint="free some space, or set TMPDIR to another directory") from exc
 
 
 def _compare(before: Path, after: Path, names: Sequence[str], limit: int) -> tuple[PageDifference, DatabaseDifference]:
-    """Runs in a thread."""
+    """Compare two database files. Runs in a worker thread."""
     check = trio.from_thread.check_cancelled
     pages = compare_pages(before, after, check=check)
     if pages.is_empty and not names:
@@ -205,7 +208,7 @@ def _end_text(end: _End) -> str:
 
 def _pages_text(pages: PageDifference) -> str:
     if pages.page_sizes[0] != pages.page_sizes[1]:
-        return f"all: pages of {pages.page_sizes[0]} bytes became pages of {pages.page_sizes[1]}"
+        return f"all: the page size changed from {pages.page_sizes[0]} to {pages.page_sizes[1]} bytes"
     ranges = pages.ranges()
     which = [str(low) if low == high else f"{low}-{high}" for low, high in ranges[:SHOWN_RANGES]]
     more = [f"and {len(ranges) - SHOWN_RANGES} more ranges"] if len(ranges) > SHOWN_RANGES else []
@@ -232,8 +235,8 @@ def _table_text(table: TableDifference) -> list[str]:
     counts = f"{table.inserted:,} inserted, {table.updated:,} updated, {table.deleted:,} deleted"
     lines = [f"table {printable(table.name)}: {counts}{f' ({printable(table.note)})' if table.note else ''}"]
     lines += [f"  {_row_text(row)}" for row in table.rows]
-    rest = table.inserted + table.updated + table.deleted - sum(row.count for row in table.rows)
-    return lines + ([f"  … and {rest:,} more; see --limit"] if rest else [])
+    omitted = table.inserted + table.updated + table.deleted - sum(row.count for row in table.rows)
+    return lines + ([f"  … and {omitted:,} more; see --limit"] if omitted else [])
 
 
 def _row_text(row: RowChange) -> str:

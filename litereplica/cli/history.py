@@ -1,4 +1,4 @@
-"""`litereplica history`: the points that a replica can be restored to, as a table, as JSON, or drawn."""
+"""`litereplica history`: list the points that a replica can be restored to, as a table, JSON or a plot."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from litereplica.storage.url import redacted
 from litereplica.times import format_time
 
 SHOWN_POINTS = 100
-"""Points printed by default, the newest: each costs a request on S3."""
+"""Number of points printed by default, the newest ones: each costs a request on S3."""
 
 DRAWN_POINTS = 10_000
-"""Points drawn by default: on S3 a request of 100 bytes each, in all some seconds and less than a cent."""
+"""Number of points drawn by default: on S3 a request of 100 bytes each, in total some seconds and less than a cent."""
 
 TABLE_POINTS = 1000
-"""Up to this many points are collected to lay out a table; more are printed as they arrive."""
+"""Up to this many points are collected to align the columns; more are printed as they arrive."""
 
 COLUMNS = ("txid", "time", "changed", "pages", "size", "published", "levels")
 _RIGHT = ("changed", "pages", "size", "published")
@@ -58,11 +58,11 @@ def command(
 ) -> None:
     """List the points that a replica can be restored to.
 
-    For each: its TXID and time, how many pages it changed (the pages of its file, where that is small and not a
-    snapshot), the database's size in pages and bytes, the size of the file it was published with, and the levels that
-    have a file ending there (9: a snapshot). Times are those of the writer, in UTC.
+    For each point: its TXID and time, the number of pages it changed (only if its file is small and not a snapshot),
+    the database's size in pages and bytes, the size of the file that published it, and the levels that have a file
+    ending there (9: a snapshot). Times are those of the writer, in UTC.
 
-    --plot draws the database's size, the bytes published and the points kept over time; it needs matplotlib.
+    --plot draws the database's size, the bytes published and the points retained over time; it needs matplotlib.
 
     \b
     Example:
@@ -84,13 +84,13 @@ def command(
     selection = run_on_store(replica_url, work)
     _note_omitted(selection)
     if not selection.total:
-        output.note(f"there are no points in this time in {redacted(replica_url)}")
+        output.note(f"{redacted(replica_url)} has no points in this time range")
 
 
 def _note_omitted(selection: Selection) -> None:
     shown = len(selection.ending)
     if shown < selection.total:
-        output.note(f"these are the newest {shown:,} of {selection.total:,} points; see --limit")
+        output.note(f"showing the newest {shown:,} of {selection.total:,} points; see --limit")
 
 
 # --- a table, or JSON ------------------------------------------------------------------------
@@ -115,7 +115,7 @@ async def _write_table(store: LTXStore, selection: Selection) -> None:
 
 
 async def _write_json(store: LTXStore, selection: Selection) -> None:
-    """An array, one point a line, written as they arrive."""
+    """Write an array, one point a line, as the points arrive."""
     separator = "[\n  "
 
     async def write(point: Point) -> None:
@@ -152,14 +152,14 @@ def _record(point: Point) -> dict[str, object]:
     }
 
 
-# --- a drawing -------------------------------------------------------------------------------
+# --- a plot ----------------------------------------------------------------------------------
 
 
 def _plot(
     replica_url: str, path: Path, since_ms: int | None, until_ms: int | None, limit: int, *, as_json: bool
 ) -> None:
     if as_json:
-        raise UsageError("--json and --plot exclude each other", hint="run it twice")
+        raise UsageError("--json and --plot exclude each other", hint="run the command twice")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"{path} is neither .png nor .svg", hint="name a file that ends in .png or .svg")
     if not path.absolute().parent.is_dir():

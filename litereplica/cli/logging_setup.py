@@ -1,7 +1,7 @@
-"""Logging of the daemons: one line an event, to stderr or to a file that may be rotated.
+"""Sets up the logging of the daemons: one line an event, to stderr or to a file that may be rotated.
 
 Lines look like `2025-01-31T12:00:00.123Z INFO litereplica.writer.replicator: published L0/…`, in UTC. Modules
-log to `logging.getLogger(__name__)` and know nothing of this. INFO is what an operator follows.
+log to `logging.getLogger(__name__)`. INFO is meant for operators.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from litereplica.errors import EnvironmentProblem
 
 LEVEL = logging.INFO
 QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
-"""Libraries that log every request at INFO or DEBUG: only their warnings are kept."""
+"""Libraries that log every request at INFO or DEBUG: only their warnings are logged."""
 
 
 class LineFormatter(logging.Formatter):
-    """ISO time in UTC, level, logger, message; control characters in a message are written as escapes."""
+    """Formats a record as a line: ISO time in UTC, level, logger, and message with control characters escaped."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -33,14 +33,16 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line, without a traceback."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
 
 class JSONFormatter(LineFormatter):
-    """The same as one JSON object a line: `time`, `level`, `logger`, `msg`, and `error` with a traceback."""
+    """Formats a record as a JSON object on one line: `time`, `level`, `logger`, `msg`, and `error` with a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
         fields = {
             "time": self.formatTime(record),
             "level": record.levelname,
@@ -53,23 +55,26 @@ class JSONFormatter(LineFormatter):
 
 
 class LogFileHandler(WatchedFileHandler):
-    """A log file that may be rotated. A line that cannot be written, because the directory is gone, is dropped."""
+    """A log file that may be rotated. A line that cannot be written, for example on a full disk, is dropped."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
         try:
             super().emit(record)
-        except Exception:  # a daemon must not end for want of its log
+        except Exception:  # a daemon must not end because it cannot log
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Do nothing: there is no other place to report to."""
+        """Do nothing: the error cannot be reported anywhere else."""
 
 
 def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:
-    """Send the log to the file `path` (appended to, reopened when it is rotated away), or to stderr.
+    """Log to the file `path` (appended to, and reopened after a rotation), or to stderr.
 
-    `litereplica --debug` lowers the level to DEBUG. Called once by a command that is going to log. Raises
-    `EnvironmentProblem` when the file cannot be written.
+    `litereplica --debug` lowers the level to DEBUG. Called once by a command that logs.
+
+    Raises:
+        EnvironmentProblem: the file cannot be written.
     """
     handler = _file_handler(path) if path else logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if as_json else LineFormatter())
@@ -80,7 +85,7 @@ def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: 
 
 
 def log_file() -> Path | None:
-    """The file that the log goes to; None when it does not go to one."""
+    """The log file; None if the log does not go to a file."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, WatchedFileHandler):
             return Path(handler.baseFilename)

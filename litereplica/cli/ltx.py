@@ -1,4 +1,4 @@
-"""`litereplica ltx`: which LTX files a replica has."""
+"""`litereplica ltx`: list the LTX files of a replica."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ COLUMNS = ("level", "min_txid", "max_txid", "size", "created")
     type=click.Choice([*map(str, LEVELS), ALL]),
     default="0",
     show_default=True,
-    help="Compaction level; 9 has the snapshots.",
+    help="Compaction level; 9 contains the snapshots.",
 )
 @output.json_option
 def command(replica_url: str, level: str, as_json: bool) -> None:
     """List the LTX files of a replica.
 
-    Sizes are in bytes. Files of level 0 have one TXID each, as the writer published them; those of higher levels are
-    merged from them.
+    Sizes are in bytes. A file of level 0 contains one TXID, as the writer published it; files of higher levels are
+    merged from lower levels.
 
     \b
     Example:
@@ -46,7 +46,7 @@ def command(replica_url: str, level: str, as_json: bool) -> None:
         output.print_table(COLUMNS, rows, right=("level", "size"))
     if not files:
         where = redacted(replica_url) if level == ALL else f"level {level} of {redacted(replica_url)}"
-        output.note(f"there are no LTX files in {where}")
+        output.note(f"no LTX files in {where}")
 
 
 async def _list(replica_url: str, level: str) -> list[FileInfo]:
@@ -58,7 +58,7 @@ async def _list(replica_url: str, level: str) -> list[FileInfo]:
 
 
 def record(info: FileInfo) -> dict[str, object]:
-    """The keys that `litereplica ltx --json` and `litestream ltx -json` share."""
+    """One file as JSON, with the keys that `litereplica ltx --json` and `litestream ltx -json` share."""
     return {
         "level": info.level,
         "min_txid": format_txid(info.min_txid),

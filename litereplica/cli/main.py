@@ -1,4 +1,4 @@
-"""The `litereplica` program: its command group, and the one boundary where errors become exit codes.
+"""The `litereplica` program: its command group, and the only place where errors become exit codes.
 
 To add a command: write `litereplica/cli/<name>.py` with a click command called `command` whose docstring ends in an
 example, add its line to `COMMANDS` below, and run `scripts/gen-cli-docs`. Nothing else needs an edit. Options that
@@ -6,7 +6,7 @@ several commands share are in `params.py`, output in `output.py`, and `on_store.
 
 A command's module is imported only when the command is invoked: `litereplica --help` loads click and nothing heavier.
 Commands raise; only this module prints an error or chooses an exit code. Every error is one line on stderr,
-`litereplica: error: <cause>: <next step>`; a traceback is shown only with `--debug`.
+`litereplica: error: <cause>: <next step>`; a traceback is printed only with `--debug`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from litereplica.errors import ExitCode, LiteReplicaError
 
 PROGRAM = "litereplica"
 HELP_WIDTH = 100
-"""Columns of help at most: the examples hold whole URLs."""
+"""Maximum width of the help in columns: the examples contain whole URLs."""
 
 COMMANDS = {
     "replicate": "Publish the transactions of databases to their replicas as they are committed.",
@@ -44,33 +44,33 @@ COMMANDS = {
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",
 }
-"""Every command with its line in the group's help, which is shown without importing it."""
+"""Every command with its line in the group's help, so that the help does not import the command."""
 
 STDOUT = 1
-"""The file descriptor."""
+"""The file descriptor of standard output."""
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 BROKEN_PIPE = 141
-"""128 + SIGPIPE: what other programs exit with when the reader of their output goes away."""
+"""128 + SIGPIPE: the exit code of other programs when the reader of their output has closed the pipe."""
 
 EXIT_CODES: dict[int, str] = {
     ExitCode.OK: "success",
-    ExitCode.BUG: "a bug of litereplica; --debug shows the traceback",
-    ExitCode.USAGE: "an argument, an option or a file named by one is not what the command needs",
-    ExitCode.NOT_FOUND: "the replica holds no such database, TXID or time",
-    ExitCode.STORE: "the object store refused, or cannot be reached",
-    ExitCode.DAMAGED: "bytes that fail their checks",
-    ExitCode.ENVIRONMENT: "this machine: no /dev/fuse, mount point in use, disk full",
-    ExitCode.CONFLICT: "another writer owns the destination",
+    ExitCode.BUG: "a bug in litereplica; --debug shows the traceback",
+    ExitCode.USAGE: "an invalid argument or option, or an unsuitable file",
+    ExitCode.NOT_FOUND: "no such database, TXID or time in the replica",
+    ExitCode.STORE: "the object store refused the request or cannot be reached",
+    ExitCode.DAMAGED: "damaged data: a check failed",
+    ExitCode.ENVIRONMENT: "a problem of this machine: no /dev/fuse, mount point in use, disk full",
+    ExitCode.CONFLICT: "another writer publishes to the replica",
     INTERRUPTED: "interrupted",
-    BROKEN_PIPE: "the reader of the output went away",
+    BROKEN_PIPE: "the reader of the output closed the pipe",
 }
 """Every exit code and its meaning, for the help and docs/CLI.md."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the modules that `COMMANDS` names, imported on use."""
+    """A group whose commands are the modules named in `COMMANDS`, imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -85,8 +85,8 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command, rest if command is None else with_two_dashes(command, rest, ctx)
+        name, command, arguments = super().resolve_command(ctx, args)
+        return name, command, arguments if command is None else with_two_dashes(command, arguments, ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -115,8 +115,8 @@ def _epilog() -> str:
 def cli(debug: bool) -> None:
     """Live, read-only SQLite replicas as ordinary files.
 
-    A writer publishes a database's transactions to an object store as LTX files, in Litestream's format; a
-    mount anywhere else presents them as a SQLite file that follows.
+    A writer publishes a database's transactions to an object store as LTX files, in Litestream's format; a mount on
+    another machine presents them as a SQLite file that is updated as they arrive.
 
     A REPLICA_URL is file:///path or s3://bucket/path?endpoint=…&region=…
 
@@ -130,12 +130,12 @@ def cli(debug: bool) -> None:
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the program on the command line of this process, and exit with its exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the program on `arguments` and return its exit code. Prints the error, if there is one."""
+    """Run the program on `arguments`, and return its exit code. Prints the error, if any."""
     debug = bool(os.environ.get("LITEREPLICA_DEBUG"))
     try:
         with cli.make_context(PROGRAM, list(arguments)) as ctx:
@@ -157,7 +157,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
-    """The exit code and the one line for `error`; for a group, what its leaves have in common."""
+    """The exit code and the line to print for `error`; for a group, those of its first leaf, or of a bug in it."""
     leaves = _leaves(error)
     for leaf in leaves:
         if isinstance(leaf, KeyboardInterrupt | click.Abort):
@@ -171,7 +171,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
 
 
 def _known(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and line of an expected error; None for a bug."""
+    """The exit code and the line of an expected error; None for a bug."""
     match error:
         case LiteReplicaError():
             return error.exit_code, str(error)
@@ -181,7 +181,7 @@ def _known(error: BaseException) -> tuple[int, str] | None:
             return ExitCode.USAGE, _clause(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             place = f" for {error.filename}" if error.filename else ""
-            return ExitCode.ENVIRONMENT, f"no space left{place}: free some and run it again"
+            return ExitCode.ENVIRONMENT, f"no space left{place}: free some space and run it again"
         case OSError(filename=str() | bytes() as name) if error.strerror:
             return ExitCode.ENVIRONMENT, f"{os.fsdecode(name)}: {error.strerror}"
     return None
@@ -207,11 +207,11 @@ def _bug(error: BaseException) -> tuple[int, str]:
     what = _one_line("".join(str(part) for part in (type(error).__name__, ": " if str(error) else "", error)))
     where = log_file()
     if where is None:
-        return ExitCode.BUG, f"this is a bug of litereplica: {what}: add --debug before the command to see where"
+        return ExitCode.BUG, f"this is a bug in litereplica: {what}: add --debug before the command to see where"
     import logging
 
     logging.getLogger(__name__).critical("unexpected %s", type(error).__name__, exc_info=error)
-    return ExitCode.BUG, f"this is a bug of litereplica: {what}: the traceback is in {where}"
+    return ExitCode.BUG, f"this is a bug in litereplica: {what}: the traceback is in {where}"
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -232,7 +232,7 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _stdout_is_gone() -> bool:
-    """True if the reader of stdout has gone; then stdout is redirected to /dev/null."""
+    """True if the reader of stdout has closed the pipe; stdout is then redirected to /dev/null."""
     poll = select.poll()
     poll.register(STDOUT, 0)  # errors and hang-ups are always reported
     if not poll.poll(0):

@@ -1,4 +1,9 @@
-"""`litereplica mount`."""
+"""`litereplica mount`: open a replica and serve it as a FUSE file system, by default in the background.
+
+options      checked before anything is opened
+_opened      the store, the point to mount, and the replica, with retries for `--wait`
+fuse         `serve` (live) or `serve_static` (a past state) runs until the mount ends
+"""
 
 from __future__ import annotations
 
@@ -25,16 +30,17 @@ log = logging.getLogger(__name__)
 ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
 WAIT_INTERVAL_S = 1.0
+"""Between attempts to open the replica with `--wait`."""
 KERNEL_ATTEMPTS = 2
-"""When a read-ahead of the kernel fails, it requests the wanted page once more."""
+"""When a readahead request of the kernel fails, it requests the needed page once more."""
 
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
 @click.argument("replica_url", type=REPLICA_URL)
-@click.argument("mountpoint", type=Path)  # click.Path would ask the file system, and so a daemon that may hang
+@click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
 @click.option("--name", help="Name of the database file.  [default: the URL's last component]")
 @click.option(
-    "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to look for new transactions."
+    "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to check for new transactions."
 )
 @click.option(
     "--poll-interval-max",
@@ -47,22 +53,22 @@ KERNEL_ATTEMPTS = 2
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"Where pages are kept.  [default: ~/.cache/litereplica; for root {ROOT_CACHE}]",
+    help=f"Directory for cached pages.  [default: ~/.cache/litereplica; for root {ROOT_CACHE}]",
 )
-@click.option("--cache-size", type=SIZE, default="1GiB", show_default=True, help="Disk space for pages.")
+@click.option("--cache-size", type=SIZE, default="1GiB", show_default=True, help="Disk space for cached pages.")
 @click.option(
     "--hydrate/--no-hydrate",
     default=True,
     show_default=True,
-    help="Fetch the whole database in the background, if --cache-size holds it.",
+    help="Download the whole database in the background, if it fits into --cache-size.",
 )
-@click.option("--hydrate-rate", type=SIZE, help="Bytes per second that this may take.  [default: no limit]")
+@click.option("--hydrate-rate", type=SIZE, help="Limit of this download, in bytes per second.  [default: no limit]")
 @click.option(
     "--read-timeout",
     type=DURATION,
     default="30s",
     show_default=True,
-    help="Fail a read that the store has not answered within this time.",
+    help="Fail a read if the store does not answer within this time.",
 )
 @click.option(
     "--max-staleness", type=DURATION, help="Fail reads if the store has not answered for this long.  [default: never]"
@@ -70,16 +76,16 @@ KERNEL_ATTEMPTS = 2
 @click.option(
     "--wait",
     type=DURATION,
-    help="Keep trying for so long while the store fails or there is no replica yet.  [default: fail at once]",
+    help="Keep trying for this long while the store fails or there is no replica yet.  [default: fail at once]",
 )
-@click.option("--timestamp", type=TIMESTAMP, help="Mount the database as it was before this time; it stays like that.")
+@click.option("--timestamp", type=TIMESTAMP, help="Mount the database as it was before this time; it does not change.")
 @click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"Where to log.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
+    help=f"Log to this file.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
 )
 def command(
     replica_url: str,
@@ -102,9 +108,9 @@ def command(
 ) -> None:
     """Mount the replica at REPLICA_URL below the empty directory MOUNTPOINT.
 
-    The database appears there as one file that follows the primary. Any SQLite client can query it; nobody can change
-    it. The command returns when the database can be queried; the mount continues in the background until 'litereplica
-    umount'. The remains of a killed mount at MOUNTPOINT are removed first.
+    The database appears there as one read-only file that follows the primary, and any SQLite client can query it. The
+    command returns when the database can be queried; the mount continues in the background until 'litereplica umount'.
+    A dead mount at MOUNTPOINT, left by a killed daemon, is removed first.
 
     Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l' of
     that directory shows the newest. With --timestamp or --txid only that state is mounted, and it does not change.
@@ -116,7 +122,7 @@ def command(
       sqlite3 /mnt/live/.at/2026-03-01T09:30:00Z/app.db 'SELECT count(*) FROM orders'
       litereplica mount s3://backups/app.db /mnt/then --timestamp '2 hours ago'
     """
-    gc.disable()  # what starting allocates stays: looking through it for garbage takes a tenth of the time
+    gc.disable()  # start-up creates no garbage worth collecting: the collector would take a tenth of the time
     import trio
 
     from litereplica.cli.background import Ready, run_in_background
@@ -177,7 +183,7 @@ def command(
 async def _opened_within(
     limit_s: float, opening: Callable[[], AbstractAsyncContextManager[Replica]]
 ) -> AsyncIterator[Replica]:
-    """What `opening` opens; it is tried again for `limit_s` while the store fails or has no replica."""
+    """Enter the context of `opening()`, retried for `limit_s` while the store fails or has no replica."""
     import trio
 
     from litereplica.errors import NoReplica, StorageError
@@ -194,7 +200,7 @@ async def _opened_within(
                     raise
                 if str(exc) != logged:
                     logged = str(exc)
-                    log.warning("trying again: %s", logged)
+                    log.warning("retrying: %s", logged)
                 await trio.sleep(WAIT_INTERVAL_S)
         yield replica
 
@@ -225,7 +231,7 @@ async def _opened(
 def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
     """Create and return the cache directory of one replica, private to the user.
 
-    Only one process can use it, so mounts of past states have another than the live mount.
+    Only one process can use it, so mounts of past states use another directory than the live mount.
     """
     from litereplica.errors import EnvironmentProblem
 
@@ -238,6 +244,6 @@ def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         raise EnvironmentProblem(
-            f"cannot make the cache directory {directory}: {exc.strerror}", hint="choose another with --cache-dir"
+            f"cannot create the cache directory {directory}: {exc.strerror}", hint="choose another with --cache-dir"
         ) from exc
     return directory

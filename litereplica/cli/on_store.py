@@ -1,4 +1,4 @@
-"""Running a command's work on a replica: the store is opened and closed; SIGINT and SIGTERM cancel the work."""
+"""Runs an async function on a replica: opens and closes the store, and cancels the function on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ T = TypeVar("T")
 def run_on_store(
     replica_url: str, work: Callable[[LTXStore], Awaitable[T]], *, credentials: Credentials | None = None
 ) -> T:
-    """Run `work` with the replica's store and return its result. Raises `KeyboardInterrupt` when a signal ended it."""
+    """Run `work` with the replica's store, and return its result.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM ended it.
+        UsageError: the URL is invalid. And the errors of `work`.
+    """
     return trio.run(_run, replica_url, work, credentials)
 
 

@@ -1,7 +1,7 @@
-"""Litestream's way to write options: one dash, `-name`, `-name=value` and `-flag=false`.
+"""Accepts options written as Litestream's: with one dash, as `-name`, `-name=value` and `-flag=false`.
 
-Such words become the options of two dashes that they mean. A word of one dash that means none is an error that names
-it: click would read it as a bundle of options of one letter, `-force` as `-f -o rce`.
+They are rewritten with two dashes before click parses them. An unknown option with one dash is reported under its own
+name: click would read it as a bundle of one-letter options, `-force` as `-f -o rce`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ _TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
 
 
 def with_two_dashes(command: click.Command, arguments: Sequence[str], ctx: click.Context) -> list[str]:
-    """The arguments of a command with each `-name` as `--name`. Raises `click.NoSuchOption`, `click.BadParameter`."""
+    """Return the arguments of a command with each `-name` replaced by `--name`.
+
+    Raises:
+        click.NoSuchOption: the command has no option of this name.
+        click.BadParameter: the value of a flag is neither true nor false.
+    """
     options = {
         name: param for param in command.get_params(ctx) if isinstance(param, click.Option) for name in param.opts
     }
@@ -37,7 +42,7 @@ def with_two_dashes(command: click.Command, arguments: Sequence[str], ctx: click
 
 
 def _long(match: re.Match[str], options: dict[str, click.Option], names: set[str], ctx: click.Context) -> str | None:
-    """The option of two dashes; None for a flag that is set to false."""
+    """The option with two dashes; None for a flag that is set to false."""
     name, value = f"--{match['name']}", match["value"]
     if name not in names:
         raise click.NoSuchOption(f"-{match['name']}", possibilities=[each for each in names if name in each], ctx=ctx)

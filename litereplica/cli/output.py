@@ -1,6 +1,6 @@
-"""What commands print: data on stdout, as a table for people or as JSON for programs; all else on stderr.
+"""Output of commands: data on stdout, as a table or as JSON; notes and progress bars on stderr.
 
-rich is imported when a table or a progress bar is drawn, not before. Logging is `logging_setup`'s.
+rich is imported only when a table or a progress bar is drawn. Logging is set up in `logging_setup`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import click
 from litereplica.cli.printable import printable, printable_json
 
 UNLIMITED_WIDTH = 10_000
-"""Width of a table that goes to a program and not to a terminal: nothing is cut or wrapped."""
+"""Width of a table if stdout is not a terminal: nothing is cut or wrapped."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-"""The `--json` of every command that prints data; the command's parameter is `as_json`."""
+"""The `--json` option of every command that prints data; the command's parameter is `as_json`."""
 
 
 def print_json(value: object) -> None:
-    """Print `value` (what `json` can write) to stdout, indented."""
+    """Print `value`, which the `json` module must be able to encode, to stdout, indented."""
     click.echo(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
@@ -44,15 +44,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, rig
 
 
 def note(message: str) -> None:
-    """Print one line to stderr that is neither data nor an error."""
+    """Print one line to stderr: information that is neither data nor an error."""
     click.echo(f"litereplica: {printable(message)}", err=True)
 
 
 @contextmanager
 def progress(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr while the block runs, if stderr is a terminal; else nothing is shown.
+    """Show a progress bar on stderr during the block, if stderr is a terminal.
 
-    Yields a function that takes the number of further bytes done.
+    Yields a function to be called with the number of bytes done since the last call.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

@@ -1,7 +1,7 @@
-"""Click types of durations, sizes and replica URLs, and the reader and the writer of sizes.
+"""Click types for durations, sizes and replica URLs, and functions that parse and format sizes.
 
-Units are always written: a bare number is refused, because nobody remembers whether it meant seconds or milliseconds.
-Durations are read and written by `litereplica.times`.
+A unit is required: a bare number is refused, because it could be seconds or milliseconds. Durations are parsed and
+formatted by `litereplica.times`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ _UNIT_BY_LOWER_CASE = {unit.lower(): count for unit, count in _BYTES_PER_UNIT.it
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds of a duration above zero, in the syntax of `parse_duration_ms`. Raises `UsageError`."""
+    """Parse a duration in the syntax of `parse_duration_ms`, and return it in seconds.
+
+    Raises:
+        UsageError: `text` is not a duration, or is zero.
+    """
     found = parse_duration_ms(text)
     if found is None:
         hint = f"write {text.strip()}s or {text.strip()}ms" if _is_number(text) else DURATION_HINT
@@ -43,7 +47,11 @@ def parse_duration_s(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes. `64MiB` is 64 × 2²⁰, `64MB` is 64 × 10⁶; case does not matter. Raises `UsageError`."""
+    """Parse a size, and return it in bytes: `64MiB` is 64 × 2²⁰, `64MB` is 64 × 10⁶. Case does not matter.
+
+    Raises:
+        UsageError: `text` is not a size.
+    """
     match = _SIZE.fullmatch(text.strip())
     per_unit = _UNIT_BY_LOWER_CASE.get(match[2].lower()) if match else None
     if match is None or per_unit is None:
@@ -53,7 +61,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """A size for people, in binary units with one decimal at most: `4KiB`, `1.5GiB`, `100B`."""
+    """A size in binary units, with at most one decimal: `4KiB`, `1.5GiB`, `100B`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         count = size / _BYTES_PER_UNIT[unit]
         if count >= 1:
@@ -66,7 +74,7 @@ def _is_number(text: str) -> bool:
 
 
 class Duration(click.ParamType[float]):
-    """A duration, as seconds."""
+    """A click type: a duration, as seconds."""
 
     name = "duration"
 
@@ -80,7 +88,7 @@ class Duration(click.ParamType[float]):
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes."""
+    """A click type: a size, as bytes."""
 
     name = "size"
 
@@ -94,7 +102,7 @@ class Size(click.ParamType[int]):
 
 
 class ReplicaURLType(click.ParamType[str]):
-    """A replica URL, checked and returned as it was written: what `storage.open.open_storage` takes."""
+    """A click type: a replica URL, validated and returned unchanged, for `storage.open.open_storage`."""
 
     name = "url"
 

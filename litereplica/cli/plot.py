@@ -1,7 +1,7 @@
-"""Drawing a replica's history: the database's size, the bytes published and the points kept, over time.
+"""Draws a replica's history: the database's size, the bytes published and the points retained, over time.
 
-matplotlib is imported when something is drawn, without its state and without a display. The same points give the same
-SVG, byte for byte, with the same version of matplotlib.
+matplotlib is imported on use; neither its global state nor a display is needed. The same points give the same SVG, byte
+for byte, with the same version of matplotlib.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (10.0, 7.5)
+"""Width and height of the figure."""
 DPI = 120
 
-MOST_BUCKETS = 60
-"""Bars side by side: wide enough to be told apart."""
+MAX_BUCKETS = 60
+"""Maximum number of bars side by side, so that each is wide enough to be distinguished."""
 
-LEAST_BUCKETS = 10
-"""A bar of one moment should not look like an age."""
+MIN_BUCKETS = 10
+"""The axis has room for at least this many bars, so that a single one does not fill it."""
 
 BUCKETS_MS = (
     *(count * SECOND_MS for count in (1, 5, 10, 30)),
@@ -39,7 +40,7 @@ BUCKETS_MS = (
     *(count * HOUR_MS for count in (1, 3, 6, 12)),
     *(count * DAY_MS for count in (1, 2, 7, 14, 28, 91, 182, 364)),
 )
-"""Usual units of time, as widths of bars."""
+"""The possible widths of a bar: common units of time."""
 
 _BUCKET_NAMES = ((DAY_MS, "day"), (HOUR_MS, "hour"), (MINUTE_MS, "minute"), (SECOND_MS, "second"))
 
@@ -47,7 +48,7 @@ _SIZE_COLOUR = "#1f5a8a"
 _PUBLISHED_COLOUR = "#c8743a"
 _SNAPSHOT_COLOUR = "#08306b"
 _LEVEL_COLOURS = ("#c3dbee", "#8fbde0", "#5a9bcd", "#2f78b3", "#2a70a9", "#25689f", "#206095", "#1b588b", "#165081")
-"""Darker is higher."""
+"""By level: higher levels are darker."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -65,18 +66,20 @@ _STYLE: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Raise `EnvironmentProblem` unless matplotlib is there."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
+    """Raise `EnvironmentProblem` unless matplotlib is installed."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs about its caches
     try:
-        import matplotlib  # noqa: F401 - only whether it can be
+        import matplotlib  # noqa: F401 - only to see if it is installed
     except ImportError as exc:
         raise EnvironmentProblem("--plot needs matplotlib", hint="pip install 'litereplica[plot]'") from exc
 
 
 def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
-    """Draw points, ascending, to a .png or .svg file, which is replaced. Those without a time are left out.
+    """Draw points, in ascending order, to a .png or .svg file, which is replaced. Points without a time are omitted.
 
-    Raises `PointNotFound` when there is nothing to draw, `OSError` when the file cannot be written.
+    Raises:
+        PointNotFound: no point has a time.
+        OSError: the file cannot be written.
     """
     from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure
@@ -85,7 +88,7 @@ def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
     if not timed:
         raise PointNotFound("there are no points to draw", hint="see 'litereplica history' without --plot")
     with rc_context():
-        rcdefaults()  # not what this user has configured
+        rcdefaults()  # independent of the user's configuration
         rcParams.update(_STYLE)  # type: ignore[arg-type]  # its stub wants literal names
         figure = Figure(figsize=INCHES, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -100,15 +103,15 @@ def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
 
 
 def bucket_ms(first_ms: int, last_ms: int) -> int:
-    """The width of the bars for this time: the least that gives no more than `MOST_BUCKETS`."""
+    """The smallest width of a bar, in milliseconds, with which the time range takes at most `MAX_BUCKETS` bars."""
     widths = chain(BUCKETS_MS, (BUCKETS_MS[-1] * count for count in count_from(2)))
-    return next(width for width in widths if last_ms // width - first_ms // width < MOST_BUCKETS)
+    return next(width for width in widths if last_ms // width - first_ms // width < MAX_BUCKETS)
 
 
 def _draw_size(axes: Axes, timed: Sequence[tuple[int, Point]]) -> None:
     times = [_days(time) for time, _ in timed]
     sizes = [point.size or 0 for _, point in timed]
-    many = len(timed) > MOST_BUCKETS
+    many = len(timed) > MAX_BUCKETS
     axes.fill_between(times, sizes, step="post", color=_SIZE_COLOUR, alpha=0.15, linewidth=0)
     axes.step(times, sizes, where="post", color=_SIZE_COLOUR, linewidth=1.2, marker="" if many else "o", markersize=3.5)
     snapshots = [(_days(time), point.size or 0) for time, point in timed if SNAPSHOT_LEVEL in point.levels]
@@ -125,12 +128,12 @@ def _draw_published(axes: Axes, timed: Sequence[tuple[int, Point]], width_ms: in
     for time, point in timed:
         buckets[time // width_ms] += point.published
     _bars(axes, buckets, Counter(), width_ms, _PUBLISHED_COLOUR, None)
-    axes.set_title(f"Published per {_bucket_name(width_ms)}: {format_size(sum(buckets.values()))} in all")
+    axes.set_title(f"Published per {_bucket_name(width_ms)}: {format_size(sum(buckets.values()))} in total")
     _label_sizes(axes)
 
 
 def _draw_points(axes: Axes, timed: Sequence[tuple[int, Point]], width_ms: int) -> None:
-    """Stacked by the highest level that has a point, the highest at the bottom: what is kept longest."""
+    """Draw stacked bars: points by their highest level, the highest, which is retained longest, at the bottom."""
     from matplotlib.ticker import MaxNLocator
 
     by_level: dict[int, Counter[int]] = {}
@@ -142,13 +145,13 @@ def _draw_points(axes: Axes, timed: Sequence[tuple[int, Point]], width_ms: int) 
         colour = _SNAPSHOT_COLOUR if is_snapshot else _LEVEL_COLOURS[level]
         _bars(axes, by_level[level], below, width_ms, colour, "snapshot" if is_snapshot else f"level {level}")
         below += by_level[level]
-    axes.set_title(f"Points kept per {_bucket_name(width_ms)}: {len(timed):,} in all")
+    axes.set_title(f"Points retained per {_bucket_name(width_ms)}: {len(timed):,} in total")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     _legend(axes, len(by_level))
 
 
 def _legend(axes: Axes, columns: int) -> None:
-    """Beside the title."""
+    """Draw the legend beside the title."""
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=columns, frameon=False, handlelength=1)
 
 
@@ -170,7 +173,7 @@ def _bars(
 
 
 def _label_sizes(axes: Axes) -> None:
-    """Sizes in binary units, at multiples of them."""
+    """Label the vertical axis with sizes, at multiples of binary units."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     unit = 1
@@ -189,7 +192,7 @@ def _label_times(axes: Axes, timed: Sequence[tuple[int, Point]], width_ms: int) 
     untyped: Any = dates
     times = [time for time, _ in timed]
     first, last = min(times) // width_ms * width_ms, (max(times) // width_ms + 1) * width_ms
-    margin = max(width_ms // 4, (LEAST_BUCKETS * width_ms - (last - first)) // 2)
+    margin = max(width_ms // 4, (MIN_BUCKETS * width_ms - (last - first)) // 2)
     axes.set_xlim(_days(first - margin), _days(last + margin))
     locator = untyped.AutoDateLocator(tz=UTC, minticks=4, maxticks=9)
     axes.xaxis.set_major_locator(locator)
@@ -206,5 +209,5 @@ def _bucket_name(width_ms: int) -> str:
 
 
 def _days(time_ms: int) -> float:
-    """A time in days since the epoch, as matplotlib takes it."""
+    """Days since the epoch, matplotlib's unit of time."""
     return time_ms / DAY_MS

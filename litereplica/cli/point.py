@@ -1,11 +1,11 @@
-"""Points of a replica's history as a user writes them: a TXID, a time, or the latest.
+"""Points of a replica's history as a user writes them: a TXID, a time, or `latest`.
 
 A TXID is 16 hexadecimal digits. A time is RFC 3339 or an English phrase: `5 minutes ago`, `yesterday 14:00`,
-`2026-03-01 09:30`; without a zone it is this machine's. Whatever can be read in two ways is refused: `01/02/2026`
-(which one is the month?), `March 2026` (which day?), an hour that a change of the clocks skips or repeats.
+`2026-03-01 09:30`; without an offset it is local time. Ambiguous input is refused: `01/02/2026` (day and month),
+`March 2026` (no day), and an hour that a change to or from summer time skips or repeats.
 
-A time means the newest point *before* it, as with Litestream. One that is still to come is no error, and means the
-latest point: clocks differ, and where the writer's stands is not known here.
+A time means the newest point *before* it, as with Litestream. A time in the future is no error, and means the latest
+point: the writer's clock may be ahead of this machine's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ _TIME_HINT = "write 2026-03-01T09:30:00Z, '2026-03-01 09:30' or '5 minutes ago'"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A TXID; or the newest point before a time, in milliseconds since the epoch; or, without both, the latest one."""
+    """The point at `txid`; or the newest one before `before_ms` (milliseconds since the epoch); or the latest one.
+
+    Raises:
+        UsageError: both are given.
+    """
 
     txid: TransactionID | None = None
     before_ms: int | None = None
@@ -48,6 +52,7 @@ class Point:
 
     @property
     def is_latest(self) -> bool:
+        """True if this is the latest point."""
         return self.txid is None and self.before_ms is None
 
 
@@ -55,10 +60,14 @@ LATEST = Point()
 
 
 async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
-    """Return the TXID of a point, which can be restored; None for the latest, without a request.
+    """Return the TXID of a point that can be restored; None for the latest point, without a request.
 
-    Lists all levels, twice if the point is not found, and reads some headers for a time. Raises `PointNotFound` when
-    the history does not have it, `NoReplica`, and the errors of storage.
+    Lists all levels, twice if the point is not found; for a time, also reads some headers.
+
+    Raises:
+        PointNotFound: the history does not have the point.
+        NoReplica: there is no file.
+        StorageError: a request failed.
     """
     if point.is_latest:
         return None
@@ -76,7 +85,7 @@ async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
 
 
 def parse_point(text: str, *, now: datetime | None = None) -> Point:
-    """A TXID, a time, or `latest`. Raises `UsageError`."""
+    """Parse a TXID, a time, or `latest`. `now` is as in `parse_timestamp`. Raises `UsageError`."""
     text = text.strip()
     if text.lower() in LATEST_NAMES:
         return LATEST
@@ -86,7 +95,7 @@ def parse_point(text: str, *, now: datetime | None = None) -> Point:
 
 
 def parse_txid(text: str) -> TransactionID:
-    """16 hexadecimal digits, not all zero. Raises `UsageError`."""
+    """Parse a TXID: 16 hexadecimal digits, not all zero. Raises `UsageError`."""
     try:
         txid = names.parse_txid(text.strip().lower())
     except LTXError:
@@ -98,9 +107,10 @@ def parse_txid(text: str) -> TransactionID:
 
 
 def parse_timestamp(text: str, *, now: datetime | None = None) -> int:
-    """Milliseconds since the epoch, rounded up, so that what is before the time is before the result.
+    """Parse a time, and return it in milliseconds since the epoch.
 
-    `now` (aware) is what relative times count from. Raises `UsageError`.
+    It is rounded up, so that every point before the time is before the result. `now` (aware) is the reference of
+    relative times. Raises `UsageError`.
     """
     text = text.strip()
     if not has_time_form(text):
@@ -119,7 +129,7 @@ def _spoken(text: str, now: datetime) -> datetime:
     if _BARE_NUMBER.fullmatch(text):
         raise UsageError(f"{text!r} is not a time", hint=_TIME_HINT)
     relative = _RELATIVE.fullmatch(text) is not None
-    # an hour ago is an hour ago also on the night when clocks change
+    # relative times are computed in UTC, so that a change to or from summer time does not shift them
     base = now.astimezone(UTC if relative else None).replace(tzinfo=None)
     readings = {
         dateparser.parse(
@@ -149,12 +159,15 @@ def _local(moment: datetime, text: str) -> datetime:
     """A time in this machine's zone. Raises `UsageError` if a change to or from summer time skips or repeats it."""
     first, second = (moment.replace(fold=fold).astimezone() for fold in (0, 1))
     if first != second:
-        raise UsageError(f"{text!r} falls into a change of the clocks", hint="add the offset, as in 02:30:00+01:00")
+        raise UsageError(
+            f"{text!r} does not exist or exists twice, because of summer time",
+            hint="add the offset, as in 02:30:00+01:00",
+        )
     return first
 
 
 class Timestamp(click.ParamType[int]):
-    """A time, as milliseconds since the epoch."""
+    """A click type: a time, as milliseconds since the epoch."""
 
     name = "time"
 
@@ -168,7 +181,7 @@ class Timestamp(click.ParamType[int]):
 
 
 class TXIDType(click.ParamType[int]):
-    """A TXID."""
+    """A click type: a TXID."""
 
     name = "txid"
 
@@ -182,7 +195,7 @@ class TXIDType(click.ParamType[int]):
 
 
 class PointType(click.ParamType[Point]):
-    """A TXID, a time, or `latest`."""
+    """A click type: a TXID, a time, or `latest`."""
 
     name = "point"
 

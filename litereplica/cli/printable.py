@@ -1,7 +1,7 @@
-"""Text from outside, fit for a terminal and a log: names of objects, paths, and messages of stores are data.
+"""Escapes untrusted text for terminals and logs: object names, paths and messages of stores.
 
-Control characters (C0, DEL, C1) and characters that change the direction of text are written as escapes. Everything
-that is printed or logged goes through here, at the boundary, so that no caller has to think of it.
+Control characters (C0, DEL, C1) and characters that change the direction of text are written as escapes. All output and
+all log lines go through here, so that no caller has to escape anything.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ def printable(text: str) -> str:
 
 
 def printable_json(document: str) -> str:
-    """A JSON document of the same value, with escapes for what `json.dumps` leaves as it is."""
+    """An equal JSON document in which the unsafe characters that `json.dumps` leaves are written as escapes."""
     return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", document)

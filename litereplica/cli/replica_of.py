@@ -1,7 +1,7 @@
-"""Which replica a command means by `DB|URL`: a URL itself, or that of a database on this machine.
+"""Finds the replica for an argument `DB|REPLICA_URL`: the URL itself, or the URL of a local database's replica.
 
-A database's replica is the one that the configuration file names for it; without such a file, the one that
-`litereplica replicate DB URL` published it to, which its state directory knows.
+The replica of a database is the one configured for it; if no configuration file names it, the one that `litereplica
+replicate DB URL` last published to, which is recorded in the state directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaOf:
-    """A replica, and the database that it is of, if a database was named."""
+    """The URL of a replica; `database` is set if the user named a database instead of a URL."""
 
     url: str
     database: Path | None = None
@@ -29,13 +29,19 @@ class ReplicaOf:
 
 
 def find_replica(source: str, config_path: Path | None, *, expand_env: bool) -> ReplicaOf:
-    """The replica of `source`; the configuration matters only for a database. Raises `UsageError`."""
+    """Return the replica of `source`, a URL or the path of a database.
+
+    `config_path` and `expand_env` are used for a database only.
+
+    Raises:
+        UsageError: the URL is invalid, or no replica of the database is known.
+    """
     if "://" in source:
         from litereplica.storage.url import parse_url
 
         parse_url(source)
         return ReplicaOf(source)
-    database = Path(os.path.abspath(source))  # noqa: PTH100 - a link is a database of its own
+    database = Path(os.path.abspath(source))  # noqa: PTH100 - symbolic links are not resolved
     if config_path is not None or DEFAULT_PATH.exists():
         found = _configured(database, read_config(config_path, expand_env=expand_env))
         if found is not None:
@@ -44,8 +50,8 @@ def find_replica(source: str, config_path: Path | None, *, expand_env: bool) -> 
             raise UsageError(f"{config_path} does not name {database}", hint="see 'litereplica databases'")
     url = _published_to(database)
     if url is None:
-        hint = "give the replica's URL, or a configuration file that names it with --config"
-        raise UsageError(f"the replica of {source} is not known", hint=hint)
+        hint = "give the replica's URL, or name a configuration file that contains it with --config"
+        raise UsageError(f"no replica of {source} is known", hint=hint)
     return ReplicaOf(url, database)
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Settings of the command line, which override the file's; None or empty if not given."""
+    """Settings of the command line, which override those of the configuration file; None or empty if not given."""
 
     command: tuple[str, ...]
     lease: LeaseMode | None
@@ -38,7 +38,7 @@ class Overrides:
     restore_if_missing: bool
 
     def apply(self, config: Config) -> Config:
-        """The configuration with these settings."""
+        """Return `config` with these settings applied to every database."""
         return replace(
             config,
             databases=tuple(map(self._apply_to_database, config.databases)),
@@ -68,18 +68,18 @@ class Overrides:
     type=DURATION,
     default="1s",
     show_default=True,
-    help="Publish at most this often. A change after a quiet period is published at once.",
+    help="Publish at most this often. The first change after an idle period is published at once.",
 )
 @click.option(
     "--no-lease",
     is_flag=True,
-    help="Take no lease, which keeps a second writer away; for stores without conditional requests.",
+    help="Do not acquire the lease that keeps a second writer away; for stores without conditional requests.",
 )
 @click.option(
     "--wait-lease",
     is_flag=True,
-    help="Stand by while another writer holds the lease, and take over when it ends. DB must then have all that the "
-    "other writer published: --restore-if-db-not-exists restores it at that moment.",
+    help="Stand by while another writer holds the lease, and take over when it ends. DB must then contain everything "
+    "that the other writer published: --restore-if-db-not-exists restores it at that moment.",
 )
 @click.option(
     "--restore-if-db-not-exists",
@@ -90,8 +90,8 @@ class Overrides:
     "--exec",
     "command_line",
     metavar="COMMAND",
-    help="Run this program once the replicas are up to date; it gets this process's signals, and replicate ends with "
-    "its exit code.",
+    help="Run this program once the replicas are up to date. Signals are passed on to it, and its exit code becomes "
+    "that of replicate.",
 )
 @click.option("--once", is_flag=True, help="Publish all committed transactions, then exit.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
@@ -114,14 +114,14 @@ def command(
 ) -> None:
     """Publish the transactions of SQLite databases to their replicas as they are committed.
 
-    The databases are DB, or those that a configuration file names. The file has the form of Litestream's: a
-    litestream.yml works as it is, and keys without effect are reported. SIGHUP makes the process read the file again.
+    The databases are DB, or those listed in a configuration file. The file has the format of Litestream's: a
+    litestream.yml works unchanged, and keys without effect are reported. SIGHUP makes the process read the file again.
 
     Runs until SIGTERM or SIGINT, publishes the remaining transactions and exits. Started again, it continues where it
-    stopped. A database in a rollback journal mode is switched to WAL; nothing else in it is changed. One writer at a
-    time publishes to a replica. It holds a lease, the object lock.json there, which expires half a minute after the
-    writer has ended without giving it back; the same writer need not wait for that. With --once --json, a summary is
-    printed: db_path, url, txid, files, pages, bytes; with a configuration file, a list of them.
+    stopped. A database in a rollback journal mode is switched to WAL; nothing else in it is changed. Only one writer at
+    a time publishes to a replica: it holds a lease, the object lock.json there. If a writer ends without releasing its
+    lease, another writer can acquire it after half a minute; the same writer need not wait. With --once --json, a
+    summary is printed: db_path, url, txid, files, pages, bytes; with a configuration file, a list of them.
 
     \b
     Example:
@@ -132,9 +132,9 @@ def command(
       litereplica replicate --config /etc/litereplica.yml
     """
     if as_json and not once:
-        raise UsageError("--json prints the outcome of --once", hint="add --once, or remove --json")
+        raise UsageError("--json needs --once", hint="add --once, or remove --json")
     if sync_interval <= 0:
-        raise UsageError("--sync-interval must be more than 0", hint="write for instance --sync-interval 100ms")
+        raise UsageError("--sync-interval must be greater than zero", hint="write for instance --sync-interval 100ms")
     if no_lease and wait_lease:
         raise UsageError("--no-lease and --wait-lease exclude each other", hint="choose one of them")
 
@@ -162,14 +162,14 @@ def command(
         raise UsageError("--once and exec exclude each other", hint="remove one of them")
     configure_logging(log_file, level=config.logging.level, as_json=config.logging.json)
     if file is not None:
-        _tell_about_file(config, file)
+        _warn_about_file(config, file)
     replication = Replication(config, file=file, reread=reread)
     if not once:
         ctx.exit(trio.run(replication.run))
     done = trio.run(replication.publish_once)
     if done is None:
         raise KeyboardInterrupt
-    _tell_outcome(done.databases, as_json=as_json, single=database is not None)
+    _print_outcome(done.databases, as_json=as_json, single=database is not None)
 
 
 def _configured(database: Path, url: str) -> Config:
@@ -190,18 +190,21 @@ def _split(command_line: str | None) -> tuple[str, ...]:
         raise UsageError(f"--exec: {exc.message}", hint=exc.hint) from exc
 
 
-def _tell_about_file(config: Config, file: Path) -> None:
-    """Warn of keys of the file without effect, unset variables, and credentials that others can read."""
+def _warn_about_file(config: Config, file: Path) -> None:
+    """Warn of keys of the file without effect, unset variables, and credentials that other users can read."""
     if config.notes:
-        log.warning("%s: these keys have no effect here: %s", file, "; ".join(config.notes))
+        log.warning("%s: these keys have no effect: %s", file, "; ".join(config.notes))
     if config.unset:
         log.warning("%s: these variables are not set, and count as empty: %s", file, ", ".join(config.unset))
     others = stat.S_IRGRP | stat.S_IROTH
     if any(target.credentials for target in config.targets) and file.stat().st_mode & others:
-        log.warning("%s has credentials, and others may read it: 'chmod 600 %s', unless it names variables", file, file)
+        log.warning(
+            "%s contains credentials and other users can read it: run 'chmod 600 %s', or use environment variables",
+            file, file,
+        )  # fmt: skip
 
 
-def _tell_outcome(databases: tuple[DatabaseStatistics, ...], *, as_json: bool, single: bool) -> None:
+def _print_outcome(databases: tuple[DatabaseStatistics, ...], *, as_json: bool, single: bool) -> None:
     if as_json:
         records = [_record(each) for each in databases]
         output.print_json(records[0] if single else records)

@@ -1,12 +1,14 @@
-"""What `replicate` does from its start to its end: prepare, replicate, and whatever belongs to that.
+"""One run of `litereplica replicate`, from start to end.
 
-    restore what is missing, wait for what is yet to be made
-    the fleet publishes ─► once it has, the program of `exec` is started; not beside another writer of a named database
-    control socket, lag in the log, SIGHUP reads the file again
-    SIGTERM or SIGINT, or the program's end ─► the fleet publishes what is left
+    _prepare            restores missing databases; a single database that does not exist yet is awaited
+    _replicate          the fleet publishes; SIGHUP reloads the configuration file, and lag is logged
+    _run_program        starts the program of `exec` once everything is published; it is not started while another
+                        writer publishes one of the named databases
+    _control, _handle   serve the control socket and handle signals throughout
 
-Without a program, a signal to stop ends replication. With one the signals are passed on, and its end ends replication:
-so what it writes until then is published. When replication cannot go on, the program is ended, too.
+Without a program, SIGTERM or SIGINT ends replication. With a program, these signals are passed on to it, and
+replication ends when it exits, so that everything it has written is published. In both cases the fleet publishes the
+remaining transactions. If replication fails, the program is ended as well.
 """
 
 from __future__ import annotations
@@ -43,16 +45,16 @@ PROGRAM_WAIT_S = 10.0
 """The program is started after this time even if not everything could be published: an application must not be down
 because its backup is. A standby waits for the lease without limit."""
 RESTORES_AT_ONCE = 4
-"""Restores at once: each has several requests of some MiB in flight."""
+"""Concurrent restores: each has several requests of some MiB in flight."""
 MAX_NAMED = 20
-"""Up to this many databases are named in the log at the start; of more, only the number is logged."""
+"""Up to this many databases are named in the log at the start; the others are only counted."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Replication:
-    """One run. `file` is where the configuration is from, and `reread` reads it again; both None when there is none."""
+    """One run. `file` is the configuration file and `reread` loads it again; both are None without such a file."""
 
     def __init__(self, config: Config, *, file: Path | None = None, reread: Callable[[], Config] | None = None) -> None:
         self._config = config
@@ -72,7 +74,7 @@ class Replication:
         self._code: int = ExitCode.OK
 
     async def publish_once(self) -> FleetStatistics | None:
-        """Publish all committed transactions once. None if a signal ended it before. Raises the first error."""
+        """Publish all committed transactions once. Returns None if a signal ended it early. Raises the first error."""
         done = None
         async with self._signals():
             with self._until_ready:
@@ -83,7 +85,7 @@ class Replication:
         return done
 
     async def run(self) -> int:
-        """Replicate until a signal, or the program's end; returns the exit code for this process.
+        """Replicate until a signal arrives or the program exits; returns the exit code for this process.
 
         Raises the error that ends replication.
         """
@@ -103,28 +105,28 @@ class Replication:
                 nursery.cancel_scope.cancel()
         return self._code
 
-    # --- before
+    # --- preparation
 
     async def _prepare(self, databases: Sequence[ConfiguredDatabase]) -> None:
-        """Restore what is missing. Raises the first error."""
+        """Restore missing databases from their replicas, where configured. Raises the first error."""
         limiter = trio.CapacityLimiter(RESTORES_AT_ONCE)
         missing = [database.target for database in databases if database.restore_if_missing]
         await gather([partial(restore_missing, target, self._stop, limiter) for target in missing])
 
     def _single_path(self) -> Path | None:
-        """The path of the only database, which may not exist yet; None if there are several."""
+        """The path of the only database if it may not exist yet; None if there are several, or it must exist."""
         targets = self._config.targets
         may_appear = self._config.command or self._reread or self._config.databases[0].restore_if_missing
         return targets[0].path if len(targets) == 1 and isinstance(targets[0], DatabaseTarget) and may_appear else None
 
     async def _wait_for_single_database(self) -> None:
-        """Wait until the only database exists, which the program may create."""
+        """Wait until the only database exists; the program may create it."""
         path = self._single_path()
         if path is not None and not is_there(path):
             (database,) = self._config.databases
             if database.target.settings.lease is LeaseMode.WAIT and not database.restore_if_missing:
                 raise UsageError(
-                    f"{path} does not exist, and a standby has nothing to go on with",
+                    f"{path} does not exist, and a standby cannot create it",
                     hint="add --restore-if-db-not-exists",
                 )
             self._may_start_program.set()
@@ -146,10 +148,10 @@ class Replication:
             trio.open_nursery() as nursery,
         ):
             self._fleet = fleet
-            if self._reread is not None:  # of a single database the writer itself tells the same
-                _introduce(self._config.targets)
+            if self._reread is not None:  # without a file, the writer of the only database logs the same
+                _log_targets(self._config.targets)
                 nursery.start_soon(self._reload_on_demand, fleet, self._reread)
-            nursery.start_soon(self._tell_lag, fleet)
+            nursery.start_soon(self._log_lag, fleet)
             await fleet.run(self._stop, task_status=_Started(self._may_start_program))
             nursery.cancel_scope.cancel()
 
@@ -157,7 +159,7 @@ class Replication:
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
-        """Serve the control socket from the start: also while waiting for a lease or a database."""
+        """Serve the control socket during the block, also while waiting for a lease or a database."""
         with self._control_socket() as listener:
             async with trio.open_nursery() as nursery:
                 if listener is not None:
@@ -174,7 +176,7 @@ class Replication:
 
     @contextmanager
     def _control_socket(self) -> Iterator[socket.socket | None]:
-        """The control socket; None if it is off, or cannot be opened at its usual path."""
+        """The control socket; None if it is disabled, or cannot be created at its default path."""
         settings = self._config.socket
         if not settings.enabled:
             yield None
@@ -194,15 +196,15 @@ class Replication:
         finally:
             made.__exit__(None, None, None)
 
-    # --- while it runs
+    # --- background tasks
 
-    async def _tell_lag(self, fleet: Supervisor) -> None:
-        told = LagLog()
+    async def _log_lag(self, fleet: Supervisor) -> None:
+        lag_log = LagLog()
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
-            news = told.line(fleet.statistics().databases)
-            if news is not None:
-                log.log(news[0], "%s", news[1])
+            line = lag_log.line(fleet.statistics().databases)
+            if line is not None:
+                log.log(line[0], "%s", line[1])
 
     async def _reload_on_demand(self, fleet: Supervisor, reread: Callable[[], Config]) -> None:
         while True:
@@ -214,12 +216,12 @@ class Replication:
                 await self._prepare([each for each in config.databases if each.target.path not in old])
                 await fleet.reconfigure(config.targets)
             except (LiteReplicaError, OSError) as exc:
-                log.error("the configuration stays as it was: %s", exc)
+                log.error("cannot reload the configuration, which stays unchanged: %s", exc)
                 continue
-            if (config.command, config.logging, config.socket) != _of_the_process(self._config):
-                log.warning("exec, logging and socket of the file take effect at the next start")
+            if _process_settings(config) != _process_settings(self._config):
+                log.warning("changes of exec, logging and socket take effect at the next start")
             self._config = config
-            log.info("the configuration was read again: %s", _count(config.targets))
+            log.info("the configuration was reloaded: %s", _count(config.targets))
 
     # --- the program, and signals
 
@@ -229,12 +231,12 @@ class Replication:
         if self._stop.is_set():
             return
         if not self._may_start_program.is_set():
-            log.warning("not everything is published after %.0f s: the program is started nevertheless", PROGRAM_WAIT_S)
+            log.warning("not everything is published after %.0f s: starting the program anyway", PROGRAM_WAIT_S)
         if self._fleet is not None:
             self._fleet.tolerate_conflicts()
         self._child = child = await start_child(self._config.command)
         try:
-            if self._stop.is_set():  # by a signal meanwhile
+            if self._stop.is_set():  # a signal arrived while the program was started
                 child.pass_on(signal.SIGTERM)
             self._code = await child.wait()
         finally:
@@ -249,7 +251,7 @@ class Replication:
 
     @asynccontextmanager
     async def _signals(self) -> AsyncIterator[None]:
-        """Act on signals while the block runs."""
+        """Handle signals during the block."""
         numbers = [*_STOPPING, signal.SIGHUP, *(_PASSED_ON if self._config.command else ())]
         with trio.open_signal_receiver(*numbers) as signals:
             async with trio.open_nursery() as nursery:
@@ -263,16 +265,16 @@ class Replication:
             if number == signal.SIGHUP and self._reread is not None:
                 self._reload_wanted.set()
             elif self._child is not None:
-                log.info("got %s: passing it on", name)
+                log.info("received %s: passing it on", name)
                 self._child.pass_on(number)
             elif number not in _PASSED_ON:
-                log.info("got %s: publishing what is left", name)
+                log.info("received %s: publishing the remaining transactions", name)
                 self._stop.set()
                 self._until_ready.cancel()
 
 
 class _Started:
-    """Sets an event once a task is started."""
+    """A `trio.TaskStatus` that sets an event."""
 
     def __init__(self, event: trio.Event) -> None:
         self._event = event
@@ -281,13 +283,13 @@ class _Started:
         self._event.set()
 
 
-def _introduce(targets: Sequence[Target]) -> None:
-    """Log which databases are replicated where."""
+def _log_targets(targets: Sequence[Target]) -> None:
+    """Log which databases are replicated to which URL."""
     log.info("litereplica %s, process %d: %s", __version__, os.getpid(), _count(targets))
     for target in targets[:MAX_NAMED]:
         settings = target.settings
         log.info(
-            "%s to %s, every %s at most, lease: %s",
+            "%s to %s, at most every %s, lease: %s",
             f"{target.path}/{target.pattern}" if isinstance(target, DirectoryTarget) else target.path,
             target.url, format_duration(settings.sync_interval_s), settings.lease.value,
         )  # fmt: skip
@@ -301,5 +303,6 @@ def _count(targets: Sequence[Target]) -> str:
     return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
 
 
-def _of_the_process(config: Config) -> tuple[object, object, object]:
+def _process_settings(config: Config) -> tuple[object, object, object]:
+    """The settings of the process, which a reload does not change."""
     return config.command, config.logging, config.socket

@@ -1,4 +1,10 @@
-"""`litereplica restore`: a replica's state, now or then, as a database file."""
+"""`litereplica restore`: write the latest or a past state of a replica to a database file.
+
+_restore_one   one database
+_show_plan     `--dry-run`: which files would be read
+_restore_all   `--all`: every database below a prefix, each by `_restore`
+_follow        `-f`: restores, then applies new files until interrupted
+"""
 
 from __future__ import annotations
 
@@ -56,8 +62,8 @@ class _Arguments:
     "--timestamp", "before_ms", type=TIMESTAMP, help="The newest state before a time, such as '5 minutes ago'."
 )
 @click.option("--txid", type=TXID, help="The state at a TXID, as 'litereplica history' lists them.")
-@click.option("--if-db-not-exists", is_flag=True, help="Do nothing, successfully, when the database file exists.")
-@click.option("--if-replica-exists", is_flag=True, help="Do nothing, successfully, when the replica is empty.")
+@click.option("--if-db-not-exists", is_flag=True, help="Do nothing and succeed if the database file exists.")
+@click.option("--if-replica-exists", is_flag=True, help="Do nothing and succeed if the replica is empty.")
 @click.option("--force", is_flag=True, help="Replace an existing database and its -wal, -shm and -journal files.")
 @click.option("--dry-run", is_flag=True, help="Show what would be read; write nothing.")
 @click.option(
@@ -65,14 +71,18 @@ class _Arguments:
     type=click.Choice([check.value for check in IntegrityCheck]),
     default=IntegrityCheck.NONE.value,
     show_default=True,
-    help="Let SQLite check the database before it gets its name.",
+    help="Let SQLite check the database before it is renamed to its final name.",
 )
 @click.option(
     "--all", "every", is_flag=True, help="Restore every database below REPLICA_URL to its own file in a directory."
 )
 @click.option("-f", "--follow", is_flag=True, help="Keep applying new transactions until interrupted.")
 @click.option(
-    "--follow-interval", type=DURATION, default=f"{POLL_INTERVAL_S:g}s", show_default=True, help="How often to look."
+    "--follow-interval",
+    type=DURATION,
+    default=f"{POLL_INTERVAL_S:g}s",
+    show_default=True,
+    help="How often to check for new transactions.",
 )
 @config_option
 @no_expand_env_option
@@ -96,14 +106,16 @@ def command(
 ) -> None:
     """Write the latest or a past state of a replica to a database file.
 
-    All data that is read is checked; a damaged file is avoided if others hold the same transactions. The database gets
-    its name when it is complete. DB stands for its replica, which is looked up in the configuration file or in the
-    database's state directory.
+    All data that is read is checked; a damaged file is avoided if other files hold the same transactions. The database
+    is renamed to its final name when it is complete. If DB is given, its replica is looked up in the configuration file
+    or in the database's state directory.
 
-    A time means the newest state before it; a time in the future means the latest. Without an offset it is local time.
+    A time means the newest state before it; a time in the future means the latest state. A time without an offset is
+    local time.
 
     With -f the file follows the replica's newest state: programs may read it at any time, and must not write to it. It
-    is in rollback mode, whatever mode the original is in. Run again, the command continues with the existing file.
+    is in rollback journal mode, whatever the mode of the original. Run again, the command continues with the existing
+    file.
 
     With --json, a summary is printed: db_path, replica, txid, page_size, pages, bytes, files, bytes_read,
     integrity_check, duration_ms; with --all, a list of them, with error for those that failed; with --dry-run, the
@@ -147,7 +159,7 @@ def command(
             _follow(arguments)
         else:
             _restore_one(arguments)
-    except* NoReplica:  # alone or from a nursery
+    except* NoReplica:  # raised bare or in a nursery's group
         if not if_replica_exists:
             raise
         output.note(f"{redacted(replica.url)} is empty: nothing to do")
@@ -155,9 +167,11 @@ def command(
 
 def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool, as_json: bool) -> None:
     if follow and (not point.is_latest or every or dry_run or as_json):
-        raise UsageError("-f goes with none of --txid, --timestamp, --all, --dry-run, --json", hint="leave it out")
+        raise UsageError(
+            "-f cannot be combined with --txid, --timestamp, --all, --dry-run or --json", hint="leave it out"
+        )
     if every and (point.txid is not None or dry_run):
-        raise UsageError("--all goes with neither --txid nor --dry-run", hint="restore a single database")
+        raise UsageError("--all cannot be combined with --txid or --dry-run", hint="restore a single database")
 
 
 def _restore_one(arguments: _Arguments) -> None:
@@ -283,7 +297,7 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
 
     results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
     if results is None:
-        raise NoReplica(f"no replica lies below {redacted(arguments.replica.url)}", hint="check the URL")
+        raise NoReplica(f"there is no replica below {redacted(arguments.replica.url)}", hint="check the URL")
     if not results and not arguments.as_json:
         output.note(f"all databases exist in {arguments.path}: nothing to do")
     if arguments.as_json:
@@ -316,12 +330,12 @@ def _follow(arguments: _Arguments) -> None:
         follower = Follower(store, arguments.path, txid)
         await follower.require_history()
         output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
-        await follower.run(interval_s, _tell)
+        await follower.run(interval_s, _print_step)
 
     try:
         run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
     except KeyboardInterrupt:
-        output.note("stopped")  # how it is meant to end
+        output.note("stopped")  # an interrupt is the normal end of -f
 
 
 async def _begin(arguments: _Arguments, store: LTXStore) -> int:
@@ -332,5 +346,5 @@ async def _begin(arguments: _Arguments, store: LTXStore) -> int:
     return result.txid
 
 
-async def _tell(step: Applied) -> None:
+async def _print_step(step: Applied) -> None:
     output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")

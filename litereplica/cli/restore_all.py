@@ -1,4 +1,4 @@
-"""Restoring every database below a prefix, as `litereplica restore --all` does it."""
+"""Restores every database below a prefix, for `litereplica restore --all`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename, parse_url
 
 PARALLEL_DATABASES = 3
-"""Restores at once. Each has fewer requests in flight than a single restore, so that all take no more memory."""
+"""Concurrent restores. Each has fewer requests in flight than a single restore, so that together they need no more
+memory."""
 PARALLELISM_EACH = 4
+"""Concurrent requests of each restore."""
 
 SIDECAR_SUFFIXES = ("-journal", "-wal", "-shm", "-txid", "-litereplica", "-litestream")
 """Suffixes of the files that SQLite and litereplica keep beside a database."""
 
 UNNAMED = "database.db"
-"""The file of a database whose replica is a bucket's root."""
+"""Name of the database file if the replica is at the root of a bucket."""
 
 RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
-"""Restores a replica to a file, with the given number of requests at once."""
+"""Restores a replica to a file, with the given number of concurrent requests."""
 
 
 class SomeFailed(LiteReplicaError):
-    """Databases could not be restored; the exit code is that of the first one's error."""
+    """Some databases could not be restored; the exit code is that of the first error."""
 
     def __init__(self, failed: dict[str, LiteReplicaError], total: int) -> None:
         names = ", ".join(failed)
-        super().__init__(f"{len(failed)} of {total} databases were not restored: {names}", hint="see above why")
+        super().__init__(f"{len(failed)} of {total} databases were not restored: {names}", hint="see the errors above")
         self.exit_code = next(iter(failed.values())).exit_code
 
 
@@ -46,26 +48,27 @@ class Restored:
 
 
 def require_safe_name(prefix: str) -> None:
-    """Raise `ReplicaError` if a file of this name would do harm.
+    """Raise `ReplicaError` if it is unsafe to create a file of this name.
 
-    Names in a bucket are data: a planted `x.db-journal` would make SQLite roll back, and delete, what it names.
+    Names in a bucket are untrusted: SQLite would roll `x.db` back to the content of a planted `x.db-journal`.
     """
     if not prefix.isprintable():
-        raise ReplicaError(f"{prefix!r} has control characters", hint="restore it by itself, with -o")
+        raise ReplicaError(f"{prefix!r} has control characters", hint="restore it on its own, with -o")
     if prefix.endswith(SIDECAR_SUFFIXES):
         raise ReplicaError(
             f"{prefix!r} has the name of a file that SQLite or litereplica keeps beside a database",
-            hint="restore it by itself, with -o and another name",
+            hint="restore it on its own, with -o and another name",
         )
 
 
 async def restore_all(
     store: LTXStore, directory: Path, restore_one: RestoreOne, *, leave: bool, done: Callable[[Restored], None]
 ) -> list[Restored] | None:
-    """Restore every database below the store's root to the file of its prefix in `directory`; None when there is none.
+    """Restore every database below the root of `store`, each to the file in `directory` that its prefix names.
 
-    With `leave`, existing files are left alone and not in the result. A failure does not stop the others; `done` is
-    called for each database. Raises the errors of the listing.
+    Returns the outcomes by prefix; None if the store has no replica. With `leave`, existing files are left alone, and
+    are not in the result. A failure does not stop the others; `done` is called for each database. Raises the errors of
+    the listing.
     """
     prefixes = await store.list_replicas()
     if not prefixes:

@@ -1,7 +1,7 @@
-"""`litereplica status`: what writers, mounts and replicas are at.
+"""`litereplica status`: show the state of writers, of a mount or of a replica.
 
-A writer is asked on its control socket, a mount by the hidden file in it, a replica in its store: there no process of
-ours need run.
+The state of a writer comes from its control socket, that of a mount from the hidden status file in it, and that of a
+replica from the files in its store.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from litereplica.ltxstore.store import LTXStore
 
 GONE = "gone"
-"""The state of a database that was removed from its directory: it is not published."""
+"""The state of a database that was removed from its directory."""
 
 NOT_RUNNING = "not running"
-"""The state of a database of a file that no writer replicates."""
+"""The state of a configured database that no writer replicates."""
 
 _WRITER_COLUMNS = ("database", "state", "txid", "behind", "lease", "note")
 
@@ -46,11 +46,11 @@ def command(
 ) -> None:
     """Show the state of the writers of this machine, of a mount or of a replica.
 
-    Without an argument, or for a database or a directory: the databases that writers of this user replicate, how far
-    each replica lags, the last error, and the holder of the lease. With --config: the databases that the file names,
-    running or not; the file may also set the control socket. For a mount point: its position, the age of that position,
-    and its requests to the store. For a replica URL: its newest TXID, its lease and its files, by one listing of each
-    level and one small read.
+    Without an argument, or for a database or a directory: the databases that writers of this user replicate, the lag of
+    each replica, the last error, and the holder of the lease. With --config: the databases listed in the file, whether
+    they are replicated now or not; the control socket of the file is used. For a mount point: its position, the age of
+    that position, and its requests to the store. For a replica URL: its newest TXID, its lease and its files. This
+    costs one listing of each level and one small read.
 
     \b
     Example:
@@ -63,7 +63,7 @@ def command(
     given = ctx.get_parameter_source("config_path") is ParameterSource.COMMANDLINE
     is_url = subject is not None and "://" in subject
     if given and subject is not None and (is_url or _is_mount(Path(subject))):
-        raise UsageError("--config shows the writers of a file, not a replica or a mount", hint="remove --config")
+        raise UsageError("--config cannot be combined with a replica or a mount", hint="remove --config")
     if subject is not None and is_url:
         _show_replica(subject, as_json=as_json)
     elif subject is not None and _is_mount(Path(subject)):
@@ -104,7 +104,7 @@ def _show_config(config: Config, *, as_json: bool) -> None:
 
 
 def _running(path: Path | None) -> list[dict[str, Any]]:
-    """The status of each running writer: the one whose socket is `path`, by default all in the usual directory."""
+    """The status of the writer whose socket is `path`; without one, of all writers of this user."""
     from litereplica.writer.fleet.control_socket import SUFFIX, ask, socket_directory
 
     if path is not None:
@@ -116,7 +116,7 @@ def _running(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _databases(writers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Their databases, with the process and the lease of the root that covers each."""
+    """The databases of the writers, each with its process and its lease, which may be that of a root above it."""
     found = []
     for writer in writers:
         leases = writer.get("leases") or {}
@@ -177,11 +177,11 @@ def _show_mount(path: Path, *, as_json: bool) -> None:
         status: dict[str, Any] = json.loads(mountpoints.ask((place / STATUS_NAME).read_bytes))
     except TimeoutError:
         hint = "see its log, or end it with 'litereplica umount --lazy'"
-        raise EnvironmentProblem(f"the daemon behind {path} does not answer", hint=hint) from None
+        raise EnvironmentProblem(f"the daemon of the mount at {path} does not answer", hint=hint) from None
     except OSError as exc:
         if not mountpoints.is_dead_error(exc):
             raise
-        raise EnvironmentProblem(f"the daemon behind {path} is gone", hint="mount it again") from exc
+        raise EnvironmentProblem(f"the daemon of the mount at {path} is dead", hint="mount it again") from exc
     if as_json:
         output.print_json(status)
         return
@@ -193,7 +193,7 @@ def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     hydration = replica.get("hydration") or {}
     ledger = replica.get("ledger") or {}
     position = replica.get("pos") or {}
-    follows = "static" not in status  # not a mount of a past state, for good
+    follows = "static" not in status  # a mount of a past state does not follow
     requests = {name: _total(each, "requests") for name, each in ledger.items()}
     received = {name: _total(each, "bytes_received") for name, each in ledger.items()}
     rows = [
@@ -203,13 +203,13 @@ def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("position", f"{position.get('txid', 0):016x}"),
         ("committed", _time(replica.get("timestamp_ms", 0))),
         ("newest known", f"{replica.get('newest_txid', 0):016x}" if follows else ""),
-        ("may be stale by", f"{replica.get('staleness_s', 0.0):.1f} s" if follows else ""),
+        ("staleness", f"at most {replica.get('staleness_s', 0.0):.1f} s" if follows else ""),
         ("polling", _polling(status.get("polling") or {})),
-        ("not followed because", str(replica.get("reason") or replica.get("last_error") or "")),
+        ("error", str(replica.get("reason") or replica.get("last_error") or "")),
         ("hydration", _hydration(hydration)),
         ("requests", ", ".join(f"{name} {count}" for name, count in requests.items() if count)),
         ("received", ", ".join(f"{name} {format_size(size)}" for name, size in received.items() if size)),
-        ("their price", f"{sum(each.get('usd', 0.0) for each in ledger.values()):.6f} USD by S3's list"),
+        ("cost", f"{sum(each.get('usd', 0.0) for each in ledger.values()):.6f} USD by S3's price list"),
     ]
     return [(what, value) for what, value in rows if value]
 
@@ -222,7 +222,7 @@ def _polling(polling: dict[str, Any]) -> str:
     state = str(polling.get("state", ""))
     if state in {"", "active"}:
         return state
-    return f"{state}: nobody has had a file open for {format_duration(round(polling.get('idle_s', 0.0)))}"
+    return f"{state}: no file has been open for {format_duration(round(polling.get('idle_s', 0.0)))}"
 
 
 def _hydration(hydration: dict[str, Any]) -> str:
@@ -252,7 +252,7 @@ def _show_replica(url: str, *, as_json: bool) -> None:
             ("replica", status["url"]),
             ("newest TXID", status["txid"] or ""),
             ("published", status["time"] or ""),
-            ("lease", "nobody holds it" if lease is None else lease.get("damaged") or _lease_text(lease)),
+            ("lease", "not held" if lease is None else lease.get("damaged") or _lease_text(lease)),
         ],
     )
     click.echo()
@@ -265,7 +265,7 @@ def _show_replica(url: str, *, as_json: bool) -> None:
 
 def _lease_text(lease: dict[str, Any]) -> str:
     left_s = lease["left_s"]
-    when = f"expires in {format_duration(round(left_s))}" if left_s > 0 else f"has expired at {lease['expires_at']}"
+    when = f"expires in {format_duration(round(left_s))}" if left_s > 0 else f"expired at {lease['expires_at']}"
     return f"{lease['owner'] or 'another program'}, generation {lease['generation']}, {when}"
 
 

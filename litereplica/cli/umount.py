@@ -1,4 +1,8 @@
-"""`litereplica umount`."""
+"""`litereplica umount`: end a mount, or detach it with `--lazy`.
+
+The daemon is asked to end with SIGUSR1, repeatedly, until it has ended and the mount is gone. It refuses while a file
+is open; the command then names the processes.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +23,16 @@ if TYPE_CHECKING:
     from litereplica.fuse.mountpoint import Copy, Mount
 
 END_LIMIT_S = 10.0
-"""Time a daemon has to end; its own limit is less than half of it."""
+"""Time that a daemon gets to end; its own limit is less than half of this."""
 
 CHECK_INTERVAL_S = 0.02
 ASK_INTERVAL_S = 1.0
-"""A daemon that refused because somebody had just closed a file is asked again. A copy of the mount is looked for
-again, too: a container that starts has one until it has changed its root."""
+"""Between requests to end: a daemon may have refused because of a file that is closed by now. Copies of the mount are
+searched for again as well: a starting container has one until it has changed its root."""
 
 
 @click.command("umount", short_help="Unmount a replica and end its daemon.")
-@click.argument("mountpoint", type=Path)  # click.Path would ask the file system, and so a daemon that may hang
+@click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
 @click.option(
     "--lazy",
     is_flag=True,
@@ -37,8 +41,8 @@ again, too: a container that starts has one until it has changed its root."""
 def command(mountpoint: Path, lazy: bool) -> None:
     """End the mount at MOUNTPOINT.
 
-    While a process has the database open the mount stays, and the command names the process. With --lazy the path is
-    free at once, and the daemon ends when the last of these processes closes the database.
+    If a process has the database open, the command fails and names the process. With --lazy the path is free at once,
+    and the daemon ends when the last of these processes has closed the database.
 
     \b
     Example:
@@ -58,7 +62,7 @@ def command(mountpoint: Path, lazy: bool) -> None:
 
 
 def _end(mount: Mount, path: Path, pid: int) -> None:
-    """Ask the daemon `pid` to end until it has. Raises `EnvironmentProblem` if the mount is in use."""
+    """Ask the daemon `pid` to end, and wait until it has ended. Raises `EnvironmentProblem` if the mount is in use."""
     from litereplica.fuse import mountpoint as mountpoints
 
     deadline = time.monotonic() + END_LIMIT_S
@@ -87,26 +91,26 @@ def _refuse_if_used(mount: Mount, path: Path, daemon: int) -> None:
     users = mountpoints.clients(path, besides=daemon)
     if users:
         raise EnvironmentProblem(
-            f"{path} is in use by {', '.join(map(str, users))}", hint="end them first, or use --lazy"
+            f"{path} is in use by {', '.join(map(str, users))}", hint="end these processes first, or use --lazy"
         )
 
 
 def _refuse_for(copies: Sequence[Copy], path: Path) -> NoReturn:
     raise EnvironmentProblem(
         f"{path} is also mounted at {', '.join(map(str, copies))}",
-        hint="unmount it there or end what runs there first, or use --lazy",
+        hint="unmount it there or end the processes there first, or use --lazy",
     )
 
 
 def _daemon(path: Path) -> int | None:
-    """Pid of the mount's daemon, from its status file; None if it is gone."""
+    """The pid of the mount's daemon, from its status file; None if the daemon is dead."""
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.nodes import STATUS_NAME
 
     try:
         return int(json.loads(mountpoints.ask((path / STATUS_NAME).read_bytes))["pid"])
     except TimeoutError:
-        raise EnvironmentProblem(f"the daemon behind {path} does not answer", hint="use --lazy") from None
+        raise EnvironmentProblem(f"the daemon of the mount at {path} does not answer", hint="use --lazy") from None
     except OSError as exc:
         if mountpoints.is_dead_error(exc):
             return None

@@ -1,4 +1,4 @@
-"""`litereplica verify`: whether everything that a replica promises can be restored."""
+"""`litereplica verify`: check the files of a replica, and that every point can be restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litereplica.history.verify import Problem, Report, verify
 
 
 class UnsoundReplica(LiteReplicaError):
-    """Points of a replica cannot be restored, or files of it are damaged."""
+    """Some files of a replica are damaged, or some of its points cannot be restored."""
 
     exit_code = ExitCode.DAMAGED
 
@@ -26,17 +26,17 @@ class UnsoundReplica(LiteReplicaError):
 @click.option("--quick", is_flag=True, help="Read only headers and page indexes of large files.")
 @output.json_option
 def command(replica_url: str, quick: bool, as_json: bool) -> None:
-    """Check all files of a replica, and that every point they lead to can be restored.
+    """Check all files of a replica, and that every point can be restored.
 
     Every file is read and its CRC checked. The page indexes show whether the files for each point supply all pages of
-    the database. A merged file must have the same content as its inputs, while these exist. Files may appear and vanish
-    meanwhile.
+    the database. A merged file must have the same content as its inputs, if these still exist. Files may be added and
+    deleted meanwhile.
 
     \b
     Each problem is printed on one line: severity, file, problem, consequence.
       error    a file is damaged or wrong, or a point cannot be restored
       warning  restoring is not affected; later operations may be
-      note     objects of others, and what was deleted on purpose
+      note     objects of other programs, and files deleted by retention
 
     The exit code is 5 if there is an error. With --json: files, bytes, points, newest_txid, errors, and problems
     (severity, file, what, means, and lost: the first and the last of the TXIDs that cannot be restored, or null).
@@ -65,7 +65,7 @@ def command(replica_url: str, quick: bool, as_json: bool) -> None:
         output.note(f"{_checked(report)}: {_verdict(report)}")
     if report.errors:
         errors = "1 error" if report.errors == 1 else f"{report.errors} errors"
-        hint = "restore from what is left, or replicate the database again to another URL"
+        hint = "restore a point that is not affected, or replicate the database to another URL"
         raise UnsoundReplica(f"the replica has {errors}", hint=hint)
 
 
@@ -80,7 +80,7 @@ def _record(problem: Problem) -> dict[str, object]:
 
 
 def _line(problem: Problem) -> str:
-    """One line for a problem, with the control characters of names escaped."""
+    """One line for a problem, in which unprintable characters of names are replaced."""
     line = f"{problem.severity.name.lower()}: {problem.key}: {problem.what}; {problem.means}"
     return "".join(char if char.isprintable() else "?" for char in line)
 
@@ -93,5 +93,5 @@ def _checked(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     if report.errors:
-        return "not all is well"
-    return "all is well" if not report.problems else "all can be restored"
+        return "there are errors"
+    return "no problems" if not report.problems else "all points can be restored"

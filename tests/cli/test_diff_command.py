@@ -133,7 +133,7 @@ def test_full_file_system_names_the_way_out(publisher: Publisher) -> None:
     limited = f"ulimit -f 8; exec {command}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT
-    assert done.stderr.endswith("free some space, or set TMPDIR to a place that has it\n")
+    assert done.stderr.endswith("free some space, or set TMPDIR to another directory\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

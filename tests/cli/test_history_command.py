@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from litereplica.cli.params import format_size
-from litereplica.cli.plot import BUCKETS_MS, MOST_BUCKETS, bucket_ms, draw
+from litereplica.cli.plot import BUCKETS_MS, MAX_BUCKETS, bucket_ms, draw
 from litereplica.errors import ExitCode, PointNotFound
 from litereplica.history.points import Point
 from litereplica.ltxstore.store import open_ltx_store
@@ -72,13 +72,13 @@ def test_json_has_the_same(replica: str, history: History) -> None:
 def test_limit_shows_the_newest_and_says_so(replica: str) -> None:
     done = program("history", replica, "--limit", "2", "--json")
     assert [point["txid"][-1] for point in json.loads(done.stdout)] == ["2", "3"]
-    assert done.stderr == "litereplica: these are the newest 2 of 3 points; see --limit\n"
+    assert done.stderr == "litereplica: showing the newest 2 of 3 points; see --limit\n"
 
 
 def test_time_without_points_is_an_empty_list_and_a_note(replica: str) -> None:
     done = program("history", replica, "--since", "2024-01-01T00:00:00Z", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
-    assert done.stderr == f"litereplica: there are no points in this time in {replica}\n"
+    assert done.stderr == f"litereplica: {replica} has no points in this time range\n"
     assert len(json.loads(program("history", replica, "--since", TIME, "--until", TIME, "--json").stdout)) == 3
 
 
@@ -174,8 +174,8 @@ def test_drawing_tells_size_bytes_and_points(tmp_path: Path, count: int) -> None
     draw(drawn, tmp_path / "out.svg", title="file:///srv/replica")
     texts = svg_texts(tmp_path / "out.svg")
     assert f"Database: {format_size(drawn[-1].size or 0)}" in texts
-    assert f": {format_size(sum(point.published for point in drawn))} in all" in texts
-    assert f": {count:,} in all" in texts
+    assert f": {format_size(sum(point.published for point in drawn))} in total" in texts
+    assert f": {count:,} in total" in texts
     assert ("snapshot" in texts) == (count > 2)
     assert (tmp_path / "out.svg").stat().st_size < 4_000_000
 
@@ -191,7 +191,7 @@ def test_same_points_give_the_same_svg(tmp_path: Path) -> None:
 def test_points_of_unknown_time_are_left_out(tmp_path: Path) -> None:
     unknown = Point(1, 500, (0,), None, None, None, None)
     draw([unknown, *points(2)], tmp_path / "out.svg", title="x")
-    assert ": 2 in all" in svg_texts(tmp_path / "out.svg")
+    assert ": 2 in total" in svg_texts(tmp_path / "out.svg")
     with pytest.raises(PointNotFound):
         draw([unknown], tmp_path / "none.svg", title="x")
 
@@ -202,10 +202,10 @@ def test_bars_are_few_and_as_narrow_as_that_allows() -> None:
         first = rng.randrange(2 * START_MS)
         last = first + rng.randrange(10 ** rng.randrange(1, 14))
         width = bucket_ms(first, last)
-        assert last // width - first // width < MOST_BUCKETS
+        assert last // width - first // width < MAX_BUCKETS
         narrower = [each for each in (*BUCKETS_MS, width - BUCKETS_MS[-1]) if 0 < each < width]
         narrower.sort()
-        assert not narrower or last // narrower[-1] - first // narrower[-1] >= MOST_BUCKETS
+        assert not narrower or last // narrower[-1] - first // narrower[-1] >= MAX_BUCKETS
 
 
 def test_missing_matplotlib_is_said_with_the_way_to_get_it(tmp_path: Path, replica: str) -> None:

@@ -56,7 +56,7 @@ def test_table_has_a_line_for_each_file_of_level_0_by_default(replica: str) -> N
 def test_empty_replica_is_an_empty_list_and_a_note(tmp_path: Path) -> None:
     done = program(f"file://{tmp_path}/none", "--level", "all", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
-    assert done.stderr == f"litereplica: there are no LTX files in file://{tmp_path}/none\n"
+    assert done.stderr == f"litereplica: no LTX files in file://{tmp_path}/none\n"
 
 
 def test_missing_bucket_is_one_clear_line(s3_bucket: S3Bucket) -> None:

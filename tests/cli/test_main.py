@@ -76,7 +76,7 @@ def test_unforeseen_error_is_called_a_bug_and_tells_how_to_see_the_traceback(
 ) -> None:
     assert raising(ValueError("some\nthing")) == ExitCode.BUG
     line = capsys.readouterr().err
-    assert line.startswith("litereplica: error: this is a bug of litereplica: ValueError: some thing: ")
+    assert line.startswith("litereplica: error: this is a bug in litereplica: ValueError: some thing: ")
     assert "--debug" in line
     assert line.count("\n") == 1
 
@@ -128,8 +128,11 @@ def test_interrupt_is_quiet(error: BaseException, raising: Any, capsys: pytest.C
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/srv/x"), "/srv/x: Permission denied"),
-        (OSError(errno.ENOSPC, "No space left", "/srv/x"), "no space left for /srv/x: free some and run it again"),
-        (OSError(errno.ENOSPC, "No space left"), "no space left: free some and run it again"),
+        (
+            OSError(errno.ENOSPC, "No space left", "/srv/x"),
+            "no space left for /srv/x: free some space and run it again",
+        ),
+        (OSError(errno.ENOSPC, "No space left"), "no space left: free some space and run it again"),
     ],
 )
 def test_refusal_of_the_operating_system_is_an_environment_error(

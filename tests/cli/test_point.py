@@ -71,7 +71,7 @@ def test_hours_are_counted_through_a_change_of_the_clocks() -> None:
 
 @pytest.mark.parametrize("text", ["01/02/2026", "March 2026", "may", "2026-03-29 02:30", "2026-10-25 02:30"])
 def test_what_can_be_more_than_one_time_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"more than one time|change of the clocks"):
+    with pytest.raises(UsageError, match=r"more than one time|summer time"):
         parse_timestamp(text, now=NOW)
 
 

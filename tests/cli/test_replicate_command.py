@@ -150,7 +150,7 @@ def test_credentials_in_a_file_that_others_may_read_are_warned_of(tmp_path: Path
         file.chmod(mode)
         done = replicate("-c", file, "--once")
         assert done.returncode != ExitCode.OK
-        assert ("has credentials, and others may read it: 'chmod 600" in done.stderr) is warned
+        assert ("contains credentials and other users can read it: run 'chmod 600" in done.stderr) is warned
         assert "hidden" not in done.stderr
 
 

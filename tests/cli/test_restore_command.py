@@ -263,7 +263,7 @@ def test_database_stands_for_the_replica_that_it_was_published_to(tmp_path: Path
     copy.close()
     done = program("restore", tmp_path / "other.db", "-o", tmp_path / "new.db")
     assert done.returncode == ExitCode.USAGE
-    assert "is not known: give the replica's URL" in done.stderr
+    assert "is known: give the replica's URL" in done.stderr
 
 
 def test_configuration_file_names_the_replica_and_the_place(tmp_path: Path, replica: str, history: History) -> None:

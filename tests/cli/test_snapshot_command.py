@@ -44,7 +44,7 @@ def test_json_is_a_summary_and_a_second_snapshot_is_not_made(replica: str) -> No
     again = program("snapshot", replica, "--json")
     assert (again.returncode, json.loads(again.stdout)["file"]) == (0, None)
     said = program("snapshot", replica)
-    assert said.stderr == f"litereplica: {replica} has a snapshot of its latest state already\n"
+    assert said.stderr == f"litereplica: {replica} already has a snapshot of its latest state\n"
 
 
 def test_snapshot_of_the_name_with_other_pages_is_a_conflict(tmp_path: Path, replica: str, history: History) -> None:
@@ -72,7 +72,7 @@ def test_snapshot_of_the_name_with_other_pages_is_a_conflict(tmp_path: Path, rep
     assert path.read_bytes() == other.file(1, 3)
     path.write_bytes(history.file(1, 3))
     done = script(hidden, "snapshot", replica)
-    assert (done.returncode, done.stderr.endswith("which was there already\n")) == (0, True)
+    assert (done.returncode, done.stderr.endswith("which existed already\n")) == (0, True)
 
 
 def script(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -111,9 +111,9 @@ def test_replica_is_asked_in_its_store(tmp_path: Path, history: History, replica
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (Lease(2, 1000, "host:1").encode(), "host:1, generation 2, has expired at 1970-01-01T00:00:01.000Z"),
+        (Lease(2, 1000, "host:1").encode(), "host:1, generation 2, expired at 1970-01-01T00:00:01.000Z"),
         (b"what is this?", "lock.json: it is not JSON"),
-        (None, "nobody holds it"),
+        (None, "not held"),
     ],
 )
 def test_lease_is_told_as_it_is(tmp_path: Path, replica: str, content: bytes | None, expected: str) -> None:
@@ -138,8 +138,8 @@ def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> No
         assert rows["replica"] == replica
         lines = program("status", mount.mountpoint).stdout
     assert "open " in lines
-    assert "USD by S3's list" in lines
-    assert "may be stale by" in lines
+    assert "USD by S3's price list" in lines
+    assert "staleness" in lines
     assert dict(line.strip().split(maxsplit=1) for line in lines.splitlines())["polling"] == "active"
 
 
@@ -156,7 +156,7 @@ def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> No
         (
             ["file:///x", "--config", "y.yml"],
             ExitCode.USAGE,
-            "--config shows the writers of a file, not a replica or a mount: remove",
+            "--config cannot be combined with a replica or a mount: remove",
         ),
         (["--config", "/no/such.yml"], ExitCode.USAGE, "there is no configuration file /no/such.yml"),
     ],
@@ -193,14 +193,14 @@ def test_a_mount_says_what_it_asked_for_what_that_brought_and_why_it_asks_no_mor
     rows = dict(_mount_rows({"replica": {"ledger": ledger}, "polling": {"state": "paused", "idle_s": 660.0}}))
     assert rows["requests"] == "open 12, past 1"
     assert rows["received"] == "open 3KiB, past 1MiB"
-    assert rows["their price"].startswith("0.500000 USD")
-    assert rows["polling"] == "paused: nobody has had a file open for 11m"
+    assert rows["cost"].startswith("0.500000 USD")
+    assert rows["polling"] == "paused: no file has been open for 11m"
 
 
 def test_a_mount_of_a_past_state_is_not_called_stale() -> None:
     rows = dict(_mount_rows({"static": {"txid": 5}, "replica": {"pos": {"txid": 5}, "staleness_s": 1e6}}))
     assert rows["position"] == "0000000000000005"
-    assert not {"may be stale by", "newest known", "polling"} & rows.keys()
+    assert not {"staleness", "newest known", "polling"} & rows.keys()
 
 
 def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_sound_replica_is_said_to_be_on_stderr(replica: str) -> None:
     done = program("verify", replica)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("litereplica: checked 4 files, ")
-    assert done.stderr.endswith(f", 4 points up to TXID {LAST}: all is well\n")
+    assert done.stderr.endswith(f", 4 points up to TXID {LAST}: no problems\n")
 
 
 def test_damaged_file_is_one_line_and_the_exit_code_says_it(tmp_path: Path, replica: str) -> None:

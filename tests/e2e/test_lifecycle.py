@@ -192,12 +192,12 @@ def test_mount_waits_for_a_replica_that_is_not_there_yet(tmp_path: Path) -> None
     (tmp_path / "mnt").mkdir()
     log = tmp_path / "log"
     with subprocess.Popen([*command, log, "--cache-dir", tmp_path / "cache", "--name", "app.db"]) as mounting:
-        wait_until(lambda: log.exists() and "trying again" in log.read_text())
+        wait_until(lambda: log.exists() and "retrying" in log.read_text())
         with Publisher(tmp_path / "primary", setup=SETUP):
             assert mounting.wait(DEADLINE_S) == 0
             assert rows(tmp_path / "mnt/app.db") == [(0, "zero")]
             assert litereplica("umount", tmp_path / "mnt").returncode == 0
-    assert log.read_text().count("trying again") <= 2, "each reason is logged once"
+    assert log.read_text().count("retrying") <= 2, "each reason is logged once"
 
 
 def test_without_wait_mount_fails_at_once_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_without_wait_mount_fails_at_once_and_ctrl_c_leaves_nothing_behind(tmp_p
     log = tmp_path / "log"
     command = [litereplica_binary(), *arguments, "--wait", "1m", "--log-file", str(log)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as mounting:
-        wait_until(lambda: log.exists() and "trying again" in log.read_text())
+        wait_until(lambda: log.exists() and "retrying" in log.read_text())
         daemon = int(Path(f"/proc/{mounting.pid}/task/{mounting.pid}/children").read_text())
         mounting.send_signal(signal.SIGINT)
         assert mounting.wait(DEADLINE_S) != 0
