@@ -32,7 +32,7 @@ from litereplica.replica.hydrate import Hydrator, Push
 from litereplica.replica.next_files import LIST_INTERVAL_S, NextFiles
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import PageMap
-from litereplica.replica.page_reader import READ_TIMEOUT_S, PageReader
+from litereplica.replica.page_reader import PageReader
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_status import PollStatus
@@ -40,6 +40,7 @@ from litereplica.replica.relocator import Relocator
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
+from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.types import TXID
 
@@ -262,7 +263,7 @@ async def open_replica(
         yield Replica(
             store,
             current,
-            reader=PageReader(files, pages, fetcher=fetcher, url=store.url, timeout_s=read_timeout_s),
+            reader=PageReader(files, pages, fetcher=fetcher, url=store.url),
             relocator=Relocator(current, next_files, url=store.url),
             next_files=next_files,
             hydrator=Hydrator(costs.store(Purpose.HYDRATE), files, pages, fetcher, on_damage=on_damage),

@@ -4,10 +4,11 @@ Frames that lie near each other in a file come in one request, and a cold page b
 other pages of the same window of the file that the caller's map still takes from there. How large that is, and what
 is fetched ahead of readers that go through the file, is `readahead.py`'s to say.
 
-A fetch is a task of the replica's own: a reader that is cancelled stops waiting, and the others get their pages. What
-nobody has asked for yet waits in a queue with slots of its own, so it is never in the way of what somebody waits
-for; a page that is asked for while it is in the queue leaves it at once. Every frame is checked before it is
-handed out (`source_read.py`). Large blocks are decoded in a thread.
+A fetch is a task of the replica's own: a reader that gives up stops waiting, and the others get their pages. A request
+that has not been sent yet is dropped when nobody waits for it any more. What nobody has asked for yet waits in a queue
+with slots of its own, so it is never in the way of what somebody waits for; a page that is asked for while it is in the
+queue leaves it at once. How long a reader waits is said by `store_outage.py`. Every frame is checked before it is
+handed out (`file_reader.py`). Large blocks are decoded in a thread.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.read_plan import Block, Decoded, plan_blocks
 from litereplica.replica.readahead import ReadAhead
+from litereplica.replica.store_outage import StoreOutage
 from litereplica.replica.throughput_model import ThroughputModel
 
 PARALLEL_FETCHES = 8
@@ -57,7 +59,10 @@ DECODERS = 2
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A request, queued or under way, and its result. `stream` is its read-ahead stream, None for a reader's."""
+    """A request, queued or under way, and its result. `stream` is its read-ahead stream, None for a reader's.
+
+    `waiting` is how many readers wait for it. A probe is sent at once, whatever else is under way.
+    """
 
     block: Block
     keys: list[PageKey]
@@ -68,6 +73,9 @@ class _Flight:
     damaged: dict[PageKey, DamagedFile] = field(init=False, default_factory=dict)
     error: LiteReplicaError | None = field(init=False, default=None)
     timed_out: bool = field(init=False, default=False)
+    is_probe: bool = field(init=False, default=False)
+    is_sent: bool = field(init=False, default=False)
+    waiting: int = field(init=False, default=0)
 
     def page(self, key: PageKey) -> bytes:
         page = self.pages.get(key)
@@ -101,6 +109,7 @@ class Fetcher:
         self._nursery = nursery
         self._page_size = pages.page_size
         self._timeout_s = timeout_s
+        self._outage = StoreOutage(timeout_s)
         self._on_damage = on_damage
         self._observers = observers
         self._policy = ReadAhead(pages.page_size)
@@ -119,14 +128,35 @@ class Fetcher:
     ) -> dict[PageKey, bytes]:
         """The pages by their keys, with what `around` has in the same `window` bytes.
 
-        Raises `FileVanished`, `DamagedFile`, or what the store raises.
+        Raises `FileVanished`, `DamagedFile`, or what the store raises, `TransientStorageError` when the time is up.
         """
+        started = trio.current_time()
+        is_probe = self._outage.starts_probe()
+        while True:
+            with trio.move_on_at(self._outage.deadline(started)):
+                return await self._fetch(pgnos, locations, around, window, is_probe=is_probe)
+            if trio.current_time() >= self._outage.deadline(started):
+                waited_s = trio.current_time() - started
+                raise TransientStorageError(f"no answer from {self._store.url} in {waited_s:.1f} s")
+
+    async def _fetch(
+        self,
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        around: PageMap | None,
+        window: int,
+        *,
+        is_probe: bool,
+    ) -> dict[PageKey, bytes]:
         keys = self._keys(pgnos, locations)
+        if is_probe:  # what is under way may have been lost with the store
+            for flight in {self._flights[key] for key in keys if key in self._flights}:
+                self._remove(flight)
         while True:
             new = [i for i, key in enumerate(keys) if key not in self._flights]
             others = {self._flights[key] for key in keys if key in self._flights}
             if new:
-                self._start(pgnos[new], locations[new], around, window)
+                self._start(pgnos[new], locations[new], around, window, is_probe=is_probe)
             flights = {key: self._flights[key] for key in keys}
             await self._wait_for(set(flights.values()))
             # a request of somebody else began when the store may have been away, and its time was up before ours
@@ -136,12 +166,18 @@ class Fetcher:
     async def _wait_for(self, distinct: set[_Flight]) -> None:
         self._demands += 1
         for flight in distinct:
+            flight.waiting += 1
             if flight.stream is not None:
                 self._promote(flight)
         try:
             for flight in distinct:
                 await flight.done.wait()
         finally:
+            for flight in distinct:
+                flight.waiting -= 1
+                if not (flight.waiting or flight.is_sent):
+                    self._remove(flight)
+                    flight.scope.cancel()
             self._demands -= 1
             self._tell_if_quiet()
 
@@ -162,7 +198,13 @@ class Fetcher:
             self._quiet = trio.Event()
 
     def _start(
-        self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], around: PageMap | None, window: int
+        self,
+        pgnos: NDArray[np.uint32],
+        locations: NDArray[np.void],
+        around: PageMap | None,
+        window: int,
+        *,
+        is_probe: bool,
     ) -> None:
         """Send the requests for these pages, which nobody has asked for yet, and for their neighbours."""
         wanted = set(pgnos.tolist())
@@ -175,7 +217,9 @@ class Fetcher:
             if key not in self._flights and (pgno in wanted or not self._pages.holds(key))
         ]
         for block in plan_blocks(pgnos[take], locations[take]):
-            self._nursery.start_soon(self._fly, self._flight(block, None), self._store)
+            flight = self._flight(block, None)
+            flight.is_probe = is_probe
+            self._nursery.start_soon(self._fly, flight, self._store)
 
     def _promote(self, flight: _Flight) -> None:
         """Make a read-ahead request a reader's: if it is queued, it starts at once."""
@@ -268,7 +312,7 @@ class Fetcher:
         ahead = flight in self._ahead_running
         try:
             with flight.scope:
-                if ahead:
+                if ahead or flight.is_probe:
                     await self._get(flight, store)
                 else:
                     async with self._limiter:
@@ -289,8 +333,9 @@ class Fetcher:
         block = flight.block
         file = self._file(block.file_id)
         key = store.key(file.info)
+        flight.is_sent = True
         started = trio.current_time()
-        with trio.fail_after(self._timeout_s):
+        with self._outage.request(), trio.fail_after(self._timeout_s):
             rows, pages, damaged = await read_block(
                 store, self._files, block, page_size=self._page_size, run=partial(self._decode, block)
             )

@@ -14,10 +14,9 @@ of past states all come through here.
 from __future__ import annotations
 
 import numpy as np
-import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import FileVanished, ReplicaError, TransientStorageError
+from litereplica.errors import FileVanished, ReplicaError
 from litereplica.format.sqlite import lock_pgno
 from litereplica.replica.fetch import Fetcher
 from litereplica.replica.file_table import FileTable
@@ -26,26 +25,20 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.readahead import MIN_WINDOW, ReadAhead
 
-READ_TIMEOUT_S = 15.0
-"""An uncached read fails after this time. A client of a mount may wait for twice that: the kernel asks once more."""
-
 _LOCK_PAGE: PageKey = -1
 """Stands in for the key of the lock page, which is in no file."""
 
 
 class PageReader:
-    """Reads pages of one page size. `url` is for messages; `timeout_s` bounds the part of a read that is not cached."""
+    """Reads pages of one page size. `url` is for messages."""
 
-    def __init__(
-        self, files: FileTable, pages: PageStore, *, fetcher: Fetcher, url: str, timeout_s: float = READ_TIMEOUT_S
-    ) -> None:
+    def __init__(self, files: FileTable, pages: PageStore, *, fetcher: Fetcher, url: str) -> None:
         self.pages_from_memory = 0
         self.pages_from_disk = 0
         self._files = files
         self._pages = pages
         self._fetcher = fetcher
         self._url = url
-        self._timeout_s = timeout_s
 
     @property
     def pages_from_store(self) -> int:
@@ -67,7 +60,7 @@ class PageReader:
         Raises:
             FileVanished, DamagedFile: heal the replica, take the new locations and read once more.
             ReplicaError: a page is in no file.
-            TransientStorageError: the time limit has passed.
+            TransientStorageError: the store does not answer in time.
             StorageError: from the store.
         """
         keys = self._keys(pgnos, locations)
@@ -82,11 +75,7 @@ class PageReader:
                 found[key] = page
         self.pages_from_memory += len(found) - 1
         if missing:
-            try:
-                with trio.fail_after(self._timeout_s):
-                    found |= await self._load(missing, pgnos, locations, around, window)
-            except trio.TooSlowError:
-                raise TransientStorageError(f"no answer from {self._url} in {self._timeout_s:g} s") from None
+            found |= await self._load(missing, pgnos, locations, around, window)
         return [found[key] for key in keys]
 
     def _keys(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void]) -> list[PageKey]:

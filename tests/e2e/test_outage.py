@@ -8,7 +8,8 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ SLACK_S = 3.0
 
 RECOVERY_S = DEFAULT_POLICY.delay_limit_s(DEFAULT_POLICY.attempts - 1) + MAX_BACK_OFF_S
 """The longest pause within a poll that fails, and that before the next one."""
+
+COLD_READS = 150
 
 DEADLINE_S = 60.0
 
@@ -92,6 +95,47 @@ def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_
             assert time.monotonic() - started < RECOVERY_S + SLACK_S
             time.sleep(0.05)
         assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.slow
+def test_many_cold_reads_of_a_silent_store_fail_within_the_time_of_one(tmp_path: Path, s3_bucket: S3Bucket) -> None:
+    """With the kernel's queue of 12 background requests, too, whose rounds would add up."""
+    db, url = tmp_path / "primary.db", s3_bucket.url
+    publish(
+        db,
+        url,
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)",
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})"
+        " INSERT INTO t SELECT i, randomblob(3000) FROM n",
+    )
+    mount = MountedReplica(
+        url,
+        tmp_path / "mount",
+        poll_interval=f"{POLL_INTERVAL_S}s",
+        options=["--no-hydrate", "--read-timeout", f"{READ_TIMEOUT_S}s"],
+        expected_problems=["polling fails", "read: .*(no answer|did not answer)"],
+    )
+    with mount, mount.path.open("rb") as file:
+        connection = Path("/sys/fs/fuse/connections") / str(os.minor(os.fstat(file.fileno()).st_dev))
+        with suppress(OSError):  # it is 12 where the daemon could not raise it
+            (connection / "max_background").write_text("12")
+        size = os.fstat(file.fileno()).st_size
+        offsets = range(size // 2, size, size // 2 // COLD_READS)[:COLD_READS]
+
+        def fails(offset: int) -> bool:
+            try:
+                os.pread(file.fileno(), 4096, offset)
+            except OSError:
+                return True
+            return False
+
+        with silent(s3_bucket.server.pid), ThreadPoolExecutor(COLD_READS) as readers:
+            started = time.monotonic()
+            assert all(readers.map(fails, offsets))
+            assert time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
+        deadline = time.monotonic() + RECOVERY_S + SLACK_S
+        while any(map(fails, offsets)):
+            assert time.monotonic() < deadline
 
 
 def seconds(reader: sqlite3.Connection, query: str, expected: tuple[bytes]) -> float:
