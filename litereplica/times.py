@@ -129,6 +129,11 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def asleep_s() -> float:
+    """Return the seconds that the machine has been suspended since it started. Trio's clock leaves them out."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def _boot_clock_ms() -> int:
     """Milliseconds since the machine started, those asleep included."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 PUSH_QUEUE = 8
 """Fetched blocks that wait to be pushed to the kernel; more are dropped, since pushing only saves later READs."""
 
+MAX_STALENESS_PAUSE_S = 1.0
+"""How late the limit is noticed when the machine has been suspended: sleeping tasks do not notice that."""
+
 STALENESS_CHECK_S = 0.1
 """How often a replica that is too old is checked; the limit is given in seconds, so 0.1 s is precise enough."""
 
@@ -190,7 +193,7 @@ class Session(FuseSession):
         """When the replica is too old for its readers, take away what the kernel would answer without us."""
         while True:
             while (left_s := limit_s - self._replica.staleness_s) >= 0:  # noqa: ASYNC110 - see below
-                await trio.sleep(left_s + STALENESS_CHECK_S)
+                await trio.sleep(min(left_s, MAX_STALENESS_PAUSE_S) + STALENESS_CHECK_S)
             with self._as_a_whole():
                 await self.live.forget_cached()
             log.error("reads fail: no news from %s for more than %g s", self._options.url, limit_s)

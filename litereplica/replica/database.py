@@ -42,6 +42,7 @@ from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapsh
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.storage.wrappers import MeteredStorage
+from litereplica.times import asleep_s
 from litereplica.types import TXID
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ MEMORY_SIZE = 32 * 1024 * 1024
 
 CACHE_SIZE = 1024 * 1024 * 1024
 """Bytes of pages on the local disk."""
+
+
+def clock_through_suspend() -> float:
+    """Return trio's time in seconds, plus that in which the machine was suspended: replicas become stale meanwhile."""
+    return trio.current_time() + asleep_s()
 
 
 class Replica:
@@ -215,7 +221,7 @@ async def open_replica(
     read_timeout_s: float = READ_TIMEOUT_S,
     list_interval_s: float = LIST_INTERVAL_S,
     forget_every: int = FORGET_EVERY,
-    clock: Callable[[], float] = trio.current_time,
+    clock: Callable[[], float] = clock_through_suspend,
     at: TXID | None = None,
 ) -> AsyncIterator[Replica]:
     """Open the newest database that the store's files make, or that of the TXID `at`.

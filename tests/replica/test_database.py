@@ -22,6 +22,7 @@ from litereplica.errors import (
     NoReplica,
     PageSizeChanged,
     ReplicaError,
+    StaleReplica,
     TransientStorageError,
 )
 from litereplica.format.encoder import Encoder
@@ -39,6 +40,7 @@ from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.testing.faults import Fault, FaultStorage
 from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage
+from litereplica.times import asleep_s
 from litereplica.types import FileInfo, Pgno
 from tests.helpers.history import History
 from tests.replica.observer import Observer
@@ -675,6 +677,21 @@ async def test_an_uncached_read_of_a_silent_store_fails_in_time(autojump_clock: 
             await read_one(replica, 1400)
         assert trio.current_time() - started <= 30
         assert await read_one(replica, 10) == bench.history.at(1)[10]
+
+
+async def test_a_replica_becomes_stale_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History()
+    await history.commit({1: b"one"})
+    async with open_replica(history.store) as replica:
+        await replica.poll()
+        replica.require_fresh(60)
+        asleep = asleep_s()
+        monkeypatch.setattr("litereplica.replica.database.asleep_s", lambda: asleep + 3600.0)
+        assert 3600 <= replica.staleness_s < 3660
+        with pytest.raises(StaleReplica):
+            replica.require_fresh(60)
+        await replica.poll()
+        replica.require_fresh(60)
 
 
 async def test_who_comes_when_the_store_is_back_does_not_fail_with_those_who_waited_in_vain(
