@@ -1,5 +1,5 @@
 """Presentation of a replica as files, through FUSE.
 
-`live.py` plays SQLite's writer and checkpointer towards the clients of a mount; docs/ARCHITECTURE.md, "The live
-mount", tells how. `operations.py` translates requests and nothing else.
+`live.py` plays SQLite's writer and checkpointer towards the clients of a mount (docs/design/live-mount.md).
+`operations.py` translates requests and nothing else.
 """

@@ -84,10 +84,12 @@ class PastFile(Node):
         self._attributes: Attributes | None = None
 
     def attributes(self) -> Attributes:
+        """Return the attributes of the file, which stay the same for its life."""
         assert self._attributes is not None, "the kernel learns of a file only once its state has been open"
         return self._attributes
 
     async def open(self, *, own: bool) -> None:
+        """Count a handle and open the state. Raises `OSError`: ENOENT if no files lead there, or ENFILE."""
         self.handles += 1  # at once, so that it is not closed meanwhile
         try:
             self._tree.check_in_use()
@@ -102,10 +104,12 @@ class PastFile(Node):
             raise
 
     async def read(self, offset: int, size: int) -> bytes:
+        """Answer a READ; see `StaticFile.read`."""
         state = await self.opened()
         return await state.read(offset, size)
 
     def release(self) -> None:
+        """Count a handle as closed."""
         self.handles -= 1
         self.used_at = trio.current_time()
 
@@ -171,15 +175,18 @@ class PastDirectory(Node):
         )
 
     def attributes(self) -> Attributes:
+        """Return the attributes of the directory; its mtime is the time of the state."""
         return self._attributes
 
     async def lookup(self, name: bytes) -> Node | None:
+        """Return the database file; None for any other name, or if the state cannot be reached any more."""
         if name != self._tree.database_name:
             return None
         self.use()
         return await self._appear()
 
     async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        """Return the database file under its name; nothing if the state cannot be reached any more."""
         file = await self._appear()
         return [(self._tree.database_name, file)] if file is not None else []
 
@@ -252,6 +259,7 @@ class AtDirectory(Node):
         return [file.statistics() for file in self._files.values() if file.state is not None]
 
     def attributes(self) -> Attributes:
+        """Return the attributes of the directory."""
         return Attributes(is_directory=True)
 
     async def lookup(self, name: bytes) -> Node | None:
@@ -264,6 +272,7 @@ class AtDirectory(Node):
         return self._entered(name, point) if point is not None else None
 
     async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        """Return the directories of the newest points, by TXID."""
         points = await self.past.points(LISTED_POINTS)
         names = [at_names.txid_name(point.txid) for point in points]
         return [(name, self._entered(name, point)) for name, point in zip(names, points, strict=True)]

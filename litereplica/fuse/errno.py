@@ -1,7 +1,7 @@
-"""Which errno a client gets for which error. Whatever is not foreseen is EIO, never a dead mount.
+"""Which errno a client gets for which error. An error that is not in the table becomes EIO, never a dead mount.
 
-SQLite tells its user of EIO as "database disk image is malformed", and of any other errno as "disk I/O error". So EIO
-is for bytes that are damaged, or missing for good; a store that does not answer is not that.
+SQLite reports EIO as "database disk image is malformed", and any other errno as "disk I/O error". So EIO is for bytes
+that are damaged or missing for good, not for a store that does not answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ERRNOS: tuple[tuple[type[LiteReplicaError], int], ...] = (
 
 
 def errno_of(exc: BaseException) -> int:
-    """The errno that answers a request that failed with `exc`."""
+    """Return the errno that answers a request that failed with `exc`."""
     for kind, number in _ERRNOS:
         if isinstance(exc, kind):
             return number
@@ -28,5 +28,5 @@ def errno_of(exc: BaseException) -> int:
 
 
 def is_expected(exc: BaseException) -> bool:
-    """Does the message tell all there is to know, so that a log needs no traceback?"""
+    """True if the message of an error says enough, so that the log needs no traceback."""
     return isinstance(exc, (LiteReplicaError, OSError))

@@ -76,9 +76,11 @@ class FuseKernelCache:
             os.close(fd)
 
     async def store(self, stores: Iterable[Store]) -> None:
+        """Put data into the cache; see `KernelCache.store`."""
         await trio.to_thread.run_sync(self._store_all, list(stores), limiter=self._limiter)
 
     async def invalidate(self, file: LiveFile) -> None:
+        """Drop a file from the cache; see `KernelCache.invalidate`."""
         await trio.to_thread.run_sync(self._invalidate, file, limiter=self._limiter)
 
     def _store_all(self, stores: list[Store]) -> None:

@@ -149,6 +149,7 @@ class LiveDatabase:
             await self._publish(self._index.header.commit)
 
     def statistics(self) -> LiveStatistics:
+        """Return the figures of this moment."""
         return LiveStatistics(
             pos=self._pos,
             base=self.files.base_pos,

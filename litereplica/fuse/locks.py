@@ -28,6 +28,7 @@ class OFDLocks:
         return self._set(fcntl.F_RDLCK, start, length)
 
     def unlock(self, start: int, length: int = 1) -> None:
+        """Release the locks of `length` bytes from `start` on."""
         self._set(fcntl.F_UNLCK, start, length)
 
     def _set(self, kind: int, start: int, length: int) -> bool:

@@ -73,15 +73,18 @@ class LiveNode(Node):
         self._require_fresh = require_fresh
 
     def attributes(self) -> Attributes:
+        """Return the attributes with the current size."""
         return Attributes(size=self._live.size(self._file))
 
     async def open(self, *, own: bool) -> None:
+        """Let a client open the file: poll first if polls have become rare, and refuse a replica that is too old."""
         if not own:
             await self._before_open()
             if self._require_fresh is not None:
                 self._require_fresh()
 
     async def read(self, offset: int, size: int) -> bytes:
+        """Answer a READ. Raises `StaleReplica`, and as `LiveFiles.read`."""
         if self._require_fresh is not None:
             self._require_fresh()
         return await self._live.read(self._file, offset, size)

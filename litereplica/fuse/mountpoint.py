@@ -219,7 +219,7 @@ def is_dead(path: Path) -> bool:
 
 
 def is_dead_error(error: OSError) -> bool:
-    """Is this what the kernel answers for a daemon that is gone?"""
+    """True if this is what the kernel answers for a daemon that has ended."""
     return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 

@@ -159,12 +159,15 @@ class Directory(Node):
         self._all = {**visible, **hidden}
 
     def attributes(self) -> Attributes:
+        """Return the attributes of the directory."""
         return Attributes(is_directory=True)
 
     async def lookup(self, name: bytes) -> Node | None:
+        """Return the entry of this name, listed or not."""
         return self._all.get(name)
 
     async def entries(self) -> Sequence[tuple[bytes, Node]]:
+        """Return the entries that are listed."""
         return list(self._visible.items())
 
 
@@ -190,9 +193,11 @@ class GeneratedFile(Node):
         self._before_open = before_open
 
     def attributes(self) -> Attributes:
+        """Return the attributes, which do not depend on the content."""
         return self._attributes
 
     async def open(self, *, own: bool) -> bytes:
+        """Return the content for this handle."""
         if self._before_open is not None and not own:
             await self._before_open()
         return self._generate()

@@ -106,6 +106,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """LOOKUP: return the attributes of a name, and count a reference of the kernel."""
         parent = self._inodes.get(parent_inode)
         node: Node | None
         if name == b".":
@@ -120,22 +121,26 @@ class Operations(pyfuse3.Operations):
         return entry_of(node, self._owner)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """FORGET: drop references of the kernel."""
         for inode, count in inode_list:
             if inode in self._inodes:
                 self._inodes.get(inode).forget(count)
 
     @_answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """GETATTR: return the attributes of an inode."""
         return entry_of(self._inodes.get(inode), self._owner)
 
     @_answered
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        """ACCESS: allow everything but writing."""
         if mode & os.W_OK:
             raise FUSEError(errno.EROFS)
         return True
 
     @_answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """OPEN: wait until the mount is ready, then open the node. Only the daemon itself may open it for writing."""
         node = self._inodes.get(inode)
         own = _is_own_thread(ctx.pid)
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
@@ -150,6 +155,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """READ: return what the node, or the content that was generated at the open, has there."""
         handle = self._handles[fh]
         if handle.content is not None:
             return handle.content[off : off + size]
@@ -157,11 +163,13 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def release(self, fh: FileHandleT) -> None:
+        """RELEASE: the last descriptor of a handle was closed."""
         self._handles.pop(fh).node.release()
         self._released.set()
 
     @_answered
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """OPENDIR: take the listing, so that READDIR continues in the same one."""
         entries = await self._inodes.get(inode).entries()
         handle = self._new_handle()
         self._listings[handle] = entries
@@ -169,6 +177,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """READDIR: reply with the entries from `start_id` on, counting a reference of the kernel for each."""
         for i, (name, node) in enumerate(self._listings[fh][start_id:], start_id + 1):
             if not pyfuse3.readdir_reply(token, FileNameT(name), entry_of(node, self._owner), i):
                 break
@@ -176,10 +185,12 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
+        """RELEASEDIR: drop the listing."""
         del self._listings[fh]
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """STATFS: return the sizes of the file system."""
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
         answer.f_blocks = -(-self._total_size() // 4096)

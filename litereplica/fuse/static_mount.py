@@ -29,9 +29,11 @@ class FixedNode(Node):
         self._file = file
 
     def attributes(self) -> Attributes:
+        """Return the attributes, which never change."""
         return Attributes(size=self._file.size, mtime_ns=self._file.mtime_ns)
 
     async def read(self, offset: int, size: int) -> bytes:
+        """Answer a READ; see `StaticFile.read`."""
         return await self._file.read(offset, size)
 
 

@@ -55,4 +55,5 @@ class HeldFiles:
         holders.add(self)
 
     def files(self) -> NDArray[np.uint32]:
+        """Return the ids, ascending."""
         return self._file_ids

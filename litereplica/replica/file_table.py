@@ -1,9 +1,9 @@
 """The LTX files that pages are read from, by the small numbers that a `LOCATION` holds.
 
-An id stands for one file of one content for as long as this process runs: a file that was replaced under its
-name gets another id, and no id is ever used again. A file stays as long as a location names it: whatever has
-locations is among the table's `holders` (`file_holders.py`). The others are dropped now and then, so that weeks of
-polling cost no memory.
+An id stands for one file with one content for the life of this process: a file that was replaced under its name gets
+another id, and no id is used twice. A file stays as long as a location names it: objects with locations register
+among the table's `holders` (`file_holders.py`). Other files are dropped now and then, so that weeks of polling take no
+memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from litereplica.types import FileInfo
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the store. `checksum` is that of its trailer: the identity of its content. `sums`, of a large file, say
-    what is known of its frame checksums."""
+    """A file of the store.
+
+    `checksum` is that of its trailer: the identity of its content. `sums`, of a large file, say what is known of its
+    frame checksums.
+    """
 
     info: FileInfo
     checksum: int
@@ -70,7 +73,7 @@ class FileTable:
         return self._ids[key]
 
     def get(self, file_id: int) -> SourceFile | None:
-        """The file of an id; None for 0 and for what was forgotten."""
+        """Return the file of an id; None for 0 and for a file that was dropped."""
         return self._files.get(file_id)
 
     def condemn(self, file_id: int, damage: DamagedFile) -> None:
@@ -78,14 +81,14 @@ class FileTable:
         self.condemned[file_id] = damage
 
     def checksums(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The checksum of each file; 0 for an id that is unknown."""
+        """Return the checksum of each file; 0 for an unknown id."""
         ids, places = np.unique(file_ids, return_inverse=True)
         found = [file.checksum if (file := self._files.get(file_id)) else 0 for file_id in ids.tolist()]
         checksums: NDArray[np.uint64] = np.array(found, np.uint64)[places]
         return checksums
 
     def last_txids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """Ids, ascending, of all files that may be used, and the max TXID of each."""
+        """Return the ids, ascending, of all files that may be used, and the max TXID of each."""
         usable = sorted((file_id, file) for file_id, file in self._files.items() if file_id not in self.condemned)
         ids = np.array([file_id for file_id, _ in usable], np.uint32)
         return ids, np.array([file.info.max_txid for _, file in usable], np.uint64)
@@ -93,7 +96,7 @@ class FileTable:
     def is_same_object(self, file_id: int, blob: Blob) -> bool:
         """True if `blob` is known to be a part of the object that was opened as this file.
 
-        False may also mean that it is not known: stores leave etags out, and change them.
+        False if it is not, or if that is unknown: stores leave etags out, and change them.
         """
         file = self._files.get(file_id)
         if file is None or blob.size != file.info.size:
@@ -101,11 +104,11 @@ class FileTable:
         return bool(blob.etag) and self._etags.get(file_id) == blob.etag
 
     def note_etag(self, file_id: int, etag: str) -> None:
-        """The file has been recognised by its content in an object with this etag."""
+        """Record that the object with this etag has the content of the file."""
         self._etags[file_id] = etag
 
     def is_replaced_by(self, opened: OpenedFile) -> bool:
-        """Do we know a file of this name that has another content?"""
+        """True if a file of this name with another content is known."""
         known = self._by_name.get(str(opened.info))
         return known is not None and self._files[known].checksum != opened.file_checksum
 

@@ -40,7 +40,11 @@ from litereplica.storage.base import ByteRange
 log = logging.getLogger(__name__)
 
 SEGMENT = 2 * 1024 * 1024
-"""Bytes of one request: long against its latency, short enough that a reader's request does not starve beside it."""
+"""Bytes of one request: long against its latency, short enough that a reader's request does not starve beside it.
+
+Readers' own requests are smaller (`read_plan.MAX_BLOCK`: somebody waits for the last byte), those for read-ahead may be
+larger (`readahead.MAX_REQUEST`: a sequential reader uses all of it), and those for whole files, where nobody reads
+beside them, are `file_stream.PIECE_BYTES`."""
 
 PARALLEL = 4
 """Requests at the same time: enough to fill a usual connection to S3, with 8 MiB of memory."""
@@ -144,6 +148,7 @@ class Hydrator:
         self._wake.set()
 
     def statistics(self) -> HydrationStatistics:
+        """Return the figures of this moment."""
         return HydrationStatistics(
             state=self._state,
             pages=self._total,
@@ -247,8 +252,11 @@ class Hydrator:
     # --- a whole file ----------------------------------------------------------------------------
 
     async def _stream(self, file_id: int, file: SourceFile, pages: PageMap) -> None:
-        """Read all of a file and check its CRC. If it is wrong, the whole file is read once more: a cached page, or one
-        that was just read, may have been damaged, and is replaced."""
+        """Read all of a file and check its CRC.
+
+        If it is wrong, the whole file is read once more: a cached page, or one that was just read, may have been
+        damaged, and is replaced.
+        """
         try:
             await self._stream_once(file_id, file, pages, anew=False)
         except FormatError as exc:

@@ -42,6 +42,7 @@ class PageReader:
 
     @property
     def pages_from_store(self) -> int:
+        """Number of pages that came from the store."""
         return self._fetcher.pages_fetched
 
     async def read(

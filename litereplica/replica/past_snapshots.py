@@ -1,17 +1,18 @@
-"""Past states of the database, as many at once as are wanted, read through the files and pages of the live one.
+"""Past states of the database, any number at once, read through the files and cached pages of the live one.
 
-A `PastDatabase` is a map of the pages at one TXID, made from a restore plan. It never changes its content, only where
-it reads it from: when files that it needs have gone, it plans again for the same TXID.
+A `PastDatabase` is a map of the pages at one TXID, made from a restore plan. Its content never changes, only the files
+that it is read from: when one of these has been deleted, it plans again for the same TXID.
 
-What is at hand is not fetched again. Pages are known by the content they come from, so two maps that name the same
-files share them. Beyond that, where the live map, or that of another past state, has the same version of a page in
-another file than the plan does, that location is taken; and when the live database moves to newer files and renames
-its cached pages, the maps of past states follow it (`on_relocation`).
+Cached pages are not fetched again. A page is identified by the file that it comes from, so two maps that name the same
+file share its pages. If the live map, or that of another past state, has the same version of a page in another file
+than the plan, that location is taken. When the live database moves to newer files and renames its cached pages, the
+maps of past states follow it (`on_relocation`).
 
-That two maps speak of the same history is not taken for granted, since a replica may be made anew under its URL: a file
-of the other map has to be in the store still, with the same checksum in its trailer. It vouches for all before its end.
+Two maps need not be of the same history, since a replica may be recreated under its URL. They share pages only if the
+newest file of the other map is still in the store, with the same checksum in its trailer; up to the end of that file
+the histories are the same.
 
-Who looks at past states, and for how long, is the caller's; one that nobody holds any more is gone.
+A past state lives as long as a caller references it.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ from litereplica.types import TXID, FileInfo
 log = logging.getLogger(__name__)
 
 READ_ATTEMPTS = 3
-"""How often a read starts over because files had vanished under it."""
+"""How often a read starts over because a file has vanished."""
 
 LOST_FOR_S = 10.0
-"""When no files have a past state any more, the store is asked again after this time; a listing may miss a file."""
+"""Time until the store is asked again for a past state that no files lead to; a listing may miss a file."""
 
 PAGES_AT_ONCE = 16_384
-"""Pages of a map that are worked on at once, in a millisecond."""
+"""Pages of a map that are processed on the trio thread: about a millisecond."""
 
 NEIGHBOURS = 4
-"""Other past states that a new one shares pages with, beside the live one: each has to be looked through."""
+"""Other past states, beside the live one, that a new one shares pages with: the map of each is searched."""
 
 STREAMS_EACH = 1 << 32
-"""Numbers of read-ahead streams that each past state has for itself; the live one begins at 1."""
+"""Read-ahead streams of each past state: its own range of numbers. The live one begins at 1."""
 
 
 T = TypeVar("T")
@@ -77,11 +78,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """By what a state is known to be the one that it was, when it is made from other files.
+    """Identifies the state of a TXID when it is built again from other files.
 
-    The timestamp is that of the transaction in the files that the writer makes, also after their compaction. Litestream
-    gives its snapshots the time of the snapshot instead. So it also counts that the live database, which notices when
-    a replica is made anew, vouches for it: `history` is the number of the live history that it is part of, 0 for none.
+    In files of our writer the timestamp is that of the transaction, also after compaction; Litestream gives a snapshot
+    the time at which it was made. So two states also count as the same if both belong to the same history of the live
+    database, which notices when a replica is recreated. `history` is the number of that history, 0 for none.
     """
 
     timestamp_ms: int
@@ -89,7 +90,7 @@ class Identity:
     history: int
 
     def is_same(self, other: Identity) -> bool:
-        """Is there reason to take these two, of one TXID, for one state?"""
+        """True if these two, of the same TXID, count as the same state."""
         same_history = self.history == other.history != 0
         return self.commit == other.commit and (self.timestamp_ms == other.timestamp_ms or same_history)
 
@@ -100,7 +101,7 @@ class PastDatabase:
     def __init__(self, past: PastSnapshots, state: State, policy: ReadAhead) -> None:
         self.snapshot = state.snapshot
         self.identity = state.identity
-        self.error: LiteReplicaError | None = None  # why some of its pages cannot be read any more
+        self.error: LiteReplicaError | None = None  # why some of its pages can no longer be read
         self._past = past
         self._base = state.base
         self._policy = policy
@@ -108,10 +109,11 @@ class PastDatabase:
         self._failed_at = -np.inf
 
     async def read(self, first: int, last: int) -> list[bytes]:
-        """The pages from `first` to `last`, both within the database.
+        """Return the pages from `first` to `last`, both within the database.
 
-        Raises `ReplicaError`, `FileVanished` or `DamagedFile` when no file in the store has one of them at this TXID,
-        and what the store raises.
+        Raises:
+            ReplicaError, FileVanished, DamagedFile: no file in the store has one of them at this TXID.
+            StorageError: from the store.
         """
         pgnos = np.arange(first, last + 1, dtype=np.uint32)
         for attempt in range(READ_ATTEMPTS):
@@ -125,7 +127,7 @@ class PastDatabase:
         raise AssertionError("the last attempt returns or raises")
 
     async def _relocate(self, pages: PageMap) -> None:
-        """Find the pages in other files, unless somebody has since they were looked for by `pages`."""
+        """Find other files for the pages, unless another read has replaced the map `pages` meanwhile."""
         async with self._turn:
             if self.snapshot.pages is not pages:
                 return
@@ -142,14 +144,14 @@ class PastDatabase:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Base:
-    """What the first file of a plan makes; the states that begin with it share its chunks."""
+    """The snapshot that the first file of a plan makes. States that begin with this file share its chunks."""
 
     snapshot: Snapshot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A state that was built, and upon what others can be built."""
+    """A state that was built, and the base on which others can be built."""
 
     snapshot: Snapshot
     base: Base | None
@@ -169,21 +171,21 @@ class PastSnapshots(ReplicaObserver):
         self._open: WeakValueDictionary[TXID, PastDatabase] = WeakValueDictionary()
         self._bases: WeakValueDictionary[FileInfo, Base] = WeakValueDictionary()
         self._numbers = count(1)
-        self._history = 1  # goes up when the live database turns out to be another one
+        self._history = 1  # incremented when the replica has been recreated
         self._decoders = trio.CapacityLimiter(1)
 
     async def points(self, newest: int) -> list[Point]:
-        """The newest points, ascending. Lists the store if that was long ago, and reads headers that are not known."""
+        """Return the newest points, ascending. Lists the store if the last listing is old; reads unknown headers."""
         return await self._listed.points(newest)
 
     async def point(self, txid: TXID) -> Point | None:
-        """The point of a TXID, or None when nothing in the store leads there."""
+        """Return the point of a TXID, or None if no files lead there."""
         if txid == self._current.snapshot.pos.txid:
             return Point(txid, self._current.snapshot.timestamp_ms)
         return await self._listed.point(txid)
 
     async def before(self, time_ms: int) -> Point | None:
-        """The newest point before a time, or None when there is none. Lists the store and reads some headers."""
+        """Return the newest point before a time, or None. Lists the store and reads some headers."""
         self._listed.forget()
         files = await self._listed.list_all()
         try:
@@ -192,10 +194,15 @@ class PastSnapshots(ReplicaObserver):
             return None
 
     async def open(self, txid: TXID) -> PastDatabase:
-        """The database at a TXID: at once when somebody holds it, or when the live one is there.
+        """Return the database at a TXID: at once if it is open already, or if the live one is at this TXID.
 
-        Otherwise the files of a restore plan are opened. Raises `ReplicaError` when there is none, `PageSizeChanged`
-        when its pages have another size than those of the live database, `DamagedFile`, and what the store raises.
+        Otherwise the files of a restore plan are opened.
+
+        Raises:
+            ReplicaError: no files lead there.
+            PageSizeChanged: its pages have another size than those of the live database.
+            DamagedFile: no sound file covers a transaction.
+            StorageError: from the store.
         """
         known = self._open.get(txid)
         if known is not None:
@@ -205,7 +212,7 @@ class PastSnapshots(ReplicaObserver):
             state = State(live, None, Identity(live.timestamp_ms, live.commit, self._history))
         else:
             state = await self._build(txid, beside=self._others(txid))
-        known = self._open.get(txid)  # somebody may have been faster
+        known = self._open.get(txid)  # another task may have opened it meanwhile
         if known is None:
             policy = ReadAhead(live.page_size, first_stream=next(self._numbers) * STREAMS_EACH)
             known = self._open[txid] = PastDatabase(self, state, policy)
@@ -216,7 +223,7 @@ class PastSnapshots(ReplicaObserver):
         return await self._reader.read(pgnos, pages.lookup(pgnos), around=pages, policy=policy)
 
     async def rebuild(self, txid: TXID, identity: Identity) -> State:
-        """The same state from what the store has now. Locations of others are not taken over: they may be lost, too."""
+        """Return the same state from the files that the store has now. Shares no locations: they may be lost, too."""
         self._listed.forget(indexes=True)
         self._bases.clear()
         state = await self._build(txid, beside=None)
@@ -225,7 +232,7 @@ class PastSnapshots(ReplicaObserver):
         return state
 
     async def on_relocation(self, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> None:
-        """Let the past states read from `after` what they read from the same places of `before`."""
+        """Move past states along: what they read from a location of `before`, they read from that of `after`."""
         if len(changed) >= after.commit - 1:
             self._history += 1
         for past in list(self._open.values()):
@@ -237,12 +244,12 @@ class PastSnapshots(ReplicaObserver):
     # --- building ----------------------------------------------------------------------------------
 
     def _others(self, txid: TXID) -> list[Snapshot]:
-        """The past states whose pages may be at hand, the nearest last: it is taken where it has a page."""
+        """Return the past states whose pages may be cached, the nearest last: it takes precedence."""
         pasts = sorted((past.snapshot for past in self._open.values()), key=lambda each: -abs(each.pos.txid - txid))
         return pasts[-NEIGHBOURS:]
 
     async def _build(self, txid: TXID, *, beside: Sequence[Snapshot] | None) -> State:
-        """The state at a TXID, read from where the others, or else the live database, have the same pages."""
+        """Return the state at a TXID. Pages are read from where the live database, or `beside`, has the same."""
         base: Base | None = None
 
         def choose(files: Sequence[FileInfo]) -> list[FileInfo]:
@@ -276,7 +283,7 @@ class PastSnapshots(ReplicaObserver):
         return State(snapshot, base, Identity(snapshot.timestamp_ms, snapshot.commit, history if is_ours else 0))
 
     async def _shared(self, snapshot: Snapshot, other: Snapshot, agreed: TXID) -> Snapshot:
-        """`snapshot`, read from where `other` reads its pages wherever both have the same version."""
+        """Return `snapshot` with the locations of `other` wherever both have the same version of a page."""
         if not agreed:
             return snapshot
         last = min(agreed, snapshot.pos.txid, other.pos.txid)
@@ -284,7 +291,7 @@ class PastSnapshots(ReplicaObserver):
         return replace(snapshot, pages=await self._compute(snapshot.commit, share))
 
     async def _agreed(self, other: Snapshot) -> TXID:
-        """Up to here the history of `other` is that of the store: the end of its newest file that is there still."""
+        """Return the TXID up to which `other` has the history of the store: the end of its newest file still there."""
         file_ids = await self._compute(other.commit, other.pages.files)
         listed = set(map(str, self._listed.files))
         found = [file for file_id in file_ids.tolist() if (file := self._files.get(file_id)) is not None]
@@ -293,7 +300,7 @@ class PastSnapshots(ReplicaObserver):
         return newest.info.max_txid if newest is not None and await self._is_in_store(newest) else 0
 
     async def _is_in_store(self, file: SourceFile) -> bool:
-        """Is it still there, and not another one under its name? One request for its trailer, unless that is known."""
+        """True if the file is still there, and not another one under its name. One request unless that is known."""
         if file.checksum not in self._listed.seen:
             try:
                 tail = await self._store.get(file.info, Suffix(TRAILER_SIZE))
@@ -306,7 +313,7 @@ class PastSnapshots(ReplicaObserver):
         return True
 
     async def _compute(self, pages: int, work: Callable[[], T]) -> T:
-        """The result of work on so many pages: in a thread if it takes long for those who wait for this one."""
+        """Return the result of `work` on this number of pages: in a thread if it would block trio for long."""
         return work() if pages <= PAGES_AT_ONCE else await trio.to_thread.run_sync(work, limiter=self._decoders)
 
 

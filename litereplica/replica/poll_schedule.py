@@ -84,6 +84,7 @@ class PollSchedule:
         self._polled = trio.Event()
 
     def statistics(self) -> PollScheduleStatistics:
+        """Return the figures of this moment."""
         return PollScheduleStatistics(self._state, self._idle_s())
 
     async def wait(self, least_s: float) -> None:

@@ -29,7 +29,7 @@ MIN_AHEAD_LIMIT, MAX_AHEAD_LIMIT = 2 * 1024 * 1024, 16 * 1024 * 1024
 """Bounds of the bytes ahead of one stream. The upper one is half of the pages in memory."""
 
 ROUND_TRIPS_AHEAD = 16
-"""Bytes ahead, in what arrives in one round trip: `PARALLEL` requests, each four times as long as its latency."""
+"""Bytes ahead, as a multiple of those that arrive in one round trip: `PARALLEL` requests of four round trips each."""
 
 PARALLEL = 4
 """Requests for the pages ahead of one stream."""
@@ -44,13 +44,16 @@ SKIP = 64
 """Pages that a stream may skip: inner pages of the tree, another table's."""
 
 IDLE_S = 2.0
-"""A stream that has not been heard of for so long is over. The kernel reads ahead itself, for less than that."""
+"""A stream without a read for this time has ended. The kernel's own read-ahead lasts less long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """For one read: `window` is how many bytes a missing page brings along. The pages `ahead` are to be fetched
-    without waiting for them, in requests of `request` bytes at most. Nobody waits for what streams `over` wanted."""
+    """What to fetch for one read.
+
+    `window`: bytes of neighbours that a missing page brings along. `ahead`: pages to fetch without waiting for them, in
+    requests of at most `request` bytes. `over`: streams that have ended, whose requests are to be abandoned.
+    """
 
     stream: int
     window: int
@@ -80,7 +83,7 @@ class ReadAhead:
         self._next_number = first_stream
 
     def read(self, first: Pgno, last: Pgno, *, commit: int, now: float, link: ThroughputModel) -> Advice:
-        """The pages first..last of `commit` are being read, at time `now` (seconds)."""
+        """Return the advice for a read of the pages first..last of `commit`, at time `now` (seconds)."""
         window = int(min(MAX_WINDOW, max(MIN_WINDOW, link.bytes_in_latency)))
         over = self._drop_idle(now)
         stream = next((each for each in reversed(self._streams) if self._follows(each, first, last)), None)
@@ -101,7 +104,7 @@ class ReadAhead:
         return Advice(stream.number, window, ahead, request, tuple(over))
 
     def _go_on(self, stream: _Stream, commit: int, link: ThroughputModel) -> tuple[range, int]:
-        """The next pages ahead, when a quarter of what should be there is not, and the bytes of one request."""
+        """Return the next pages ahead, once a quarter of the wanted ones is missing, and the bytes of one request."""
         limit = min(MAX_AHEAD_LIMIT, max(MIN_AHEAD_LIMIT, ROUND_TRIPS_AHEAD * link.bytes_in_latency))
         wanted = int(min(limit, max(FIRST_AHEAD, 2 * stream.ahead)))
         start = max(stream.end, stream.last + 1)

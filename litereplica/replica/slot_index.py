@@ -83,6 +83,7 @@ class SlotIndex:
         return found
 
     def mark_read(self, slot: int) -> None:
+        """Record that the page in a slot has been read."""
         self._read[slot] = 1
 
     def take(self, count: int) -> list[int]:

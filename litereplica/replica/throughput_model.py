@@ -43,10 +43,12 @@ class ThroughputModel:
 
     @property
     def latency_s(self) -> float:
+        """Seconds until the first byte of an answer."""
         return self._line()[0]
 
     @property
     def bytes_per_s(self) -> float:
+        """Bytes a second of one answer, once it has begun."""
         return self._line()[1]
 
     @property

@@ -1,0 +1,1 @@
+"""Writing a database from a replica to a local file, once or following it."""

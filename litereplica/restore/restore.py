@@ -57,6 +57,7 @@ class RestorePreview:
 
     @property
     def bytes(self) -> int:
+        """Bytes that would be read from the store."""
         return sum(read.bytes for read in self.reads)
 
 
