@@ -3,7 +3,7 @@
 The result is what a reader has after applying the inputs one by one. If several inputs have a page, the last one
 counts. A page is dropped when it lies above the commit of its own file or of a later one: the database was cut there,
 and whoever let it grow again supplied the page anew. Commit and timestamp are the last input's; the WAL fields are 0,
-since no one WAL holds the result.
+since no one WAL holds the result. The node id, with us the lineage of the files, is the inputs' if it is one, else 0.
 
 Frames go into the result as they are: nothing is compressed again. Works on streams: memory is one batch of frames an
 input, and 8 bytes a page of the result. Inputs bring their own checks (`Decoder`); the result goes through `Encoder`,
@@ -48,12 +48,14 @@ def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
                 f"compaction of TXIDs {previous.min_txid:016x}-{previous.max_txid:016x},"
                 f" then {header.min_txid:016x}-{header.max_txid:016x}: not contiguous"
             )
+    node_ids = {header.node_id for header in headers}
     return ltx.Header(
         page_size=last.page_size,
         commit=last.commit,
         min_txid=first.min_txid,
         max_txid=last.max_txid,
         timestamp_ms=last.timestamp_ms,
+        node_id=last.node_id if len(node_ids) == 1 else 0,
     )
 
 

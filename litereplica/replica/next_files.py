@@ -6,10 +6,16 @@ made when the GET finds nothing and the last listing is long ago. The newest L0 
 level 0 alone tells whether there is more.
 
 A store that turns out to be *behind* us, or to hold another file under the name of the one that we are at, was
-restored or made anew. The next L0 tells in its header where in which WAL its frames lie; only when they do not follow
-those of the file that we are at, after a restart of the WAL or of everything, that file's trailer is asked for. The
-next files of another replica do not fit our pages, so from then on nothing is applied file by file; when it has
-reached our position again, the whole plan is read as at the start and every page counts as changed.
+restored or made anew. A TXID alone is no proof of a history, so a file is applied only if it is proved to continue the
+file that we are at:
+
+    its frames follow those of our file in the same WAL
+    both are of one lineage (the node id in the header, random, which merges keep if their inputs have it)
+    our file is still in the store, with the same trailer: one more GET
+    it is a snapshot, and replaces every page
+
+The next files of another replica do not fit our pages, so without proof nothing is applied file by file; when the store
+has reached our position again, the whole plan is read as at the start and every page counts as changed.
 """
 
 from __future__ import annotations
@@ -61,7 +67,7 @@ class FoundFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """An L0 file by which its successor is recognised. `checksum` is that of its trailer."""
+    """The file that made a position, by which its successor is recognised. `checksum` is that of its trailer."""
 
     info: FileInfo
     header: Header
@@ -86,7 +92,7 @@ class NextFiles:
         self._rebase_checked_at = clock()
         self._ground: frozenset[str] = frozenset()
         self._tip: FileInfo | None = None
-        self._here: _Here | None = None  # the L0 file of the position, if we have seen it
+        self._here: dict[TXID, _Here] = {}  # the files that end at the position and at those that may follow
         self._diverged = False
         self._unproven = False  # it diverged for want of proof: the file at the position has gone
 
@@ -103,7 +109,7 @@ class NextFiles:
             return plan
 
         files = await self._first_catalog.open(choose)
-        self._remember(files[-1])
+        self._remember(files)
         return files
 
     async def next_files(self, position: TXID) -> FoundFiles | None:
@@ -114,7 +120,7 @@ class NextFiles:
             if files and await self._is_our_successor(position, files[0]):
                 for file in files:
                     self.catalog.trust(file.info)
-                self._remember(files[-1])
+                self._remember(files)
                 self._tip = files[-1].info
                 self.newest_txid = self._tip.max_txid
                 return FoundFiles(files)
@@ -144,7 +150,10 @@ class NextFiles:
 
         files = await self.catalog.open(self._newest_plan(position) if self._diverged else choose)
         self._listed_at = -self._list_interval_s  # there may be a gap before the next L0, too
-        return self._found_whole(files) if self._diverged else FoundFiles(files)
+        if self._diverged:
+            return self._found_whole(files)
+        self._remember(files)
+        return FoundFiles(files)
 
     async def is_left_behind(self, in_use: Callable[[], Collection[FileInfo]], position: TXID) -> bool:
         """Are there newer files to read from than those `in_use`, which will be deleted? Two LISTs when one is due."""
@@ -172,13 +181,15 @@ class NextFiles:
         return files, None
 
     async def _is_our_successor(self, position: TXID, following: OpenedFile) -> bool:
-        """Was this file written after the one that we have of `position`, and not after another of that name?
+        """True if this file is proved to continue the one that we have of `position`.
 
-        Frames of the same WAL that go on where ours end can be no other's. After a restart of the WAL the trailer in
-        the store tells. If that file has gone there is no proof, and the whole plan is read anew.
+        If our file has gone from the store there is no proof, and the whole plan is read anew.
         """
-        here = self._here
-        if here is None or here.header.max_txid != position or goes_on(here.header, following.header):
+        here = self._here.get(position)
+        if here is None:
+            self._unproven = True
+            return False
+        if goes_on(here.header, following.header) or is_one_lineage(here.header, following.header):
             return True
         try:
             tail = await self._store.get(here.info, Suffix(TRAILER_SIZE))
@@ -188,10 +199,12 @@ class NextFiles:
         with self._store.blame(here.info):
             return decode_trailer(tail.data) == here.checksum
 
-    def _remember(self, file: OpenedFile) -> None:
-        """`file` is the one that we are at now."""
-        is_l0 = file.info.level == 0 and file.header.min_txid == file.header.max_txid
-        self._here = _Here(file.info, file.header, file.file_checksum) if is_l0 else None
+    def _remember(self, files: Sequence[OpenedFile]) -> None:
+        """`files` lead on from the position; callers that fail to apply them ask from the old position again."""
+        kept = {} if not self._here or not files else dict(list(self._here.items())[-1:])
+        for file in files:
+            kept[file.header.max_txid] = _Here(file.info, file.header, file.file_checksum)
+        self._here = kept
 
     async def _next_l0(self, txid: TXID) -> OpenedFile | DamagedFile | None:
         try:
@@ -213,7 +226,10 @@ class NextFiles:
         self._fully_listed_at = self._clock()
         if not self._diverged:
             files = await self.catalog.open(partial(self._steps, position), after=position - 1)
-            if files or not self._diverged:
+            if files and files[0].header.min_txid > 1 and not await self._is_our_successor(position, files[0]):
+                self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
+            elif files or not self._diverged:
+                self._remember(files)
                 return FoundFiles(files) if files else None
         try:
             return self._found_whole(await self.catalog.open(self._newest_plan(position)))
@@ -254,7 +270,7 @@ class NextFiles:
         log.log(level, "%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
         self._diverged = False
         self._tip = None
-        self._remember(files[-1])
+        self._remember(files)
         return FoundFiles(files, whole=True)
 
     def _note(self, files: Sequence[FileInfo]) -> None:
@@ -281,6 +297,11 @@ def goes_on(before: Header, after: Header) -> bool:
     """Are the frames of `after` those that follow the frames of `before` in the same WAL?"""
     same_wal = (before.wal_salt1, before.wal_salt2) == (after.wal_salt1, after.wal_salt2)
     return bool(before.wal_offset) and same_wal and after.wal_offset == before.wal_offset + before.wal_size
+
+
+def is_one_lineage(before: Header, after: Header) -> bool:
+    """True if both files are known to be of one history; False if they are not, or if it is not known."""
+    return before.node_id != 0 and before.node_id == after.node_id
 
 
 def left_behind(in_use: Iterable[FileInfo], lasting: Collection[FileInfo]) -> bool:
