@@ -115,6 +115,7 @@ class NextFiles:
     async def next_files(self, position: TXID) -> FoundFiles | None:
         """What leads on from a position: one GET when there is nothing, and a LIST when one is due."""
         damage = None
+        self._here = {txid: here for txid, here in self._here.items() if txid >= position}
         if not self._diverged:
             files, damage = await self._next_l0s(position)
             if files and await self._is_our_successor(position, files[0]):
@@ -200,11 +201,9 @@ class NextFiles:
             return decode_trailer(tail.data) == here.checksum
 
     def _remember(self, files: Sequence[OpenedFile]) -> None:
-        """`files` lead on from the position; callers that fail to apply them ask from the old position again."""
-        kept = {} if not self._here or not files else dict(list(self._here.items())[-1:])
+        """`files` lead to the position or on from it; a caller that fails to apply them stays where it is."""
         for file in files:
-            kept[file.header.max_txid] = _Here(file.info, file.header, file.file_checksum)
-        self._here = kept
+            self._here[file.header.max_txid] = _Here(file.info, file.header, file.file_checksum)
 
     async def _next_l0(self, txid: TXID) -> OpenedFile | DamagedFile | None:
         try:
@@ -270,6 +269,7 @@ class NextFiles:
         log.log(level, "%s: reading the whole database anew at TXID %016x", self._store.url, files[-1].header.max_txid)
         self._diverged = False
         self._tip = None
+        self._here = {}
         self._remember(files)
         return FoundFiles(files, whole=True)
 

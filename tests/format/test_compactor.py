@@ -94,7 +94,13 @@ def test_snapshot_that_would_miss_a_regrown_page_is_refused() -> None:
 
 def test_a_single_input_loses_only_its_wal_fields() -> None:
     header, pages = compacted([(make_header(wal_offset=32, wal_size=5, wal_salt2=1, node_id=3), {2: make_page(2)})])
-    assert (header, pages) == (make_header(), {2: make_page(2)})
+    assert (header, pages) == (make_header(node_id=3), {2: make_page(2)})
+
+
+@pytest.mark.parametrize(("node_ids", "result"), [((5, 5, 5), 5), ((5, 5, 6), 0), ((0, 5, 5), 0), ((0, 0, 0), 0)])
+def test_the_result_has_the_node_id_that_all_inputs_have(node_ids: tuple[int, ...], result: int) -> None:
+    headers = [make_header(txids=(txid, txid), node_id=each) for txid, each in enumerate(node_ids, 1)]
+    assert compacted_header(headers).node_id == result
 
 
 @pytest.mark.parametrize(

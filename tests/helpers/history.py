@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
 from litereplica.format.decoder import decode_file
 from litereplica.format.frame_checksums import SumsEncoder
@@ -36,7 +38,8 @@ WAL_STEP = 1000
 class History:
     """The writer's side. `databases[txid]` is pgno → page, without the lock page; `commits[txid]` the page count.
 
-    `with_sums`: beside each file lie its sums.
+    `with_sums`: beside each file lie its sums. `lineage` is the files' node id, each history's own; 0: as Litestream
+    has it.
     """
 
     storage: Storage = field(default_factory=MemoryStorage)
@@ -47,6 +50,7 @@ class History:
     txid: TXID = 0
     wal_salts: tuple[int, int] = (1, 1)
     with_sums: bool = False
+    lineage: int = field(default_factory=partial(next, count(1)))
 
     @property
     def store(self) -> LTXStore:
@@ -95,6 +99,7 @@ class History:
             wal_size=wal[1],
             wal_salt1=wal[2],
             wal_salt2=wal[3],
+            node_id=self.lineage,
         )
         pages = [(pgno, self.databases[last][pgno]) for pgno in sorted(pgnos) if pgno <= self.commits[last]]
         body = encode_file(header, pages)

@@ -817,3 +817,4 @@ def made_anew(history: History) -> None:
     history.commits = {0: 0}
     history.supplied = {}
     history.wal_salts = (history.wal_salts[0] + 1, 7)
+    history.lineage += 1000 if history.lineage else 0

@@ -110,8 +110,11 @@ async def test_a_replica_made_anew_is_noticed_before_its_next_file_is_applied() 
         assert await content(replica) == bench.history.at(5)
 
 
-async def test_a_restart_of_the_wal_costs_one_small_request() -> None:
+@pytest.mark.parametrize("lineage", [0, 7])
+async def test_a_restart_of_the_wal_costs_one_small_request_at_most(lineage: int) -> None:
+    """Litestream's files have no lineage."""
     bench = Bench()
+    bench.history.lineage = lineage
     await bench.history.commit({1: b"a"})
     async with bench.replica() as replica:
         await bench.history.commit({1: b"b"})
@@ -119,13 +122,15 @@ async def test_a_restart_of_the_wal_costs_one_small_request() -> None:
             assert await replica.poll() is not None
         bench.history.wal_salts = (8, 9)
         await bench.history.commit({1: b"c"})
-        with bench.spending(get=3, list=0):
+        with bench.spending(get=2 if lineage else 3, list=0):
             assert await replica.poll() is not None
         assert await content(replica) == bench.history.at(3)
 
 
-async def test_after_our_file_was_pruned_the_whole_plan_is_read_anew() -> None:
+@pytest.mark.parametrize("lineage", [0, 7])
+async def test_after_our_file_was_pruned_the_whole_plan_is_read_anew_unless_lineage_is_proof(lineage: int) -> None:
     bench = Bench()
+    bench.history.lineage = lineage
     await bench.history.commit({1: b"a"})
     async with bench.replica() as replica:
         bench.history.wal_salts = (8, 9)
@@ -134,8 +139,36 @@ async def test_after_our_file_was_pruned_the_whole_plan_is_read_anew() -> None:
         await bench.history.delete(0, 1)
         update = await replica.poll()
         assert update is not None
-        assert update.relocated
+        assert bool(update.relocated) == (lineage == 0)
         assert await content(replica) == bench.history.at(2)
+
+
+@pytest.mark.parametrize("lineage", [0, 7])
+@pytest.mark.parametrize("compacted", [(), (4, 8), (1, 8)])
+@pytest.mark.logs("was replaced or restored", "reading the whole database anew")
+async def test_two_databases_are_not_mixed_where_a_compacted_file_made_our_position(
+    compacted: tuple[int, int] | tuple[()], lineage: int
+) -> None:
+    bench = Bench()
+    bench.history.lineage = lineage
+    for n in range(5):
+        await bench.history.commit({1: b"ours %d" % n, 2: b"ours %d" % n, 3: b"ours %d" % n})
+    await bench.history.snapshot()
+    for txid in range(1, 6):
+        await bench.history.delete(0, txid)
+    async with bench.replica() as replica:
+        await content(replica)
+        made_anew(bench.history)
+        for n in range(8):
+            await bench.history.commit({n % 3 + 1: b"other %d" % n})
+        if compacted:
+            await bench.history.compact(1, *compacted)
+            for txid in range(compacted[0], 9):
+                await bench.history.delete(0, txid)
+        bench.clock.now += LIST_INTERVAL_S + 1
+        await replica.poll()
+        assert replica.snapshot.pos.txid == 8
+        assert await content(replica) == bench.history.at(8)
 
 
 async def test_two_databases_are_not_mixed_although_our_file_was_pruned() -> None:
