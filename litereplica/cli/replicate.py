@@ -36,6 +36,7 @@ class Overrides:
     lease: LeaseMode | None
     sync_interval_s: float | None
     restore_if_missing: bool
+    take_over: bool = False
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database."""
@@ -49,6 +50,8 @@ class Overrides:
         settings = database.target.settings
         if self.lease is not None:
             settings = replace(settings, lease=self.lease)
+        if self.take_over:
+            settings = replace(settings, take_over=True)
         if self.sync_interval_s is not None:
             settings = replace(settings, sync_interval_s=self.sync_interval_s)
         return replace(
@@ -82,6 +85,12 @@ class Overrides:
     "that the other writer published: --restore-if-db-not-exists restores it at that moment.",
 )
 @click.option(
+    "--take-over",
+    is_flag=True,
+    help="Publish DB as the newest state although another writer has published since: what that one wrote stays in the "
+    "history only. Without it such a database is refused.",
+)
+@click.option(
     "--restore-if-db-not-exists",
     is_flag=True,
     help="Restore a database that does not exist from its replica before anything else.",
@@ -106,6 +115,7 @@ def command(
     sync_interval: float,
     no_lease: bool,
     wait_lease: bool,
+    take_over: bool,
     restore_if_db_not_exists: bool,
     command_line: str | None,
     once: bool,
@@ -145,6 +155,7 @@ def command(
         command=_split(command_line),
         lease=LeaseMode.OFF if no_lease else LeaseMode.WAIT if wait_lease else None,
         sync_interval_s=sync_interval if given("sync_interval") else None,
+        take_over=take_over,
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:

@@ -73,6 +73,7 @@ class Assembly:
         self._txid: TXID = 0
         self._most_pages = 0
         self._done: dict[FileInfo, int] = {}  # files all of whose pages are final; their commits
+        self._node_ids: dict[FileInfo, int] = {}
         self._reading: _Reading | None = None
         self._owner: NDArray[np.uint32] = np.zeros(0, np.uint32)  # by pgno: the claim, 0 for none, or `_FINAL`
         self._missing = 0  # pages that are not final
@@ -151,6 +152,11 @@ class Assembly:
     def finish_file(self, info: FileInfo, header: ltx.Header) -> None:
         """Record that all pages which a file claimed are final."""
         self._done[info] = header.commit
+        self._node_ids[info] = header.node_id
+
+    def node_id(self, info: FileInfo) -> int:
+        """Return the node id of a file that has been read; 0 if it has none, or was not read."""
+        return self._node_ids.get(info, 0)
 
     def open_file(self, info: FileInfo, claim: Claim | None = None) -> None:
         """Begin a file that is read whole. Without a claim it claims all pages that are left."""

@@ -65,11 +65,12 @@ MayPark = Callable[[float, int], bool]
 class ReplicatorOptions:
     """How `open_replicator` replicates a database.
 
-    `lease` is the mode of the replica's own lease; `lease_keeper` replaces it by another one. `parked` is what the
-    last run of this process returned. `on_published` is called for every file.
+    `take_over`: see `WriterContext`. `lease` is the mode of the replica's own lease; `lease_keeper` replaces it by
+    another one. `parked` is what the last run of this process returned. `on_published` is called for every file.
     """
 
     lease: LeaseMode = LeaseMode.OFF
+    take_over: bool = False
     lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
@@ -378,7 +379,9 @@ async def open_replicator(
             else:
                 lease = open_lease_keeper(store.storage, options.lease, writer_id=state.writer_id)
             wal, outages = WalFollower(database.wal_path), OutageLog(store.url)
-            context = WriterContext(database, wal, store, state, checksums, lease, outages, options.now_ms)
+            context = WriterContext(
+                database, wal, store, state, checksums, lease, outages, options.now_ms, options.take_over
+            )
             replicator = Replicator(
                 context,
                 options,

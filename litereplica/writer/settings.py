@@ -20,11 +20,15 @@ STOP_LIMIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterSettings:
-    """How databases are replicated. `levels` None: nothing is compacted, and no snapshots are made but the first."""
+    """How databases are replicated. `levels` None: nothing is compacted, and no snapshots are made but the first.
+
+    `take_over`: databases that do not continue what another writer has published are published all the same.
+    """
 
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
     lease: LeaseMode = LeaseMode.HOLD
+    take_over: bool = False
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 

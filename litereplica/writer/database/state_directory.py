@@ -5,6 +5,7 @@
     checkpoint.json  the checkpoint mark
     pages.sums       checksums of the replica's pages (`page_checksums`)
     writer.json      identity of this writer for the lease
+    lineage.json     the node id of the files that this writer publishes
 
 None of it is needed for correctness: the position and the replica's pages can be read from the store, and a writer
 that does not know its own lease waits until it has expired.
@@ -33,6 +34,7 @@ from litereplica.types import TXID
 _LOCK = "lock"
 _MARK = "checkpoint.json"
 _WRITER = "writer.json"
+_LINEAGE = "lineage.json"
 _PAGE_SUMS = "pages.sums"
 _SPOOL_PREFIX = "spool-"
 _TOKEN_SIZE = 16
@@ -65,6 +67,22 @@ class CheckpointMark:
     txid: TXID
     database: FileIdentity
     wal: FileIdentity | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The node ids by which a writer knows the files at `url` that it published, or continued with proof.
+
+    `current` is what it writes now, `previous` what the newest file had when that began (0: nothing that is known).
+    """
+
+    url: str
+    current: int
+    previous: int
+
+    def has(self, node_id: int) -> bool:
+        """True if a file with this node id is one of ours."""
+        return node_id != 0 and node_id in (self.current, self.previous)
 
 
 def state_path(database: Path) -> Path:
@@ -167,6 +185,24 @@ class StateDirectory(LockedDirectory):
     def spool(self) -> SpooledFile:
         """Returns an empty LTX file, whose temporary file is in this directory."""
         return SpooledFile(self.path, prefix=_SPOOL_PREFIX)
+
+    def lineage(self, url: str) -> Lineage | None:
+        """Returns what this writer knows of its files at `url`; None if it has published none. Blocks.
+
+        A copy of the directory, beside a copy of the database, knows nothing: it is another writer's.
+        """
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            fields = json.loads((self.path / _LINEAGE).read_bytes())
+            if fields["url"] == url and fields["inode"] == self.path.stat().st_ino:
+                return Lineage(url, int(fields["current"], 16), int(fields["previous"], 16))
+        return None
+
+    def begin_lineage(self, url: str, *, previous: int) -> Lineage:
+        """Draws a new node id, and notes it with the one that the newest file has. Blocks."""
+        lineage = Lineage(url, secrets.randbits(63) + 1, previous)
+        fields = {"url": url, "current": f"{lineage.current:016x}", "previous": f"{previous:016x}"}
+        self._replace(_LINEAGE, {**fields, "inode": self.path.stat().st_ino})
+        return lineage
 
     def write_mark(self, mark: CheckpointMark) -> None:
         """Replace the mark, durably."""

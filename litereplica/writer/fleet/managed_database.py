@@ -206,6 +206,7 @@ class ManagedDatabase:
             stop_limit_s=self.settings.stop_limit_s,
             now_ms=self._fleet.now_ms,
             rng=self._fleet.rng,
+            take_over=self.settings.take_over,
             lease_keeper=self._take_lease,
             pace=self._fleet.pace,
             parked=parked,

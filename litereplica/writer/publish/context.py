@@ -16,7 +16,10 @@ from litereplica.writer.publish.page_checksums import PageChecksums
 
 @dataclass(frozen=True, slots=True)
 class WriterContext:
-    """One database and its replica: what is read from, what is written to, and what is kept beside the database."""
+    """One database and its replica: what is read from, what is written to, and what is kept beside the database.
+
+    `take_over`: the database is published as the newest state although another writer's is newer.
+    """
 
     database: SQLiteDatabase
     wal: WalFollower
@@ -26,3 +29,4 @@ class WriterContext:
     lease: LeaseKeeper
     outages: OutageLog
     now_ms: Callable[[], int]
+    take_over: bool = False

@@ -91,10 +91,15 @@ class Publisher:
         self._outages = context.outages
         self._now_ms = context.now_ms
         self._prepared: Prepared | None = None
+        self._node_id = 0
 
     def resume(self, last: Published) -> None:
         """Continue after `last`, the newest file of the replica."""
         self.last = last
+
+    def begin_lineage(self, node_id: int) -> None:
+        """Write files with this node id from now on."""
+        self._node_id = node_id
 
     async def finish(self) -> Prepared | None:
         """Put the file that was prepared but not put, if there is one. Raises as `publish_next`."""
@@ -231,6 +236,7 @@ class Publisher:
             wal_size=(batch.end - batch.first) * frame_size,
             wal_salt1=wal.salt1 if wal else 0,
             wal_salt2=wal.salt2 if wal else 0,
+            node_id=self._node_id,
         )
 
     async def _put(self, prepared: Prepared) -> Prepared:

@@ -12,13 +12,15 @@ decide               compares the newest file with the WAL and the checkpoint ma
       and the newest file is still that of then
     anything else                                          the pages that differ are the next TXID
 
-require_continuation after a takeover from another writer: the database must continue the newest file. A copy that
-                     was left behind would otherwise be published over newer content.
+require_continuation unless the newest file is known to be ours by its node id, or the WAL continues it: the database
+                     must continue it. A copy that was left behind, by a failover for instance, would otherwise be
+                     published over what its successor wrote.
 publish_content      publishes the whole database or the pages that differ
 """
 
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,6 +28,7 @@ from enum import Enum
 from litereplica.errors import ConflictError, EnvironmentProblem, NotFound
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.restore.provenance import read_provenance
 from litereplica.types import FileInfo
 from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.published import Published, Version
@@ -37,6 +40,8 @@ from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, Publisher
 from litereplica.writer.publish.wal_match import check_page_size, frames_covered, newest_file, same_generation
 from litereplica.writer.resume.replica_pages import carry_on, keep_checksums, known_pages
+
+log = logging.getLogger(__name__)
 
 SCAN_UNDER_BARRIER_BYTES = 64 << 20
 """A larger WAL takes more than about 0.1 s: it is scanned when others may commit again."""
@@ -71,6 +76,11 @@ class Remote:
     txid: int
     file: OpenedFile | None
 
+    @property
+    def node_id(self) -> int:
+        """That of the newest file: who published it. 0: not known."""
+        return self.file.header.node_id if self.file is not None else 0
+
 
 async def resume(context: WriterContext, publisher: Publisher, parked: Parked | None) -> tuple[Start, Hold]:
     """Attach for the first time: take the lease, then find out what is published. Sets where `publisher` continues.
@@ -83,7 +93,9 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
         await context.lease.begin()
         remote = await _remote_as_parked(context, parked) or await read_remote(context.store)
     hold = await database.run(lambda: take_hold(database, context.wal))
-    mark = context.state.read_mark()
+    lineage = await database.run(lambda: context.state.lineage(context.store.url))
+    is_ours = lineage is not None and lineage.has(remote.node_id)
+    mark = context.state.read_mark() if is_ours else None
     with context.outages.waiting():
         start, last = await decide(
             context.store, database, context.wal, hold=hold, remote=remote, mark=mark,
@@ -92,8 +104,18 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
         publisher.resume(last)
         if remote.file is not None and start is not Start.DIFFERENCE:
             await carry_on(context, newest=remote.file.info, last=last.version)
-    if start is Start.DIFFERENCE and context.lease.has_taken_over():
-        await require_continuation(context, publisher, hold)
+    if start is Start.DIFFERENCE:
+        if not is_ours:
+            await require_continuation(context, publisher, hold, remote)
+        elif checksums.are_of_another_file:
+            is_ours = False
+            log.warning(
+                "%s was replaced while it was not replicated: its content follows TXID %s of %s as the newest state",
+                database.path, format_txid(last.txid), context.store.url,
+            )  # fmt: skip
+    if lineage is None or not is_ours:
+        lineage = await database.run(lambda: context.state.begin_lineage(context.store.url, previous=remote.node_id))
+    publisher.begin_lineage(lineage.current)
     return start, hold
 
 
@@ -190,16 +212,17 @@ async def decide(
     return Start.DIFFERENCE, published
 
 
-async def require_continuation(context: WriterContext, publisher: Publisher, hold: Hold) -> None:
+async def require_continuation(context: WriterContext, publisher: Publisher, hold: Hold, remote: Remote) -> None:
     """After `Start.DIFFERENCE`: raise `ConflictError` unless the database continues the replica's newest version.
 
-    It does if the checksums beside it say that this file was published as that version, if it equals that version
-    byte for byte, or if its file alone does and the WAL has all later commits. The checksums of a version that the
-    database does not continue are not kept: a later start must not take them for a version that we published.
+    It does if the checksums beside it say that this file was published as that version, if it was restored from that
+    version, if it equals that version byte for byte, or if its file alone does and the WAL has all later commits. The
+    checksums of a version that the database does not continue are not kept: a later start must not take them for a
+    version that we published. With `context.take_over` a database that does not is published all the same.
     """
     database, checksums = context.database, context.checksums
     last = publisher.last.version
-    if _published_it(checksums, last):
+    if _published_it(checksums, last) or await database.run(lambda: _was_restored_from(context, remote)):
         return
     known = await known_pages(context, last=last, keep=False)
     if known is not None:
@@ -210,11 +233,29 @@ async def require_continuation(context: WriterContext, publisher: Publisher, hol
             if not await publisher.differs(known, commit=commit):
                 await keep_checksums(context, last, known)
                 return
+    if context.take_over:
+        log.warning(
+            "%s does not continue TXID %s of %s, which another writer published: publishing it as the newest state",
+            database.path, format_txid(last.txid), context.store.url,
+        )  # fmt: skip
+        return
     restore = shlex.join(["litereplica", "restore", context.store.url, "-o", str(database.path), "--force"])
     raise ConflictError(
-        f"{database.path} does not continue {context.store.url}, whose newest TXID {format_txid(last.txid)} it lacks",
-        hint=f"restore it first ({restore}), or start without --wait-lease to publish this database as the newest",
+        f"{database.path} does not continue {context.store.url}, whose newest TXID {format_txid(last.txid)} another"
+        " writer published, or who did is not known",
+        hint=f"go on from there ({restore}; commits that only this database has are lost), or publish this database as"
+        " the newest state with 'litereplica replicate --take-over' (the other's stays in the history)",
     )
+
+
+def _was_restored_from(context: WriterContext, remote: Remote) -> bool:
+    """True if the database file was restored from the newest file that the replica has now. Blocks."""
+    proof = read_provenance(context.database.path)
+    if proof is None or remote.file is None or (proof.url, proof.txid) != (context.store.url, remote.txid):
+        return False
+    if proof.checksum:
+        return proof.checksum == remote.file.file_checksum
+    return proof.lineage != 0 and proof.lineage == remote.node_id
 
 
 def _published_it(checksums: PageChecksums, last: Version) -> bool:

@@ -1,0 +1,47 @@
+"""Where a restored database came from, kept in an extended attribute of its file.
+
+A writer that starts beside a restored database must know whose history it continues. The attribute belongs to the
+inode: it goes with the file when that is renamed, and a copy or another file in its place does not have it. A file
+system without extended attributes keeps none; then the writer compares the database with the replica.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from litereplica.types import TXID
+
+ATTRIBUTE = "user.litereplica.restored"
+MAX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The replica and TXID that were restored. `lineage` is the node id of the newest file of the plan (0: unknown),
+    `checksum` that of the level 0 file that ends at the TXID (0: none was read)."""
+
+    url: str
+    txid: TXID
+    lineage: int
+    checksum: int
+
+
+def write_provenance(path: Path, provenance: Provenance) -> None:
+    """Note where the file came from, if its file system can. Blocks."""
+    value = json.dumps(asdict(provenance)).encode()
+    if len(value) <= MAX_BYTES:
+        with suppress(OSError):
+            os.setxattr(path, ATTRIBUTE, value)
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """Return what `write_provenance` noted, or None. Blocks."""
+    try:
+        fields = json.loads(os.getxattr(path, ATTRIBUTE))
+        return Provenance(str(fields["url"]), int(fields["txid"]), int(fields["lineage"]), int(fields["checksum"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
