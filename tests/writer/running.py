@@ -39,9 +39,9 @@ async def replicating(
         stop.set()
 
 
-async def publish_once(database: Path, store: LTXStore) -> int:
+async def publish_once(database: Path, store: LTXStore, *, take_over: bool = False) -> int:
     """Publish what there is; the number of files that it took."""
-    async with open_replicator(database, store) as replicator:
+    async with open_replicator(database, store, ReplicatorOptions(take_over=take_over)) as replicator:
         await replicator.publish_once()
         return replicator.statistics().files
 

@@ -240,7 +240,9 @@ def test_killed_writer_loses_nothing_and_repeats_nothing(
     follower.check_files()
     follower.check_digests(history.committed)
     left = {path.name for path in (tmp_path / ".app.db-litereplica").iterdir()}
-    assert left <= {"lock", "checkpoint.json", "pages.sums", "writer.json"}, "a spooled file was left behind"
+    assert left <= {"lock", "checkpoint.json", "pages.sums", "writer.json", "lineage.json"}, (
+        "a spooled file was left behind"
+    )
     assert not (tmp_path / "replica" / "lock.json").exists()
 
 

@@ -148,7 +148,7 @@ async def test_renamed_database_goes_on_under_its_new_name(tmp_path: Path) -> No
     assert await txids(replica(tmp_path, "old.db")) == [1]
 
 
-@pytest.mark.logs("was deleted or replaced")
+@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated")
 async def test_database_that_is_deleted_and_made_anew_is_followed(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create([target.path / "app.db"])

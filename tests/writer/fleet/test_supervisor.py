@@ -323,10 +323,11 @@ async def test_mark_of_another_replica_does_not_put_a_database_to_rest(tmp_path:
 
 
 @pytest.mark.usefixtures("soon_at_rest")
-@pytest.mark.logs("LTX file ends after 0 bytes")
+@pytest.mark.logs("LTX file ends after 0 bytes", "publishing it as the newest state")
 async def test_another_writer_of_a_database_at_rest_is_noticed_when_it_changes(tmp_path: Path) -> None:
     """That one was of this machine, published and compacted, and the names of its files are free again."""
     target = directory(tmp_path)
+    target = replace(target, settings=replace(target.settings, take_over=True))
     store = replica(tmp_path, "app.db")
     with Application(target.path / "app.db") as app:
         await app("CREATE TABLE t (x)")
@@ -502,7 +503,7 @@ async def test_databases_of_a_directory_share_one_lease_which_is_gone_after_a_cl
     assert not lock_files(tmp_path)
 
 
-@pytest.mark.logs("was deleted or replaced")
+@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated")
 async def test_database_that_fails_or_vanishes_leaves_the_shared_lease_to_the_others(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create(named(tmp_path, 3))
@@ -540,6 +541,7 @@ async def test_replica_of_a_directory_is_refused_while_another_holds_its_lease(t
 
 
 @pytest.mark.usefixtures("soon_at_rest", "short_term")
+@pytest.mark.logs("publishing it as the newest state")
 async def test_lease_that_a_second_writer_took_while_all_was_at_rest_ends_the_first(tmp_path: Path) -> None:
     first = directory(tmp_path)
     other = tmp_path / "other"
@@ -566,7 +568,7 @@ async def test_lease_that_a_second_writer_took_while_all_was_at_rest_ends_the_fi
             await wait_until(lambda: set(states(fleet).values()) == {State.DORMANT})  # type: ignore[arg-type]
             await wait_until(lambda: not fleet.statistics().leases)  # type: ignore[attr-defined]
             lease_module.TERM_MS = 30_000
-            async with running([replace(first, path=other)]):
+            async with running([replace(first, path=other, settings=replace(first.settings, take_over=True))]):
                 expected = await until_published(replica(tmp_path, "a.db"), successor)
                 await app("INSERT INTO t VALUES ('of the first')")
                 await wait_until(lambda: bool(errors))

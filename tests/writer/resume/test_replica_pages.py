@@ -117,6 +117,7 @@ async def test_sums_that_are_one_file_behind_are_carried_on_at_the_start(tmp_pat
         assert sums.read_bytes() == caught_up != behind
 
 
+@pytest.mark.logs("publishing it as the newest state")
 async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path: Path) -> None:
     one, other = memory_store(), memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -127,10 +128,11 @@ async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path:
         await publish_once(app.database, other)
         await change(app)
         assert await txids(one) == await txids(other) == [1, 2]
-        await publish_once(app.database, one)
+        await publish_once(app.database, one, take_over=True)
         assert await fold(one) == await app.image()
 
 
+@pytest.mark.logs("publishing it as the newest state")
 async def test_sums_of_another_replica_are_not_carried_on(tmp_path: Path) -> None:
     one, other = memory_store(), memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -142,7 +144,7 @@ async def test_sums_of_another_replica_are_not_carried_on(tmp_path: Path) -> Non
         await app("UPDATE t SET x = 1 WHERE rowid = 700")
         await publish_once(app.database, other)
         await app("PRAGMA wal_checkpoint(TRUNCATE)")
-        await publish_once(app.database, one)
+        await publish_once(app.database, one, take_over=True)
         assert await fold(one) == await app.image()
 
 
@@ -242,6 +244,7 @@ async def test_start_after_a_difference_goes_on_from_the_wal(tmp_path: Path, cap
         assert "resumed from the WAL" in caplog.text
 
 
+@pytest.mark.logs("was replaced while it was not replicated")
 async def test_older_copy_in_the_databases_place_is_published_as_what_differs(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -257,6 +260,7 @@ async def test_older_copy_in_the_databases_place_is_published_as_what_differs(tm
     assert max((await page_counts(store))[1:]) < 10
 
 
+@pytest.mark.logs("was replaced while it was not replicated")
 async def test_replaced_database_that_has_the_old_wal_is_compared(tmp_path: Path) -> None:
     """SQLite takes a WAL for that of the file beside it, whatever file that is."""
     store = memory_store()

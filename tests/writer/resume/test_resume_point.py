@@ -157,8 +157,9 @@ async def test_deleted_state_directory_costs_no_snapshot(tmp_path: Path) -> None
         assert (await page_counts(store))[1] < 10
 
 
-async def test_restored_database_goes_on_behind_the_replica(tmp_path: Path) -> None:
-    """A local database that is behind what was published: its content becomes the next TXID."""
+@pytest.mark.logs("publishing it as the newest state")
+async def test_copy_that_is_behind_the_replica_is_refused_and_taken_over_on_demand(tmp_path: Path) -> None:
+    """Its content becomes the next TXID only with `take_over`; from then on it is the writer that goes on."""
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await database(app)
@@ -168,8 +169,15 @@ async def test_restored_database_goes_on_behind_the_replica(tmp_path: Path) -> N
         await publish_once(app.database, store)
     (tmp_path / "restored.db").write_bytes(old)
     with Application(tmp_path / "restored.db") as app:
-        await publish_once(app.database, store)
+        with pytest.raises(ConflictError, match="newest TXID 0000000000000002 another writer published"):
+            await publish_once(app.database, store)
+        assert await txids(store) == [1, 2]
+        await publish_once(app.database, store, take_over=True)
         assert await txids(store) == [1, 2, 3]
+        assert await fold(store) == await app.image()
+        await app("INSERT INTO t VALUES (1)")
+        await app("PRAGMA wal_checkpoint(TRUNCATE)")
+        await publish_once(app.database, store)
         assert await fold(store) == await app.image()
 
 
@@ -183,6 +191,7 @@ async def test_replica_of_another_page_size_is_refused(tmp_path: Path) -> None:
             await publish_once(b.database, store)
 
 
+@pytest.mark.logs("publishing it as the newest state")
 async def test_second_writer_takes_over_and_the_first_stops_with_a_conflict(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "a.db") as a, Application(tmp_path / "b.db") as b:
@@ -190,7 +199,7 @@ async def test_second_writer_takes_over_and_the_first_stops_with_a_conflict(tmp_
         await b("CREATE TABLE u (x)")
         with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with replicating(a.database, store):
-                await publish_once(b.database, store)
+                await publish_once(b.database, store, take_over=True)
                 await a("INSERT INTO t VALUES (1)")
                 await trio.sleep(5)
         assert caught.group_contains(ConflictError, match="another writer has published TXID 0000000000000002")
