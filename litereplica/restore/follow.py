@@ -10,6 +10,10 @@ counter is the TXID's low 32 bits. So the header differs from the primary's in j
 only with that counter), and the version of the library that wrote it. If that version is another one, another program
 has written to the file. It is refused then, because the replica's transactions no longer fit its pages.
 
+Files are applied only if they are proved to continue the history that the file has: they are of its lineage, or the
+level 0 file of its TXID is still that of then (`provenance.py`). Otherwise the whole newest database is read anew, as
+one step, since the replica may have been made anew from another database.
+
 New level 0 files are applied as they appear. If they begin after a gap, files of any level bridge it; those that begin
 at TXID 1, which are whole databases, only if no others do. The pages of a step are collected in an unnamed file and
 checked before the database is changed.
@@ -37,13 +41,14 @@ from litereplica.errors import (
 )
 from litereplica.format.names import format_txid, parse_txid
 from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset, with_journal_mode
-from litereplica.ltxstore.plan import plan_steps
+from litereplica.ltxstore.plan import plan_newest, plan_steps
 from litereplica.ltxstore.progress import no_progress
 from litereplica.ltxstore.replan import FailedFiles, Listing, find_point
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import Assembly
 from litereplica.restore.output_file import OutputFile
 from litereplica.restore.plan_reader import PARALLELISM, SourceReader
+from litereplica.restore.provenance import Provenance, provenance_of, read_provenance, write_provenance
 from litereplica.restore.rollback_journal import DatabaseBusy, change_database, exclusive_lock, roll_back
 from litereplica.types import TXID, FileInfo, Pgno
 
@@ -121,6 +126,7 @@ class Follower:
         self._store = store
         self._path = path
         self._failed = FailedFiles(store)
+        self._origin = read_provenance(path)
 
     async def require_history(self) -> None:
         """Raise `PointNotFound` if the replica is behind the file, so that it cannot be the file's replica."""
@@ -159,11 +165,35 @@ class Follower:
         if not steps:
             return None
         before = self.txid
+        if not await self._apply_steps(steps):
+            log.warning(
+                "%s may have been made anew since TXID %s: reading the whole database", self._store.url,
+                format_txid(before),
+            )  # fmt: skip
+            steps = plan_newest(self._failed.sound(await self._store.list_levels()))
+            await self._apply_steps(steps)
+        return Applied(before, self.txid, len(steps))
+
+    async def _apply_steps(self, steps: Sequence[FileInfo]) -> bool:
+        """Apply files. Returns False, and applies none, if they are not proved to continue the file's history."""
         with await trio.to_thread.run_sync(lambda: tempfile.TemporaryFile(dir=self._path.parent)) as staging:
             staged = await self._stage(steps, staging.fileno())
-            await trio.to_thread.run_sync(self._apply, steps[-1].max_txid, staged, staging.fileno())
-        self.txid = steps[-1].max_txid
-        return Applied(before, self.txid, len(steps))
+            if steps[0].min_txid > 1 and not await self._continues(staged.node_id(steps[0])):
+                return False
+            origin = await provenance_of(self._store, steps[-1].max_txid, staged.node_id(steps[-1]))
+            await trio.to_thread.run_sync(self._apply, origin, staged, staging.fileno())
+        self.txid, self._origin = origin.txid, origin
+        return True
+
+    async def _continues(self, node_id: int) -> bool:
+        """Return whether a file with this node id, which begins after our TXID, continues our history."""
+        origin = self._origin
+        if origin is None or (origin.url, origin.txid) != (self._store.url, self.txid):
+            return False
+        if origin.lineage != 0 and origin.lineage == node_id:
+            return True
+        here = await provenance_of(self._store, self.txid, 0)
+        return here.checksum != 0 and here.checksum == origin.checksum
 
     async def _steps(self) -> list[FileInfo]:
         level0 = self._failed.sound(await self._store.list_level(0, after=self.txid))
@@ -188,8 +218,9 @@ class Follower:
         await reader.read(steps, parallelism=PARALLELISM)
         return staged
 
-    def _apply(self, txid: TXID, staged: Assembly, staging: int) -> None:
-        """One transaction on the database, then its position. In a thread."""
+    def _apply(self, origin: Provenance, staged: Assembly, staging: int) -> None:
+        """One transaction on the database, then its position and its provenance. In a thread."""
+        txid = origin.txid
         roll_back(self._path)  # a step that failed midway
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -198,6 +229,7 @@ class Follower:
         finally:
             os.close(fd)
         write_position(self._path, txid)
+        write_provenance(self._path, origin)
 
     def _change(self, fd: int, txid: TXID, staged: Assembly, staging: int) -> None:
         page1 = os.pread(fd, HEADER_SIZE, 0)

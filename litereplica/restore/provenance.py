@@ -13,7 +13,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from litereplica.types import TXID
+from litereplica.errors import FormatError, StorageError
+from litereplica.format.ltx import TRAILER_SIZE, decode_trailer
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.base import Suffix
+from litereplica.types import TXID, FileInfo
 
 ATTRIBUTE = "user.litereplica.restored"
 MAX_BYTES = 4096
@@ -28,6 +32,19 @@ class Provenance:
     txid: TXID
     lineage: int
     checksum: int
+
+
+async def provenance_of(store: LTXStore, txid: TXID, node_id: int) -> Provenance:
+    """Return the provenance of a database at `txid`, made there by a file with this node id.
+
+    Without a node id the checksum of the level 0 file is read, if there is one: one small request.
+    """
+    checksum = 0
+    if node_id == 0:
+        with suppress(StorageError, FormatError):
+            blob = await store.get(FileInfo(0, txid, txid, 0), Suffix(TRAILER_SIZE))
+            checksum = decode_trailer(blob.data)
+    return Provenance(store.url, txid, node_id, checksum)
 
 
 def write_provenance(path: Path, provenance: Provenance) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import trio
 
-from litereplica.errors import DamagedFile, FormatError, ReplicaError, StorageError
-from litereplica.format.ltx import TRAILER_SIZE, decode_trailer
+from litereplica.errors import DamagedFile, ReplicaError
 from litereplica.history.timeline import find_txid, require_point
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.progress import Progress, no_progress
@@ -28,8 +27,7 @@ from litereplica.restore.database_builder import Assembly
 from litereplica.restore.integrity_check import IntegrityCheck, require_integrity
 from litereplica.restore.output_file import OutputFile
 from litereplica.restore.plan_reader import PARALLELISM, FileRead, SourceReader
-from litereplica.restore.provenance import Provenance, write_provenance
-from litereplica.storage.base import Suffix
+from litereplica.restore.provenance import provenance_of, write_provenance
 from litereplica.types import TXID, FileInfo
 
 
@@ -107,7 +105,7 @@ async def restore(
         await trio.to_thread.run_sync(_finish, assembly, file)
         if integrity_check is not IntegrityCheck.NONE:
             await trio.to_thread.run_sync(require_integrity, file.temporary, integrity_check, store.url)
-        origin = await _provenance(store, plan[-1], assembly.node_id(plan[-1]))
+        origin = await provenance_of(store, plan[-1].max_txid, assembly.node_id(plan[-1]))
         await trio.to_thread.run_sync(write_provenance, file.temporary, origin)
         if prepare is not None:
             await trio.to_thread.run_sync(prepare, file.temporary, plan[-1].max_txid)
@@ -127,15 +125,6 @@ async def preview(store: LTXStore, *, target: TXID | None = None, before_ms: int
     await reader.read(plan, parallelism=PARALLELISM)
     by_end = sorted(reader.reads, key=lambda read: read.info.max_txid)
     return RestorePreview(plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(by_end))
-
-
-async def _provenance(store: LTXStore, newest: FileInfo, node_id: int) -> Provenance:
-    """Return what tells a writer later whose history the database continues. Without a node id one small request."""
-    checksum = 0
-    if node_id == 0 and newest.level == 0:
-        with contextlib.suppress(StorageError, FormatError):
-            checksum = decode_trailer((await store.get(newest, Suffix(TRAILER_SIZE))).data)
-    return Provenance(store.url, newest.max_txid, node_id, checksum)
 
 
 def _finish(assembly: Assembly, file: OutputFile) -> None:

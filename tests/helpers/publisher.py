@@ -8,6 +8,7 @@ as the L0 file of the next TXID, under its name only when it is whole.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import time
 from pathlib import Path
@@ -25,15 +26,20 @@ from litereplica.types import TXID, Pgno
 class Publisher:
     """A database below `directory`, and its replica there. `setup` is the SQL that makes TXID 1.
 
+    `lineage` is the files' node id: random, or 0 as Litestream has it.
+
     >>> with Publisher(tmp_path, setup="CREATE TABLE t(x)") as publisher:
     ...     txid = publisher.transaction("INSERT INTO t VALUES (1)")  # TXID 2 is in the store
     ...     with MountedReplica(publisher.url, tmp_path) as mount: ...
     """
 
-    def __init__(self, directory: Path, *, setup: str, page_size: int = 4096, auto_vacuum: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *, setup: str, page_size: int = 4096, auto_vacuum: int = 0, lineage: int | None = None
+    ) -> None:
         self.path = directory / "primary.db"
         self.replica = directory / "replica"
         self.txid: TXID = 0
+        self.lineage = secrets.randbits(63) + 1 if lineage is None else lineage
         self._page_size = page_size
         self._content = b""
         directory.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,7 @@ class Publisher:
             min_txid=self.txid,
             max_txid=self.txid,
             timestamp_ms=time.time_ns() // 1_000_000,
+            node_id=self.lineage,
         )
         body = encode_file(header, [(pgno, self._page(content, pgno)) for pgno in pages])
         path = self.replica / file_key(Layout.FILE, 0, self.txid, self.txid)

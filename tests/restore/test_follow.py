@@ -275,7 +275,7 @@ async def test_loop_goes_on_after_damage_by_way_of_another_file(
 
 
 async def test_other_page_size_ends_it_and_changes_nothing(tmp_path: Path) -> None:
-    with Publisher(tmp_path / "a", setup="CREATE TABLE t(x)", page_size=512) as small:
+    with Publisher(tmp_path / "a", setup="CREATE TABLE t(x)", page_size=512, lineage=7) as small:
         store = open_ltx_store(small.url)
         path = tmp_path / "out.db"
         follower = await begin(store, path)
@@ -288,6 +288,39 @@ async def test_other_page_size_ends_it_and_changes_nothing(tmp_path: Path) -> No
         with pytest.raises(PageSizeChanged):
             await follower.advance()
         assert path.read_bytes() == before
+        await store.aclose()
+
+
+@pytest.mark.parametrize("lineage", [0, 7])
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.logs("may have been made anew since TXID 0000000000000003: reading the whole database")
+async def test_a_replica_made_anew_from_another_database_is_not_mixed_with_the_file(
+    tmp_path: Path, is_restarted: bool, lineage: int
+) -> None:
+    def make(name: str, node_id: int) -> Publisher:
+        setup = f"CREATE TABLE t (x); INSERT INTO t VALUES ('{name}'); CREATE TABLE {name} (x)"
+        publisher = Publisher(tmp_path / name, setup=setup, lineage=node_id)
+        for number in range(2 if name == "ours" else 5):
+            publisher.transaction(f"INSERT INTO t VALUES ('{name} {number}')")
+        return publisher
+
+    path = tmp_path / "out.db"
+    with make("ours", lineage) as ours, make("other", lineage and lineage + 1) as other:
+        store = open_ltx_store(ours.url)
+        follower = await begin(store, path)
+        shutil.rmtree(ours.replica)
+        shutil.copytree(other.replica, ours.replica)
+        if is_restarted:
+            follower = Follower(store, path, position_of(path))
+        applied = await follower.advance()
+        assert applied is not None
+        assert (applied.before, applied.after) == (3, 6)
+        assert same(path, other.content)
+        other.transaction("INSERT INTO t VALUES ('more')")
+        name = file_key(Layout.FILE, 0, 7, 7)
+        shutil.copy(other.replica / name, ours.replica / name)
+        assert await follower.advance() == Applied(6, 7, 1)
+        assert same(path, other.content)
         await store.aclose()
 
 
