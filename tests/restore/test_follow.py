@@ -281,7 +281,7 @@ async def test_other_page_size_ends_it_and_changes_nothing(tmp_path: Path) -> No
         follower = await begin(store, path)
         small.transaction("INSERT INTO t VALUES (1)")
         before = path.read_bytes()
-        with Publisher(tmp_path / "b", setup="CREATE TABLE t(x)", page_size=1024) as large:
+        with Publisher(tmp_path / "b", setup="CREATE TABLE t(x)", page_size=1024, lineage=7) as large:
             large.transaction("INSERT INTO t VALUES (2)")
             name = file_key(Layout.FILE, 0, 2, 2)
             shutil.copy(large.replica / name, small.replica / name)
