@@ -141,7 +141,12 @@ class WriterProcess:
         return self._pid != 0
 
     def start(
-        self, crash_at: str = "", *, lease: LeaseMode = LeaseMode.OFF, barrier_frames: int = MAX_BARRIER_FRAMES
+        self,
+        crash_at: str = "",
+        *,
+        lease: LeaseMode = LeaseMode.OFF,
+        barrier_frames: int = MAX_BARRIER_FRAMES,
+        take_over: bool = False,
     ) -> str:
         """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
 
@@ -154,6 +159,7 @@ class WriterProcess:
             crash_at=crash_at,
             lease=lease.value,
             barrier_frames=barrier_frames,
+            take_over=take_over,
         )
         self._pid = answer["pid"]
         error: str = answer.get("error", "")
@@ -226,7 +232,10 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     elif name:
         crash_points.install(CrashPoint(name), int(passes))
     try:
-        trio.run(_replicate, Path(request["database"]), store, LeaseMode(request["lease"]), out)
+        options = ReplicatorOptions(
+            lease=LeaseMode(request["lease"]), take_over=request["take_over"], sync_interval_s=SYNC_INTERVAL_S
+        )
+        trio.run(_replicate, Path(request["database"]), store, options, out)
     except LiteReplicaError as exc:
         os.write(out, f"error {exc}\n".encode())
         return int(exc.exit_code)
@@ -246,7 +255,7 @@ class _Told:
         os.write(self._out, b"started\n")
 
 
-async def _replicate(database: Path, store: LTXStore, mode: LeaseMode, out: int) -> None:
+async def _replicate(database: Path, store: LTXStore, options: ReplicatorOptions, out: int) -> None:
     stop = trio.Event()
 
     async def wait_for_signal() -> None:
@@ -256,7 +265,7 @@ async def _replicate(database: Path, store: LTXStore, mode: LeaseMode, out: int)
 
     error: LiteReplicaError | None = None
     async with (
-        open_replicator(database, store, ReplicatorOptions(lease=mode, sync_interval_s=SYNC_INTERVAL_S)) as replicator,
+        open_replicator(database, store, options) as replicator,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(wait_for_signal)

@@ -175,6 +175,7 @@ def described(files: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.logs("may have been made anew")
 async def test_file_that_litestream_restored_and_followed_is_followed_on_by_us(tmp_path: Path) -> None:
     db, url, out = tmp_path / "app.db", f"file://{tmp_path}/replica", tmp_path / "out.db"
     make_database(db, page_size=4096, auto_vacuum=0)

@@ -105,8 +105,10 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
         if remote.file is not None and start is not Start.DIFFERENCE:
             await carry_on(context, newest=remote.file.info, last=last.version)
     if start is Start.DIFFERENCE:
-        if not is_ours:
-            await require_continuation(context, publisher, hold, remote)
+        if await database.run(lambda: _was_restored_from(context, remote)):
+            is_ours = False
+        elif not is_ours:
+            await require_continuation(context, publisher, hold)
         elif checksums.are_of_another_file:
             is_ours = False
             log.warning(
@@ -212,17 +214,16 @@ async def decide(
     return Start.DIFFERENCE, published
 
 
-async def require_continuation(context: WriterContext, publisher: Publisher, hold: Hold, remote: Remote) -> None:
+async def require_continuation(context: WriterContext, publisher: Publisher, hold: Hold) -> None:
     """After `Start.DIFFERENCE`: raise `ConflictError` unless the database continues the replica's newest version.
 
-    It does if the checksums beside it say that this file was published as that version, if it was restored from that
-    version, if it equals that version byte for byte, or if its file alone does and the WAL has all later commits. The
-    checksums of a version that the database does not continue are not kept: a later start must not take them for a
-    version that we published. With `context.take_over` a database that does not is published all the same.
+    It does if the checksums beside it say that this file was published as that version, if it equals that version
+    byte for byte, or if its file alone does and the WAL has all later commits. The checksums of a version that the
+    database does not continue are not kept: a later start must not take them for a version that we published. With `context.take_over` a database that does not is published all the same.
     """
     database, checksums = context.database, context.checksums
     last = publisher.last.version
-    if _published_it(checksums, last) or await database.run(lambda: _was_restored_from(context, remote)):
+    if _published_it(checksums, last):
         return
     known = await known_pages(context, last=last, keep=False)
     if known is not None:
