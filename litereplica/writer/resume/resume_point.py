@@ -219,8 +219,8 @@ async def require_continuation(context: WriterContext, publisher: Publisher, hol
 
     It does if the checksums beside it say that this file was published as that version, if it equals that version
     byte for byte, or if its file alone does and the WAL has all later commits. The checksums of a version that the
-    database does not continue are not kept: a later start must not take them for a version that we published. With `context.take_over` a database that does not is published
-    all the same.
+    database does not continue are not kept: a later start must not take them for a version that we published. With
+    `context.take_over` a database that does not is published all the same.
     """
     database, checksums = context.database, context.checksums
     last = publisher.last.version
