@@ -67,8 +67,8 @@ class FileSums:
 
     `file_checksum`, `header_sum` and `index_sum` are those of the file as it was read. `pgnos` are the pages that it
     has; None: every page of its database. `head` is None until the head of this file's object has been read.
-    `is_damaged`: the last part of the object that was read was damaged. Before `ask_at` (trio's time, in seconds)
-    the object counts as missing.
+    `damaged` are the parts of the object, by their first byte, that were damaged when they were last read. Before
+    `ask_at` (trio's time, in seconds) the object counts as missing.
     """
 
     key: str
@@ -78,7 +78,7 @@ class FileSums:
     pgnos: NDArray[np.uint32] | None
     lock_pgno: Pgno
     head: SumsHead | None = field(init=False, default=None)
-    is_damaged: bool = field(init=False, default=False)
+    damaged: set[int] = field(init=False, default_factory=set)
     ask_at: float = field(init=False, default=-math.inf)
     pause_s: float = field(init=False, default=FIRST_PAUSE_S)
     is_reported: bool = field(init=False, default=False)
@@ -90,6 +90,11 @@ class FileSums:
         """Return it for a file whose header and index have been read; `sums` are their checksums."""
         has_every_page = len(index) == header.snapshot_page_count
         return cls(sums_key(info), file_checksum, *sums, None if has_every_page else index.pgno, header.lock_pgno)
+
+    @property
+    def is_damaged(self) -> bool:
+        """True if a part of the object was damaged when it was last read."""
+        return bool(self.damaged)
 
     def rows(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return the rows of these pages, which the file must have, in its index."""
@@ -130,15 +135,15 @@ class FileSums:
                 except FormatError as exc:
                     problem = exc.message
                 else:
-                    self.is_damaged = False
+                    self.damaged.discard(span.start)
                     return part
         except (NotFound, AccessDenied) as exc:
-            self.is_damaged = False
+            self.damaged.clear()
             self.note_missing()
             if self.head is not None:
                 self._report(exc.message)
             return None
-        self.is_damaged = True
+        self.damaged.add(span.start)
         self._report(problem)
         return None
 
