@@ -28,7 +28,7 @@ class Wanted:
 
 
 def parse(name: bytes) -> Wanted | None:
-    """What a name means; None when it is none."""
+    """Return what a name means; None if it is not a name of a past state."""
     try:
         text = name.decode("ascii")
         if text.startswith(TXID_PREFIX):
@@ -40,5 +40,5 @@ def parse(name: bytes) -> Wanted | None:
 
 
 def txid_name(txid: TXID) -> bytes:
-    """The name of a state by its TXID."""
+    """Return the name of a state by its TXID."""
     return (TXID_PREFIX + format_txid(txid)).encode()

@@ -6,14 +6,14 @@
 Listed are TXIDs rather than times, since a TXID names its state whatever clocks did, and since two states may have one
 time. The time is the directory's mtime.
 
-A directory is what was looked up under a name, a file is the state of a TXID; several directories may lead to one file,
-so that the kernel has its pages once. Both are records of some hundred bytes that live as long as the kernel knows
-them, and when there are many, it is asked to forget the oldest. The state behind a file is another matter: it is
-opened when somebody needs it, and closed when nobody has had the file open for `IDLE_S`, or when too many are unused;
-the next open opens it again.
+A directory belongs to a name that was looked up, a file to the state of a TXID. Several directories may lead to one
+file, so that the kernel caches its pages once. Both are records of some hundred bytes that live as long as the kernel
+references them; when there are many, it is asked to forget the oldest. The state of a file is opened when it is
+needed, and closed when no client has had the file open for `IDLE_S`, or when too many are unused. The next open opens
+it again.
 
-Inodes are never given twice. What a time means is decided when it is looked up, and again when that was unused for
-`IDLE_S`: a transaction that was made before that time may have been published after it.
+Inodes are never reused. The state that a time leads to is chosen at the lookup, and again after `IDLE_S` without use:
+a transaction made before that time may have been published later.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from litereplica.types import TXID
 log = logging.getLogger(__name__)
 
 IDLE_S = 60.0
-"""A state that nobody has open is closed after this time: a map of 16 bytes a page, and as long to make as a restore
-plan takes to read."""
+"""A state that no client has open is closed after this time. It takes 16 bytes a page, and opening it again takes as
+long as reading a restore plan."""
 
 MAX_UNUSED = 8
-"""States that are kept although nobody has them open."""
+"""States that are kept open without a client."""
 
 MAX_NAMES = 1024
-"""Directories that the kernel may know; beyond, it is asked to forget those that nobody has used for longest."""
+"""Directories that the kernel may reference; beyond that, it is asked to forget those unused for longest."""
 
 MAX_IN_USE = 64
 """States that can be open at a time: each has a map of up to 16 bytes a page."""
@@ -54,7 +54,7 @@ LISTED_POINTS = 32
 """The newest points that a listing shows; it reads the headers of those that it has not shown before."""
 
 NAME_TIMEOUT_S = 5.0
-"""For how long the kernel believes that a name leads where it led: then we learn of its use."""
+"""How long the kernel may cache a name; after that a lookup shows that it is in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class PastFile(Node):
 
 
 class PastDirectory(Node):
-    """The directory that a name in `.at` means; its one entry is the database file."""
+    """The directory of a name in `.at`; its one entry is the database file."""
 
     def __init__(self, inode: int, tree: AtDirectory, *, name: bytes, point: Point, file: PastFile) -> None:
         super().__init__(inode)
@@ -195,7 +195,7 @@ class PastDirectory(Node):
         self.used_at = trio.current_time()
 
     async def _appear(self) -> PastFile | None:
-        """The file, its state open; None if the state cannot be reached any more."""
+        """Return the file with its state open; None if no files lead to the state any more."""
         try:
             for _ in range(2):
                 file = self.file
@@ -213,7 +213,7 @@ class PastDirectory(Node):
 
 
 def _forget_name(inode: int, name: bytes) -> None:
-    """Ask the kernel to drop a name in the directory `inode`, and what is below it; FORGET requests follow."""
+    """Ask the kernel to drop a name in the directory `inode` and everything below it; FORGET requests follow."""
     pyfuse3.invalidate_entry_async(pyfuse3.InodeT(inode), pyfuse3.FileNameT(name), ignore_enoent=True)
 
 
@@ -249,13 +249,13 @@ class AtDirectory(Node):
         self._files: dict[int, PastFile] = {}
 
     async def run(self) -> None:
-        """Close and forget what is unused, for ever."""
+        """Close and forget unused states and names, until cancelled."""
         while True:
             await trio.sleep(self._idle_s / 4)
             self._tidy()
 
     def statistics(self) -> list[PastStatistics]:
-        """The states that are open."""
+        """Return the statistics of the states that are open."""
         return [file.statistics() for file in self._files.values() if file.state is not None]
 
     def attributes(self) -> Attributes:
@@ -263,7 +263,7 @@ class AtDirectory(Node):
         return Attributes(is_directory=True)
 
     async def lookup(self, name: bytes) -> Node | None:
-        """The directory that a name means, or meant when it was last in use."""
+        """Return the directory of a name: the existing one while it is in use."""
         known = self._names.get(name)
         if known is not None and self._is_in_use(known):
             known.use()
@@ -290,7 +290,7 @@ class AtDirectory(Node):
         return await self.past.before(wanted.before_ms)
 
     def _entered(self, name: bytes, point: Point) -> PastDirectory:
-        """The directory of a name that means this point: the existing one, if it means the same."""
+        """Return the directory of a name for this point: the existing one if it is for the same TXID."""
         file = self._file_of(point.txid)
         directory = self._names.get(name)
         if directory is None or directory.file.txid != point.txid:
@@ -311,7 +311,7 @@ class AtDirectory(Node):
             raise OSError(errno.ENFILE, f"more than {MAX_IN_USE} past states are in use; close some")
 
     def replaced(self, file: PastFile) -> PastFile:
-        """A new file for the TXID of one that is another state now."""
+        """Return a new file for the TXID of one whose state has changed."""
         self._txids.pop(file.txid, None)
         return self._file_of(file.txid)
 

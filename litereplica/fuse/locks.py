@@ -14,7 +14,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 class OFDLocks:
-    """Locks on an open descriptor, which belongs to whoever opened it."""
+    """Locks on an open descriptor, which the caller closes."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -224,7 +224,7 @@ def is_dead_error(error: OSError) -> bool:
 
 
 def ask(question: Callable[[], bytes]) -> bytes:
-    """The answer to a question that a daemon answers: in a child, since who waits for a stopped one cannot be stopped.
+    """Return the answer of a daemon. It is asked in a child process: a wait for a stopped daemon cannot be interrupted.
 
     Raises `TimeoutError` after `ANSWER_LIMIT_S`, or the `OSError` of the question. Must not be called when there are
     other threads.

@@ -3,9 +3,9 @@
 Start: mount → let in who is to be let in → ready. End: let go of what keeps the mount busy → unmount → the session ends
 by itself. What is done in between is the subclasses' (`mount.py`, `static_mount.py`).
 
-Signals: SIGTERM, SIGINT and SIGQUIT end the mount within `STOP_LIMIT_S`, whoever is inside and whatever fails. SIGUSR1
-ends it only if nobody has a file open. SIGHUP changes nothing: log files are reopened when they have been rotated, and
-credentials are looked up again when the store refuses them.
+Signals: SIGTERM, SIGINT and SIGQUIT end the mount within `STOP_LIMIT_S`, with clients inside and in spite of errors.
+SIGUSR1 ends it only if nobody has a file open. SIGHUP changes nothing: log files are reopened when they
+have been rotated, and credentials are looked up again when the store refuses them.
 
 When someone else detaches the mount, the daemon serves those who are inside, and further mounts of the same file system
 in other places, until they are gone, and exits.
@@ -34,26 +34,26 @@ from litereplica.replica.poll_schedule import MAX_INTERVAL_S
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 4.0
-"""An end that was asked for takes no longer: an init system kills what does not end."""
+"""Time limit for ending after a signal: an init system kills processes that do not end."""
 
 GRACE_S = 0.5
-"""How long an orderly end may take once the mount is gone; what is on the disk is valid at any moment."""
+"""How long an orderly end may take after unmounting; the files on disk are valid at any moment."""
 
 MOUNT_CHECK_S = 10.0
-"""The kernel tells of changes of the mount table; we look at least this often all the same."""
+"""How often the mount table is read at least; the kernel also reports its changes."""
 
 COPY_CHECK_S = 1.0
 """How often a daemon whose mount was detached looks whether the file system is still mounted elsewhere."""
 
 RELEASE_LIMIT_S = 0.5
-"""The kernel says that a file was closed after the client's close() has returned."""
+"""How long to wait for RELEASE, which the kernel sends after the client's close() has returned."""
 
 MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
 """Requests that are worked on at once."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED = (signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM)
-"""They would end a process that has no handler for them, and leave a dead mount."""
+"""Signals whose default action would end the process and leave a dead mount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ class FuseSession:
 
     @contextmanager
     def _as_a_whole(self) -> Iterator[None]:
-        """Nothing but the session's end interrupts what is done inside: half an advance cannot be taken up again."""
+        """Shield the block from cancellation until the session ends: half an advance cannot be continued."""
         with trio.CancelScope(shield=True) as scope:
             self._whole.add(scope)
             try:

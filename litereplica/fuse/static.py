@@ -32,13 +32,13 @@ class StaticFile:
 
     @property
     def mtime_ns(self) -> int:
-        """When the transaction was made that the state ends with."""
+        """Time of the transaction that the state ends with, in nanoseconds since the epoch."""
         return self.past.identity.timestamp_ms * 1_000_000
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Answer a READ: exactly `size` bytes, zeroes behind the end.
+        """Answer a READ: exactly `size` bytes, zeroes beyond the end.
 
-        Raises EIO for pages that no file in the store has any more, which the log tells once, and the store's errors.
+        Raises EIO for pages that no file in the store has any more (logged once), and the store's errors.
         """
         page_size = self.past.snapshot.page_size
         first = offset // page_size + 1

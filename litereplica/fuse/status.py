@@ -1,4 +1,4 @@
-"""What a daemon tells of itself in its status file, as JSON."""
+"""The content of a mount's status file, as JSON."""
 
 from __future__ import annotations
 

@@ -5,11 +5,12 @@
     slots    a record of 24 bytes a slot: file checksum u64, digest u64, pgno u32, zero u32; little-endian
 
 A slot holds the page of its record only if the digest agrees: the CRC-64 of the page mixed with the key. The page is
-written first, then its record; nothing is synced. So whatever a crash, a full disk or a stranger leaves behind is
-either right or a miss. Nothing here invalidates: keys name contents (`page_key.py`), and slots are reused in turn.
+written first, then its record; nothing is synced. So after a crash, a full disk or damage a slot is either right or a
+miss. Pages are never invalidated: a key names a content (`page_key.py`), and slots are reused in turn.
 
-What the kernel has in memory is read on the trio thread; everything that may wait for the disk runs in a thread.
-Writing is behind: readers never wait for it. When the disk fails, one WARNING, and the tier is out of use.
+Pages that the kernel has in memory are read on the trio thread; everything that may wait for the disk runs in a worker
+thread. Pages are written in the background: readers never wait for it. When the disk fails, one WARNING is logged, and
+the tier is not used any more.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ BATCH = 512
 """Pages written at a time: below the 1,024 buffers that one system call takes."""
 
 MAX_PENDING = 16 * 1024 * 1024
-"""Bytes waiting to be written. What comes on top is not kept on disk: a slow disk must not fill the memory."""
+"""Bytes waiting to be written. Further pages are not kept on disk: a slow disk must not fill the memory."""
 
 FLUSH_S = 1.0
-"""Time for writing what waits when the tier is closed: some 1 GB/s into the kernel's memory, or nothing is gained."""
+"""Time limit for writing the queue when the tier is closed; into the kernel's memory that is some 1 GB/s."""
 
 _DISK_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
-"""Not the user's mistake: then pages are served without this tier."""
+"""Errors that are not the user's mistake: pages are then served without this tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class CacheFiles:
 
 @asynccontextmanager
 async def open_disk_pages(directory: Path, *, size: int, page_size: int) -> AsyncIterator[DiskPages | None]:
-    """The tier in `directory`, `size` bytes of pages at most. None, with a WARNING, when another process has it.
+    """Open the tier in `directory`, of at most `size` bytes of pages. None, with a WARNING, if another process uses it.
 
-    Raises `EnvironmentProblem` when the directory cannot be used, or is one that others own or may write to.
+    Raises `EnvironmentProblem` if the directory cannot be used, or if others own it or may write to it.
     """
     with ExitStack() as stack:
         opened = await trio.to_thread.run_sync(_open, directory, stack, max(1, size // page_size), page_size)
@@ -96,7 +97,7 @@ class DiskPages:
         self._pending: dict[PageKey, bytes] = {}
         self._wake = trio.Event()
         self._written = trio.Event()
-        self._turn = trio.Lock()  # held by whoever changes the files
+        self._turn = trio.Lock()  # held while the files are changed
         self._limiter = trio.CapacityLimiter(4)
         self._without_waiting = True
         self._readable = True
@@ -108,11 +109,11 @@ class DiskPages:
         return self._index.capacity * self._page_size if self._writable and self._readable else 0
 
     def holds(self, key: PageKey) -> bool:
-        """Is the page here? Two pages in 2⁶⁴ have the same hash, and a damaged slot is noticed only when read."""
+        """True if the page is probably here: hashes may collide (2⁻⁶⁴), and damage is noticed only by reading."""
         return key in self._pending or any(True for _ in self._index.find(key))
 
     def holds_each(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """`holds`, of many pages."""
+        """Return `holds` of each of many pages."""
         held = self._index.contains(checksums, pgnos)
         if self._pending:
             for row in np.flatnonzero(~held).tolist():
@@ -120,7 +121,7 @@ class DiskPages:
         return held
 
     async def read(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
-        """Those of the pages that are here, checked."""
+        """Return those of the pages that are here, checked."""
         found = {key: page for key in keys if (page := self._pending.get(key)) is not None}
         slots = {key: list(self._index.find(key)) for key in keys if key not in found}
         slots = {key: candidates for key, candidates in slots.items() if candidates}
@@ -134,7 +135,7 @@ class DiskPages:
         return found
 
     def write_soon(self, pages: dict[PageKey, bytes]) -> None:
-        """Keep these pages, unless they are here or too much waits already."""
+        """Queue the pages that are not here for writing, as many as the queue takes."""
         if not self._writable:
             return
         room = MAX_PENDING // self._page_size - len(self._pending)
@@ -143,27 +144,27 @@ class DiskPages:
         self._wake.set()
 
     async def write_when_there_is_room(self, pages: dict[PageKey, bytes]) -> None:
-        """Keep these pages; waits while half of what may wait does, so that readers' pages find room."""
+        """Queue these pages for writing once the queue is at most half full, which leaves room for readers' pages."""
         while self._writable and len(self._pending) * self._page_size > MAX_PENDING // 2:
             await self._written.wait()
         self.write_soon(pages)
 
     async def write_behind(self) -> None:
-        """Write what waits, for ever."""
+        """Write queued pages, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what waits now. One caller at a time."""
+        """Write the queue. One caller at a time."""
         while self._pending:
             async with self._turn:
                 if not await self._write_batch():
                     return
 
     async def correct(self, pages: dict[PageKey, bytes]) -> None:
-        """Write these pages over what is here under their keys, where it is not the same."""
+        """Overwrite pages that are here and differ from these."""
         held = await self.read([key for key in pages if self.holds(key)])
         wrong = [key for key, page in held.items() if page != pages[key]]
         if wrong:
@@ -214,14 +215,14 @@ class DiskPages:
     def _take(
         self, found: dict[PageKey, bytes], slots: dict[PageKey, list[int]], pages: dict[PageKey, tuple[int, bytes]]
     ) -> None:
-        """Move what was read from the wanted to the found."""
+        """Move the pages that were read from `slots` to `found`."""
         for key, (slot, page) in pages.items():
             found[key] = page
             self._index.mark_read(slot)
             del slots[key]
 
     def _drop_damaged(self, slots: dict[PageKey, list[int]]) -> None:
-        """Empty the slots that do not hold what they should; some may have been reused meanwhile."""
+        """Empty the slots whose content is damaged, except those that have been reused meanwhile."""
         for key, candidates in slots.items():
             still = set(self._index.find(key))
             for slot in candidates:
@@ -229,7 +230,7 @@ class DiskPages:
                     self._index.remove(slot)
 
     def _read_slots(self, slots: dict[PageKey, list[int]], flags: int) -> dict[PageKey, tuple[int, bytes]]:
-        """The pages with their slots: those that are right, and with RWF_NOWAIT those in the kernel's memory."""
+        """Return the sound pages with their slots; with RWF_NOWAIT only those in the kernel's memory."""
         pages: dict[PageKey, tuple[int, bytes]] = {}
         for key, candidates in slots.items():
             for slot in candidates:
@@ -272,7 +273,7 @@ class DiskPages:
             self._write([slot], {key: pages[key]})
 
     def _rename(self, translation: Translation) -> SlotIndex:
-        """The digest mixes the page with its key, so that the key is exchanged without reading the page."""
+        """Rename the records. The digest is the page's mixed with the key, so the pages need not be read."""
         records = _read_records(self._files).copy()
         checksums, pgnos = records["checksum"].astype(np.uint64), records["pgno"].astype(np.uint32)
         renamed = translation(checksums, pgnos)
@@ -288,7 +289,7 @@ class DiskPages:
 
 
 def _record(key: PageKey, page: bytes | bytearray) -> bytes:
-    """The record of a page in its slot."""
+    """Return the record of a page."""
     digest = checksum.update(None, page) ^ key_hash(key)
     return (key >> 32).to_bytes(8, "little") + digest.to_bytes(8, "little") + (key & 0xFFFFFFFF).to_bytes(8, "little")
 
@@ -335,7 +336,7 @@ def _open_files(directory: Path, stack: ExitStack) -> CacheFiles:
 
 
 def _require_private(path: Path, found: os.stat_result) -> None:
-    """Raise `EnvironmentProblem` unless the file is ours alone to change."""
+    """Raise `EnvironmentProblem` unless only this user can change the file."""
     kind = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
     if not kind or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EnvironmentProblem(
@@ -345,7 +346,7 @@ def _require_private(path: Path, found: os.stat_result) -> None:
 
 
 def _load(files: CacheFiles, capacity: int, page_size: int) -> SlotIndex:
-    """The index of what the files hold; they are emptied when they were written in another format."""
+    """Return the index of the files' pages. Files of another format are emptied."""
     expected = b"litereplica page cache 1, %d bytes a page\n" % page_size
     if os.pread(files.format, len(expected) + 1, 0) != expected:
         for fd in (files.slots, files.pages, files.format):

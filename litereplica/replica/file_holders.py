@@ -1,4 +1,4 @@
-"""Who holds locations: the page maps, virtual WALs and plans whose files must stay in the file table.
+"""The objects that hold locations: page maps, virtual WALs and plans, whose files must stay in the file table.
 
 Each holder registers itself when it is made, and counts for as long as it is referenced. Nobody keeps a list of holders
 by hand, so none can be left out of it.

@@ -1,8 +1,8 @@
-"""Reading bytes of a file that locations point into, and knowing that they are of that file, and right.
+"""Reads bytes of a file that locations point into, and checks that they are of that file and not damaged.
 
-An etag tells whether two answers are of one object, not what is in it: that of a large `file://` object changes when
-somebody sets its time, as Litestream does after giving it its name. What identifies a file is the checksum in its
-trailer. So an etag that we do not know is looked into, once, at the price of one small request.
+Equal etags show that two answers are of one object, but a new etag does not show that the content is new: that of a
+large `file://` object changes when its time is set, as Litestream does after renaming it. A file is identified by the
+checksum in its trailer. So for an unknown etag the trailer is read, once, in one small request.
 
 What is read is checked as far as it can be. A small file is read whole, whatever is wanted of it. Frames of a large one
 are compared with the sums beside it, if there are any; while these are damaged, a file that is not too large is read
@@ -38,9 +38,9 @@ Runner: TypeAlias = Callable[[Callable[[], Decoded]], Awaitable[Decoded]]
 
 
 async def read_source(store: LTXStore, files: FileTable, file_id: int, span: ByteRange) -> Blob:
-    """These bytes of the file that `file_id` stands for; they themselves are not checked.
+    """Return these bytes of the file that `file_id` stands for; they themselves are not checked.
 
-    Raises `FileVanished` when it has gone or another one has its name, and what the store raises.
+    Raises `FileVanished` if it was deleted or replaced, and what the store raises.
     """
     file = _file(store, files, file_id)
     try:
@@ -62,7 +62,7 @@ async def read_source(store: LTXStore, files: FileTable, file_id: int, span: Byt
 async def read_with_sums(
     store: LTXStore, files: FileTable, file_id: int, span: ByteRange, pgnos: NDArray[np.uint32]
 ) -> tuple[bytes, FrameSumsOrNone]:
-    """Bytes of a file, and the sums of the frames of these pages of it, in the order asked: at the same time.
+    """Return bytes of a file, and the sums of the frames of these pages in the order asked; both are read at once.
 
     Raises as `read_source`, and `DamagedFile` if the sums show that the file's header or index is damaged.
     """

@@ -1,13 +1,12 @@
 """Where each page of a database lies at one TXID: an immutable map pgno → place in a file of the store.
 
-The rows are kept in chunks of `CHUNK` pages that maps share: applying a transaction copies the chunks that it
-touches and no others, so that old maps stay valid for whoever still reads by them, at the price of what has
-changed. 16 bytes a page.
+The rows are kept in chunks of `CHUNK` pages that maps share: applying a transaction copies only the chunks that it
+touches, so old maps stay valid for readers that still use them. 16 bytes a page.
 
 Invariants: a chunk is never written once a map holds it; rows beyond `commit` in the last chunk have file 0,
 so that a database that shrinks and grows again has no page there until a file supplies it.
 
-The applying of files is `snapshot.py`'s, the meaning of the file ids `files.py`'s.
+Files are applied by `snapshot.py`; what a file id stands for is known to `file_table.py`.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class PageMap:
 
     @classmethod
     def empty(cls, page_size: int, holders: FileHolders | None = None) -> PageMap:
-        """The map of a database without pages. It and all that are made from it are among `holders`."""
+        """Return the map of a database without pages. It and all maps made from it register with `holders`."""
         return cls(page_size, 0, [], holders)
 
     def lookup(self, pgnos: NDArray[np.uint32]) -> NDArray[np.void]:
-        """LOCATION of each page, in the order asked; file 0 beyond `commit`."""
+        """Return the LOCATION of each page, in the order asked; file 0 beyond `commit`."""
         rows = pgnos.astype(np.int64) - 1
         found = np.zeros(len(rows), LOCATION)
         if len(rows) == 0:
@@ -77,7 +76,7 @@ class PageMap:
         return found
 
     def applied(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, commit: int) -> PageMap:
-        """The map after a file with these pages (ascending) has made the database `commit` pages long.
+        """Return the map after a file with these pages (ascending) has made the database `commit` pages long.
 
         Pages beyond `commit` are dropped. Pages that the database gains and the file does not have are absent.
         """
@@ -91,7 +90,7 @@ class PageMap:
         return PageMap(self.page_size, commit, chunks, self._holders)
 
     def chunks(self, *, since: PageMap | None = None) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.void]]]:
-        """All pages in order, in pieces: (pgnos, LOCATION). Without the pieces that `since` has just so."""
+        """Yield all pages in order, in pieces: (pgnos, LOCATION). Pieces that `since` shares are left out."""
         known = since._chunks if since is not None else []
         for chunk_id, chunk in enumerate(self._chunks):
             if chunk_id < len(known) and known[chunk_id] is chunk:
@@ -101,10 +100,10 @@ class PageMap:
             yield np.arange(first + 1, first + count + 1, dtype=np.uint32), chunk[:count]
 
     def combined(self, rule: ChunkRule, *others: PageMap) -> PageMap:
-        """The map of the same pages whose chunks `rule` makes of those of this one and of the others in the same place.
+        """Return a map of the same pages, each chunk made by `rule` from the chunks of this map and the others.
 
-        It gets the first pgno and the chunks, `self`'s first, and returns one of them or a new one. Chunks that one of
-        the others does not have stay as they are.
+        `rule` gets the first pgno of the chunk and the chunks, `self`'s first, and returns one of them or a new one.
+        Chunks that one of the others does not have stay as they are.
         """
         chunks = list(self._chunks)
         for chunk_id, parts in enumerate(zip(self._chunks, *(each._chunks for each in others), strict=False)):
@@ -112,7 +111,7 @@ class PageMap:
         return PageMap(self.page_size, self.commit, chunks, self._holders)
 
     def files(self) -> NDArray[np.uint32]:
-        """Ids of the files that hold at least one page, ascending. Looks at every page."""
+        """Return the ids of the files that hold at least one page, ascending. Looks at every page."""
         ids: set[int] = set()
         for chunk in self._chunks:
             ids.update(np.unique(chunk["file"]).tolist())
@@ -120,7 +119,7 @@ class PageMap:
         return np.array(sorted(ids), np.uint32)
 
     def missing(self, *, after: int = 0) -> NDArray[np.uint32]:
-        """The pages in `after` < pgno ≤ commit that have no place, ascending; the lock page is none of them."""
+        """Return the pages in `after` < pgno ≤ commit that have no location, ascending, without the lock page."""
         first = after >> _SHIFT
         absent = [
             np.flatnonzero(chunk["file"] == 0) + (chunk_id << _SHIFT) + 1
@@ -133,7 +132,7 @@ class PageMap:
         return wanted
 
     def _resized(self, commit: int) -> list[NDArray[np.void]]:
-        """The chunks of a database cut, or grown by pages that are absent, to `commit` pages."""
+        """Return the chunks of the database truncated, or grown by absent pages, to `commit` pages."""
         wanted = -(-commit >> _SHIFT)
         chunks = self._chunks[:wanted]
         chunks += [_NOWHERE] * (wanted - len(chunks))
@@ -151,7 +150,7 @@ def _frozen(chunk: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def _runs(chunk_ids: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
-    """Runs of equal values in an ascending array: (value, where)."""
+    """Yield runs of equal values in an ascending array: (value, slice)."""
     if len(chunk_ids) == 0:
         return
     starts = [0, *(np.flatnonzero(chunk_ids[1:] != chunk_ids[:-1]) + 1).tolist(), len(chunk_ids)]

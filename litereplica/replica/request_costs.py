@@ -1,6 +1,6 @@
 """What a replica asks of its store, by purpose and kind, and what that costs.
 
-Each purpose has a view of the same store, and whoever makes requests is given the view of the purpose it serves. The
+Each purpose has a view of the same store, and a caller gets the view of the purpose that it serves. The
 price is an estimate: that of S3 by its list, whatever the store is. Sums are counted with what they are asked for.
 """
 

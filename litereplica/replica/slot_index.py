@@ -1,8 +1,8 @@
 """Which slot of the page file holds which page: a hash table over the slots, and the choice of what to evict.
 
-A page is known here by a 64-bit hash of its key alone; whoever reads the slot checks the whole key. Chains run through
-arrays, one entry a slot, so a page costs 17 to 21 bytes of memory. Eviction is second chance: slots are reused in
-turn, those read since the last time around are passed over once. Pure; not safe for threads.
+A page is identified by a 64-bit hash of its key; the reader of the slot checks the whole key. Chains run through arrays
+with one entry a slot, so a page takes 17 to 21 bytes of memory. Eviction is second chance: slots are reused in turn,
+and those read since the last turn are passed over once. Pure; not safe for threads.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _MULTIPLIER_2 = 0xBF58476D1CE4E5B9
 
 
 def key_hash(key: PageKey) -> int:
-    """64 bits of a page's key, never 0."""
+    """Return a 64-bit hash of a page's key, never 0."""
     x = (key >> 32) ^ ((key & 0xFFFFFFFF) * _MULTIPLIER_1 & _MASK)
     x = (x ^ x >> 29) * _MULTIPLIER_2 & _MASK
     return (x ^ x >> 32) or 1
 
 
 def key_hashes(checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """`key_hash` of many keys."""
+    """Return `key_hash` of each of many keys."""
     x = checksums ^ (pgnos.astype(np.uint64) * np.uint64(_MULTIPLIER_1))
     x = (x ^ x >> np.uint64(29)) * np.uint64(_MULTIPLIER_2)
     hashes: NDArray[np.uint64] = x ^ x >> np.uint64(32)
@@ -50,12 +50,12 @@ class SlotIndex:
         self._hand = int(empty[0]) if len(empty) else 0
 
     def __len__(self) -> int:
-        """Slots in use."""
+        """Return the number of slots in use."""
         return int(np.count_nonzero(self._hashes))
 
     @property
     def capacity(self) -> int:
-        """Slots in all."""
+        """Number of slots."""
         return len(self._hashes)
 
     def find(self, key: PageKey) -> Iterator[int]:

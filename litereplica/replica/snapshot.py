@@ -111,9 +111,9 @@ def changed_pages(commit: int, files: Sequence[OpenedFile]) -> NDArray[np.uint32
 
 
 def changed_since(before: Snapshot, after: Snapshot, plan: Sequence[OpenedFile]) -> NDArray[np.uint32]:
-    """The pages of `after`, which `plan` makes, that may differ from those of `before`, ascending.
+    """Return the pages of `after`, which `plan` makes, that may differ from those of `before`, ascending.
 
-    All of them when the plan contradicts what we know.
+    All of them if the plan ends no later than `before` but makes a database of another size.
     """
     later = [file for file in plan if file.header.max_txid > before.pos.txid]
     if later:
@@ -122,7 +122,7 @@ def changed_since(before: Snapshot, after: Snapshot, plan: Sequence[OpenedFile])
 
 
 def renaming(before: PageMap, after: PageMap, changed: NDArray[np.uint32], table: FileTable) -> Translation:
-    """The keys of cached pages when `after` takes the place of `before`: those not in `changed` are the same pages."""
+    """Return how cached pages are renamed when `after` replaces `before`. Pages not in `changed` are the same."""
 
     def translate(checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
         rows = np.flatnonzero((pgnos > 0) & ~np.isin(pgnos, changed))
@@ -137,7 +137,7 @@ def renaming(before: PageMap, after: PageMap, changed: NDArray[np.uint32], table
 
 
 def page_size_changed(before: int, file: OpenedFile) -> PageSizeChanged:
-    """The error for a file whose pages have another size than those `before` it."""
+    """Return the error for a file whose pages have another size than those `before` it."""
     after = file.header.page_size
     return PageSizeChanged(
         f"{file.info} has pages of {after} bytes, the database before it of {before}", before=before, after=after
@@ -145,7 +145,7 @@ def page_size_changed(before: int, file: OpenedFile) -> PageSizeChanged:
 
 
 def all_pages(snapshot: Snapshot) -> NDArray[np.uint32]:
-    """Every page of a database but the lock page."""
+    """Return every page of a database but the lock page."""
     pgnos = np.arange(1, snapshot.commit + 1, dtype=np.uint32)
     changed: NDArray[np.uint32] = pgnos[pgnos != lock_pgno(snapshot.page_size)]
     return changed
@@ -154,10 +154,10 @@ def all_pages(snapshot: Snapshot) -> NDArray[np.uint32]:
 def sharing(
     pages: PageMap, other: PageMap, last_txids: tuple[NDArray[np.uint32], NDArray[np.uint64]], common: TXID
 ) -> PageMap:
-    """`pages`, with the locations of `other` for pages of which both are known to have the same version.
+    """Return `pages` with the locations of `other` for pages that are known to have the same version in both.
 
-    Both have all that happened up to `common` in the same way, and reach that far. A page that neither has from a file
-    that ends later has not changed since in either. `last_txids` are the ids of files, ascending, and their max TXIDs.
+    Both maps have the same history up to TXID `common`, and reach that far. A page that is in no file that ends later,
+    in either map, has not changed after `common`. `last_txids` are the ids of files, ascending, and their max TXIDs.
     """
     early = last_txids[0][last_txids[1] <= common]
 
@@ -173,7 +173,7 @@ def sharing(
 
 
 def following(pages: PageMap, before: PageMap, after: PageMap, changed: NDArray[np.uint32]) -> PageMap:
-    """`pages`, with the locations of `after` for those that it has where `before` had them, but for those `changed`."""
+    """Return `pages` with the locations of `after` where it has those of `before`, except for pages in `changed`."""
 
     def follow(first: int, own: NDArray[np.void], old: NDArray[np.void], new: NDArray[np.void]) -> NDArray[np.void]:
         if old is new:
@@ -188,7 +188,7 @@ def following(pages: PageMap, before: PageMap, after: PageMap, changed: NDArray[
 
 
 def _exchanged(own: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np.bool_]) -> NDArray[np.void]:
-    """`own` itself when no row is exchanged."""
+    """Return `own` with the given rows of `others`; `own` itself if there are none."""
     if not rows.any():
         return own
     exchanged = own.copy()

@@ -1,4 +1,4 @@
-"""What a replica tells of itself: one frozen record, which status, metrics and logs read."""
+"""The statistics of a replica: one frozen record, which status, metrics and logs read."""
 
 from __future__ import annotations
 

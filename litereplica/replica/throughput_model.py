@@ -1,4 +1,4 @@
-"""How long the store takes for how many bytes, as the requests so far tell. Pure.
+"""Estimates how long the store takes for a number of bytes, from the requests so far. Pure.
 
 time = latency + bytes / bandwidth: a line through the recent requests, by least squares. Decoding counts as a
 part of the time, so that a store that is faster than we are is seen as just as fast as we are.

@@ -1,13 +1,12 @@
 """A database file that appears under its name only when it is whole and durable.
 
-It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. A directory that is missing
-is made, and taken away again if nothing comes of it. What already lies there is
-left alone unless that is asked for; even then while another process has it open in WAL mode, which would go on with a
-file that has no name any more, and lose what it writes.
+It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. A missing directory is
+made, and removed again if the file is not published. An existing file is replaced only on request, and not while
+another process has it open in WAL mode: that one would go on with the old, unlinked file and lose what it writes.
 
-An old database's `-wal`, `-shm` and `-journal` must never lie beside the new file, since SQLite would apply them to it:
-when there are any, the old database is removed first, then they, then the new one gets its name. A crash in between
-leaves the old database whole, or none at all.
+The `-wal`, `-shm` and `-journal` of an old database must never lie beside the new file, since SQLite would apply them
+to it. If there are any, the old database is removed first, then these, then the new one is renamed. A crash in between
+leaves the old database whole, or none.
 
 All functions block.
 """
@@ -33,7 +32,7 @@ from litereplica.format.walindex import LOCK_DMS
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _NAME_CHARACTERS = 50
-"""Of the final name in the temporary one, which must not become longer than a file name may be."""
+"""Characters of the final name in the temporary one, so that it does not become too long for a file name."""
 
 _FLOCK = struct.Struct("hhqqi4x")
 
@@ -41,10 +40,10 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OutputFile:
-    """The file `path` in the making: `check`, `open`, then `publish` or `discard`.
+    """The file `path` while it is written: `check`, `open`, then `publish` or `discard`.
 
-    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use. `temporary` is the
-    name that it has until then.
+    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use. `temporary` is its
+    name until it is published.
     """
 
     def __init__(self, path: Path, *, force: bool) -> None:
@@ -115,7 +114,7 @@ class OutputFile:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """An `OSError` of the block becomes `EnvironmentProblem`: this machine does not take the file."""
+        """Turn an `OSError` of the block into `EnvironmentProblem`."""
         try:
             yield
         except OSError as exc:
@@ -129,7 +128,7 @@ class OutputFile:
             ) from exc
 
     def _require_unused(self) -> None:
-        """Whoever has a database open in WAL mode holds a lock on its `-shm`, also between transactions."""
+        """Raise `UsageError` if a process has the database open in WAL mode: it holds a lock on the `-shm`."""
         shm = self.path.with_name(f"{self.path.name}-shm")
         try:
             fd = os.open(shm, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -159,6 +158,6 @@ class OutputFile:
 
 
 def _umask() -> int:
-    """This process's umask, read without changing it for other threads."""
+    """Return this process's umask, without changing it for other threads."""
     match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(match[1], 8) if match else 0o077
