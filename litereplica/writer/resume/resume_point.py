@@ -25,10 +25,12 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from litereplica.errors import ConflictError, EnvironmentProblem, NotFound
+from litereplica.errors import ConflictError, EnvironmentProblem, NotFound, TransientStorageError
+from litereplica.format.ltx import TRAILER_SIZE
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.restore.provenance import read_provenance
+from litereplica.storage.base import Suffix
 from litereplica.types import FileInfo
 from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.published import Published, Version
@@ -92,6 +94,7 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
     with context.outages.waiting():
         await context.lease.begin()
         remote = await _remote_as_parked(context, parked) or await read_remote(context.store)
+        await _require_listed(context, remote)
     hold = await database.run(lambda: take_hold(database, context.wal))
     lineage = await database.run(lambda: context.state.lineage(context.store.url))
     is_ours = lineage is not None and lineage.has(remote.node_id)
@@ -119,6 +122,32 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
         lineage = await database.run(lambda: context.state.begin_lineage(context.store.url, previous=remote.node_id))
     publisher.begin_lineage(lineage.current)
     return start, hold
+
+
+async def _require_listed(context: WriterContext, remote: Remote) -> None:
+    """Raise `TransientStorageError` if the listing lacks the newest file that this writer knows to have published.
+
+    A store may answer with an old listing, or an empty one. The file itself, asked for by its name, tells that from a
+    replica that somebody has deleted, which is begun anew.
+    """
+    state, url = context.state, context.store.url
+    mark = state.read_mark()
+    known = mark.txid if mark is not None and mark.url == url else 0
+    if context.checksums.version is not None and state.lineage(url) is not None:
+        known = max(known, context.checksums.version.txid)
+    if known <= remote.txid:
+        return
+    info = FileInfo(0, known, known, 0)
+    try:
+        await context.store.get(info, Suffix(TRAILER_SIZE))
+    except NotFound:
+        if remote.txid == 0:
+            log.warning("the replica at %s, published up to TXID %s, is gone: beginning anew", url, format_txid(known))
+        return
+    raise TransientStorageError(
+        f"{url} lists no file up to TXID {format_txid(known)}, but has one: the listing is out of date",
+        key=context.store.key(info),
+    )
 
 
 async def publish_content(context: WriterContext, publisher: Publisher, *, commit: int | None) -> Prepared | None:

@@ -9,7 +9,9 @@ import pytest
 import trio
 
 from litereplica.errors import ConflictError, TransientStorageError, UsageError
+from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.base import ObjectInfo
 from litereplica.testing.memory import MemoryStorage
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.types import FileInfo
@@ -178,6 +180,56 @@ async def test_copy_that_is_behind_the_replica_is_refused_and_taken_over_on_dema
         await app("INSERT INTO t VALUES (1)")
         await app("PRAGMA wal_checkpoint(TRUNCATE)")
         await publish_once(app.database, store)
+        assert await fold(store) == await app.image()
+
+
+class OutdatedListings(MemoryStorage):
+    """Lists what was there at some time, or nothing, until it is told otherwise."""
+
+    shown: list[ObjectInfo] | None = None
+
+    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
+        if self.shown is None:
+            return await super().list(prefix, start_after=start_after)
+        return [info for info in self.shown if info.key.startswith(prefix) and info.key > (start_after or "")]
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+@pytest.mark.parametrize("lost", ["", "pages.sums", "checkpoint.json"])
+async def test_an_outdated_listing_is_not_believed(tmp_path: Path, lost: str, is_empty: bool) -> None:
+    storage = OutdatedListings()
+    store = LTXStore(storage, Layout.S3)
+    with Application(tmp_path / "app.db") as app:
+        await database(app)
+        await publish_once(app.database, store)
+        shown = await storage.list("")
+        for number in range(3):
+            await app("INSERT INTO t VALUES (?)", number)
+            await publish_once(app.database, store)
+        if lost:
+            (tmp_path / ".app.db-litereplica" / lost).unlink()
+        await app("INSERT INTO t VALUES (3)")
+        storage.shown = [] if is_empty else shown
+        with pytest.raises(TransientStorageError, match="the listing is out of date"):
+            await publish_once(app.database, store)
+        storage.shown = None
+        assert await txids(store) == [1, 2, 3, 4]
+        await publish_once(app.database, store)
+        assert await fold(store) == await app.image()
+
+
+@pytest.mark.logs("published up to TXID 0000000000000001, is gone: beginning anew")
+async def test_a_replica_that_somebody_has_deleted_is_begun_anew(tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    store = LTXStore(storage, Layout.S3)
+    with Application(tmp_path / "app.db") as app:
+        await database(app)
+        await publish_once(app.database, store)
+        first = await store.open((await store.list_level(0))[0])
+        storage.objects.clear()
+        await publish_once(app.database, store)
+        again = await store.open((await store.list_level(0))[0])
+        assert again.header.node_id != first.header.node_id, "readers must not take it for the one that they know"
         assert await fold(store) == await app.image()
 
 
