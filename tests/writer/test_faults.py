@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
 
 from litereplica.errors import AccessDenied
-from litereplica.storage.wrappers.delegate import Operation
+from litereplica.storage.base import Storage
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
 from litereplica.testing.faults import Fault, FaultAt, FaultStorage, Request, When
 from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer import backoff
 from litereplica.writer.database import checkpoint
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.publish import outage_log
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.slow
 
@@ -86,20 +92,68 @@ async def test_silent_store_is_told_of(
             await wait_until(lambda: "answers again" in caplog.text)
 
 
-async def test_checkpoint_gives_up_the_barrier_when_the_store_is_slow(
+class SilentStorage(WrapperStorage):
+    """Answers no put between `close` and `open`."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.waiting = 0  # puts that wait
+        self._opened = trio.Event()
+        self._opened.set()
+
+    def close(self) -> None:
+        self._opened = trio.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        if call.sent_bytes:
+            self.waiting += 1
+            try:
+                await self._opened.wait()
+            finally:
+                self.waiting -= 1
+        return await perform()
+
+
+async def test_checkpoint_gives_up_the_barrier_when_the_store_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The commits return while the store is silent: they cannot have waited for it."""
     monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
-    monkeypatch.setattr(checkpoint, "SLOW_RETRY_S", 0.05)
-    monkeypatch.setattr(checkpoint, "BARRIER_PUBLISH_MAX_S", 0.1)
-    monkeypatch.setattr(checkpoint, "BARRIER_PUBLISH_S", 0.1)
-    store = memory_store(LatencyStorage(MemoryStorage(), 0.25))
-    with Application(tmp_path / "app.db") as app:
+    storage = SilentStorage(MemoryStorage())
+    store = memory_store(storage)
+    slow, begin, armed = 0, SQLiteDatabase.begin_barrier, False
+    record = checkpoint.Schedule.record
+
+    def recorded(schedule: checkpoint.Schedule, now_s: float, outcome: checkpoint.Outcome) -> None:
+        nonlocal slow
+        record(schedule, now_s, outcome)
+        slow += outcome is checkpoint.Outcome.SLOW
+
+    def begin_and_commit_behind_it(database: SQLiteDatabase) -> bool:
+        """The last commit before the barrier is published under it, and the store becomes silent."""
+        nonlocal armed
+        if armed:
+            armed = False
+            other.call("INSERT INTO t VALUES ('under the barrier')")
+            trio.from_thread.run_sync(storage.close)
+        return begin(database)
+
+    monkeypatch.setattr(checkpoint.Schedule, "record", recorded)
+    monkeypatch.setattr(SQLiteDatabase, "begin_barrier", begin_and_commit_behind_it)
+    with Application(tmp_path / "app.db") as app, Application(tmp_path / "app.db") as other:
         await app("CREATE TABLE t (x)")
+        await app("PRAGMA busy_timeout = 30000")
         async with replicating(app.database, store) as replicator:
-            longest_ms = await app.commits(1.0)
-            assert longest_ms < 1000, "a commit waited for the store"
-            await wait_until(lambda: replicator.statistics().checkpoints > 0)
+            armed = True
+            await app("INSERT INTO t VALUES (randomblob(100000))")
+            await wait_until(lambda: storage.waiting > 0, within_s=30)
+            await app.commits(20)  # raises if the barrier is held
+            assert slow == 1
+            storage.open()
+            await wait_until(lambda: replicator.statistics().checkpoints > 0, within_s=30)
             await until_published(store, app)
 
 
@@ -114,20 +168,21 @@ async def test_refusal_at_the_start_ends_it_at_once(tmp_path: Path) -> None:
         assert caught.group_contains(AccessDenied)
 
 
-async def test_stop_does_not_wait_for_a_store_that_is_slow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = memory_store(LatencyStorage(MemoryStorage(), 0.01, bytes_per_s=1000))
+async def test_stop_does_not_wait_for_a_store_that_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = SilentStorage(MemoryStorage())
+    storage.close()
+    store = memory_store(storage)
     stop = trio.Event()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         await app("INSERT INTO t VALUES (randomblob(1000000))")
-        with trio.fail_after(5):
-            async with (
-                open_replicator(app.database, store, ReplicatorOptions(stop_limit_s=0.1)) as replicator,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(replicator.run, stop)
-                await trio.sleep(0.3)
-                stop.set()
+        async with (
+            open_replicator(app.database, store, ReplicatorOptions(stop_limit_s=0.1)) as replicator,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(replicator.run, stop)
+            await wait_until(lambda: storage.waiting > 0)
+            stop.set()  # the store never answers
         assert "out of time" in caplog.text
         store = memory_store()
         await publish_once(app.database, store)

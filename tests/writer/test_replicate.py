@@ -7,18 +7,32 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from litereplica.errors import UsageError
 from litereplica.format.sqlite import DatabaseHeader
+from litereplica.testing.faults import FaultAt, FaultStorage, Request
 from litereplica.testing.ltx_files import read_file
+from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.database import checkpoint
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.replicator import Replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
-from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
+from tests.writer.running import (
+    DEADLINE_S,
+    memory_store,
+    page_counts,
+    publish_once,
+    replicating,
+    txids,
+    until_published,
+)
 
 pytestmark = pytest.mark.slow
+
+AN_HOUR_S = 3600.0
 
 
 async def fill(app: Application, rows: int, size: int = 300) -> None:
@@ -45,16 +59,16 @@ async def test_first_file_is_the_whole_database(tmp_path: Path) -> None:
             assert replicator.statistics().pages == len(await app.image()) // 4096
 
 
-async def test_each_commit_after_a_quiet_period_is_published_at_once(tmp_path: Path) -> None:
+async def test_each_commit_after_a_quiet_period_is_published_at_once(tmp_path: Path, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1.0
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
-        async with replicating(app.database, store, sync_interval_s=0.3):
+        async with replicating(app.database, store, sync_interval_s=AN_HOUR_S):
             for i in range(3):
-                await trio.sleep(0.35)
                 await app("INSERT INTO t VALUES (?)", i)
-                with trio.fail_after(0.2):
-                    await until_published(store, app)
+                await until_published(store, app)
+                mock_clock.jump(AN_HOUR_S)
         assert await txids(store) == [1, 2, 3, 4]
 
 
@@ -171,17 +185,60 @@ async def test_application_with_automatic_checkpoints_is_followed(
             await until_published(store, app)
 
 
-async def test_commits_hardly_wait_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Barriers:
+    """Counts the barriers that begin while it is installed, and the requests under each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[int] = []  # under each barrier so far
+        self._held = False
+        begin, end = SQLiteDatabase.begin_barrier, SQLiteDatabase.end_barrier
+
+        def begin_barrier(database: SQLiteDatabase) -> bool:
+            self._held = begin(database)
+            if self._held:
+                self.requests.append(0)
+            return self._held
+
+        def end_barrier(database: SQLiteDatabase) -> None:
+            end(database)
+            self._held = False
+
+        monkeypatch.setattr(SQLiteDatabase, "begin_barrier", begin_barrier)
+        monkeypatch.setattr(SQLiteDatabase, "end_barrier", end_barrier)
+
+    def count_request(self, request: Request) -> None:
+        if self._held:
+            self.requests[-1] += 1
+
+
+async def test_commits_wait_for_one_barrier_a_checkpoint_and_one_request_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_FRAMES", 20)
-    store = memory_store()
+    barriers = Barriers(monkeypatch)
+    store = memory_store(FaultStorage(MemoryStorage(), barriers.count_request))
+    outcomes: list[checkpoint.Outcome] = []
+    record = checkpoint.Schedule.record
+
+    def recorded(schedule: checkpoint.Schedule, now_s: float, outcome: checkpoint.Outcome) -> None:
+        record(schedule, now_s, outcome)
+        outcomes.append(outcome)
+
+    monkeypatch.setattr(checkpoint.Schedule, "record", recorded)
     with Application(tmp_path / "app.db") as app:
         await app("CREATE TABLE t (x)")
         await app("PRAGMA synchronous = normal")
         async with replicating(app.database, store) as replicator:
-            longest_ms = await app.commits(2.0)
+            commits = 0
+            while replicator.statistics().checkpoints < 5:
+                await app.commits(100)
+                commits += 100
             await until_published(store, app)
-            assert replicator.statistics().checkpoints >= 2
-        assert longest_ms < 1000
+            held = len(barriers.requests)
+            done = outcomes.count(checkpoint.Outcome.DONE)
+            assert held <= len(outcomes) + 1, "a barrier that is no checkpoint's"
+            assert done <= 1 + 3 * commits // checkpoint.CHECKPOINT_FRAMES, "a checkpoint for fewer frames than are due"
+            assert max(barriers.requests) <= 1
     assert await txids(store) == list(range(1, len(await txids(store)) + 1))
 
 
@@ -240,9 +297,6 @@ async def test_transaction_that_rewrites_its_own_frames_arrives(tmp_path: Path) 
 
 
 async def test_idle_database_causes_no_file_and_no_request(tmp_path: Path) -> None:
-    from litereplica.testing.faults import FaultAt, FaultStorage
-    from litereplica.testing.memory import MemoryStorage
-
     storage = FaultStorage(MemoryStorage(), lambda request: None)
     store = memory_store(storage)
     with Application(tmp_path / "app.db") as app:
@@ -314,5 +368,5 @@ async def test_replaced_database_ends_replication_with_an_error(
         with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with replicating(app.database, memory_store()):
                 app.database.rename(tmp_path / "moved.db")
-                await trio.sleep(5)
+                await trio.sleep(DEADLINE_S)
         assert caught.group_contains(UsageError, match="deleted or replaced")

@@ -214,7 +214,7 @@ async def test_standby_begins_when_the_lease_has_expired(tmp_path: Path, caplog:
 async def test_standby_that_is_stopped_ends_at_once(tmp_path: Path) -> None:
     storage = MemoryStorage()
     storage.objects[LOCK_KEY] = foreign_lease(left_s=30)
-    with Application(tmp_path / "app.db") as app, trio.fail_after(2):
+    with Application(tmp_path / "app.db") as app, trio.fail_after(20):
         await app("CREATE TABLE t (x)")
         async with replicating(app.database, memory_store(storage), mode=LeaseMode.WAIT) as (_, errors):
             await trio.sleep(0.1)
