@@ -7,6 +7,7 @@ on it, the next step as `hint`. Facts that code needs are attributes. Nothing he
 from __future__ import annotations
 
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -20,6 +21,8 @@ class ExitCode(IntEnum):
     DAMAGED = 5  # bytes that fail their checks
     ENVIRONMENT = 6  # this machine: no /dev/fuse, mount point in use, disk full
     CONFLICT = 7  # another writer owns the destination
+    UNPUBLISHED = 8  # replication was stopped, and committed transactions are not in the replica
+    SOURCE_REPLACED = 9  # a database was moved, deleted or replaced while it was replicated
 
 
 class LiteReplicaError(Exception):
@@ -156,6 +159,32 @@ class PageSizeChanged(ReplicaError):
         super().__init__(message, hint="mount the replica again")
         self.before = before
         self.after = after
+
+
+class SourceReplaced(LiteReplicaError):
+    """A database or its WAL was moved, deleted or replaced while it was replicated."""
+
+    exit_code = ExitCode.SOURCE_REPLACED
+
+
+class Unpublished(LiteReplicaError):
+    """Replication was stopped before all was published; the next start continues from there.
+
+    `transactions` are those known to be committed and not in the replica, None if the content of the database was not
+    compared with the replica; `wal_bytes` is their size in the WAL.
+    """
+
+    exit_code = ExitCode.UNPUBLISHED
+
+    def __init__(self, path: Path, reason: str, *, transactions: int | None, wal_bytes: int) -> None:
+        if transactions is None:
+            what = f"stopped before {path} was compared with its replica"
+        else:
+            what = f"stopped with {transactions} transaction(s), {wal_bytes} bytes of WAL, of {path} unpublished"
+        super().__init__(f"{what}: {reason}", hint="start it again: it continues from there")
+        self.path = path
+        self.transactions = transactions
+        self.wal_bytes = wal_bytes
 
 
 class ConflictError(LiteReplicaError):

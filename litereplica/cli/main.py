@@ -63,6 +63,8 @@ EXIT_CODES: dict[int, str] = {
     ExitCode.DAMAGED: "damaged data: a check failed",
     ExitCode.ENVIRONMENT: "a problem of this machine: no /dev/fuse, mount point in use, disk full",
     ExitCode.CONFLICT: "another writer publishes to the replica",
+    ExitCode.UNPUBLISHED: "replicate was stopped, and committed transactions are not in the replica",
+    ExitCode.SOURCE_REPLACED: "a database was moved, deleted or replaced while it was replicated",
     INTERRUPTED: "interrupted",
     BROKEN_PIPE: "the reader of the output closed the pipe",
 }

@@ -29,13 +29,13 @@ from litereplica import __version__
 from litereplica.cli.child import Child, check_program, start_child
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
-from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
+from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, Unpublished, UsageError
 from litereplica.times import format_duration
 from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
 from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, LagLog
 from litereplica.writer.fleet.restore_missing import is_there, restore_missing, wait_for_database
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
-from litereplica.writer.fleet.supervisor import Supervisor, open_fleet
+from litereplica.writer.fleet.supervisor import FleetError, Supervisor, open_fleet
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 
@@ -152,7 +152,12 @@ class Replication:
                 _log_targets(self._config.targets)
                 nursery.start_soon(self._reload_on_demand, fleet, self._reread)
             nursery.start_soon(self._log_lag, fleet)
-            await fleet.run(self._stop, task_status=_Started(self._may_start_program))
+            try:
+                await fleet.run(self._stop, task_status=_Started(self._may_start_program))
+            except (Unpublished, FleetError) as exc:
+                if self._code == ExitCode.OK:
+                    raise
+                log.error("%s", exc)  # the exit code is the program's own
             nursery.cancel_scope.cancel()
 
     # --- the control socket

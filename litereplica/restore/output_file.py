@@ -1,8 +1,9 @@
 """A database file that appears under its name only when it is whole and durable.
 
-It is written under a temporary name in the same directory (mode 0600), fsynced and renamed. A missing directory is
-made, and removed again if the file is not published. An existing file is replaced only on request, and not while
-another process has it open in WAL mode: that one would go on with the old, unlinked file and lose what it writes.
+It is written under a temporary name in the same directory, fsynced and renamed. A new file has mode 0600; one that
+replaces another has the mode and, if this user may set them, owner and group of that. A missing directory is made, and
+removed again if the file is not published. An existing file is replaced only on request, and not while another process
+has it open in WAL mode: that one would go on with the old, unlinked file and lose what it writes.
 
 The `-wal`, `-shm` and `-journal` of an old database must never lie beside the new file, since SQLite would apply them
 to it. If there are any, the old database is removed first, then these, then the new one is renamed. A crash in between
@@ -17,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import secrets
 import stat
 import struct
@@ -85,7 +85,7 @@ class OutputFile:
         """Make the file durable and give it its name. Raises as `check` and `reporting`."""
         self.check()
         with self.reporting():
-            os.fchmod(self._fd, 0o666 & ~_umask())
+            self._inherit()
             os.fsync(self._fd)
             sidecars = self._sidecars()
             if sidecars:
@@ -96,6 +96,14 @@ class OutputFile:
                 fsync_directory(directory)
         self._made.clear()
         self._close()
+
+    def _inherit(self) -> None:
+        """Give the file the mode, owner and group of the one that it replaces."""
+        with contextlib.suppress(FileNotFoundError):
+            old = self.path.stat()
+            with contextlib.suppress(PermissionError):
+                os.fchown(self._fd, old.st_uid, old.st_gid)
+            os.fchmod(self._fd, stat.S_IMODE(old.st_mode) & 0o777)
 
     def discard(self) -> None:
         """Remove the temporary file; no error if there is none."""
@@ -155,9 +163,3 @@ class OutputFile:
     def _close(self) -> None:
         os.close(self._fd)
         self._fd = -1
-
-
-def _umask() -> int:
-    """Return this process's umask, without changing it for other threads."""
-    match = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(match[1], 8) if match else 0o077

@@ -111,6 +111,12 @@ class Storage(ABC):
     async def delete_if_match(self, key: str, etag: str) -> None:
         """Delete the object if it has this etag, else `PreconditionFailed` (also when it does not exist)."""
 
+    def limit_mode(self, mode: int, *, prefix: str = "") -> None:  # noqa: B027 - optional
+        """Make objects below `prefix` no more accessible than `mode`, permission bits, from now on.
+
+        Without effect on a store whose objects have no mode.
+        """
+
     @abstractmethod
     async def aclose(self) -> None:
         """Release connections. Nothing else may be called afterwards."""

@@ -8,6 +8,9 @@ Every change of a name happens under an exclusive `flock` of `.litereplica-lock`
 system calls. So conditional operations are atomic among all processes that use this module. Another
 program that writes the same files does not take the lock; only `put_if_absent` is atomic against it too.
 
+A file or directory is no more accessible than the directory it is made in, than the umask allows, and than
+`limit_mode` has said, which a writer calls with the mode of its database.
+
 An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size: the
 small objects are those that are rewritten in place (a lease), where an inode number soon comes back.
 
@@ -48,6 +51,7 @@ class FileStorage(Storage):
         self._root = root
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._swept: set[str] = set()  # directories without stale temporary files
+        self._modes: dict[str, int] = {}  # by prefix
 
     @property
     def url(self) -> str:
@@ -96,6 +100,9 @@ class FileStorage(Storage):
         _validate(key)
         await self._in_thread(key, lambda: self._delete_if_match(key, etag), reading=False)
 
+    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
+        self._modes[prefix] = mode
+
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -118,11 +125,12 @@ class FileStorage(Storage):
             return []
 
     def _write(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
-        files.make_root(self._root)
-        with self._parent_of(key, create=True) as (parent, name):
+        mode = self._mode_of(key)
+        files.make_root(self._root, mode=mode)
+        with self._parent_of(key, create=True, mode=mode) as (parent, name):
             self._sweep(key, parent)
             with (
-                files.temporary_file(body, parent=parent, modified_ms=modified_ms) as (temporary, etag),
+                files.temporary_file(body, parent=parent, modified_ms=modified_ms, mode=mode) as (temporary, etag),
                 files.exclusive_lock(self._root),
             ):
                 publish(parent, temporary, name)
@@ -174,15 +182,20 @@ class FileStorage(Storage):
             files.remove_stale(parent)
 
     @contextlib.contextmanager
-    def _parent_of(self, key: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+    def _parent_of(self, key: str, *, create: bool = False, mode: int = 0o666) -> Iterator[tuple[int, str]]:
         """The open directory that holds the key's file, and the file's name in it."""
         directory, _, name = key.rpartition("/")
-        with files.open_directory(self._root, _components(directory), create=create) as parent:
+        with files.open_directory(self._root, _components(directory), create=create, mode=mode) as parent:
             yield parent, name
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
         _validate(key)
         return await self._in_thread(key, lambda: self._write(key, body, modified_ms, publish), reading=False)
+
+    def _mode_of(self, key: str) -> int:
+        """The mode of the longest prefix of `key` that has one."""
+        prefixes = [prefix for prefix in self._modes if key.startswith(prefix)]
+        return self._modes[max(prefixes, key=len)] & 0o666 if prefixes else 0o666
 
     async def _in_thread(self, key: str, action: Callable[[], T], *, reading: bool) -> T:
         """Run in a thread. A cancelled read is abandoned; a cancelled change first completes or undoes itself."""

@@ -51,13 +51,16 @@ _PASSING = frozenset(
 
 
 @contextmanager
-def open_directory(root: Path, components: list[str], *, create: bool = False) -> Iterator[int]:
-    """A descriptor of a directory below `root`, reached without following a symbolic link below it."""
+def open_directory(root: Path, components: list[str], *, create: bool = False, mode: int = 0o666) -> Iterator[int]:
+    """A descriptor of a directory below `root`, reached without following a symbolic link below it.
+
+    `mode` is that of files in the directories made.
+    """
     fd = os.open(root, _DIRECTORY)
     try:
         for component in components:
             if create:
-                _make_directory(component, parent=fd)
+                _make_directory(component, parent=fd, mode=mode)
             child = open_child(component, parent=fd)
             os.close(fd)
             fd = child
@@ -105,22 +108,22 @@ def etag_of(fd: int, status: os.stat_result) -> str:
     return f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
 
 
-def make_root(root: Path) -> None:
+def make_root(root: Path, *, mode: int) -> None:
     """Create `root` and its parents; each new name is made durable."""
     missing = []
     while not root.is_dir():
         missing.append(root.name)
         root = root.parent
     if missing:
-        with open_directory(root, missing[::-1], create=True):
+        with open_directory(root, missing[::-1], create=True, mode=mode):
             pass
 
 
 @contextmanager
-def temporary_file(body: Body, *, parent: int, modified_ms: int | None) -> Iterator[tuple[str, str]]:
+def temporary_file(body: Body, *, parent: int, modified_ms: int | None, mode: int) -> Iterator[tuple[str, str]]:
     """A whole, durable file under a temporary name: (name, etag). The name is gone afterwards."""
     name = TEMPORARY_PREFIX + secrets.token_hex(8)
-    fd = os.open(name, _CREATE, 0o666, dir_fd=parent)
+    fd = os.open(name, _CREATE, mode & os.fstat(parent).st_mode, dir_fd=parent)
     try:
         try:
             _write_body(fd, body)
@@ -179,9 +182,10 @@ def translated(exc: OSError, key: str, url: str, *, reading: bool) -> StorageErr
     return StorageError(message, key=key, hint="check the directory and its file system")
 
 
-def _make_directory(name: str, *, parent: int) -> None:
+def _make_directory(name: str, *, parent: int, mode: int) -> None:
+    """Make a directory for files of `mode`, which those who may read them can enter."""
     try:
-        os.mkdir(name, dir_fd=parent)
+        os.mkdir(name, (mode | (mode & 0o444) >> 2) & os.fstat(parent).st_mode, dir_fd=parent)
     except FileExistsError:
         return
     os.fsync(parent)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from litereplica.errors import Unpublished
 from litereplica.writer.database.checkpoint import Schedule
 from litereplica.writer.database.checkpoint_mark import MarkWriter
 from litereplica.writer.database.parked import Parked
@@ -68,6 +69,16 @@ class Attachment:
         )
         self.is_attached = False
         self.marks.forget()
+
+    def require_published(self, reason: str) -> None:
+        """Raise `Unpublished` unless all that is known to be committed is published."""
+        path, wal = self._context.database.path, self._context.wal
+        if self.is_complete and not wal.waiting_transactions:
+            log.warning("stopped without a checkpoint of %s: %s", path, reason)
+            return
+        transactions = wal.waiting_transactions if self.is_complete else None
+        wal_bytes = (wal.committed - wal.position) * wal.frame_size
+        raise Unpublished(path, reason, transactions=transactions, wal_bytes=wal_bytes)
 
     def mark_if_sealed(self) -> None:
         """Have the checkpoint mark written if the database file alone holds the newest TXID."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import apsw
 import trio
 
-from litereplica.errors import EnvironmentProblem, NotFound, StorageError, TransientStorageError, UsageError
+from litereplica.errors import EnvironmentProblem, NotFound, SourceReplaced, StorageError, TransientStorageError
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
@@ -128,8 +128,8 @@ class Replicator:
         """Replicate until `stop` is set, then publish the remainder within `stop_limit_s`. Started once all that was
         committed is published. Returns the state of the database if `may_park` agreed and it can be closed.
 
-        Raises `ConflictError` and `UsageError` if it must not continue, and until it has started also `StorageError`
-        and `EnvironmentProblem`.
+        Raises `ConflictError` and `SourceReplaced` if it must not continue, `Unpublished` if it was stopped before all
+        was published, and until it has started also `UsageError`, `StorageError` and `EnvironmentProblem`.
         """
         error: Exception | None = None
         parked: Parked | None = None
@@ -139,11 +139,12 @@ class Replicator:
                 with trio.CancelScope() as scope:
                     nursery.start_soon(_limit_stop, stop, scope, self._options.stop_limit_s)
                     await self._stand_by(stop)
+                    ended_as_standby = stop.is_set()
                     await self._first_round(stop)
                     task_status.started(self.statistics())
-                    parked = await self._follow(stop, may_park)
+                    parked = None if ended_as_standby else await self._follow(stop, may_park)
                 if scope.cancelled_caught:
-                    log.warning("stopped before all was published: out of time; the next start continues from there")
+                    self._attachment.require_published("out of time")
             except Exception as exc:
                 error = exc
             nursery.cancel_scope.cancel()
@@ -242,16 +243,17 @@ class Replicator:
         return self._options.pace.look_interval_s(now_s - self._active_s)
 
     async def _finish(self) -> None:
-        """Publish the remainder, and checkpoint."""
-        if not self._attachment.is_attached:
-            return
+        """Publish the remainder, and checkpoint. Raises `Unpublished`."""
         try:
+            await self._attachment.complete()
             while self._wal.committed > self._wal.position:  # committed before this call
                 await self._publish()
             await self._publish()
             await self._settle()
         except (StorageError, OSError, apsw.Error, EnvironmentProblem, WalMoved) as exc:
-            log.warning("stopped before all was published: %s; the next start continues from there", exc)
+            if isinstance(exc, WalMoved):
+                self._detach()
+            self._attachment.require_published(str(exc) or "the WAL was restarted by another program")
 
     async def _settle(self) -> None:
         """Checkpoint and write the mark, so that the next start needs no comparison even if the WAL is gone by then."""
@@ -331,7 +333,7 @@ class Replicator:
     def _check_place(self) -> None:
         self._litestream.check()
         if self._attachment.is_attached and not (self._database.is_in_place() and self._wal.is_in_place()):
-            raise UsageError(
+            raise SourceReplaced(
                 f"{self._database.path} or its WAL was deleted or replaced while it was replicated",
                 hint="start again: the database that is there now is then published",
             )
@@ -366,6 +368,7 @@ async def open_replicator(
     options = options or ReplicatorOptions()
     async with open_database(path) as database:
         refuse_if_litestream_runs(database.path)
+        store.storage.limit_mode(database.mode())
         with StateDirectory(database.path) as state:
             parked = options.parked
             undisturbed = parked is not None and parked.token == state.tenancy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,10 @@ class Seen:
         self._present = set(files_of(self._url))
         self._new |= self._present - self._before
 
-    def until(self, condition: Callable[[Seen], bool]) -> None:
-        """Look until `condition` holds."""
-        while not condition(self):
-            time.sleep(10 * PAUSE_S)
-            self.look()
+    def wait(self) -> None:
+        """List the files again after a while."""
+        time.sleep(10 * PAUSE_S)
+        self.look()
 
     @property
     def merges(self) -> int:
@@ -208,7 +207,8 @@ def test_levels_are_handed_over_both_ways_twice_by_running_writers(tmp_path: Pat
         for _ in range(2):
             with maintained(db, url) as done, transfers(db):
                 seen = Seen(url)
-                seen.until(lambda seen: seen.merges >= 6 and seen.deletions > 0)
+                while seen.merges < 6 or not seen.deletions:
+                    seen.wait()
             assert (done["log"], done["error"]) == ("", "")
             assert done["merges"] >= 4
             assert done["deletions"] > 0
@@ -218,7 +218,8 @@ def test_levels_are_handed_over_both_ways_twice_by_running_writers(tmp_path: Pat
                 newest = max(info.max_txid for info in ours)
                 with transfers(db):
                     seen = Seen(url)
-                    seen.until(lambda seen, newest=newest: seen.deletions > 0 and seen.newest(2) > newest)
+                    while not seen.deletions or seen.newest(2) <= newest:
+                        seen.wait()
                 litestream.sync()
                 log = litestream.log
             assert "level=ERROR" not in log

@@ -167,16 +167,26 @@ async def test_large_file_is_read_in_pieces_several_at_a_time(tmp_path: Path, mo
     assert len(told) == len(others) - (-first // 1000)
 
 
-async def test_new_file_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
-    store = memory_store()
+async def test_new_file_is_the_users_alone_and_one_that_replaces_another_has_the_mode_of_that(tmp_path: Path) -> None:
+    store, output = memory_store(), tmp_path / "out.db"
     await publish_all(store, long_history(2))
-    umask = os.umask(0o027)
-    try:
-        await restore(store, tmp_path / "out.db")
-    finally:
-        os.umask(umask)
-    assert stat.S_IMODE((tmp_path / "out.db").stat().st_mode) == 0o640
+    await restore(store, output)
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    output.chmod(0o664)
+    await restore(store, output, force=True)
+    assert stat.S_IMODE(output.stat().st_mode) == 0o664
     assert left_over(tmp_path) == ["out.db"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_file_that_replaces_another_has_its_owner_and_group(tmp_path: Path) -> None:
+    store, output = memory_store(), tmp_path / "out.db"
+    await publish_all(store, long_history(2))
+    output.touch(mode=0o640)
+    os.chown(output, 12345, 54321)
+    await restore(store, output, force=True)
+    status = output.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 54321, 0o640)
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -262,3 +262,27 @@ async def test_new_files_follow_the_umask(storage: FileStorage, root: Path) -> N
         os.umask(old)
     assert stat.S_IMODE((root / "sub" / "k").stat().st_mode) == 0o640
     assert stat.S_IMODE((root / "sub").stat().st_mode) == 0o750
+
+
+async def test_objects_are_no_more_accessible_than_the_limit_of_their_prefix(storage: FileStorage, root: Path) -> None:
+    storage.limit_mode(0o600, prefix="private/")
+    storage.limit_mode(0o644, prefix="public/")
+    for key in ("private/ltx/k", "public/ltx/k", "k"):
+        await storage.put(key, b"x")
+    modes = {name: stat.S_IMODE((root / name).stat().st_mode) for name in ("private", "private/ltx", "private/ltx/k")}
+    assert modes == {"private": 0o700, "private/ltx": 0o700, "private/ltx/k": 0o600}
+    modes = {name: stat.S_IMODE((root / name).stat().st_mode) for name in ("public", "public/ltx", "public/ltx/k", "k")}
+    assert modes == {"public": 0o755, "public/ltx": 0o755, "public/ltx/k": 0o644, "k": 0o644}
+
+
+async def test_process_that_knows_no_limit_follows_the_directory(storage: FileStorage, root: Path) -> None:
+    storage.limit_mode(0o600)
+    await storage.put("ltx/0/k", b"x")
+    other = FileStorage(root)
+    await other.put("ltx/0/other", b"x")
+    await other.put("ltx/1/other", b"x")
+    assert [stat.S_IMODE((root / key).stat().st_mode) for key in ("ltx/0/other", "ltx/1", "ltx/1/other")] == [
+        0o600,
+        0o700,
+        0o600,
+    ]

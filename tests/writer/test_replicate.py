@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from litereplica.errors import UsageError
+from litereplica.errors import SourceReplaced, UsageError
 from litereplica.format.sqlite import DatabaseHeader
 from litereplica.testing.faults import FaultAt, FaultStorage, Request
 from litereplica.testing.ltx_files import read_file
@@ -369,4 +369,4 @@ async def test_replaced_database_ends_replication_with_an_error(
             async with replicating(app.database, memory_store()):
                 app.database.rename(tmp_path / "moved.db")
                 await trio.sleep(DEADLINE_S)
-        assert caught.group_contains(UsageError, match="deleted or replaced")
+        assert caught.group_contains(SourceReplaced, match="deleted or replaced")

@@ -94,5 +94,8 @@ class WrapperStorage(Storage):
     async def delete_if_match(self, key: str, etag: str) -> None:
         await self._around(Call(Operation.DELETE_IF_MATCH, key), lambda: self._inner.delete_if_match(key, etag))
 
+    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
+        self._inner.limit_mode(mode, prefix=prefix)
+
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -59,6 +59,9 @@ class PrefixStorage(Storage):
         with self._errors():
             await self._inner.delete_if_match(self._prefix + key, etag)
 
+    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
+        self._inner.limit_mode(mode, prefix=self._prefix + prefix)
+
     async def aclose(self) -> None:
         """Nothing: see the class."""
 

@@ -209,6 +209,10 @@ class SQLiteDatabase:
         """Identity of the database file."""
         return FileIdentity.of(os.fstat(self._fd))
 
+    def mode(self) -> int:
+        """Permission bits of the database file."""
+        return stat.S_IMODE(os.fstat(self._fd).st_mode)
+
     def is_in_place(self) -> bool:
         """True if the open file is still the one under its name."""
         try:

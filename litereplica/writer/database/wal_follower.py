@@ -100,6 +100,11 @@ class WalFollower:
         """Frames known to be committed, published ones included."""
         return self.position + len(self._pgno)
 
+    @property
+    def waiting_transactions(self) -> int:
+        """Transactions known to be committed that are not published."""
+        return int(np.count_nonzero(self._commit))
+
     def attach(self) -> None:
         """Begin with the generation that the file has now, at its first frame, and scan it."""
         head = os.pread(self._fd, HEADER_SIZE, 0)

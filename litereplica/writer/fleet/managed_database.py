@@ -17,7 +17,14 @@ from pathlib import Path
 
 import trio
 
-from litereplica.errors import AlreadyReplicated, ConflictError, LeaseConflict, LiteReplicaError
+from litereplica.errors import (
+    AlreadyReplicated,
+    ConflictError,
+    LeaseConflict,
+    LiteReplicaError,
+    Unpublished,
+    UsageError,
+)
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
 from litereplica.writer.database.parked import Parked
@@ -41,7 +48,7 @@ class ManagedDatabase:
     __slots__ = (
         "_before", "_failed_s", "_failures", "_fleet", "_lease", "_maintained", "_maintaining", "_maintenance",
         "_replicator", "closed", "done_once", "error", "parked", "path", "prefix", "root", "settings",
-        "state", "stop", "url",
+        "state", "stop", "unpublished", "url",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +63,7 @@ class ManagedDatabase:
         self.error: str | None = None
         self.parked: Parked | None = None
         self.stop = trio.Event()
+        self.unpublished: Unpublished | None = None  # if the database was stopped like that
         self.closed = trio.Event()  # set while the database has no task
         self.done_once = trio.Event()  # set once the database is published, parked, failed or gone
         self.closed.set()
@@ -159,11 +167,16 @@ class ManagedDatabase:
             self.state = State.STARTING
             try:
                 parked = await self._replicate(nursery)
+            except Unpublished as exc:
+                self.unpublished = exc
+                continue
             except Exception as exc:  # the failure of one database must not end the others
                 if self._fleet.errors.ends_fleet(exc, named=not self.prefix):
                     raise
                 if not await self._after_failure(exc):
                     return
+                if self.stop.is_set() and not isinstance(exc, ConflictError | UsageError):
+                    self.unpublished = Unpublished(self.path, str(exc), transactions=None, wal_bytes=0)
                 continue
             self._failures = 0
             if parked is not None and not self.stop.is_set():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ OpenStore = Callable[[str, Credentials | None], LTXStore]
 class FleetError(LiteReplicaError):
     """Databases that could not be published: `errors`, by path. The exit code is that of the first."""
 
-    def __init__(self, errors: dict[Path, Exception]) -> None:
+    def __init__(self, errors: Mapping[Path, Exception]) -> None:
         each = "; ".join(f"{path}: {error}" for path, error in errors.items())
         super().__init__(f"{len(errors)} database(s) could not be published: {each}")
         self.errors = errors
@@ -86,7 +86,8 @@ class Supervisor:
         """Replicate until `stop` is set, then publish what is left. Started once every database that can be published
         is published once.
 
-        Raises what stops a single `DatabaseTarget`, and for a single directory the loss of its lease.
+        Raises what stops a single `DatabaseTarget`, for a single directory the loss of its lease, and `Unpublished`, or
+        `FleetError` with several of them, if not all was published.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -103,6 +104,9 @@ class Supervisor:
         self._nursery = None
         if self._error is not None:
             raise self._error
+        stopped = {each.path: each.unpublished for each in self._members() if each.unpublished is not None}
+        if stopped:
+            raise FleetError(stopped) if len(stopped) > 1 else next(iter(stopped.values()))
 
     async def _until_published_once(self, stop: trio.Event) -> None:
         """Or until `stop` is set: a store that does not answer must not keep the process from ending."""
@@ -315,6 +319,8 @@ class Supervisor:
     async def _dismiss(self, member: ManagedDatabase) -> None:
         """Publish the remainder of a database that has left its directory, and close it."""
         await _finish([member])
+        if member.unpublished is not None:
+            log.error("%s", member.unpublished)
         log.info("%s has gone", printable(member.path))
 
     async def _watch_named(self) -> None:

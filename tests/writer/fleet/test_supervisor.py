@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.errors import AlreadyReplicated, ExitCode, LeaseConflict, LeaseHeld, UsageError
+from litereplica.errors import AlreadyReplicated, ExitCode, LeaseConflict, LeaseHeld, Unpublished, UsageError
 from litereplica.ltxstore import lease as lease_module
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
@@ -382,7 +382,7 @@ async def test_broken_databases_are_named_and_the_others_are_published(
         file.seek(16)
         file.write(b"\0\3")
     (target.path / ".2.db-litereplica").write_text("in the way")
-    with exclusively_locked(paths[3]):
+    with exclusively_locked(paths[3]), pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
         async with running([target]) as fleet:
             assert {name for name, state in states(fleet).items() if state is not State.FAILED} == {
                 "0.db", "4.db", "5.db",
@@ -399,6 +399,7 @@ async def test_broken_databases_are_named_and_the_others_are_published(
             paths[1].unlink()
             await wait_until(lambda: of(fleet, "1.db").state is State.GONE)
             assert of(fleet, "1.db").behind_s == 0, "of what is gone nothing is missing"
+    assert caught.group_contains(Unpublished, match="3.db was compared")
     for path in (paths[1], paths[2], paths[3]):
         assert caplog.text.count(f"cannot replicate {path}") == 1, "once, not every time"
 
