@@ -37,17 +37,23 @@ from litereplica.fuse.nodes import InodeTable, Node, Owner, entry_of, no_entry
 
 log = logging.getLogger(__name__)
 
+FREE_BLOCKS = 1 << 28
+"""Of 4096 bytes, 1 TiB, reported as free by statfs(2): a mount that reports none counts as full and sets off alarms."""
+FREE_FILES = 1 << 20
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """An open file. `content` is that of a generated file; `own` is True if the daemon itself opened it."""
+    """An open file. `content` is that of a generated file; `own` is True if the daemon itself opened it, `direct` if
+    it was opened with O_DIRECT: then the kernel does not cut reads at the file's end."""
 
     node: Node
     own: bool
     content: bytes | None
+    direct: bool
 
 
 def _answered(handler: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
@@ -150,7 +156,7 @@ class Operations(pyfuse3.Operations):
             await self._open_to_others.wait()
         content = await node.open(own=own)
         handle = self._new_handle()
-        self._handles[handle] = Handle(node, own, content)
+        self._handles[handle] = Handle(node, own, content, direct=bool(flags & os.O_DIRECT))
         return FileInfo(fh=handle, keep_cache=content is None, direct_io=content is not None)
 
     @_answered
@@ -159,7 +165,9 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         if handle.content is not None:
             return handle.content[off : off + size]
-        return await handle.node.read(off, size)
+        if handle.direct:
+            size = min(size, max(0, handle.node.attributes().size - off))
+        return await handle.node.read(off, size) if size else b""
 
     @_answered
     async def release(self, fh: FileHandleT) -> None:
@@ -193,8 +201,11 @@ class Operations(pyfuse3.Operations):
         """STATFS: return the sizes of the file system."""
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_blocks = -(-self._total_size() // 4096)
-        answer.f_files = len(self._inodes)
+        used = -(-self._total_size() // 4096)
+        answer.f_blocks = used + FREE_BLOCKS
+        answer.f_bfree = answer.f_bavail = FREE_BLOCKS
+        answer.f_files = len(self._inodes) + FREE_FILES
+        answer.f_ffree = answer.f_favail = FREE_FILES
         answer.f_namemax = 255
         return answer
 
