@@ -15,6 +15,7 @@ class Parker:
         self._context = context
         self._attachment = attachment
         self._token = token
+        self._complete = False  # at the last `leave` the database file alone held everything
 
     def leave(self) -> Parked | None:
         """Returns the record of the files if everything in them is published and any later change will show in them,
@@ -29,6 +30,14 @@ class Parker:
         if wal.look() is not WalChange.NONE or wal.committed > wal.position:
             return None
         last, complete = self._attachment.publisher.last, wal.is_sealed
+        self._complete = complete
         if complete:
             self._attachment.marks.write(mark_of(self._context.store.url, last.txid, files))
         return Parked(last.txid, files, complete, last, self._token, self._context.lease.known_epoch())
+
+    def end(self) -> None:
+        """End the held read; after a `leave` that was complete, end the WAL as SQLite would. Blocks."""
+        database, wal = self._context.database, self._context.wal
+        database.release_read()
+        if self._complete and wal.is_sealed and wal.look() is WalChange.NONE:
+            database.leave_to_sqlite()

@@ -170,7 +170,7 @@ class Replicator:
         with trio.CancelScope(shield=True):
             if not self._is_parked:
                 await self._context.lease.end()
-            await self._database.run(self._database.release_read)
+            await self._database.run(self._parker.end)
             await self._database.run(self._context.checksums.close)
         self._attachment.publisher.discard()
         self._wal.close()

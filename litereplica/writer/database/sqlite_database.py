@@ -21,8 +21,8 @@ read through one descriptor that is opened before the connections and closed aft
 process may open the file meanwhile, not even briefly: `looks_like_database`, which tests whether a file is a database,
 does not open those that are open. The `-wal` file carries no locks.
 
-Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but the one asked for, and
-none when the connections close. All methods block; `run` calls them in a thread, one at a time.
+Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but those asked for. All
+methods block; `run` calls them in a thread, one at a time.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
 """For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
 coarse to find the gaps that a busy writer leaves."""
+
+LARGE_WAL_BYTES = 64 << 20
+"""Sixteen times the size at which SQLite checkpoints. SQLite keeps the file at its largest size."""
 
 STATE_ATTEMPTS = 100
 """Of `BARRIER_PAUSE_S` each, for a moment that takes microseconds, and longer only if the writer is suspended in it."""
@@ -160,6 +163,16 @@ class SQLiteDatabase:
         """End the held read, if there is one."""
         if self._reader.in_transaction:
             self._reader.execute("ROLLBACK")
+
+    def leave_to_sqlite(self) -> None:
+        """Let SQLite delete the WAL if ours are the last connections to close; empty it now if it is large. All that is
+        committed must be published and in the database file, and the held read released."""
+        for connection in (self._reader, self._barrier, self._checkpointer):
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        if self.wal_path.stat().st_size > LARGE_WAL_BYTES:
+            self._checkpointer.set_busy_timeout(0)
+            with contextlib.suppress(apsw.BusyError):
+                self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def begin_barrier(self) -> bool:
         """Take the write lock, so that no other connection commits. False if another one holds it for too long."""
