@@ -201,7 +201,7 @@ async def test_large_file_goes_by_way_of_the_disk_and_leaves_nothing_there(tmp_p
         await publish_once(app.database, store)
         await until_published(store, app)
     left = {item.name for item in (tmp_path / ".app.db-litereplica").iterdir()}
-    assert left == {"lock", "checkpoint.json", "pages.sums"}
+    assert left == {"lock", "checkpoint.json", "lineage.json", "pages.sums"}
 
 
 async def test_huge_wal_is_cut_at_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
