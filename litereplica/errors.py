@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -91,6 +92,11 @@ class StorageError(LiteReplicaError):
     def __init__(self, message: str, *, key: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.key = key
+
+    def below(self, prefix: str) -> Self:
+        """This error, with `key` as it is named below a prefix."""
+        self.key = self.key.removeprefix(prefix)
+        return self
 
 
 class NotFound(StorageError):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PACKAGE = ROOT / "litereplica"
 
 
 def test_each_statement_of_the_semantics_names_tests_that_exist() -> None:
@@ -35,6 +36,14 @@ def test_modules_that_documents_name_exist(document: Path) -> None:
     for named in re.findall(r"`([\w./-]+\.py)\b", document.read_text()):
         places = [ROOT / named, ROOT / "litereplica" / named, ROOT / "tests" / named]
         assert any(place.exists() for place in places) or ("/" not in named and _found(named)), named
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_that_comments_and_docstrings_name_exist(module: Path) -> None:
+    """A path is below the package, the root, or the module's own directory; a bare name anywhere."""
+    for named in re.findall(r"`([\w./-]+\.py)\b", module.read_text()):
+        places = [ROOT / named, PACKAGE / named, module.parent / named, *PACKAGE.rglob(named)]
+        assert any(place.exists() for place in places), named
 
 
 def _found(name: str) -> bool:

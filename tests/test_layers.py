@@ -80,9 +80,7 @@ PENDING_WINGS: set[str] = set()
 PENDING_LONG_MODULES: set[str] = set()
 PENDING_LONG_FUNCTIONS: set[str] = set()
 PENDING_CONSTRUCTORS: set[str] = set()
-PENDING_ASSIGNMENTS = {
-    "storage/wrappers/prefix.py: exc.key",
-}
+PENDING_ASSIGNMENTS: set[str] = set()
 
 OTHERS_ATTRIBUTES = {"cli/logging_setup.py: record.message"}
 """Attributes of another library's objects that share a name with one of ours."""

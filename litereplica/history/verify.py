@@ -8,7 +8,7 @@ the oldest snapshot, the last file of a level that is kept whatever comes.
 Files come and go while they are looked at. One that vanishes is no problem in itself: the replica is listed again, and
 judged by a listing of which everything could be read. A gap must be in two listings.
 
-`coverage.py` compares what files hold, `contents.py` reads it.
+`coverage.py` compares what files hold, `file_scan.py` reads it.
 """
 
 from __future__ import annotations

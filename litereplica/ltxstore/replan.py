@@ -11,7 +11,8 @@ The listings of the levels, made at the same time, are not of one moment either:
 be missing from both its old and its new level. Before a plan is believed to be impossible, the levels are listed once
 more, one after the other from level 0 up. Since transactions only move up, such a listing misses none of them.
 
-What a plan is, and what is read of it, is up to the callers: restore, compaction, verification, resuming, past states.
+What a plan is, and what is read of it, is up to the callers: restore, compaction, verification, resuming, and
+`catalog.py`, through which a mount opens its files, at the start and after a 404 (`replica/relocator.py`).
 """
 
 from __future__ import annotations

@@ -74,5 +74,5 @@ class PrefixStorage(Storage):
         try:
             yield
         except StorageError as exc:
-            exc.key = exc.key.removeprefix(self._prefix)
+            exc.below(self._prefix)
             raise

@@ -1,6 +1,8 @@
 """Parks idle databases and watches them with stat(): when a database is parked, and when it is opened again.
 
-    ManagedDatabase   asks `FleetContext.may_park` while it is idle, and is then published, checkpointed and closed
+    may_park          of `FleetContext` (`fleet/limits.py`) decides whether a database has been idle for long enough
+    Replicator        (`writer/replicator.py`) asks that, publishes and checkpoints what is left, and ends
+    Parker            (`writer/parker.py`) records the state in which the database is left
     watch_parked      compares each parked database and its WAL with their records once in `LOOK_INTERVAL_S`
     Supervisor        opens again the databases that `watch_parked` reports
 
@@ -19,7 +21,7 @@ from litereplica.writer.fleet.managed_database import ManagedDatabase
 LOOK_INTERVAL_S = 1.0
 """Between checks of a parked database, which cost two `stat`."""
 LOOKS_AT_ONCE = 250
-"""Take half a millisecond; the checks of thousands are spread over the interval."""
+"""Databases checked in one call, which takes half a millisecond. The calls are spread over the interval."""
 
 
 async def watch_parked(
