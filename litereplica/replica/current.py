@@ -14,6 +14,7 @@ from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_key import page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
+from litereplica.replica.remembered_position import RememberedPosition
 from litereplica.replica.snapshot import Snapshot
 
 FORGET_EVERY = 1024
@@ -21,7 +22,10 @@ FORGET_EVERY = 1024
 
 
 class Current:
-    """The current snapshot, and the files, cached pages and observers that belong to it."""
+    """The current snapshot, and the files, cached pages and observers that belong to it.
+
+    Its TXID is noted in `remembered`.
+    """
 
     def __init__(
         self,
@@ -30,11 +34,15 @@ class Current:
         files: FileTable,
         pages: PageStore,
         forget_every: int = FORGET_EVERY,
+        remembered: RememberedPosition | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.files = files
         self.pages = pages
         self.observers: list[ReplicaObserver] = []
+        self._remembered = remembered
+        if remembered is not None:
+            remembered.note(snapshot.pos.txid)
         self._forget_every = forget_every
         self._clean_at = len(files) + forget_every
 
@@ -42,6 +50,8 @@ class Current:
         """Make `snapshot`, to which the files `opened` led, the current one."""
         keep_pages(self.pages, snapshot.pages, opened, self.files)
         self.snapshot = snapshot
+        if self._remembered is not None:
+            self._remembered.note(snapshot.pos.txid)
         if len(self.files) >= self._clean_at:
             self.files.forget_unused()
             self._clean_at = len(self.files) + self._forget_every

@@ -37,6 +37,7 @@ from litereplica.replica.page_store import PageStore
 from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_status import PollStatus
 from litereplica.replica.relocator import Relocator
+from litereplica.replica.remembered_position import RememberedPosition, require_listed
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
@@ -234,7 +235,8 @@ async def open_replica(
         ReplicaError: a page is in no file.
         DamagedFile: no sound file covers a transaction.
         EnvironmentProblem: the cache directory is not safe.
-        StorageError: from the store.
+        StorageError: from the store; `TransientStorageError` also if its listing is older than what was served from
+            `cache_dir` before.
     """
     costs = RequestCosts(store)
     next_files = NextFiles(costs, clock=clock, list_interval_s=list_interval_s)
@@ -246,9 +248,14 @@ async def open_replica(
         if cache_dir is not None:
             tier = open_disk_pages(cache_dir, size=cache_size, page_size=snapshot.page_size)
             disk = await stack.enter_async_context(tier)
+        remembered = None
+        if cache_dir is not None and disk is not None and at is None:
+            remembered = RememberedPosition(cache_dir, clock=clock)
+            await require_listed(store, snapshot.pos.txid, remembered.read())
+            stack.callback(remembered.flush)
         nursery = await stack.enter_async_context(trio.open_nursery())
         pages = PageStore(memory_size, snapshot.page_size, disk)
-        current = Current(snapshot, files=files, pages=pages, forget_every=forget_every)
+        current = Current(snapshot, files=files, pages=pages, forget_every=forget_every, remembered=remembered)
         keep_pages(pages, snapshot.pages, opened, files)
         del opened, snapshot  # the indexes are as large as the map, and the replica moves on to other snapshots
 

@@ -1,0 +1,91 @@
+"""The newest TXID that a mount has served, kept in its cache directory, so that a restart does not go back in time.
+
+A store may answer with a listing that is out of date. When the listing at a start is older than the remembered TXID,
+the level 0 file of that TXID is asked for by its name: if it is there, so is all that the mount has served, and the
+listing is asked for again later. If it is not, the replica was rolled back or made anew, or the file was pruned after
+newer ones came; then what the listing has is served, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from litereplica.errors import LTXError, NotFound, TransientStorageError
+from litereplica.format.ltx import TRAILER_SIZE
+from litereplica.format.names import format_txid, parse_txid
+from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.base import Suffix
+from litereplica.types import TXID, FileInfo
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "served-txid"
+WRITE_INTERVAL_S = 1.0
+"""A mount that is killed has forgotten at most what it began to serve within this time."""
+
+_FLAGS = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_SIZE = 16
+
+
+class RememberedPosition:
+    """The TXID in `<directory>/served-txid`: 16 hexadecimal digits. Errors of the file system are not reported."""
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float]) -> None:
+        self._path = directory / FILE_NAME
+        self._clock = clock
+        self._noted: TXID = 0
+        self._written: TXID = 0
+        self._written_at = -WRITE_INTERVAL_S
+
+    def read(self) -> TXID:
+        """Return the TXID; 0 if none is known."""
+        with suppress(OSError, LTXError, ValueError):
+            fd = os.open(self._path, os.O_RDONLY | _FLAGS & ~os.O_CREAT)
+            try:
+                return parse_txid(os.read(fd, _SIZE).decode())
+            finally:
+                os.close(fd)
+        return 0
+
+    def note(self, txid: TXID) -> None:
+        """Remember `txid`; it is written at most once in `WRITE_INTERVAL_S`."""
+        self._noted = txid
+        if self._clock() - self._written_at >= WRITE_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was noted last."""
+        if self._noted == self._written:
+            return
+        self._written, self._written_at = self._noted, self._clock()
+        with suppress(OSError):
+            fd = os.open(self._path, os.O_WRONLY | _FLAGS, 0o600)
+            try:
+                os.pwrite(fd, format_txid(self._noted).encode(), 0)
+            finally:
+                os.close(fd)
+
+
+async def require_listed(store: LTXStore, newest: TXID, remembered: TXID) -> None:
+    """Raise `TransientStorageError` if the store has the file of `remembered`, but lists nothing beyond `newest`."""
+    if remembered <= newest:
+        return
+    info = FileInfo(0, remembered, remembered, 0)
+    try:
+        await store.get(info, Suffix(TRAILER_SIZE))
+    except NotFound:
+        log.warning(
+            "the newest TXID of %s is %s, and %s was served from it before: it was rolled back or made anew",
+            store.url, format_txid(newest), format_txid(remembered),
+        )  # fmt: skip
+        return
+    raise TransientStorageError(
+        f"{store.url} lists no file beyond TXID {format_txid(newest)}, but has {format_txid(remembered)}: the listing"
+        " is out of date",
+        key=store.key(info),
+        hint="try again, or add --wait",
+    )
