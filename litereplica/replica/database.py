@@ -243,16 +243,15 @@ async def open_replica(
     opened = await next_files.first_files(at)
     files = FileTable()
     snapshot = first_snapshot(opened, files)
+    remembered = RememberedPosition(cache_dir, clock=clock) if cache_dir is not None and at is None else None
     async with AsyncExitStack() as stack:
+        if remembered is not None:
+            await require_listed(store, snapshot.pos.txid, remembered.read())
+            stack.callback(remembered.flush)
         disk = None
         if cache_dir is not None:
             tier = open_disk_pages(cache_dir, size=cache_size, page_size=snapshot.page_size)
             disk = await stack.enter_async_context(tier)
-        remembered = None
-        if cache_dir is not None and disk is not None and at is None:
-            remembered = RememberedPosition(cache_dir, clock=clock)
-            await require_listed(store, snapshot.pos.txid, remembered.read())
-            stack.callback(remembered.flush)
         nursery = await stack.enter_async_context(trio.open_nursery())
         pages = PageStore(memory_size, snapshot.page_size, disk)
         current = Current(snapshot, files=files, pages=pages, forget_every=forget_every, remembered=remembered)
