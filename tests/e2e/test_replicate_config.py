@@ -403,7 +403,7 @@ while True:
     )
     with writer(place, place / "a.db", f"file://{place}/replica", "--exec", program) as running:
         running.wait_for((place / "ready").exists)
-        other = [make(place / "other.db", 1, 2, 3), f"file://{place}/replica", "--no-lease", "--once"]
+        other = [make(place / "other.db", 1, 2, 3), f"file://{place}/replica", "--no-lease", "--take-over", "--once"]
         subprocess.run([litereplica_binary(), "replicate", *map(str, other)], check=True, capture_output=True)
         execute(place / "a.db", "INSERT INTO t VALUES (2)")
         _, errors = running.process.communicate(timeout=DEADLINE_S)
