@@ -421,10 +421,11 @@ def test_a_missing_database_is_restored_and_goes_on(place: Path) -> None:
     command = [litereplica_binary(), "replicate", "-c", str(file), "--once"]
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(f"rm -r {place}/a.db {place}/.a.db-litereplica", shell=True, check=True)
+    (place / "a.db-wal").write_bytes(b"of a database that was deleted")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
     assert "a.db-wal is left of one that did: move it away, or delete it" in done.stderr
-    subprocess.run(f"rm -r {place}/a.db-* {place}/.a.db-litereplica", shell=True, check=True)
+    subprocess.run(f"rm -rf {place}/a.db-* {place}/.a.db-litereplica", shell=True, check=True)
     with writer(place, "-c", file) as running:
         running.wait_for_txid("a.db", 1)
         execute(place / "a.db", "INSERT INTO t VALUES (3)")
