@@ -575,5 +575,5 @@ def test_the_program_is_started_although_the_store_does_not_answer(place: Path) 
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == ExitCode.OK
+    assert process.returncode == ExitCode.UNPUBLISHED
     assert "starting the program anyway" in log
