@@ -1,14 +1,13 @@
 """The storage contract: opaque objects by key.
 
-A backend knows nothing of LTX. Every method is required, and conditional ones are atomic in the store
-itself, never a check followed by a change. All methods are coroutines of trio and may be cancelled; what was
-sent may still take effect then. Errors are those of `litereplica.errors`: `NotFound`,
-`PreconditionFailed`, `TransientStorageError` (may be retried; the effect is unknown), `AccessDenied`,
-`BucketNotFound`, `StorageError` (final). A backend tries once: only
-`wrappers.RetryStorage` retries.
+A backend knows nothing of LTX. Every method is required, and conditional operations are atomic in the store itself,
+never a check followed by a change. All methods are coroutines of trio and may be cancelled; a request that was sent may
+still take effect then. Errors are those of `litereplica.errors`: `NotFound`, `PreconditionFailed`,
+`TransientStorageError` (may be retried; the effect is unknown), `AccessDenied`, `BucketNotFound`, `StorageError`
+(final). A backend tries once: only `wrappers.RetryStorage` retries.
 
-Keys are relative to the root that the URL names, components separated by `/`, none of them empty, `.`
-or `..`.
+Keys are relative to the root that the URL names. They have components separated by `/`, none of them empty, `.` or
+`..`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Range: TypeAlias = ByteRange | Suffix
 
 Body: TypeAlias = bytes | Path
 """The content of a put: bytes, or a local file that is streamed, in several parts if the store needs that.
-A file must not change until `put` has returned; it is read again when a put is tried again."""
+The file must not change until `put` has returned: a retry reads it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class ObjectInfo:
 
 
 class Storage(ABC):
-    """A place for objects. Obtain one from `storage.open.open_storage`."""
+    """A store of objects below one root. Obtain one from `storage.open.open_storage`."""
 
     @property
     @abstractmethod
@@ -75,14 +74,14 @@ class Storage(ABC):
 
     @abstractmethod
     async def get(self, key: str, range: Range | None = None) -> Blob:
-        """Read an object or a part of it.
+        """Read an object or a part of it. Raises `NotFound` if it does not exist.
 
         A range that begins at or beyond the end gives empty data (with the true size), not an error.
         """
 
     @abstractmethod
     async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
-        """Write, replacing what is there, atomically and durably. Returns the etag.
+        """Write an object atomically and durably, replacing one that exists. Returns the etag.
 
         `modified_ms` is the time to store with the object, in milliseconds since the epoch; by default that of the put.
         """
@@ -93,23 +92,23 @@ class Storage(ABC):
 
     @abstractmethod
     async def put_if_match(self, key: str, body: Body, etag: str, *, modified_ms: int | None = None) -> str:
-        """Like `put`; `PreconditionFailed` unless the object exists with this etag."""
+        """Like `put`; raises `PreconditionFailed` unless the object exists with this etag."""
 
     @abstractmethod
     async def head(self, key: str) -> ObjectInfo:
-        """Size, etag and time of an object."""
+        """Return size, etag and time of an object. Raises `NotFound` if it does not exist."""
 
     @abstractmethod
     async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
-        """All objects whose key begins with `prefix`, ascending by key, those after `start_after` only."""
+        """Return the objects whose key begins with `prefix` and is greater than `start_after`, ascending by key."""
 
     @abstractmethod
     async def delete(self, keys: Sequence[str]) -> None:
-        """Delete; a key that does not exist is not an error."""
+        """Delete objects; a key that does not exist is not an error."""
 
     @abstractmethod
     async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete the object if it has this etag, else `PreconditionFailed` (also when it does not exist)."""
+        """Delete an object. Raises `PreconditionFailed` unless it exists with this etag."""
 
     def limit_mode(self, mode: int, *, prefix: str = "") -> None:  # noqa: B027 - optional
         """Make objects below `prefix` no more accessible than `mode`, permission bits, from now on.
@@ -119,7 +118,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Release connections. Nothing else may be called afterwards."""
+        """Close the connections. No other method may be called afterwards."""
 
     async def __aenter__(self) -> Storage:
         return self

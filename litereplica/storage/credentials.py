@@ -1,4 +1,4 @@
-"""Key pairs of S3 stores: one that is given, or one in the environment. Others are found by botocore's chain."""
+"""Key pairs for S3 stores: an explicit one, or one in the environment. Botocore's chain finds all others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class Credentials:
 
 
 def static_credentials(given: Credentials | None) -> Credentials | None:
-    """The key pair that is given, or AWS's in the environment, or Litestream's there; None for botocore's chain.
+    """The given key pair, else that of the AWS or the Litestream variables in the environment; else None.
 
-    Half a pair in the environment is also left to botocore, whose error says which half is missing.
+    None means that botocore's chain must be used; also if half of a pair is set, since botocore's error says which half
+    is missing.
     """
     if given is not None:
         return given

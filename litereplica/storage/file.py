@@ -1,21 +1,21 @@
 """Objects as files below a directory.
 
-A file appears under its name only when it is whole and durable: it is written under a temporary name in the
-same directory, fsynced, then renamed (or, when it must not replace anything, linked, which fails if the name
-exists), and the directory is fsynced. The file's mtime is the object's time, as Litestream has it.
+A file appears under its name only when it is complete and durable: it is written under a temporary name in the same
+directory, fsynced, then renamed (or linked, which fails if the name exists, if it must not replace anything), and the
+directory is fsynced. The file's mtime is the object's time, as in Litestream.
 
-Every change of a name happens under an exclusive `flock` of `.litereplica-lock` in the root, held for a few
-system calls. So conditional operations are atomic among all processes that use this module. Another
-program that writes the same files does not take the lock; only `put_if_absent` is atomic against it too.
+Every change of a name happens under an exclusive `flock` of `.litereplica-lock` in the root, held for a few system
+calls, so conditional operations are atomic among all processes that use this module. Other programs do not take the
+lock; only `put_if_absent` is atomic against them as well.
 
-A file or directory is no more accessible than the directory it is made in, than the umask allows, and than
-`limit_mode` has said, which a writer calls with the mode of its database.
+A file or directory is no more accessible than its parent directory, the umask and `limit_mode` allow, which a writer
+calls with the mode of its database.
 
-An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size: the
-small objects are those that are rewritten in place (a lease), where an inode number soon comes back.
+An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size. Small objects,
+such as a lease, are replaced often, and an inode number is soon reused.
 
-Every component of a key is opened relative to the one before and without following symbolic links, so no
-operation leaves the root; the root itself may be reached through links.
+Every component of a key is opened relative to its parent and without following symbolic links, so no operation leaves
+the root; the root itself may be reached through links.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from litereplica.storage.keys import is_key, resolve_range, validate_key, valida
 T = TypeVar("T")
 
 MAX_THREADS = 16
-"""Enough to keep a disk's queue full; more threads only wait for the interpreter."""
+"""Enough to keep a disk's queue full; more threads would only wait for the interpreter."""
 
 Publish: TypeAlias = Callable[[int, str, str], None]
-"""Names a temporary file: (descriptor of the directory, temporary name, name). Called under the lock."""
+"""Gives a temporary file its name: (descriptor of the directory, temporary name, name). Called under the lock."""
 
 
 class FileStorage(Storage):
@@ -50,7 +50,7 @@ class FileStorage(Storage):
     def __init__(self, root: Path) -> None:
         self._root = root
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
-        self._swept: set[str] = set()  # directories without stale temporary files
+        self._swept: set[str] = set()  # directories whose stale temporary files have been removed
         self._modes: dict[str, int] = {}  # by prefix
 
     @property
@@ -198,7 +198,7 @@ class FileStorage(Storage):
         return self._modes[max(prefixes, key=len)] & 0o666 if prefixes else 0o666
 
     async def _in_thread(self, key: str, action: Callable[[], T], *, reading: bool) -> T:
-        """Run in a thread. A cancelled read is abandoned; a cancelled change first completes or undoes itself."""
+        """Run in a thread. A cancelled read is abandoned; a cancelled change is completed or undone first."""
         try:
             return await trio.to_thread.run_sync(action, limiter=self._limiter, abandon_on_cancel=reading)
         except OSError as exc:
@@ -207,19 +207,19 @@ class FileStorage(Storage):
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The walk of one `list`: keys that begin with `prefix` and come after `start_after`."""
+    """The directory walk of one `list`: keys that begin with `prefix` and are greater than `start_after`."""
 
     prefix: str
     start_after: str
 
     def walk(self, fd: int, base: str) -> Iterator[ObjectInfo]:
-        """The files below the directory `fd`, whose keys begin with `base`, in no particular order."""
+        """Yield the files below the directory `fd`, whose keys begin with `base`, in no particular order."""
         with os.scandir(fd) as entries:
             for entry in entries:
                 key = base + entry.name
                 if entry.name.startswith(files.RESERVED_PREFIX) or not is_key(key):
                     continue
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
                     if entry.is_dir(follow_symlinks=False):
                         yield from self._descend(fd, entry.name, key + "/")
                     elif key.startswith(self.prefix) and key > self.start_after:

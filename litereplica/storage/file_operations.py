@@ -1,4 +1,4 @@
-"""The system calls behind `file`: opening beneath a directory, whole and durable files, etags, the lock.
+"""System calls of the `file` backend: opening below a directory, complete and durable files, etags, the lock.
 
 All functions block and run in threads. They raise `OSError`, which `translated` turns into the errors of the
 storage contract. Names are single components, relative to the descriptor of an open directory.
@@ -24,14 +24,14 @@ from litereplica.errors import AccessDenied, NotFound, StorageError, TransientSt
 from litereplica.storage.base import Body
 
 CONTENT_ETAG_BYTES = 4096
-"""Larger than any lease; reading and digesting it costs some 10 µs."""
+"""Larger than any lease; reading and digesting this much costs some 10 µs."""
 CHUNK_BYTES = 8 << 20
-"""Between two chunks a long copy notices that it was cancelled."""
+"""Bytes copied at a time; cancellation is checked in between."""
 LOCK_TIMEOUT_S = 10.0
-"""The lock is held for microseconds: a holder that takes longer is stopped, and a caller may try again."""
+"""The lock is held for microseconds: a process that holds it for longer is suspended, and the caller may try again."""
 LOCK_POLL_S = 0.001
 STALE_TEMPORARY_S = 24 * 3600.0
-"""A temporary file so old belongs to a process that was killed: no upload takes a day."""
+"""A temporary file of this age belongs to a process that was killed: no upload takes a day."""
 
 RESERVED_PREFIX = ".litereplica-"
 TEMPORARY_PREFIX = RESERVED_PREFIX + "tmp-"
@@ -76,7 +76,7 @@ def open_child(name: str, *, parent: int) -> int:
 
 @contextmanager
 def open_file(name: str, *, parent: int) -> Iterator[tuple[int, os.stat_result]]:
-    """A regular file, for reading; anything else counts as missing."""
+    """Open a regular file for reading; anything else counts as missing. Yields descriptor and status."""
     fd = os.open(name, _READ, dir_fd=parent)
     try:
         status = os.fstat(fd)
@@ -88,7 +88,7 @@ def open_file(name: str, *, parent: int) -> Iterator[tuple[int, os.stat_result]]
 
 
 def read_exactly(fd: int, length: int, offset: int) -> bytes:
-    """`length` bytes at `offset`; the file is known to hold them."""
+    """Read `length` bytes at `offset`. Raises `OSError` if the file has become too short."""
     data = os.pread(fd, length, offset)
     if len(data) == length:
         return data
@@ -101,7 +101,7 @@ def read_exactly(fd: int, length: int, offset: int) -> bytes:
 
 
 def etag_of(fd: int, status: os.stat_result) -> str:
-    """The etag of an open file: see the docstring of `file` for why it is of two kinds."""
+    """The etag of an open file: a digest or its identity, by its size; `file.py` says why."""
     if status.st_size <= CONTENT_ETAG_BYTES:
         digest = hashlib.blake2b(read_exactly(fd, status.st_size, 0), digest_size=16)
         return f'"{digest.hexdigest()}"'
@@ -121,13 +121,13 @@ def make_root(root: Path, *, mode: int) -> None:
 
 @contextmanager
 def temporary_file(body: Body, *, parent: int, modified_ms: int | None, mode: int) -> Iterator[tuple[str, str]]:
-    """A whole, durable file under a temporary name: (name, etag). The name is gone afterwards."""
+    """Create a complete, durable file under a temporary name. Yields (name, etag); removes the name afterwards."""
     name = TEMPORARY_PREFIX + secrets.token_hex(8)
     fd = os.open(name, _CREATE, mode & os.fstat(parent).st_mode, dir_fd=parent)
     try:
         try:
             _write_body(fd, body)
-            # The clock itself is finer than the time that the kernel gives to a file.
+            # The clock has a higher resolution than the kernel's file times.
             modified_ns = time.time_ns() if modified_ms is None else modified_ms * 1_000_000
             os.utime(fd, ns=(modified_ns, modified_ns))
             os.fsync(fd)
@@ -153,7 +153,7 @@ def remove_stale(parent: int) -> None:
 
 @contextmanager
 def exclusive_lock(root: Path) -> Iterator[None]:
-    """Hold the lock under which names below `root` change."""
+    """Hold the lock under which names below `root` are changed."""
     with open_directory(root, []) as directory:
         fd = os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666, dir_fd=directory)
     try:
@@ -193,9 +193,9 @@ def _make_directory(name: str, *, parent: int, mode: int) -> None:
 
 def _write_body(fd: int, body: Body) -> None:
     if isinstance(body, bytes):
-        rest = memoryview(body)
-        while rest:
-            rest = rest[os.write(fd, rest[:CHUNK_BYTES]) :]
+        unwritten = memoryview(body)
+        while unwritten:
+            unwritten = unwritten[os.write(fd, unwritten[:CHUNK_BYTES]) :]
             trio.from_thread.check_cancelled()
         return
     with body.open("rb") as source:

@@ -25,7 +25,7 @@ def is_key(key: str) -> bool:
 
 
 def resolve_range(range: Range | None, size: int) -> slice:
-    """The part of an object of `size` bytes that `range` asks for, with `0 <= start <= stop <= size`."""
+    """The part of an object of `size` bytes that `range` means, with `0 <= start <= stop <= size`."""
     if range is None:
         return slice(0, size)
     if isinstance(range, ByteRange):
@@ -35,7 +35,7 @@ def resolve_range(range: Range | None, size: int) -> slice:
 
 
 def validate_range(range: Range | None) -> None:
-    """Raise `ValueError` for negative positions, which are always a bug of the caller."""
+    """Raise `ValueError` for negative positions or lengths, which are always a bug of the caller."""
     if isinstance(range, ByteRange):
         negative = range.start < 0 or range.stop < range.start
     else:
@@ -49,7 +49,7 @@ def _are_components(parts: list[str]) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """True if every backend can store it: UTF-8 without NUL."""
+    """True if every backend can store the text as part of a key: UTF-8 without NUL."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""Opening the storage that a replica URL names.
+"""Opens the storage that a replica URL names.
 
-A new kind of store touches these places, and nothing else asks for a URL's scheme:
+To add a kind of store, change these places; no other code depends on a URL's scheme:
 
 - `storage/<name>.py`: its `Storage`, with the contract of `base.py`
-- `storage/url.py`, `SCHEMES`: how its URLs are read and written
+- `storage/url.py`, `SCHEMES`: how its URLs are parsed and rendered
 - `storage/open.py`, `OPENERS`: its constructor
 - `ltxstore/store.py`, `LAYOUTS`: how the keys of its LTX files are named
 - `config/replica.py`, `READERS`: its keys in the configuration file
@@ -26,14 +26,15 @@ from litereplica.storage.url import ReplicaURL, parse_url
 from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
 
 CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
-"""Chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and knows more stores' habits."""
+"""The variable that chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and tolerates more kinds
+of stores."""
 
 
 def open_storage(url: str, *, policy: RetryPolicy = DEFAULT_POLICY, credentials: Credentials | None = None) -> Storage:
-    """The storage that `url` names, with transient errors tried again as `policy` says.
+    """Return the storage that `url` names; it retries transient errors according to `policy`.
 
-    Without `credentials` they come from the environment; a `file` URL needs none. Nothing is imported that the URL
-    does not need, and for S3 nothing is connected or imported before the first request.
+    Without `credentials` they come from the environment; a `file` URL needs none. Only the modules that the URL needs
+    are imported; for S3, nothing is connected and no client library is imported before the first request.
 
     Raises:
         UsageError: `url` is not a replica URL, or the environment names an S3 client that does not exist.

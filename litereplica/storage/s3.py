@@ -1,10 +1,10 @@
 """Objects in an S3 bucket, through boto3 in threads.
 
-One limiter as wide as boto3's connection pool bounds the requests under way. botocore's own retries are off: each
-operation is one request (a listing, a large deletion and an upload in parts are a few). A cancelled
-operation returns at once; its request is left to end in its thread, and may still take effect.
+A limiter of the size of boto3's connection pool bounds the concurrent requests. botocore's own retries are off: each
+operation is one request (a few for a listing, a large deletion and an upload in parts). A cancelled operation returns
+at once; its request continues in its thread, and may still take effect.
 
-A store that orders its listings by directory and not by byte (SeaweedFS does: `a/b` before `a-b`) is sorted here.
+Listings are sorted here, since some stores order them by directory and not by byte (SeaweedFS: `a/b` before `a-b`).
 Only `start_after` relies on the store's order, which is the same everywhere among the keys of one directory.
 """
 
@@ -44,16 +44,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMESTAMP_METADATA = "litestream-timestamp"
-"""Where Litestream keeps an object's time: RFC 3339 in UTC, with nanoseconds."""
+"""The metadata in which Litestream stores an object's time: RFC 3339 in UTC, with nanoseconds."""
 DELETE_BATCH = 1000
 """S3's limit for one request."""
 READ_CHUNK_BYTES = 1 << 20
 MIN_BYTES_PER_S = 64 << 10
-"""A body may take `READ_TIMEOUT_S` and this rate: one that drips in slower is given up."""
+"""A body may take `READ_TIMEOUT_S` plus its size at this rate; a slower one is given up."""
 IGNORED_RANGE_LIMIT = 16 << 20
-"""From a store that ignores ranges so much is read for a part; an object beyond it cannot be read in parts there."""
+"""Maximum size that is read for a range from a store that ignores ranges, where larger objects cannot be read in
+parts."""
 UNANNOUNCED_LIMIT = 64 << 20
-"""The longest body that may come without a length."""
+"""Maximum size of a body without Content-Length."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _RANGE_NOT_SATISFIABLE = 416
@@ -155,7 +156,7 @@ class S3Storage(Storage):
     async def aclose(self) -> None:
         client = self._connection.take()
         if client is not None:
-            client.close()  # first of all: the caller may be cancelled
+            client.close()  # before the checkpoint, which raises if the caller is cancelled
         await trio.lowlevel.checkpoint()
 
     async def _get_nothing(self, key: str) -> Blob:
@@ -194,7 +195,7 @@ class S3Storage(Storage):
                 key=keys[0],
             )
         except NotSupported:
-            log.info("%s: the store lacks DeleteObjects: objects are deleted one by one", self.url)
+            log.info("%s: the store does not support DeleteObjects: deleting objects one by one", self.url)
             self._deletes_singly = True
             await self._delete_singly(keys)
             return
@@ -224,7 +225,7 @@ class S3Storage(Storage):
         )
 
     async def _run(self, doing: str, action: Callable[[S3Client], T], *, key: str, conditional: bool = False) -> T:
-        """Run a function of the client in a thread, its errors translated; `doing` is for the message."""
+        """Run a function of the client in a thread, and translate its errors. `doing` is for their messages."""
 
         def translating() -> T:
             client = None
@@ -243,7 +244,7 @@ class S3Storage(Storage):
         return await trio.to_thread.run_sync(translating, limiter=self._limiter, abandon_on_cancel=True)
 
     def _is_worth_another_try(self, exc: Exception, client: S3Client) -> bool:
-        """True if a retry may succeed: with credentials that were looked up again, or with Content-MD5."""
+        """True if a retry may succeed, with newer credentials or with Content-MD5."""
         from botocore.exceptions import ClientError
 
         if not isinstance(exc, ClientError):
@@ -272,9 +273,9 @@ def _status(exc: ClientError) -> int:
 
 
 def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDef, range: Range | None) -> Blob:
-    """The object, or its part. Nothing is taken for granted that stores leave out, and no more is read than asked for.
+    """The object or its part, from an answer that may lack headers. Reads no more than the requested bytes.
 
-    Raises `ConnectionError`, `TimeoutError` or `ValueError` for an answer that does not fit the question.
+    Raises `ConnectionError`, `TimeoutError` or `ValueError` if the answer does not match the request.
     """
     try:
         length = answer.get("ContentLength")
@@ -287,9 +288,9 @@ def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDe
             start, stop, size = part
             limit = stop - start
             if isinstance(range, ByteRange) and (start, stop <= range.stop) != (range.start, True):
-                raise ValueError(f"the answer has bytes {start} to {stop - 1}, asked for were {_range_header(range)}")
+                raise ValueError(f"the answer has bytes {start} to {stop - 1}, requested were {_range_header(range)}")
             if isinstance(range, Suffix) and limit > range.length:
-                raise ValueError(f"the answer has {limit} bytes, asked for were the last {range.length}")
+                raise ValueError(f"the answer has {limit} bytes, requested were the last {range.length}")
         data = _read_body(answer, limit)
     except BaseException:
         answer["Body"]._raw_stream.close()  # type: ignore[attr-defined] # the connection has bytes left
@@ -303,7 +304,7 @@ def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDe
 
 
 def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
-    """(start, stop, size) of a `Content-Range` header; size None for `*`; None without the header."""
+    """(start, stop, size) of a `Content-Range` header, with size None for `*`; None if there is no header."""
     if not text:
         return None
     match = _CONTENT_RANGE.fullmatch(text.strip())
@@ -314,7 +315,7 @@ def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
 
 
 def _whole_limit(range: Range | None, length: int | None) -> int | None:
-    """Bytes to read of an answer that has the whole object; None: all of them."""
+    """The number of bytes to read of an answer that has the whole object; None: all of them."""
     if range is None or length is None:
         return length
     limit = min(range.stop, length) if isinstance(range, ByteRange) else length
@@ -324,10 +325,10 @@ def _whole_limit(range: Range | None, length: int | None) -> int | None:
 
 
 def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
-    """The first `limit` bytes of a body (None: all). Ends on cancellation, or below `MIN_BYTES_PER_S`."""
+    """Read the first `limit` bytes of a body (None: all). Stops on cancellation, or if it is too slow."""
     announced = answer.get("ContentLength")
     deadline = time.monotonic() + s3_client.READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
-    # boto's own wrapper blocks until it has all bytes of a read, however slowly they come.
+    # boto's own wrapper blocks until it has all bytes of a read, however slowly they arrive.
     stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
     parts: list[bytes] = []
     received = 0
@@ -336,7 +337,7 @@ def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
         received += len(part)
         trio.from_thread.check_cancelled()
         if time.monotonic() > deadline + (received / MIN_BYTES_PER_S if limit is None else 0):
-            raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
+            raise TimeoutError(f"the answer arrived at less than {MIN_BYTES_PER_S} bytes a second")
         if limit is None and received > UNANNOUNCED_LIMIT:
             raise ValueError(f"the answer has no length, and more than {UNANNOUNCED_LIMIT} bytes")
     if limit is not None and received < limit:
@@ -355,7 +356,7 @@ def _modified_ms(answer: Any) -> int:
 
 
 def given_time_ms(text: str) -> int | None:
-    """The time that Litestream or litereplica wrote into an object's metadata; None for anything else."""
+    """The time in milliseconds that Litestream or litereplica put into an object's metadata; None if it is invalid."""
     try:
         return parse_time_ms(text)
     except ValueError:

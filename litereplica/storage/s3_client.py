@@ -1,7 +1,7 @@
-"""The boto3 client: how it is configured, and how it starts quickly.
+"""Makes and configures the boto3 client.
 
-Importing boto3 and making a client costs some 250 ms of work, so both happen in `connect`, which runs in a
-thread at the first request.
+Importing boto3 and making a client costs some 250 ms of work, so both happen in `connect`, which runs in a thread at
+the first request.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from litereplica.storage.url import ReplicaURL
 
 MAX_CONNECTIONS = 32
-"""Requests under way at once. At 20 ms a request that is 1,600 a second; more only queue in the interpreter."""
+"""Concurrent requests. At 20 ms a request that is 1,600 a second; more would only queue in the interpreter."""
 CONNECT_TIMEOUT_S = 5.0
 """Long enough for a lost SYN and its second retransmission (after 3 s)."""
 READ_TIMEOUT_S = 15.0
-"""Silence of a connection after which it is given up: a reader must have its error within 30 s."""
+"""A connection without data for this long is closed: a reader must get its error within 30 s."""
 DEFAULT_REGION = "us-east-1"
-"""Where neither the URL nor the environment names one: AWS redirects, other stores mostly ignore it."""
+"""Used if neither the URL nor the environment names a region: AWS redirects, other stores mostly ignore it."""
 
 CREDENTIAL_SERVICES = ("sts", "sso", "sso-oidc", "signin")
 """The services that boto's credential chain calls: assumed roles, web identities, single sign-on, login."""
@@ -35,14 +35,14 @@ _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client:
-    """Make a client. Blocks for the import of boto3, and while credentials are looked for unless they are given."""
+    """Make a client. Blocks for the import of boto3, and to find credentials if none are given."""
     import boto3.session
     import botocore.loaders
     import botocore.session
     from botocore.config import Config
 
     class S3Loader(botocore.loaders.Loader):
-        """Knows the services in question without listing the directories of all 400: saves 50 ms."""
+        """A loader that does not list the directories of all 400 services, which would take 50 ms."""
 
         def list_available_services(self, type_name: str) -> list[str]:
             return ["s3", *CREDENTIAL_SERVICES]
@@ -74,7 +74,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
 
 
 def send_content_md5(client: S3Client) -> bool:
-    """Make a client send Content-MD5 with each put, as buckets with Object Lock demand. False if it did so already."""
+    """Let a client send Content-MD5 with each put, as buckets with Object Lock demand. False if it already does."""
     if client in _SENDING_MD5:
         return False
     _SENDING_MD5.add(client)
@@ -92,7 +92,7 @@ def named_region(url: ReplicaURL) -> str:
 
 
 def _use_content_md5(params: dict[str, Any], **_: Any) -> None:
-    """Add Content-MD5: of all checksums the one that every S3-compatible store understands."""
+    """Add Content-MD5, the only checksum that every S3-compatible store understands."""
     body = params["body"]
     if not isinstance(body, bytes):  # of a put: a file-like object
         body.seek(0)

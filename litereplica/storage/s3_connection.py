@@ -1,8 +1,8 @@
-"""obstore's S3 client, its configuration and its credentials; and when a client is made anew.
+"""Makes obstore's S3 client, finds its credentials, and replaces the client when the store refuses them.
 
-Key pairs that are given, or stand in the environment, are used as they are, and neither boto3 nor botocore is
-imported. For all others (profiles, web identity, assumed roles, single sign-on, metadata services) botocore's chain
-finds them and renews them; obstore asks for them through `_Provider`.
+Explicit key pairs and those in the environment are used directly, and neither boto3 nor botocore is imported. All other
+credentials (profiles, web identity, assumed roles, single sign-on, metadata services) are found and renewed by
+botocore's chain, which obstore calls through `_Provider`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 
 REQUEST_TIMEOUT_S = 600.0
-"""The whole of a request: bounds headers that drip. Bodies have a least rate, and listings have a deadline."""
+"""Time limit of a request, for headers that arrive slowly. Bodies have a minimum rate, and listings a deadline."""
 RENEW_INTERVAL_S = 10.0
-"""Credentials that are refused are looked up again at most this often: each time costs a request and some files."""
+"""Minimum interval between lookups of refused credentials: each one costs a request and reads some files."""
 CREDENTIAL_LIFE = timedelta(minutes=5)
-"""botocore is asked again after so long; it renews what is about to expire, and reads nothing else anew."""
+"""botocore is asked again after this time; it then renews credentials that are about to expire."""
 
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CONFIG_FILE = "AWS_CONFIG_FILE"
 
 
 class Connection(Generic[C]):
-    """The client of one store: made at the first request, and anew when the store refuses its credentials.
+    """The client of one store: made at the first request, and again when the store refuses its credentials.
 
-    Credentials change under a daemon that runs for weeks: files and tokens are replaced, keys are withdrawn. May be
-    used from several threads.
+    Credentials change while a daemon runs for weeks: files and tokens are replaced, keys are revoked. Thread-safe.
     """
 
     def __init__(self, connect: Callable[[], C], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,14 +55,17 @@ class Connection(Generic[C]):
         self._renewed_at = -RENEW_INTERVAL_S
 
     def client(self) -> C:
-        """The client. Blocks while it is made; raises what `connect` raises."""
+        """Return the client. Makes it if there is none, which blocks and raises the errors of `connect`."""
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
             return self._client
 
     def renew(self, refused: C) -> bool:
-        """Discard `refused`, unless that was done moments ago; True if the next client may have newer credentials."""
+        """Discard the client `refused`, unless one was discarded moments ago.
+
+        Returns True if the next client may have newer credentials.
+        """
         with self._lock:
             if self._client is not refused:
                 return True
@@ -72,18 +74,18 @@ class Connection(Generic[C]):
                 return False
             self._renewed_at = now
             self._client = None
-        log.info("the store refuses the credentials: looking them up again")
+        log.info("the store refused the credentials: looking them up again")
         return True
 
     def take(self) -> C | None:
-        """The client, if there is one, which is forgotten here."""
+        """Return the client, if there is one, and forget it."""
         with self._lock:
             client, self._client = self._client, None
             return client
 
 
 def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
-    """Make a client. Blocks; no request is made. Raises botocore's errors of credentials."""
+    """Make a client. Blocks; makes no request to the store. Raises botocore's errors about credentials."""
     from obstore.store import S3Store
 
     endpoint = url.endpoint or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
@@ -116,7 +118,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
 
 
 class _Provider:
-    """Asks botocore for the credentials of a session. obstore calls it again when they expire."""
+    """Gets the credentials of a botocore session. obstore calls it again when they expire."""
 
     def __init__(self, session: botocore.session.Session) -> None:
         import botocore.exceptions
@@ -151,7 +153,7 @@ def _client_options(endpoint: str) -> ClientConfig:
 
 
 def _with_bucket(endpoint: str, bucket: str) -> str:
-    """An endpoint as obstore wants it for virtual-hosted requests: with the bucket in the name of its host."""
+    """The endpoint with the bucket in its host name, as obstore expects it for virtual-hosted requests."""
     parts = urlsplit(endpoint)
     return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
 

@@ -1,4 +1,4 @@
-"""boto's errors as those of the storage contract. No message holds a credential."""
+"""Translates boto's errors and S3's error codes into those of the storage contract. No message holds a credential."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ _TRANSIENT = frozenset(
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 
 HINT_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-HINT_RIGHTS = "check the credentials, and that they may list, read and (for a writer) write and delete here"
+HINT_RIGHTS = "check the credentials, and that they allow to list, read and (for a writer) write and delete here"
 HINT_BUCKET = "create the bucket, or correct its name, the endpoint or the region in the URL"
 HINT_ENDPOINT = "check that the endpoint in the URL is right and that its server is running"
 HINT_REGION = "name the bucket's region in the URL: region=…"
 HINT_LATER = "try again later"
 HINT_LACKING = "the store does not offer this operation: see its documentation, or use another store"
-HINT_REFUSED = "the reason is the store's own: see its documentation or its operator"
+HINT_REFUSED = "the reason is specific to the store: see its documentation, or ask its operator"
 HINT_CONDITIONS = (
-    "use a store that knows conditional requests, or make sure that no other writer ever publishes there and add "
+    "use a store that supports conditional requests, or make sure that no other writer ever publishes there and add "
     "--no-lease"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that failed: `doing` is a verb with its object, such as `read 0000/….ltx`.
+    """A request that failed. `doing` is a verb with its object, such as `read 0000/….ltx`.
 
-    `conditional`: it had a condition, as If-None-Match.
+    `conditional` is True if the request had a condition, such as If-None-Match.
     """
 
     doing: str
@@ -77,6 +77,7 @@ class Failure:
     conditional: bool = False
 
     def error(self, kind: type[StorageError], reason: str, hint: str | None = None) -> StorageError:
+        """Return an error of this class, whose message names the request and the reason."""
         one_line = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
         return kind(f"cannot {self.doing} in {self.url}: {one_line}", key=self.key, hint=hint)
 
@@ -92,7 +93,7 @@ def wants_content_md5(message: str) -> bool:
 
 
 def translated(exc: Exception, failure: Failure) -> StorageError | None:
-    """The error of the storage contract, or None for one that no store and no network causes."""
+    """The error of the storage contract for an exception; None if neither the store nor the network caused it."""
     import urllib3.exceptions
     from botocore import exceptions as boto
 
@@ -118,7 +119,7 @@ def translated(exc: Exception, failure: Failure) -> StorageError | None:
             reason = str(exc) or type(exc).__name__
             return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
         case OSError():
-            return failure.error(StorageError, str(exc), "check the local file that was to be sent")
+            return failure.error(StorageError, str(exc), "check the local file that is uploaded")
         case KeyError() | ValueError() | TypeError() | AttributeError():
             reason = f"the store's answer has an unexpected form: {exc!r}"
             return failure.error(TransientStorageError, reason, HINT_ENDPOINT)

@@ -1,15 +1,15 @@
-"""Objects in an S3 bucket through obstore (Rust's object_store), with boto3 where obstore has no answer.
+"""Objects in an S3 bucket, through obstore (Rust's object_store), and through boto3 where obstore does not suffice.
 
-`ObstoreS3Storage` is the data path: GET, ranges, HEAD, LIST and PUT cost a third to an eighth of boto3's CPU time,
-and nothing imports boto3 for them. Its `complete` backend, `s3.S3Storage`, takes what obstore lacks:
+`ObstoreS3Storage` sends GET, HEAD, LIST and PUT through obstore, at a third to an eighth of boto3's CPU time, and
+without importing boto3. The backend `s3.S3Storage` (`complete`) does what obstore cannot:
 
-- deletes (obstore's carry a checksum header that some stores reject, and no condition), and uploads in parts;
+- deletes (obstore's have a checksum header that some stores reject, and no condition), and uploads in parts;
 - listings with keys that obstore refuses to parse (control characters, empty components);
-- everything, from the first answer on that obstore cannot read (no Content-Length, `Content-Range: bytes a-b/*`):
-  said once.
+- all requests, once the store has sent an answer that obstore cannot read (no Content-Length, `Content-Range: bytes
+  a-b/*`); this is logged once.
 
-obstore's own retries are off: `wrappers.RetryStorage` is the one layer that tries again. Requests run in threads, and a
-cancelled one is left to end in its thread. `s3_connection.py` makes the client.
+obstore's own retries are off: only `wrappers.RetryStorage` retries. Requests run in threads; a cancelled one continues
+in its thread. `s3_connection.py` makes the client.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIST_CHUNK = 1000
-"""Keys of one S3 listing page: cancellation and the deadline are looked at between pages."""
+"""Number of keys in a page of a listing; cancellation and the deadline are checked between pages."""
 LIST_TIMEOUT_S = 120.0
-"""A listing of 100,000 keys takes some 100 pages; a store that sends pages without end is given up."""
+"""Time limit for a store that sends pages endlessly; a listing of 100,000 keys has some 100 pages."""
 BODY_CHUNK_BYTES = 1
-"""Chunks are handed over as they arrive, so that a body that drips is noticed."""
+"""Chunks are passed on as they arrive, so that a slow body is noticed."""
 
 _DEBUG = "\n\nDebug source:"
-"""Where the message of an error of obstore's ends and the dump of its internals begins."""
+"""Separates the message of obstore's errors from a dump of its internals."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,1000})</Message>")
@@ -60,7 +60,7 @@ _NETWORK = re.compile(r"HTTP error|error sending request|error decoding|timed? ?
 
 
 class Unusable(Exception):
-    """The store answers in a form that obstore cannot read, or wants what it does not send; boto3 may do."""
+    """The store sends answers that obstore cannot read, or needs requests that it cannot send; boto3 may work."""
 
 
 class ObstoreS3Storage(Storage):
@@ -189,7 +189,7 @@ class ObstoreS3Storage(Storage):
         key: str,
         conditional: bool = False,
     ) -> T:
-        """Run `action` in a thread, its errors translated; or `complete`, if obstore cannot read this store's answers.
+        """Run `action` in a thread and translate its errors; await `complete()` if obstore does not suffice.
 
         `doing` is a verb with its object, for messages.
         """
@@ -202,12 +202,10 @@ class ObstoreS3Storage(Storage):
                 )
             except Unusable as exc:
                 if not self._use_complete:
-                    log.warning(
-                        "%s: obstore cannot be used with this store (%s): using boto3 from now on", self.url, exc
-                    )
+                    log.warning("%s: obstore does not work with this store (%s): using boto3", self.url, exc)
                 self._use_complete = True
             except _UnreadableKey as exc:
-                log.debug("%s: %s: asking boto3", self.url, exc)
+                log.debug("%s: %s: using boto3", self.url, exc)
         found: T = await complete()
         return found
 
@@ -239,7 +237,7 @@ def _refuses_credentials(exc: Exception) -> bool:
 
 
 def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
-    """obstore's error as one of the storage contract's, `Unusable`, or `exc` itself for a bug of ours."""
+    """The error of the storage contract for one of obstore's; `Unusable`; or `exc` itself if it is a bug of ours."""
     import obstore.exceptions
 
     text = str(exc).partition(_DEBUG)[0]
@@ -249,7 +247,7 @@ def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
             return _BeyondTheEnd()
         code, message = _CODE.search(text), _MESSAGE.search(text)
         if message is not None and s3_errors.wants_content_md5(message[1]):
-            return Unusable("the store wants Content-MD5")
+            return Unusable("the store requires Content-MD5")
         reason = message[1] if message else f"HTTP status {status[1]}"
         return s3_errors.of_code(code[1] if code else "", int(status[1]), reason, failure)
     match exc:
@@ -283,7 +281,7 @@ def _options(range: Range | None) -> GetOptions:
 
 
 def _blob(answer: GetResult, range: Range | None) -> Blob:
-    """The object or its part. Not more is read than was asked for, nor slower than `MIN_BYTES_PER_S`."""
+    """The object or its part. Reads no more than the requested bytes; raises if they arrive too slowly."""
     meta = answer.meta
     size = meta["size"]
     start, stop = answer.range
@@ -296,9 +294,9 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
         parts.append(bytes(part))
         received += len(part)
         if received > stop - start:
-            raise ConnectionError(f"the answer is longer than the {stop - start} bytes that it announces")
+            raise ConnectionError(f"the answer is longer than the {stop - start} bytes that it announced")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"the answer came slower than {MIN_BYTES_PER_S} bytes a second")
+            raise TimeoutError(f"the answer arrived at less than {MIN_BYTES_PER_S} bytes a second")
     if received != stop - start:
         raise ConnectionError(f"the answer ended after {received} of {stop - start} bytes")
     data = b"".join(parts)
@@ -308,7 +306,7 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
 
 
 def _bounded(pages: Iterable[Sequence[ObjectMeta]]) -> Iterable[Sequence[ObjectMeta]]:
-    """The pages of a listing, as long as it is not cancelled and ends in time."""
+    """The pages of a listing. Raises on cancellation, and `TimeoutError` after `LIST_TIMEOUT_S`."""
     deadline = time.monotonic() + LIST_TIMEOUT_S
     for page in pages:
         trio.from_thread.check_cancelled()

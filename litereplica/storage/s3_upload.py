@@ -1,10 +1,10 @@
-"""Uploading a large local file to S3 in parts.
+"""Uploads a large local file to S3 in parts.
 
-A few parts are under way at once, so memory is bounded by `PARALLEL_PARTS` × the size of a part whatever the
-file's size. A part that fails for a moment is sent again by itself: its number makes that harmless, and the others
-need not be. The object appears at the completion, which carries the condition. An upload that fails or is
-cancelled is aborted, so that the store keeps no parts; and again when the requests have ended that were under way,
-since a part that arrives after the abort would stay.
+A few parts are sent concurrently, so memory is bounded by `PARALLEL_PARTS` × the size of a part, whatever the size of
+the file. A part whose request fails transiently is sent again on its own, which its number makes safe. The object
+appears with the completion request, which carries the condition. An upload that fails or is cancelled is aborted, so
+that the store keeps no parts; and once more after the requests in flight have ended, since a part that arrives after
+the abort would remain.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MULTIPART_BYTES = 16 << 20
-"""Smaller files go in one request: a part is as large as that request would be."""
+"""Smaller files are sent in one request, which is then no larger than a part."""
 PART_BYTES = 16 << 20
-"""At 100 MB/s a part takes 160 ms, so the round trips around it do not matter."""
+"""At 100 MB/s a part takes 160 ms, so that round trips do not matter."""
 MAX_PARTS = 10_000
 """S3's limit. Files beyond 156 GiB get larger parts."""
 PARALLEL_PARTS = 4
@@ -38,21 +38,21 @@ PARALLEL_PARTS = 4
 PART_ATTEMPTS = 6
 PART_RETRY_S = 0.2
 PART_RETRY_MAX_S = 5.0
-"""Up to 6 s in all, for a store that restarts or asks to slow down. Delays are random, up to a limit that doubles."""
-UNDER_WAY_LOOK_S = 0.02
+"""Up to 6 s in total, for a store that restarts or throttles. Delays are random, up to a limit that doubles."""
+IN_FLIGHT_POLL_S = 0.02
 ABORT_TIMEOUT_S = 5.0
-"""A shutdown waits for the abort; what is left behind is for the bucket's lifecycle rule."""
+"""A shutdown waits this long for the abort; the bucket's lifecycle rule deletes parts that remain."""
 
 
 class Run(Protocol):
-    """Runs a function of the client in a thread: `run(what_it_does, action)`."""
+    """Runs a function of the client in a thread. `doing` is a verb, for error messages."""
 
     def __call__(self, doing: str, action: Callable[[S3Client], T]) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an object goes: `Bucket` and `Key`, its metadata, and the parameters that make it conditional."""
+    """The object to write: `where` is its bucket and key; `condition` the parameters that make the put conditional."""
 
     where: dict[str, Any]
     metadata: dict[str, str]
@@ -60,14 +60,14 @@ class Target:
 
 
 def part_size(size: int) -> int:
-    """Bytes of each part but the last, for a file of `size` bytes: a multiple of 1 MiB."""
+    """Bytes of each part except the last, for a file of `size` bytes: a multiple of 1 MiB."""
     mebibyte = 1 << 20
     smallest = -(-size // MAX_PARTS)
     return max(PART_BYTES, -(-smallest // mebibyte) * mebibyte)
 
 
-class _UnderWay:
-    """Counts the requests that send parts: a thread goes on with its own after a cancellation."""
+class _InFlight:
+    """Counts the requests that send parts: after a cancellation, they continue in their threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,20 +88,20 @@ class _UnderWay:
         return self._count == 0
 
     async def wait_until_none(self) -> None:
-        while not self.none:  # noqa: ASYNC110 - the threads know nothing of events
-            await trio.sleep(UNDER_WAY_LOOK_S)
+        while not self.none:  # noqa: ASYNC110 - the threads cannot set trio's events after a cancellation
+            await trio.sleep(IN_FLIGHT_POLL_S)
 
 
 async def upload_in_parts(path: Path, size: int, target: Target, run: Run) -> str:
-    """Upload `size` bytes of a file; returns the etag. Errors are those of `run`."""
-    under_way = _UnderWay()
+    """Upload `size` bytes of a file, and return the etag. Raises the errors of `run`."""
+    in_flight = _InFlight()
     started = await run(
         "begin to write",
         lambda client: client.create_multipart_upload(**target.where, Metadata=target.metadata),
     )
     upload = target.where | {"UploadId": started["UploadId"]}
     try:
-        parts = await _upload_parts(path, size, upload, run, under_way)
+        parts = await _upload_parts(path, size, upload, run, in_flight)
         done = await run(
             "write",
             lambda client: client.complete_multipart_upload(
@@ -109,13 +109,13 @@ async def upload_in_parts(path: Path, size: int, target: Target, run: Run) -> st
             ),
         )
     except BaseException:
-        await _abort(upload, run, under_way)
+        await _abort(upload, run, in_flight)
         raise
     return done["ETag"]
 
 
 async def _upload_parts(
-    path: Path, size: int, upload: dict[str, Any], run: Run, under_way: _UnderWay
+    path: Path, size: int, upload: dict[str, Any], run: Run, in_flight: _InFlight
 ) -> list[CompletedPartTypeDef]:
     length = part_size(size)
     offsets = iter(range(0, size, length))
@@ -127,7 +127,7 @@ async def _upload_parts(
             number = offset // length + 1
             expected = min(length, size - offset)
             try:
-                answer = await _persistently(run, _part_upload(path, offset, expected, upload, number, under_way))
+                answer = await _with_retries(run, _part_upload(path, offset, expected, upload, number, in_flight))
             except StorageError as exc:
                 failures.append(exc)
                 cancel.cancel()
@@ -142,8 +142,8 @@ async def _upload_parts(
     return sorted(parts, key=lambda part: part["PartNumber"])
 
 
-async def _persistently(run: Run, send: Callable[[S3Client], str]) -> str:
-    """Send a part, and again after failures that pass."""
+async def _with_retries(run: Run, send: Callable[[S3Client], str]) -> str:
+    """Send a part, and send it again after transient errors."""
     limit_s = PART_RETRY_S
     for _ in range(PART_ATTEMPTS - 1):
         try:
@@ -155,10 +155,10 @@ async def _persistently(run: Run, send: Callable[[S3Client], str]) -> str:
 
 
 def _part_upload(
-    path: Path, offset: int, length: int, upload: dict[str, Any], number: int, under_way: _UnderWay
+    path: Path, offset: int, length: int, upload: dict[str, Any], number: int, in_flight: _InFlight
 ) -> Callable[[S3Client], str]:
     def send(client: S3Client) -> str:
-        with under_way.one():
+        with in_flight.one():
             return send_part(client)
 
     def send_part(client: S3Client) -> str:
@@ -172,14 +172,14 @@ def _part_upload(
     return send
 
 
-async def _abort(upload: dict[str, Any], run: Run, under_way: _UnderWay) -> None:
+async def _abort(upload: dict[str, Any], run: Run, in_flight: _InFlight) -> None:
     def abort(client: S3Client) -> object:
         return client.abort_multipart_upload(**upload)
 
     with trio.move_on_after(ABORT_TIMEOUT_S, shield=True):
         for _ in range(2):
-            with suppress(StorageError):  # the failure that led here is the one to tell of
+            with suppress(StorageError):  # the error that led here is raised instead
                 await run("abort writing", abort)
-            if under_way.none:
+            if in_flight.none:
                 return
-            await under_way.wait_until_none()
+            await in_flight.wait_until_none()

@@ -1,9 +1,8 @@
-"""Replica URLs: parsing, and rendering without secrets. `SCHEMES` has the kinds of URLs; `open.py` opens them.
+"""Parses replica URLs, and renders them without secrets. `SCHEMES` lists the kinds of URLs; `open.py` opens them.
 
-The forms are Litestream's: `s3://bucket/path?endpoint=…&region=…&forcePathStyle=true` and `file:///path`.
-A URL means the same place here as there: the path of an S3 URL is percent-decoded, that of a file URL is
-taken literally. Credentials never come from a URL, and no message repeats a part of a URL that could
-hold them.
+The forms are Litestream's: `s3://bucket/path?endpoint=…&region=…&forcePathStyle=true` and `file:///path`. A URL names
+the same place as in Litestream: the path of an S3 URL is percent-decoded, that of a file URL is taken literally. A URL
+must not contain credentials, and no message repeats a part of a URL that could contain them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PROVIDER_DOMAINS = (
     ".filebase.com",
     ".scw.cloud",
 )
-"""Litestream also accepts `s3://bucket.provider/path`; here the endpoint is always named as such."""
+"""Litestream also accepts `s3://bucket.provider/path`; here the endpoint must be given as a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +55,17 @@ class ReplicaURL:
 
     @property
     def basename(self) -> str:
-        """The last component of the path; the bucket's name when the path is empty."""
+        """The last component of the path; the bucket's name if the path is empty."""
         return posixpath.basename(self.path) or self.bucket
 
     def below(self, prefix: str) -> ReplicaURL:
-        """The URL of what lies at `prefix` below this one, which is itself if `prefix` is empty."""
+        """The URL of the replica at `prefix` below this one; this URL itself if `prefix` is empty."""
         return replace(self, path="/".join(part for part in (self.path, prefix) if part))
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How the URLs of one kind of store are read and written; `form` shows a user what to write."""
+    """How the URLs of one kind of store are parsed and rendered; `form` is shown to users."""
 
     form: str
     parse: Callable[[str], ReplicaURL]
@@ -74,7 +73,7 @@ class Scheme:
 
 
 def parse_url(url: str) -> ReplicaURL:
-    """Parse a replica URL. Raises `UsageError` with the form that is expected."""
+    """Parse a replica URL. Raises `UsageError`, whose hint shows the expected form."""
     if any(ord(character) < 32 or ord(character) == 127 for character in url):
         raise UsageError("the replica URL has a control character", hint="write it on one line")
     scheme, separator, _ = url.partition("://")
@@ -87,12 +86,12 @@ def parse_url(url: str) -> ReplicaURL:
 
 
 def basename(url: str) -> str:
-    """The last component of a URL's path: the name that a mounted file has unless another is asked for."""
+    """The last component of a URL's path: the default name of a mounted file."""
     return parse_url(url).basename
 
 
 def redacted(url: str) -> str:
-    """A URL as typed, fit for a message or a log: without its query and, if it may hold credentials, its rest."""
+    """A URL as typed, for a message or a log: without its query; only the scheme if it may contain credentials."""
     if "@" in unquote(url):
         scheme, separator, _ = url.partition("://")
         return f"{scheme}://…" if separator else "…"
@@ -149,7 +148,7 @@ def _render_s3(url: ReplicaURL) -> str:
 def _refuse_credentials(url: str, netloc: str) -> None:
     if "@" in netloc:
         hint = "put them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile of ~/.aws"
-        raise UsageError(f"{redacted(url)} holds credentials, and a URL is no place for them", hint=hint)
+        raise UsageError(f"{redacted(url)} contains credentials, which are not allowed in a URL", hint=hint)
 
 
 def _bucket(url: str, netloc: str) -> str:
@@ -157,7 +156,7 @@ def _bucket(url: str, netloc: str) -> str:
         raise UsageError(f"{redacted(url)!r} names no bucket", hint=f"write {S3_FORM}")
     if ":" in netloc or netloc.endswith(_PROVIDER_DOMAINS):
         raise UsageError(
-            f"the host of {redacted(url)!r} is not the name of a bucket", hint=f"name the server apart: {S3_FORM}"
+            f"the host of {redacted(url)!r} is not a bucket name", hint=f"give the server as endpoint: {S3_FORM}"
         )
     return netloc
 
@@ -170,7 +169,7 @@ def _key_prefix(url: str, path: str) -> str:
 
 
 def _parse_query(query: str) -> dict[str, str]:
-    """The parameters by Litestream's camel-case names. Empty values count as absent, as there."""
+    """The parameters by Litestream's camel-case names. Empty values count as absent, as in Litestream."""
     options: dict[str, str] = {}
     for given, value in parse_qsl(query):
         name = _PARAMETERS.get(given)
@@ -192,7 +191,7 @@ _PARAMETERS = {
 def _parameter_hint(name: str) -> str:
     if name in ("skipVerify", "skip-verify"):
         return "name the certificate authority in AWS_CA_BUNDLE instead; verification cannot be switched off"
-    return "remove it; there are endpoint, region and forcePathStyle"
+    return "remove it; the parameters are endpoint, region and forcePathStyle"
 
 
 def _boolean(name: str, value: str) -> bool:
@@ -212,7 +211,7 @@ def _endpoint_url(endpoint: str) -> str:
         endpoint = ("http://" if _is_loopback(endpoint) else "https://") + endpoint
     if "@" in unquote(endpoint):
         hint = "put them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise UsageError("the endpoint holds credentials, and a URL is no place for them", hint=hint)
+        raise UsageError("the endpoint contains credentials, which are not allowed in a URL", hint=hint)
     parts = _checked(lambda: urlsplit(endpoint))
     _checked(lambda: parts.port)
     if not parts.hostname or parts.query or parts.fragment:
@@ -241,5 +240,5 @@ SCHEMES = {
     "file": Scheme(FILE_FORM, _parse_file, _render_file),
     "s3": Scheme(S3_FORM, _parse_s3, _render_s3),
 }
-"""By the lower-case scheme. What a new one needs besides is listed in `open.py`."""
+"""By the scheme in lower case. `open.py` lists what else a new scheme needs."""
 _FORMS = " or ".join(scheme.form for scheme in SCHEMES.values())

@@ -1,8 +1,8 @@
-"""The hold on one database: taking it, publishing what that requires, and giving it up when the WAL moved without us.
+"""Attaches a writer to its database: takes the held read, and publishes the content that the replica lacks.
 
-detached   nothing is known of the WAL
-attached   the held read keeps the WAL, and `WalFollower` follows it; while `content` is set, the whole database or
-           the pages that differ from the replica are still to be published
+detached   the position in the WAL is unknown: at the start, and after another program has restarted the WAL
+attached   the held read keeps the WAL from being restarted, and `WalFollower` follows it; while `content` is set, the
+           whole database or the pages that differ from the replica are still to be published
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class Attachment:
-    """The hold on the database of `context`. `parked` as in `resume`; `published` is called for each file.
+    """The attachment to the database of `context`. `parked` is as in `resume`; `published` is called for each file.
 
-    `schedule` says when the next checkpoint is due; it begins anew with each attachment.
+    `schedule` says when the next checkpoint is due; it is reset by each attachment.
     """
 
     def __init__(self, context: WriterContext, *, parked: Parked | None, published: Callable[[Prepared], None]) -> None:
@@ -38,17 +38,17 @@ class Attachment:
         self._context = context
         self._parked = parked
         self._published = published
-        self._resumed = False  # the newest file of the replica is known
+        self._resumed = False  # True once the newest file of the replica is known
 
     @property
     def is_complete(self) -> bool:
-        """True if the database is attached and its content, as it was found then, is published."""
+        """True if the database is attached and the content that it had then is published."""
         return self.is_attached and self.content is None
 
     async def complete(self) -> None:
-        """Attach unless attached, and publish the content that is left.
+        """Attach the database if it is detached, and publish its content if that is due.
 
-        Raises the errors of `resume` and of `Publisher.publish_next`; call it again then.
+        Raises the errors of `resume` and of `Publisher.publish_next`; it can be called again after each of them.
         """
         if not self.is_attached:
             await self._attach()
@@ -62,7 +62,7 @@ class Attachment:
             self.mark_if_sealed()
 
     def detach(self) -> None:
-        """Give up what is known of the WAL."""
+        """Become detached, because another program restarted the WAL."""
         log.warning(
             "the WAL of %s was restarted by another program: publishing the pages that differ",
             self._context.database.path,
@@ -81,7 +81,7 @@ class Attachment:
         raise Unpublished(path, reason, transactions=transactions, wal_bytes=wal_bytes)
 
     def mark_if_sealed(self) -> None:
-        """Have the checkpoint mark written if the database file alone holds the newest TXID."""
+        """Request a checkpoint mark if the database file alone contains the newest TXID."""
         if self.content is None and self._context.wal.is_sealed:
             self.marks.note(self.publisher.last.txid)
 

@@ -1,18 +1,18 @@
 """Compacts and prunes a replica while its database is replicated. A task of the writer.
 
-Each round does what is due: levels, the lowest first, since each is made of the one below; snapshots; then deletions.
-`due_compactions` and `Pruner.due` decide what is due. When nothing can become due before the next publication, there is
-no request and no timer until then.
+Each round does what is due: merges, from the lowest level up, since each level is made from the one below; snapshots;
+then deletions. `due_compactions` and `Pruner.due` decide what is due. If nothing can become due before the next
+publication, there is no request and no timer until then.
 
 The listing of the replica is kept in memory and updated by what is published, merged and deleted here. It is read again
 once an hour, after every error, and in a new epoch of the lease. It need not be exact: a merge reads and checks all its
-inputs, no put replaces a file, and before a file is deleted the one that covers it is checked.
+inputs, no put replaces a file, and before a file is deleted, the file that covers it is checked.
 
-Merges take turns: `limiter` is of the process, and one step merges a bounded number of files and bytes (a snapshot
-excepted). The lease is held while files are merged or deleted. Cancelling leaves complete files only; a killed
+The databases of a process take turns to merge (`limiter`); one step merges a bounded number of files and bytes, except
+for a snapshot. The lease is held while files are merged or deleted. Cancellation leaves complete files only; a killed
 process leaves temporary files in `spool_dir`, which the next start removes.
 
-Time is the `SteadyClock`'s: when the machine's clock is set, merges go on as if it had not been, and nothing is deleted
+All times are those of a `SteadyClock`: if the machine's clock is set, merges are not affected, and nothing is deleted
 early.
 """
 
@@ -42,28 +42,29 @@ from litereplica.writer.publish.lease_keeper import LeaseKeeper
 log = logging.getLogger(__name__)
 
 STEP_FILES = 1024
-"""Of one merge: a quarter of an hour of level 0 at its fastest."""
+"""Maximum number of input files of one merge: a quarter of an hour of level 0 at its fastest."""
 STEP_BYTES = 256 << 20
-"""Of one merge, some seconds, after which another database has its turn; also the most that it takes on this machine's
-disk, twice for a moment. A single larger file is merged nevertheless."""
+"""Maximum size of the inputs of one merge, which takes some seconds; then another database has its turn. The merge
+needs up to twice this space on the local disk. A single larger file is merged nevertheless."""
 STEP_DELETIONS = 1024
-"""One after the other, half a minute of requests; then it is time for merges again."""
+"""Maximum number of deletions between merges: half a minute of requests."""
 DELETION_INTERVAL_MS = 15 * SECOND_MS
-"""Litestream's: between looks at what is to be deleted."""
+"""Minimum interval between checks for deletions, as in Litestream."""
 LISTING_INTERVAL_MS = HOUR_MS
-"""A listing is so old at most when it is used: ten requests an hour notice what other tools have done."""
-LONGEST_SLEEP_S = 600.0
-"""A machine that was asleep, or whose clock was set, is noticed so soon."""
+"""Maximum age of the listing: for ten requests an hour, changes made by other tools are noticed."""
+MAX_WAIT_S = 600.0
+"""Maximum wait: afterwards a machine that was suspended, or whose clock was set, is noticed."""
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
-"""Limits of the delay after failures, which doubles from one to the other."""
+"""The delay after failures doubles from `RETRY_S` up to this."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatistics:
-    """Counts since the start. `merges` include `snapshots`; bytes are those of inputs and results.
+    """Counts since the start. `merges` includes `snapshots`; `bytes_read` and `bytes_written` are those of merges.
 
-    `files` and `file_bytes` are those of the replica, as far as known. `error` is that of the last attempt, or "".
+    `files` and `file_bytes` count the replica's files according to the listing. `error` is that of the last attempt, or
+    "".
     """
 
     merges: int
@@ -78,9 +79,9 @@ class MaintenanceStatistics:
 
 
 class Maintenance:
-    """Compacts and prunes one replica. `spool_dir` is a directory of this database alone; None: the system's place.
+    """Compacts and prunes one replica. `spool_dir` is used by this database only; by default it is the system's.
 
-    `note_published`, `statistics` and the properties are for the thread of trio.
+    `note_published`, `statistics` and the properties must be used in trio's thread.
     """
 
     def __init__(
@@ -104,14 +105,14 @@ class Maintenance:
         self._rng = rng or random.Random()
         self._pruner = Pruner(store, policy, self._clock)
         self._files: dict[FileName, FileInfo] = {}
-        self._listed_ms: int | None = None  # None: to be listed
-        self._added: set[FileName] = set()  # since the listing began
+        self._listed_ms: int | None = None  # None: the listing must be read
+        self._added: set[FileName] = set()  # since the listing was begun
         self._newest: TXID = 0
-        self._epoch = 0  # of the right to publish, when it was listed
+        self._epoch = 0  # of the lease, when the listing was begun
         self._damaged: set[FileName] = set()
         self._merge_due_ms: int | None = 0
         self._delete_due_ms: int | None = 0
-        self._looked_ms = 0  # at what is to be deleted
+        self._looked_ms = 0  # when deletions were last checked for
         self._changed = trio.Event()
         self._error = ""
         self._merges = self._snapshots = self._read = self._written = self._deletions = 0
@@ -119,7 +120,7 @@ class Maintenance:
     # --- for the writer
 
     def note_published(self, info: FileInfo) -> None:
-        """The writer has just published a file of level 0. If one before it was not noted, list again."""
+        """Record a file of level 0 that the writer has just published. If one before it is missing, list again."""
         now_ms = self._clock.steady_ms()
         before_s = self.next_due_s
         if info.min_txid > self._newest + 1:
@@ -133,18 +134,18 @@ class Maintenance:
 
     @property
     def next_due_s(self) -> float | None:
-        """Seconds until something may be due; None when nothing is left to do until the next publication."""
+        """Seconds until something may be due; None if nothing can be due before the next publication."""
         now_ms = self._clock.steady_ms()
         dues = [due for due in (self._merge_due_ms, self._delete_due_ms) if due is not None]
         return max(0, min(dues) - now_ms) / 1000 if dues else None
 
     @property
     def is_settled(self) -> bool:
-        """True if nothing is left to do until the next publication."""
+        """True if nothing can be due before the next publication."""
         return self.next_due_s is None
 
     def statistics(self) -> MaintenanceStatistics:
-        """A record of now."""
+        """Return a record of the present state. Makes no request."""
         return MaintenanceStatistics(
             merges=self._merges,
             snapshots=self._snapshots,
@@ -158,9 +159,10 @@ class Maintenance:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do what is due; never returns. Started at once. An error is logged once, and the step tried again.
+        """Do what is due, whenever it is. Never returns. An error is logged once, and the step is tried again.
 
-        Raises `ConflictError`: another writer has published, or has the lease.
+        Raises:
+            ConflictError: another writer has published, or holds the lease.
         """
         if self._spool_dir is not None:
             remove_left_over(self._spool_dir)
@@ -177,10 +179,13 @@ class Maintenance:
             await self._wait()
 
     async def run_due(self) -> None:
-        """Do what is due now.
+        """Do what is due now. It can be called again after an error: nothing is left incomplete.
 
-        Raises `StorageError`, `DamagedFile` and `EnvironmentProblem`: nothing is half done then, and it may be called
-        again; and `ConflictError` as `run`.
+        Raises:
+            StorageError: a request failed.
+            DamagedFile: an input of a merge is damaged; it is not used again until the next listing.
+            EnvironmentProblem: the local disk is full.
+            ConflictError: as `run`.
         """
         if self.next_due_s != 0:
             return
@@ -191,7 +196,7 @@ class Maintenance:
                 await self._delete_what_is_due()
                 break
             except StorageError as exc:
-                self._listed_ms = None  # it may not be as we think
+                self._listed_ms = None  # the listing may be wrong
                 vanished += isinstance(exc, NotFound)
                 if not isinstance(exc, NotFound) or vanished == MAX_PLANS:
                     raise
@@ -199,7 +204,7 @@ class Maintenance:
                 self._damaged |= {name for name, info in self._files.items() if self._store.key(info) == exc.key}
                 raise
         if self._error and not self._damaged:
-            log.info("maintenance of %s goes on", self._store.url)
+            log.info("maintenance of %s has recovered", self._store.url)
             self._error = ""
 
     # --- rounds
@@ -220,8 +225,8 @@ class Maintenance:
             if self._was_interrupted():
                 return
             done = await run_compaction(self._store, compaction, spool_dir=self._spool_dir)
-            made_of_ms = max(info.modified_ms for info in compaction.inputs)
-            self._add(replace(done.info, modified_ms=made_of_ms))
+            newest_ms = max(info.modified_ms for info in compaction.inputs)
+            self._add(replace(done.info, modified_ms=newest_ms))
         if done.adopted:
             await self._make_way()
             return
@@ -232,7 +237,7 @@ class Maintenance:
         log.debug("merged %d files to %s, %d bytes", len(compaction.inputs), done.info, done.info.size)
 
     async def _make_way(self) -> None:
-        """Another compactor came first: list again."""
+        """List again after a delay, because another compactor has merged these files."""
         self._listed_ms = None
         await trio.sleep(RELIST_DELAY_S)
 
@@ -241,7 +246,7 @@ class Maintenance:
         if due_ms is None or due_ms > self._clock.steady_ms():
             return
         self._looked_ms = self._clock.steady_ms()
-        self._delete_due_ms = None  # unless something is published from here on
+        self._delete_due_ms = None  # a publication from here on sets it again
         try:
             next_ms = await self._delete()
         except BaseException:
@@ -252,7 +257,7 @@ class Maintenance:
             self._delete_due_ms = _earlier(self._delete_due_ms, self._looked_ms + wait_ms)
 
     async def _delete(self) -> int | None:
-        """Delete what is due, or the first of it; from when on there may be more, by the clock."""
+        """Delete up to `STEP_DELETIONS` files that are due; return when more may be due (clock time), or None."""
         due = await self._pruner.due(await self._known_files())
         if due:
             async with self._lease.kept():
@@ -264,17 +269,17 @@ class Maintenance:
             return self._clock.now_ms()
         return await self._pruner.next_due_ms(await self._known_files())
 
-    # --- what is known of the replica
+    # --- the listing
 
     async def _known_files(self) -> list[FileInfo]:
-        """The files, but for those that are damaged. Listed when they are not known, or have not been for long."""
+        """The files of the replica except damaged ones. Lists them if the listing is missing or too old."""
         now_ms = self._clock.steady_ms()
         if self._listed_ms is None or now_ms - self._listed_ms > LISTING_INTERVAL_MS:
             await self._list(now_ms)
         return [info for name, info in self._files.items() if name not in self._damaged]
 
     async def _list(self, now_ms: int) -> None:
-        """What is known already keeps its time: when it appeared, not what the store's clock or another's says."""
+        """Read the listing. Known files keep the time at which they appeared, instead of that by the store's clock."""
         self._added.clear()
         epoch = self._lease.epoch()
         listed = await self._store.list_levels()
@@ -290,13 +295,13 @@ class Maintenance:
         self._damaged.clear()
 
     def _was_interrupted(self) -> bool:
-        """Another writer may have been at work since the files were listed. If so they are to be listed again."""
+        """True if another writer may have published since the listing, which must then be read again."""
         if self._lease.epoch() != self._epoch:
             self._listed_ms = None
         return self._listed_ms is None
 
     def _add(self, info: FileInfo) -> None:
-        """A file has appeared just now: it may take the place of others."""
+        """Add a new file, which may make others superfluous."""
         self._files[info.name] = info
         self._added.add(info.name)
         self._newest = max(self._newest, info.max_txid)
@@ -305,7 +310,7 @@ class Maintenance:
         self._delete_due_ms = _earlier(self._delete_due_ms, look_ms)
 
     def _forget(self, info: FileInfo) -> None:
-        """A file has been deleted."""
+        """Remove a deleted file."""
         self._files.pop(info.name, None)
         self._deletions += 1
 
@@ -313,14 +318,14 @@ class Maintenance:
 
     async def _wait(self) -> None:
         due_s = self.next_due_s
-        with trio.move_on_after(math.inf if due_s is None else min(due_s, LONGEST_SLEEP_S)):
+        with trio.move_on_after(math.inf if due_s is None else min(due_s, MAX_WAIT_S)):
             await self._changed.wait()
             self._changed = trio.Event()
 
     def _delay_s(self, error: Exception, failures: int) -> float:
-        """Seconds to wait after an error, which is logged unless it was the last one, too."""
+        """Seconds to wait after an error. Logs it unless the previous error was the same."""
         if self._error != str(error):
-            log.warning("cannot compact %s: %s; trying again", self._store.url, error)
+            log.warning("cannot compact %s: %s; retrying", self._store.url, error)
             self._error = str(error)
         return min(RETRY_MAX_S, RETRY_S * 2.0 ** (failures - 1)) * self._rng.uniform(0.5, 1.0)
 

@@ -1,4 +1,4 @@
-"""Decides whether an idle database can be closed, and records the state in which it is left."""
+"""Decides whether an idle database can be parked, and makes its `Parked` record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from litereplica.writer.publish.context import WriterContext
 
 
 class Parker:
-    """Of one database. `token` is that of the state directory (`StateDirectory.begin_tenancy`)."""
+    """Parks one database. `token` is that of the state directory (`StateDirectory.begin_tenancy`)."""
 
     def __init__(self, context: WriterContext, attachment: Attachment, token: bytes) -> None:
         self._context = context
@@ -18,8 +18,10 @@ class Parker:
         self._complete = False  # at the last `leave` the database file alone held everything
 
     def leave(self) -> Parked | None:
-        """Returns the record of the files if everything in them is published and any later change will show in them,
-        else None. Writes the checkpoint mark if the database file alone holds everything. Blocks.
+        """Return the record of the files, or None if the database cannot be parked now. Blocks.
+
+        It can be if everything in the files is published, and any later change will be seen by `stat`. Writes the
+        checkpoint mark if the database file alone contains everything.
         """
         database, wal = self._context.database, self._context.wal
         files = certain_now(database.path)

@@ -1,5 +1,7 @@
-"""Settings of a writer: which databases are replicated where, and how. The configuration file and the command line make
-these records, `fleet/` acts on them."""
+"""Settings of a writer: which databases are replicated where, and how.
+
+The configuration file and the command line make these records; `fleet/` acts on them.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from litereplica.writer.publish.lease_keeper import LeaseMode
 SYNC_INTERVAL_S = 1.0
 """Litestream's default: at most 86,400 files a day."""
 STOP_LIMIT_S = 5.0
-"""For publishing the remainder when asked to stop: service managers wait for 10 s or more."""
+"""Time limit for publishing the remaining transactions on a stop: service managers wait for 10 s or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterSettings:
-    """How databases are replicated. `levels` None: nothing is compacted, and no snapshots are made but the first.
+    """How databases are replicated. If `levels` is None, nothing is compacted and only the first snapshot is made.
 
-    `take_over`: databases that do not continue what another writer has published are published all the same.
+    `take_over`: publish a database even if it does not continue what another writer has published.
     """
 
     sync_interval_s: float = SYNC_INTERVAL_S

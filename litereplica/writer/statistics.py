@@ -1,4 +1,4 @@
-"""What has been published since a database was opened, and how far behind the store is."""
+"""Counts of what has been published since a database was opened, and the lag of the store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 class Statistics:
     """Statistics of one open database, since it was opened.
 
-    `txid` is the newest one published, `wal_frames` the number of WAL frames that are not in the database file,
-    `lease` the lease while it is held. `unpublished_bytes` counts the committed part of the WAL that the store lacks,
-    `behind_s` the seconds for which it has lacked any of it. `waits`: for the lease of another writer. `error` is that
-    of the last attempt to publish.
+    `txid` is the newest published TXID, `wal_frames` the number of WAL frames that are not in the database file,
+    `lease` the lease while it is held. `unpublished_bytes` is the size of the committed part of the WAL that is not
+    published, `behind_s` the time in seconds since everything was published. `waits` is True while another writer holds
+    the lease. `error` is that of the last attempt to publish.
     """
 
     txid: TXID
@@ -50,40 +50,40 @@ class ReplicationCounters:
         self.error: str | None = None
         self._path = path
         self._is_current = False
-        self._current_s = trio.current_time()  # when the store was known to lack nothing
+        self._current_s = trio.current_time()  # when everything was last known to be published
         self._warned_frames = LARGE_WAL_FRAMES // 2
 
     @property
     def behind_s(self) -> float:
-        """For how long the store has lacked something."""
+        """Seconds since everything was published; 0 if everything is."""
         return 0.0 if self._is_current else trio.current_time() - self._current_s
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block waits for the lease of another writer."""
+        """Mark the database as waiting for the lease of another writer during the block."""
         self.is_waiting = True
         yield
         self.is_waiting = False
 
     def note_error(self, error: str) -> bool:
-        """Publishing failed. Returns True if the last attempt did not fail with the same error."""
+        """Record a failure to publish. Returns False if the previous attempt failed with the same error."""
         previous, self.error = self.error, error
         return error != previous
 
     def note_success(self) -> None:
-        """Publishing succeeded."""
+        """Record that publishing succeeded."""
         self.error = None
 
     def note_behind(self) -> None:
-        """The store lacks something, or may."""
+        """Record that something may be unpublished."""
         self._is_current = False
 
     def note_current(self) -> None:
-        """All that was committed is published."""
+        """Record that everything committed is published."""
         self._is_current, self._current_s = True, trio.current_time()
 
     def count(self, published: Prepared, *, wal_frames: int) -> None:
-        """A file is published; the WAL has so many frames that are not in the database."""
+        """Count a published file. `wal_frames` is the number of WAL frames that are not in the database file."""
         self.files += 1
         self.pages += published.pages
         self.bytes += published.info.size
@@ -97,6 +97,6 @@ class ReplicationCounters:
             log.warning("the WAL of %s has grown to %d frames", self._path, wal_frames)
 
     def count_checkpoint(self) -> None:
-        """The WAL is in the database."""
+        """Count a checkpoint that copied the whole WAL into the database file."""
         self.checkpoints += 1
         self._warned_frames = LARGE_WAL_FRAMES // 2

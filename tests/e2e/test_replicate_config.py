@@ -424,7 +424,7 @@ def test_a_missing_database_is_restored_and_goes_on(place: Path) -> None:
     (place / "a.db-wal").write_bytes(b"of a database that was deleted")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
-    assert "a.db-wal is left of one that did: move it away, or delete it" in done.stderr
+    assert "a.db-wal of an earlier database does: move it away, or delete it" in done.stderr
     subprocess.run(f"rm -rf {place}/a.db-* {place}/.a.db-litereplica", shell=True, check=True)
     with writer(place, "-c", file) as running:
         running.wait_for_txid("a.db", 1)
@@ -446,7 +446,7 @@ def test_a_database_that_exists_is_not_restored(place: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     execute(place / "a.db", "INSERT INTO t VALUES (2)")
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "exists, and is not restored" in done.stderr
+    assert "exists: not restoring it" in done.stderr
     assert restored(place, "a.db") == [1, 2]
 
 
@@ -462,7 +462,7 @@ connection.executescript("PRAGMA journal_mode = wal; CREATE TABLE t (x); INSERT 
     url, options = f"file://{place}/replica/a.db", ("--restore-if-db-not-exists", "--exec", program)
     with writer(place, place / "new/a.db", url, *options) as running:
         assert running.process.wait(DEADLINE_S) == ExitCode.OK
-        assert "nothing to restore" in running.log
+        assert "is empty: not restoring" in running.log
     assert restored(place, "a.db") == [1]
 
 

@@ -127,8 +127,8 @@ async def test_trouble_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureF
         await wait_until(lambda: keys(replica, 3) != [] and replica.maintenance.statistics().error == "")
         nursery.cancel_scope.cancel()
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot compact memory://test: list 0000/ failed before its effect, as planned; trying again",
-        "maintenance of memory://test goes on",
+        "cannot compact memory://test: list 0000/ failed before its effect, as planned; retrying",
+        "maintenance of memory://test has recovered",
     ]
 
 

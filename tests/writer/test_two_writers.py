@@ -338,7 +338,7 @@ async def test_store_without_conditions_is_refused_and_used_with_a_warning_when_
         assert not await txids(store)
 
         started.append(writer := Process(app.database, url, "--no-lease"))
-        await writer.until_said("a second writer would overwrite what this one publishes")
+        await writer.until_said("a second writer would overwrite the files of this one")
         await app(ROWS)
         await until_published(store, app)
         before = await objects(store)

@@ -1,4 +1,4 @@
-"""Storages around a storage: retries, metering, a prefix. `litereplica.testing` has those that tests use."""
+"""Storages around a storage: retries, metering, a prefix. Those for tests are in `litereplica.testing`."""
 
 from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
 from litereplica.storage.wrappers.metering import MeteredStorage, OperationStatistics, StorageStatistics

@@ -28,7 +28,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operation as requested. `key` is the prefix of a list, and the first key of a delete."""
+    """One operation. `key` is the prefix of a list, and the first key of a delete."""
 
     operation: Operation
     key: str
@@ -46,13 +46,13 @@ def received_bytes(result: object) -> int:
 
 
 class WrapperStorage(Storage):
-    """Passes everything to `inner`; a wrapper overrides `_around`."""
+    """Passes every operation on to `inner`. A wrapper overrides `_around`."""
 
     def __init__(self, inner: Storage) -> None:
         self._inner = inner
 
     async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
-        """Carry out one operation; `perform` asks the inner storage, and may be called again."""
+        """Carry out one operation. `perform` calls the inner storage, and may be called repeatedly."""
         return await perform()
 
     @property

@@ -1,4 +1,4 @@
-"""Counting the requests to a store, their bytes and their errors."""
+"""Counts the requests to a store, their bytes and their errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class OperationStatistics:
     """Counters of one operation.
 
-    `requests` have ended, well or badly; `errors` maps the names of error classes to counts. Bytes are those
-    of bodies that were sent and data that was received.
+    `requests` counts those that have ended, including failed ones; `errors` maps the names of error classes to counts.
+    `bytes_sent` and `bytes_received` count bodies only.
     """
 
     requests: int
@@ -51,7 +51,7 @@ class MeteredStorage(WrapperStorage):
         self._errors: dict[Operation, Counter[str]] = {each: Counter() for each in Operation}
 
     def statistics(self) -> StorageStatistics:
-        """The counts of this moment."""
+        """Return a record of the present counts."""
         return StorageStatistics(
             MappingProxyType(
                 {

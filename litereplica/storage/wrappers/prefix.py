@@ -1,4 +1,4 @@
-"""The objects of a storage below a prefix, as a storage of its own."""
+"""A storage that consists of the objects of another storage below a prefix."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
 
 class PrefixStorage(Storage):
-    """The objects of `inner` whose keys begin with `prefix`, which ends with `/`; `url` is
-    the URL of the prefix.
+    """The objects of `inner` whose keys begin with `prefix`, which ends with `/`. `url` is the URL of the prefix.
 
     `aclose` leaves `inner` open.
     """
@@ -63,14 +62,14 @@ class PrefixStorage(Storage):
         self._inner.limit_mode(mode, prefix=self._prefix + prefix)
 
     async def aclose(self) -> None:
-        """Nothing: see the class."""
+        """Do nothing: `inner` stays open."""
 
     def _without(self, info: ObjectInfo) -> ObjectInfo:
         return replace(info, key=info.key.removeprefix(self._prefix))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Errors carry the requested key as attribute; their messages have the whole key."""
+        """Remove the prefix from the `key` of errors in the block; their messages keep the whole key."""
         try:
             yield
         except StorageError as exc:

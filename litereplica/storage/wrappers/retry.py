@@ -1,9 +1,9 @@
-"""Retries: no other layer retries.
+"""Retries failed operations. No other layer retries.
 
-Only `TransientStorageError` is retried, after a random delay between 0 and a limit that doubles with
-each failure ("full jitter"). Its effect is unknown, so a conditional operation that is refused *after* such a
-failure may have been refused by our own success: the object is then looked at before that is concluded. Content
-equal to ours counts as ours, and so does the absence of an object that we were deleting: they are the same to a reader.
+Only `TransientStorageError` is retried, after a random delay between 0 and a limit that doubles with each failure
+("full jitter"). The effect of a failed attempt is unknown, so a conditional operation that is refused *after* such a
+failure may have been refused because our own earlier attempt succeeded. The object is then read: if its content equals
+ours, or if an object that we were deleting is missing, the operation counts as successful.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorag
 T = TypeVar("T")
 
 COMPARE_BYTES = 8 << 20
-"""Two files of any size are compared in pieces of this size."""
+"""An object is compared with a local file in pieces of this size."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often, for how long and with which delays an operation is retried.
 
-    `attempts` counts the first one. No attempt starts later than `total_s` after the first failure.
+    `attempts` includes the first one. No attempt starts later than `total_s` after the first failure.
     """
 
     attempts: int = 7
@@ -39,16 +39,16 @@ class RetryPolicy:
     total_s: float = 20.0
 
     def delay_limit_s(self, failures: int) -> float:
-        """The longest delay after this many failures (1, 2, …)."""
+        """The maximum delay, in seconds, after this many failures (1, 2, …)."""
         return min(self.max_delay_s, self.base_delay_s * 2.0 ** (failures - 1))
 
 
 DEFAULT_POLICY = RetryPolicy()
-"""Survives a restart of the store of some 10 s, and reports an outage to a reader within 30 s."""
+"""Bridges a restart of the store of some 10 s, and reports an outage to a reader within 30 s."""
 
 
 class RetryStorage(WrapperStorage):
-    """Retries transient failures and raises the last one. `rng` is the source of jitter."""
+    """Retries transient failures, and raises the last one. `rng` is the source of jitter."""
 
     def __init__(
         self, inner: Storage, policy: RetryPolicy = DEFAULT_POLICY, *, rng: random.Random | None = None
@@ -129,7 +129,7 @@ class RetryStorage(WrapperStorage):
 
 
 class _Attempts(Generic[T]):
-    """An operation that remembers whether one of its attempts failed with its effect unknown."""
+    """An operation. `effect_unknown` is True once an attempt has failed and may have taken effect nevertheless."""
 
     def __init__(self, perform: Callable[[], Awaitable[T]]) -> None:
         self._perform = perform

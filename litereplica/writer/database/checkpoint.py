@@ -1,7 +1,7 @@
 """Checkpoints: when the WAL is copied into the database file, and the barrier under which that is safe.
 
-    BEGIN IMMEDIATE on the barrier connection      nobody can commit
-    publish the remainder                          acknowledged by the store, or the barrier is given up
+    BEGIN IMMEDIATE on the barrier connection      no other connection can commit
+    publish the unpublished frames                 acknowledged by the store, or the barrier is given up
     compare frame counts                           all frames that SQLite counts as committed are published
     end the held read
     checkpoint, PASSIVE                            copies what the application's own readers allow
@@ -69,7 +69,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Schedule:
-    """When the next checkpoint is due. Pure; all times are in seconds of one clock."""
+    """Decides when the next checkpoint is due. All times are in seconds, of one clock."""
 
     last_s: float
     not_before_s: float = 0.0
@@ -105,9 +105,9 @@ def move_ahead(database: SQLiteDatabase, wal: WalFollower) -> None:
 async def checkpoint(
     database: SQLiteDatabase, wal: WalFollower, publish: Callable[[], Awaitable[object]], *, publish_limit_s: float
 ) -> Outcome:
-    """One attempt. `publish` publishes what `wal` still finds; it may be cancelled and called again.
+    """Attempt a checkpoint. `publish` publishes the unpublished frames of `wal`; it may be cancelled and called again.
 
-    If nothing is left to publish, the attempt is one call in a thread: commits do not wait for our event loop.
+    If nothing is left to publish, the attempt is one call in a thread, so that commits do not wait for our event loop.
     """
     await _catch_up(database, wal, publish)
     outcome = await database.run(lambda: _seize(database, wal))
@@ -133,7 +133,7 @@ async def _catch_up(database: SQLiteDatabase, wal: WalFollower, publish: Callabl
 
 
 def _unpublished_frames(wal: WalFollower) -> int:
-    """Returns the number of committed frames that are not published, once the WAL is read and synced to disk."""
+    """Sync and read the WAL; return the number of committed frames that are not published."""
     wal.sync()
     if wal.look() is not WalChange.NONE:
         wal.scan()
@@ -141,7 +141,10 @@ def _unpublished_frames(wal: WalFollower) -> int:
 
 
 def _seize(database: SQLiteDatabase, wal: WalFollower) -> Outcome | None:
-    """Begin the barrier. Completes the attempt if nothing is left to publish; else holds the barrier, returns None."""
+    """Begin the barrier, and complete the attempt if nothing is left to publish.
+
+    Otherwise returns None, and the barrier is held.
+    """
     if not database.begin_barrier():
         return Outcome.BUSY
     hold = False
@@ -156,7 +159,7 @@ def _seize(database: SQLiteDatabase, wal: WalFollower) -> Outcome | None:
 
 
 def _move(database: SQLiteDatabase, wal: WalFollower) -> Outcome:
-    """The steps under the barrier that need no network."""
+    """Release the held read, checkpoint, and take the read again: the steps under the barrier that need no request."""
     before = database.wal_state()
     if before.log != wal.position or wal.committed != wal.position:
         log.error("the WAL has %d frames, but %d were published", before.log, wal.position)

@@ -1,4 +1,4 @@
-"""Writes the checkpoint mark: that the database file alone holds all of a TXID."""
+"""Writes the checkpoint mark, which says that the database file alone contains a TXID: no WAL frame is needed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ class MarkWriter:
 
     @property
     def is_due(self) -> bool:
-        """True if a mark is to be written."""
+        """True if a mark must be written."""
         return self._due is not None
 
     def note(self, txid: TXID) -> None:
-        """The database file alone holds all of this TXID."""
+        """Request a mark: the database file alone contains this TXID."""
         self._due = txid
 
     def forget(self) -> None:
-        """The database file is about to change, or has changed."""
+        """Cancel the request: the database file has changed or is about to."""
         self._due = None
 
     def write_if_certain(self) -> bool:
-        """Write the mark if any later write to the database file will change its ctime. Returns True if none is due."""
+        """Write the requested mark if any later write to the database file will change its ctime.
+
+        Returns True if no mark is due any more.
+        """
         if self._due is None:
             return True
         identity = self._database.identity()

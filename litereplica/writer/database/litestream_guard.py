@@ -72,7 +72,7 @@ class LitestreamWatch:
 
 
 def _find_litestream(database: Path, proc: Path) -> tuple[int | None, bool]:
-    """Returns (a Litestream process that has the file open or None, whether all processes could be examined)."""
+    """(the pid of a Litestream that has the file open or None, True if all processes could be examined)."""
     target = str(database.resolve())
     complete = True
     for process in proc.glob("[0-9]*"):

@@ -1,18 +1,20 @@
-"""Idle databases that are closed and watched with stat().
+"""The record of a parked database: one that is idle, closed, and watched with stat().
 
-A database that has been idle for a while is published, checkpointed and closed; `Parked` is the record of it. From then
-on a check costs two stat(). Every commit changes the size or at least the ctime of the WAL or the database file; then
-the database is opened again, and what was committed is read from the WAL or, if that does not reach back, found by
-comparing pages, as after a restart.
+A database that has been idle for a while is published, checkpointed and closed; `Parked` records its files. From then
+on a check costs two stat(). Every commit changes the size or at least the ctime of the WAL or of the database file;
+then the database is opened again, and the new commits are read from the WAL or, if it has been restarted, found by
+comparing pages, as after a restart of the process.
+
+No commit is missed:
 
     parked          `files` were read when their ctimes were older than a clock tick, and *then* everything in the
-                    WAL was published: all later commits show
-    read            another program that only reads may create an empty WAL and delete it: that is no change
-    a new process   the checkpoint mark says what the files were when everything in them was published
+                    WAL was published: every later commit changes a ctime
+    read            a program that only reads may create an empty WAL and delete it: that is no change
+    a new process   the checkpoint mark contains the files' identities from when everything in them was published
 
-While it is closed, the WAL can be restarted, and the state directory is not locked, since a lock needs a descriptor:
-another writer of ours would be noticed by the directory's token (`StateDirectory.tenancy`), and its files by the epoch
-of the lease or by the condition of the next put.
+While it is closed, the WAL can be restarted, and the state directory is not locked, since a lock needs a descriptor.
+Another litereplica would be noticed by the directory's token (`StateDirectory.tenancy`), and its files by the epoch of
+the lease or by the condition of the next put.
 """
 
 from __future__ import annotations
@@ -44,23 +46,24 @@ class Files:
         )
 
     def differ(self, before: Files) -> bool:
-        """True if something may have been committed since the files were `before`, when nothing was in the WAL alone.
+        """True if something may have been committed since `before`, when the database file alone held everything.
 
-        A WAL that is gone or empty is no sign of a commit then."""
+        A missing or empty WAL is no sign of a commit then.
+        """
         return self.database != before.database or (bool(self.wal and self.wal.size) and self.wal != before.wal)
 
 
 def look_at(database: str) -> Files:
-    """Returns the present identities. Opens no file. Raises `OSError`."""
+    """Return the present identities. Opens no file. Raises `OSError`."""
     return Files(_identity(database), _identity(database + "-wal"))
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A parked database: all that its `files` hold is published. `complete`: the database file alone holds it.
+    """A parked database: everything in its `files` is published. `complete`: the database file alone contains it.
 
-    `last` is the newest file of the replica, `token` that of the state directory, `epoch` that of the lease when the
-    replica was last read; they are None, empty and 0 after a restart.
+    `last` is the newest file of the replica, `token` that of the state directory, and `epoch` the lease's when the
+    replica was last read; after a restart of the process they are None, empty and 0.
     """
 
     txid: TXID
@@ -76,9 +79,10 @@ class Parked:
 
 
 def parked_by_mark(database: Path, url: str) -> Parked | None:
-    """Returns the record that follows from the checkpoint mark, None if something may have been committed since.
+    """Return the record according to the checkpoint mark; None if something may have been committed since.
 
-    Blocks; opens only the mark."""
+    Blocks; opens only the mark.
+    """
     mark = read_mark(database)
     if mark is None or mark.url != url:
         return None
@@ -86,17 +90,17 @@ def parked_by_mark(database: Path, url: str) -> Parked | None:
         files = look_at(str(database))
     except OSError:
         return None
-    rest = Parked(mark.txid, Files(mark.database, mark.wal), complete=True)
-    return None if rest.changed(files) else replace(rest, files=files)
+    parked = Parked(mark.txid, Files(mark.database, mark.wal), complete=True)
+    return None if parked.changed(files) else replace(parked, files=files)
 
 
-def changed(rests: Iterable[tuple[str, Parked]]) -> list[str]:
-    """Returns the paths of those databases that have changed or are gone. Blocks."""
-    return [path for path, rest in rests if _has_changed(path, rest)]
+def changed(databases: Iterable[tuple[str, Parked]]) -> list[str]:
+    """Return the paths of those databases that have changed or are gone. Blocks."""
+    return [path for path, parked in databases if _has_changed(path, parked)]
 
 
 def certain_now(database: Path) -> Files | None:
-    """Returns the identities if every later write will change them, else None. Blocks."""
+    """Return the identities if every later write will change them, else None. Blocks."""
     now_ns = time.time_ns()
     files = look_at(str(database))
     return files if files.database is not None and files.are_certain(now_ns) else None
@@ -117,16 +121,16 @@ def mark_of(url: str, txid: TXID, files: Files) -> CheckpointMark:
     return CheckpointMark(url, txid, files.database, files.wal)
 
 
-def _has_changed(path: str, rest: Parked) -> bool:
+def _has_changed(path: str, parked: Parked) -> bool:
     try:
-        same = _is_same(path, rest.files.database) and _is_same(path + "-wal", rest.files.wal)
-        return not same and rest.changed(look_at(path))
+        same = _is_same(path, parked.files.database) and _is_same(path + "-wal", parked.files.wal)
+        return not same and parked.changed(look_at(path))
     except OSError:
         return True
 
 
 def _is_same(path: str, before: FileIdentity | None) -> bool:
-    """Compares identities in half the time."""
+    """True if the file still has this identity. Twice as fast as comparing `FileIdentity` records."""
     try:
         status = os.stat(path)  # noqa: PTH116 - as below
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The newest file of a replica, as a writer remembers it: its TXID, the database's size and the file's checksum."""
+"""Records of the newest file of a replica, which a writer keeps in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from litereplica.types import TXID
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One content of a replica: its newest TXID, and the checksum of the L0 file that has it (0: not known)."""
+    """A version of a replica: its newest TXID, and the checksum of the level 0 file of that TXID (0: unknown)."""
 
     txid: TXID
     checksum: int
@@ -18,8 +18,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest file of the replica. `commit` is the database's size in pages there, `timestamp_ms` the header's,
-    `checksum` that of the file (0: not known)."""
+    """The newest file of a replica.
+
+    `commit` is the database's size in pages, `timestamp_ms` that of the header, `checksum` the file's (0: unknown).
+    """
 
     txid: TXID = 0
     commit: int = 0
@@ -33,4 +35,5 @@ class Published:
 
     @property
     def version(self) -> Version:
+        """TXID and checksum."""
         return Version(self.txid, self.checksum)

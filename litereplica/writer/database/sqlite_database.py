@@ -1,27 +1,28 @@
-"""One SQLite database that another program writes: how it is opened, held, and checkpointed.
+"""One SQLite database that another program writes: opens it, keeps its WAL, and checkpoints it.
 
-Three connections, all through apsw, whose SQLite is at least 3.51.3 (an older one can corrupt a WAL that two
+There are three connections, all through apsw, whose SQLite is at least 3.51.3 (older ones can corrupt a WAL that two
 programs checkpoint). The *reader* holds a read transaction, which keeps the WAL from being restarted. The *barrier*
-holds the write lock for a moment, so that nobody commits. The *checkpointer* moves the WAL into the database.
+holds the write lock for a moment, so that no other connection commits. The *checkpointer* copies the WAL into the
+database file. There are two kinds of held read:
 
-    held read on a WAL that is all in the database    the next writer may restart the WAL, once; no checkpoint of
-                                                      anybody moves anything (READ(0) is held)
-    held read on any other WAL                        nobody restarts it; checkpoints move at most what was committed
-                                                      when the read was taken
+    1  on a WAL that is all in the database file    the next writer may restart the WAL, once; no checkpoint copies
+                                                    anything (READ(0) is held)
+    2  on any other WAL                             it is not restarted; checkpoints copy at most what was committed
+                                                    when the read was taken
 
-So everything committed while the read is held stays in the WAL until it is released, and the database file only
-receives frames from before. Pages read from it, with the WAL's frames laid over them, are consistent.
+So everything committed while the read is held stays in the WAL until it is released, and the database file receives
+only frames from before. Pages read from the file, overlaid with the frames of the WAL, are consistent.
 
-The first kind is a burden: a connection that checkpoints by itself, as SQLite's do from 1,000 frames on, sorts all
-of the WAL with each commit, only to find that it may not move anything. So when the WAL has been restarted, the read
-is renewed to one of the second kind (`renew_read`), without a moment in which none is held.
+A read of kind 1 slows commits down: a connection that checkpoints automatically, as SQLite does from 1,000 frames on,
+sorts the whole WAL with each commit, only to find that it may not copy anything. So when the WAL has been restarted,
+the read is replaced by one of kind 2 (`renew_read`); at each moment at least one read is held.
 
 POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
 read through one descriptor that is opened before the connections and closed after them, and no other code of this
 process may open the file meanwhile, not even briefly: `looks_like_database`, which tests whether a file is a database,
 does not open those that are open. The `-wal` file carries no locks.
 
-Nothing here writes to the database, but for the switch to WAL mode: no table, no checkpoint but those asked for. All
+Nothing here writes to the database, except for the switch to WAL mode and the checkpoints that are asked for. All
 methods block; `run` calls them in a thread, one at a time.
 """
 
@@ -55,17 +56,18 @@ MIN_SQLITE = 3_051_003
 """3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
 
 BUSY_TIMEOUT_MS = 1000
-"""Litestream's value: for other programs that open, switch or recover the database."""
+"""Litestream's value: other programs may open, switch or recover the database meanwhile."""
 BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
-"""For the write lock: about 0.1 s, since publishing waits meanwhile. SQLite's own waiting grows to 25 ms a step, too
-coarse to find the gaps that a busy writer leaves."""
+"""The write lock is tried for about 0.1 s, since publishing waits meanwhile. SQLite's own busy handler sleeps up to
+25 ms at a time, too long to find the gaps between the transactions of a busy writer."""
 
 LARGE_WAL_BYTES = 64 << 20
 """Sixteen times the size at which SQLite checkpoints. SQLite keeps the file at its largest size."""
 
 STATE_ATTEMPTS = 100
-"""Of `BARRIER_PAUSE_S` each, for a moment that takes microseconds, and longer only if the writer is suspended in it."""
+"""Attempts, `BARRIER_PAUSE_S` apart, to read the state of the WAL: a commit changes the WAL index for microseconds, and
+longer only if its process is suspended meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ class WalState:
 class SQLiteDatabase:
     """An open database. Obtain one from `open_database`.
 
-    `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` tells that the
-    database was in a rollback mode before; `may_restart` that the held read is of the first kind above.
+    `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` is True if the database
+    was in a rollback journal mode before, `may_restart` if the held read is of kind 1.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +96,7 @@ class SQLiteDatabase:
         self.page_size = 0
         self.switched = False
         self.may_restart = False
-        self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of the first kind
+        self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of kind 1
         self._fd = -1
         self._claimed = (0, 0)
         self._limiter = trio.CapacityLimiter(1)
@@ -108,22 +110,29 @@ class SQLiteDatabase:
         return await trio.to_thread.run_sync(action, limiter=self._limiter)
 
     def open_file(self) -> None:
-        """Open the file. Raises `UsageError` if it is not a database, `EnvironmentProblem` if it cannot be read,
-        `ConflictError` if this process has it open already."""
+        """Open the file.
+
+        Raises: `UsageError` (no database), `EnvironmentProblem` (unreadable), `AlreadyReplicated` (open already).
+        """
         self._fd, self._claimed = _open_file(self.path)
 
     def connect(self) -> None:
-        """Open the connections. Raises `UsageError` if the database cannot be replicated, `EnvironmentProblem` if it is
-        in use or cannot be written to, and `DamagedFile`."""
+        """Open the connections.
+
+        Raises:
+            UsageError: the database cannot be replicated.
+            EnvironmentProblem: it is locked, or cannot be written to.
+            DamagedFile: SQLite finds it corrupt.
+        """
         with _explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._barrier.set_busy_handler(_wait_for_write_lock)
             self.switched = self._switch_to_wal()
             self.page_size = int(self._reader.pragma("page_size"))
-            self._read_schema(self._checkpointer)  # a connection knows the WAL only once it has read
+            self._read_schema(self._checkpointer)  # a connection opens the WAL with its first read
 
     def close(self) -> None:
-        """Close the connections and the file; the WAL stays as it is."""
+        """Close the connections and the file. The WAL is not changed."""
         self._connections.close()
         if self._fd >= 0:
             os.close(self._fd)
@@ -131,7 +140,7 @@ class SQLiteDatabase:
             self._fd = -1
 
     def take_read(self) -> WalState:
-        """Begin the held read at what is committed now, under the barrier. Returns the state of the WAL."""
+        """Begin the held read of what is committed now, under the barrier. Returns the state of the WAL."""
         self._reader.execute("BEGIN")
         self._read_schema(self._reader)
         state = self.wal_state()
@@ -140,10 +149,10 @@ class SQLiteDatabase:
         return state
 
     def renew_read(self) -> bool:
-        """Take the held read anew, of the second kind, without the barrier. False when nothing was committed since.
+        """Replace the held read by one of kind 2, without the barrier. False if nothing was committed since.
 
-        Another connection's read covers the change. It is of the second kind as well, since there are frames that
-        the held read kept from being moved.
+        Another connection holds a read meanwhile. It is of kind 2 as well, since the held read has kept some frames
+        from being copied.
         """
         if self.wal_state().log <= self._held_log:
             return False
@@ -175,7 +184,7 @@ class SQLiteDatabase:
                 self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     def begin_barrier(self) -> bool:
-        """Take the write lock, so that no other connection commits. False if another one holds it for too long."""
+        """Take the write lock, so that no other connection commits. False if another connection keeps holding it."""
         try:
             self._barrier.execute("BEGIN IMMEDIATE")
         except apsw.BusyError:
@@ -183,12 +192,12 @@ class SQLiteDatabase:
         return True
 
     def end_barrier(self) -> None:
-        """Let others commit again."""
+        """Release the write lock."""
         if self._barrier.in_transaction:
             self._barrier.execute("ROLLBACK")
 
     def checkpoint(self) -> bool:
-        """Copy what the readers, ours included, allow from the WAL into the database file.
+        """Copy frames of the WAL into the database file, as far as readers, including ours, allow.
 
         False if another connection is checkpointing.
         """
@@ -199,9 +208,9 @@ class SQLiteDatabase:
         return True
 
     def wal_state(self) -> WalState:
-        """The state of the WAL; exact under the barrier with the read held. Not within a transaction of ours on it.
+        """The state of the WAL; exact under the barrier with the read held. Not within a checkpointer transaction.
 
-        SQLite refuses to tell in the moment in which a commit changes the WAL's index.
+        While a commit changes the WAL index, SQLite answers BUSY, and this tries again.
         """
         for _ in range(STATE_ATTEMPTS):
             self._read_schema(self._checkpointer)
@@ -215,7 +224,7 @@ class SQLiteDatabase:
         return int(self._reader.pragma("page_count"))
 
     def read_page(self, pgno: Pgno) -> bytes:
-        """A page of the database file; zeroes where the file ends before it."""
+        """A page of the database file, padded with zeros beyond its end."""
         return os.pread(self._fd, self.page_size, page_offset(pgno, self.page_size)).ljust(self.page_size, b"\0")
 
     def identity(self) -> FileIdentity:
@@ -247,7 +256,7 @@ class SQLiteDatabase:
             return False
         switched = self._reader.pragma("journal_mode", "wal")
         if switched != "wal":
-            raise UsageError(f"{self.path} stays in journal mode {switched}", hint="replicate a database in WAL mode")
+            raise UsageError(f"{self.path} cannot leave journal mode {switched}", hint="replicate a WAL database")
         log.info("switched %s from journal mode %s to WAL, which replication needs", self.path, mode)
         return True
 
@@ -258,7 +267,11 @@ class SQLiteDatabase:
 
 @asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
-    """Open the file at `path` without connecting. Raises as `SQLiteDatabase.open_file`."""
+    """Open the file at `path`, without connecting.
+
+    Raises:
+        EnvironmentProblem: apsw's SQLite is too old. And the errors of `SQLiteDatabase.open_file`.
+    """
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
@@ -278,7 +291,7 @@ def _wait_for_write_lock(attempts: int) -> bool:
 
 
 def looks_like_database(path: Path) -> bool:
-    """True if a file begins as a SQLite database does, or if this process has it open. Blocks. Raises `OSError`."""
+    """True if a file begins with SQLite's magic string, or if this process has it open. Blocks. Raises `OSError`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_SIZE:
         return False
@@ -296,15 +309,17 @@ def looks_like_database(path: Path) -> bool:
 
 
 class _Files:
-    """Each database file, as (device, inode), is open once in this process. Opening one again, only to find that out
-    and to close it, would drop the locks; hence the claim comes first."""
+    """The database files that this process has open, as (device, inode), each once.
+
+    A file is claimed before it is opened: opening it a second time and closing it would drop the locks.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._claimed: set[tuple[int, int]] = set()
 
     def claim(self, key: tuple[int, int]) -> bool:
-        """False when another has it."""
+        """Claim a file. False if it is claimed already."""
         with self._lock:
             if key in self._claimed:
                 return False
@@ -312,7 +327,7 @@ class _Files:
             return True
 
     def release(self, key: tuple[int, int]) -> None:
-        """The file is closed."""
+        """End the claim, after the file is closed."""
         with self._lock:
             self._claimed.discard(key)
 
@@ -321,7 +336,7 @@ _files = _Files()
 
 
 def _open_file(path: Path) -> tuple[int, tuple[int, int]]:
-    """Returns a descriptor of what may be a database, and its claim. Closes it before an error is raised."""
+    """Return a descriptor of a file that may be a database, and its claim. Releases both on an error."""
     try:
         status = path.stat()
         claimed = (status.st_dev, status.st_ino)
@@ -351,8 +366,10 @@ def _open_claimed(path: Path, claimed: tuple[int, int]) -> int:
 
 
 def _close(fd: int, claimed: tuple[int, int]) -> None:
-    """Close a descriptor that was to be of the claimed file. Of another one that is open it stays: better one
-    descriptor too many than locks that are dropped."""
+    """Close a descriptor opened for the claimed file.
+
+    If it is that of another file that this process has open, it is leaked: closing it would drop the locks.
+    """
     key = _key(fd)
     if key == claimed:
         os.close(fd)
@@ -383,7 +400,7 @@ def _check_file(path: Path, fd: int) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors while opening into ours."""
+    """Translate SQLite's errors while opening into ours."""
     try:
         yield
     except apsw.NotADBError as exc:

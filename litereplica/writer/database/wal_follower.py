@@ -1,19 +1,19 @@
-"""The committed frames of a WAL, read as they appear.
+"""Follows a WAL: reads committed frames as they are appended, and detects restarts of the log.
 
-A WAL is a sequence of *generations*: the log is restarted from its first byte with new salts, over the frames of the
-generation before. `WalFollower` follows one generation: frames 0 ≤ f < `position` are published, frames up to
-`committed` are known to be committed and wait in `batch`. It sees a restart by the header, and goes on with the new
-generation only if nothing of the old one can have been missed (`seal`); everything else that does not fit what it
-has read is `WalChange.LOST`: the owner must begin again from the database.
+A WAL is a sequence of *generations*: a restart begins the log again at its first byte, with new salts, and overwrites
+the frames of the previous generation. `WalFollower` follows one generation: frames 0 ≤ f < `position` are published;
+frames `position` ≤ f < `committed` are committed, and `batch` selects from them. The header shows a restart. The
+follower continues with the new generation only if no frame of the old one can have been missed (`seal`); otherwise, and
+if the file contradicts what was read, `look` returns `WalChange.LOST`, and its owner must compare the database again.
 
-Frames are checked by salts and cumulative checksum, up to the last one that ends a transaction. Behind it may stand
-frames of a transaction under way (*ahead*). They are not read again while more follow that fit. But SQLite may
-rewrite one in place, with all checksums after it, and the next transaction overwrites those of one that was rolled
-back: so when the file has changed and nothing fits behind them, they are read again from the last commit.
-Only for this the file's mtime is looked at, and trusted only when it is not of this moment.
+Frames are checked by salts and cumulative checksum, up to the last commit frame. Frames of a transaction that is not
+committed yet may follow (*ahead*). Usually the next frames continue their checksums, and they are not read again. But
+SQLite may rewrite one of them in place, with all checksums after it, and after a rollback the next transaction
+overwrites them. So if the file has changed and no frame continues them, they are read again from the last commit on.
+Only for this is the file's mtime used, and only if it is older than a clock tick.
 
-`look` costs three small reads of the file. Memory: 8 bytes a frame.
-The descriptor is of the `-wal` file, which carries no locks. Not thread-safe.
+`look` costs three small reads of the file. Memory: 8 bytes a frame. The descriptor is that of the `-wal` file, on which
+SQLite takes no locks. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ from litereplica.format.wal import FRAME_HEADER_SIZE, HEADER_SIZE, Checksum, WAL
 from litereplica.types import Pgno
 
 SCAN_BYTES = 2 << 20
-"""Read in one step while scanning."""
+"""Bytes read at a time while scanning."""
 
 MTIME_GRANULARITY_NS = 50_000_000
-"""Two writes within a clock tick (up to 10 ms) leave one mtime; this much later there is no second one to come."""
+"""Two writes within a clock tick (up to 10 ms) leave the same mtime; an older mtime changes with any write."""
 
 FROM_DATABASE = -1
-"""In a batch: the page is in no frame, it is read from the database file."""
+"""The frame of a page in a batch that is in no frame, and is read from the database file."""
 
 
 class WalChange(Enum):
     """What `look` has found."""
 
     NONE = "none"
-    FRAMES = "frames"  # possibly: `scan` reads them
-    LOST = "lost"
+    FRAMES = "frames"  # there may be new frames: `scan` reads them
+    LOST = "lost"  # frames may have been missed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Pages to publish together: those of the frames `first` ≤ f < `end`, which end with a transaction.
+    """Pages to publish together: those of the frames `first` ≤ f < `end`, of which the last is a commit frame.
 
-    `pgno` ascending; `frame` the newest frame of each, or FROM_DATABASE. `commit` is the database's size in pages.
+    `pgno` is ascending; `frame` is the newest frame of each page, or FROM_DATABASE. `commit` is the database's size in
+    pages.
     """
 
     first: int
@@ -73,31 +74,32 @@ class WalFollower:
         self.header: WALHeader | None = None
         self.position = 0
         self._fd = -1
-        self._head = b""  # the file's first bytes when the generation was begun
+        self._head = b""  # the header of the generation, as bytes
         self._sealed_at: int | None = None
         self._published: list[NDArray[np.uint32]] = []  # page numbers of the frames before `position`
         self._pgno = np.empty(0, np.uint32)  # of the frames from `position` on
         self._commit = np.empty(0, np.uint32)
         self._committed_checksum: Checksum = (0, 0)
-        self._ahead: list[WALFrames] = []  # frames of a transaction under way
-        self._end = 0  # frames read, committed or not
+        self._ahead: list[WALFrames] = []  # frames of a transaction that is not committed yet
+        self._end = 0  # number of frames read, committed or not
         self._end_checksum: Checksum = (0, 0)
-        self._stuck = b""  # header of the frame at `_end`, of our generation, that did not fit
-        self._quiet_mtime_ns = -1  # the file as it was when `_ahead` or `_stuck` were last found, if that is certain
+        self._stuck = b""  # header of the frame at `_end` if it has our salts, but a wrong checksum
+        self._quiet_mtime_ns = -1  # the file's mtime when `_ahead` and `_stuck` were read; -1 if it was too recent
 
     def reopen(self) -> None:
-        """Open the file, which must exist; if another is open, that is closed."""
+        """Open the file, which must exist. Closes the one that was open."""
         self.close()
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     @property
     def committed(self) -> int:
-        """Frames known to be committed, published ones included."""
+        """Number of frames known to be committed, including published ones."""
         return self.position + len(self._pgno)
 
     @property
@@ -106,7 +108,7 @@ class WalFollower:
         return int(np.count_nonzero(self._commit))
 
     def attach(self) -> None:
-        """Begin with the generation that the file has now, at its first frame, and scan it."""
+        """Begin to follow the file's present generation at its first frame, and scan it."""
         head = os.pread(self._fd, HEADER_SIZE, 0)
         try:
             self._begin(head, WALHeader.decode(head))
@@ -115,7 +117,7 @@ class WalFollower:
         self.scan()
 
     def seal(self, at: int | None) -> None:
-        """The WAL may be restarted without loss once `at` frames are published; None: it cannot be restarted."""
+        """Record that the WAL may be restarted without loss once `at` frames are published; None: that it may not."""
         self._sealed_at = at
 
     @property
@@ -124,12 +126,12 @@ class WalFollower:
         return self._sealed_at is not None and self._sealed_at == self.position == self.committed
 
     def look(self) -> WalChange:
-        """Returns whether there is anything to scan. Cheap. Begins to follow a new generation if there is one."""
+        """Check for changes, cheaply. Begins to follow a new generation if the WAL was restarted without loss."""
         head = os.pread(self._fd, HEADER_SIZE, 0)
         if head != self._head:
-            news = self._look_at_header(head)
-            if news is not None:
-                return news
+            change = self._look_at_header(head)
+            if change is not None:
+                return change
         header = self.header
         if header is None:
             return WalChange.NONE
@@ -160,10 +162,10 @@ class WalFollower:
         self._quiet_mtime_ns = mtime_ns if now_ns - mtime_ns > MTIME_GRANULARITY_NS else -1
 
     def batch(self, *, max_bytes: int, previous_commit: int) -> Batch | None:
-        """The next frames to publish: as many transactions as fit into `max_bytes` of WAL, at least one.
+        """The next pages to publish: those of as many transactions as fit into `max_bytes` of WAL, at least of one.
 
-        `previous_commit` is the size of the database as published: pages by which it has grown are in the batch
-        whether or not the WAL has them.
+        `previous_commit` is the size of the published database in pages: all pages added since are in the batch,
+        whether or not the WAL contains them. Returns None if no frame is unpublished.
         """
         header = self.header
         if header is None or not len(self._pgno):
@@ -184,9 +186,9 @@ class WalFollower:
         return Batch(self.position, self.position + count, commit, pgno, frame)
 
     def whole(self, *, page_size: int, commit: int | None = None) -> Batch:
-        """Every page of the database at the last committed frame.
+        """All pages of the database as of the last committed frame.
 
-        With `commit`, the database file is known to be that already, at this size: no frame is used.
+        If `commit` is given, the database file alone contains that state, with this number of pages; no frame is used.
         """
         frames_of = np.empty(0, np.uint32)
         if commit is None:
@@ -200,42 +202,41 @@ class WalFollower:
         return Batch(0, self.committed, commit, pages, source)
 
     def advance(self, end: int) -> None:
-        """The frames before `end` are published."""
+        """Record that the frames before `end` are published."""
         count = end - self.position
         self._published.append(self._pgno[:count])
         self._pgno, self._commit = self._pgno[count:], self._commit[count:]
         self.position = end
 
     def commit_at(self, end: int) -> int:
-        """Size of the database where frame `end - 1` ends a transaction that waits to be published, else 0."""
+        """The database's size in pages if frame `end - 1` is an unpublished commit frame, else 0."""
         index = end - self.position - 1
         return int(self._commit[index]) if 0 <= index < len(self._commit) else 0
 
     def pgno_at(self, frame: int) -> Pgno:
-        """Page number of a frame that waits to be published."""
+        """Page number of an unpublished committed frame."""
         return int(self._pgno[frame - self.position])
 
     def waiting_pages(self, end: int, *, commit: int) -> Iterator[tuple[Pgno, int]]:
-        """(page number, its newest frame) of the frames before `end` that wait to be published, in a database of
-        `commit` pages."""
+        """Yield (page number, its newest frame) of the unpublished frames before `end`, up to page `commit`."""
         assert self.header is not None
         newest = _newest(self._pgno[: end - self.position], self.position)
         pgno, frame = _inside(*newest, commit, self.header.page_size)
         return zip(pgno.tolist(), frame.tolist(), strict=True)
 
     def frame_at(self, offset: int) -> int:
-        """The frame that begins at an offset of the file, or before."""
+        """The frame that contains an offset of the file."""
         return (offset - HEADER_SIZE) // self.frame_size
 
     def read_page(self, frame: int) -> bytes:
-        """The page in a frame. It is that of our generation if `is_intact` is True afterwards."""
+        """The page in a frame. Valid only if `is_intact` is True afterwards."""
         assert self.header is not None
         page_size = self.header.page_size
         offset = HEADER_SIZE + frame * (FRAME_HEADER_SIZE + page_size) + FRAME_HEADER_SIZE
         return os.pread(self._fd, page_size, offset)
 
     def is_intact(self) -> bool:
-        """True if the file is still of the generation that we follow: a restart writes the header before any frame."""
+        """True if the file still has the generation that we follow: a restart writes the header before any frame."""
         return os.pread(self._fd, HEADER_SIZE, 0) == self._head
 
     def is_in_place(self) -> bool:
@@ -246,17 +247,17 @@ class WalFollower:
             return False
 
     def sync(self) -> None:
-        """Write the file's data to disk, which the next checkpoint would have to do."""
+        """Sync the file to disk, so that the next checkpoint need not do it."""
         os.fdatasync(self._fd)
 
     @property
     def frame_size(self) -> int:
-        """Bytes of a frame; 0 if there is no generation."""
+        """Size of a frame in bytes; 0 if the file has no valid header."""
         return self.header.frame_size if self.header is not None else 0
 
     @property
     def file_size(self) -> int:
-        """Of the `-wal` file, in bytes."""
+        """Size of the `-wal` file in bytes."""
         return os.fstat(self._fd).st_size
 
     def _begin(self, head: bytes, header: WALHeader | None) -> None:
@@ -269,10 +270,10 @@ class WalFollower:
         self._forget_ahead()
 
     def _look_at_header(self, head: bytes) -> WalChange | None:
-        """What a header of another generation means; None if frames of a new generation may follow it."""
+        """Handle a changed header. Returns None if a new generation has begun without loss."""
         try:
             header = WALHeader.decode(head)
-        except WALError:  # emptied, or being written
+        except WALError:  # the file was truncated, or the header is being written
             return WalChange.NONE if self.is_sealed or self.header is None else WalChange.LOST
         if not self.is_sealed:
             return WalChange.LOST
@@ -290,7 +291,7 @@ class WalFollower:
         self._end, self._end_checksum = self.committed, self._committed_checksum
 
     def _scan_chunk(self, header: WALHeader) -> bool:
-        """Take the valid frames of the next part of the file. Returns False if there are none."""
+        """Read the valid frames of the next part of the file. Returns False if there are none."""
         size = max(1, SCAN_BYTES // header.frame_size) * header.frame_size
         data = os.pread(self._fd, size, header.frame_offset(self._end))
         frames = scan_frames(data, header=header, previous=self._end_checksum)
@@ -309,8 +310,8 @@ class WalFollower:
         self._pgno = np.concatenate([self._pgno, *(run.pgno for run in before), last.pgno[:complete]])
         self._commit = np.concatenate([self._commit, *(run.commit for run in before), last.commit[:complete]])
         self._committed_checksum = frames.checksum_after(complete)
-        rest = WALFrames(last.pgno[complete:], last.commit[complete:], last.checksums[complete:])
-        self._ahead = [rest] if len(rest) else []
+        ahead = WALFrames(last.pgno[complete:], last.commit[complete:], last.checksums[complete:])
+        self._ahead = [ahead] if len(ahead) else []
 
     def _frame_header(self, frame: int) -> bytes:
         assert self.header is not None
@@ -337,7 +338,7 @@ def _has_salts(frame_header: bytes, header: WALHeader) -> bool:
 
 
 def _newest(pgnos: NDArray[np.uint32], first: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """(each page number once, ascending; its last frame), where `pgnos` are of the frames from `first` on."""
+    """(distinct page numbers, ascending; the last frame of each). `pgnos` are those of the frames from `first` on."""
     pgno, from_end = np.unique(pgnos[::-1], return_index=True)
     return pgno, first + len(pgnos) - 1 - from_end.astype(np.int64)
 
@@ -345,6 +346,6 @@ def _newest(pgnos: NDArray[np.uint32], first: int) -> tuple[NDArray[np.uint32], 
 def _inside(
     pgno: NDArray[np.uint32], frame: NDArray[np.int64], commit: int, page_size: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Removes pages after the database's end, and the lock page."""
+    """Remove pages beyond the database's end, and the lock page."""
     keep = (pgno <= commit) & (pgno != lock_pgno(page_size))
     return pgno[keep], frame[keep]

@@ -1,8 +1,11 @@
-"""The control socket of a writer: a Unix socket on which it tells what it is and does.
+"""The control socket of a writer: a Unix socket that reports the writer's state as JSON.
 
-Whoever connects gets one JSON document and the end of the stream; nothing is read. The socket lies in a directory that
-is the user's alone, is made without rights for anybody else, and answers its own user and root only, whatever the
-file system says. A connection takes `ANSWER_LIMIT_S` at most, and a few are served at once.
+    listening   creates the socket and removes it afterwards
+    serve       writes one JSON document (`encode`) to each client, and closes the connection; nothing is read
+    ask         the client, for `litereplica status`
+
+Only the writer's own user and root get an answer: the directory and the socket have no permissions for others, and the
+user id of each client is checked. A connection lasts `ANSWER_LIMIT_S` at most, and a few are served concurrently.
 """
 
 from __future__ import annotations
@@ -28,48 +31,48 @@ from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatist
 log = logging.getLogger(__name__)
 
 ANSWER_LIMIT_S = 5.0
-"""A document of 10,000 databases is 5 MB, and written in a fraction of it."""
+"""The document of 10,000 databases has 5 MB, and is written in a fraction of this time."""
 MAX_ANSWER_BYTES = 64 << 20
-"""More than any writer has to tell."""
+"""More than the document of any writer."""
 MAX_CONNECTIONS = 8
-"""At once; more wait in the backlog."""
+"""Connections served concurrently; more wait in the backlog."""
 SUFFIX = ".sock"
 
 _ROOT_DIRECTORY = Path("/run/litereplica")
 _CREDENTIALS = struct.Struct("3i")
-"""Of SO_PEERCRED: process, user and group."""
+"""The value of SO_PEERCRED: pid, uid and gid."""
 _MAX_PATH_BYTES = 107
-"""What an address of a Unix socket holds."""
+"""Maximum length of the path of a Unix socket."""
 _NAME_BYTES = 20
-"""Of the name in the directory, while it is made."""
+"""Maximum length of the socket's temporary name in its directory."""
 
 
 def socket_directory(environment: Mapping[str, str], *, uid: int) -> Path:
-    """Where the sockets of a user's writers are."""
+    """The directory of the sockets of a user's writers."""
     if uid == 0:
         return _ROOT_DIRECTORY
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/"):
         return Path(runtime) / "litereplica"
-    return Path(environment.get("TMPDIR") or "/tmp") / f"litereplica-{uid}"  # noqa: S108 - made private, or refused
+    return Path(environment.get("TMPDIR") or "/tmp") / f"litereplica-{uid}"  # noqa: S108 - see `make_private`
 
 
 def default_path(directory: Path) -> Path:
-    """The socket of this process."""
+    """The default path of this process's socket."""
     return directory / f"{os.getpid()}{SUFFIX}"
 
 
 def encode(process: Mapping[str, object], statistics: FleetStatistics) -> bytes:
-    """The document: what is known of the process, and its databases."""
+    """The JSON document: the fields of `process`, the databases, and the leases by URL."""
     document = {**process, "databases": [database_record(each) for each in statistics.databases]}
     document["leases"] = {url: lease_record(lease) for url, lease in statistics.leases.items()}
     return json.dumps(document).encode()
 
 
 def database_record(database: DatabaseStatistics) -> dict[str, object]:
-    """One database as JSON has it."""
+    """The JSON object of one database."""
     return {
-        "db_path": str(database.path.absolute()),  # who asks may be elsewhere
+        "db_path": str(database.path.absolute()),  # the client may have another working directory
         "url": database.url,
         "state": database.state.value,
         "txid": f"{database.txid:016x}",
@@ -86,19 +89,20 @@ def database_record(database: DatabaseStatistics) -> dict[str, object]:
 
 
 def lease_record(lease: Lease) -> dict[str, object]:
-    """A lease as JSON has it."""
+    """The JSON object of a lease."""
     return {"owner": lease.owner, "generation": lease.generation, "expires_at": format_time(lease.expires_ms)}
 
 
 @contextmanager
 def listening(path: Path, *, own_directory: bool) -> Iterator[socket.socket]:
-    """A socket at `path` while the block runs, for `serve`. With `own_directory` its directory is made, private.
+    """Listen on a socket at `path` during the block, for `serve`. `own_directory`: create its directory, private.
 
-    Raises `EnvironmentProblem` when it cannot be made there.
+    Raises:
+        EnvironmentProblem: the socket cannot be created.
     """
     if max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + _NAME_BYTES) > _MAX_PATH_BYTES:
         raise EnvironmentProblem(
-            f"the path of the control socket {path} is too long", hint="name a shorter one as socket.path"
+            f"the path of the control socket {path} is too long", hint="set socket.path to a shorter one"
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -112,8 +116,8 @@ def listening(path: Path, *, own_directory: bool) -> Iterator[socket.socket]:
             identity = _identity(path)
         except OSError as exc:
             raise EnvironmentProblem(
-                f"cannot make the control socket {path}: {exc.strerror}",
-                hint="name another as socket.path, or write socket: {enabled: false}",
+                f"cannot create the control socket {path}: {exc.strerror}",
+                hint="set socket.path to another path, or write socket: {enabled: false}",
             ) from exc
         try:
             yield listener
@@ -126,17 +130,17 @@ def listening(path: Path, *, own_directory: bool) -> Iterator[socket.socket]:
 
 
 def make_private(directory: Path) -> None:
-    """A directory that is ours and nobody else may enter; made unless it is there. Raises `EnvironmentProblem`."""
+    """Create a directory with mode 0700 if it does not exist. Raises `EnvironmentProblem` unless it is private."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise EnvironmentProblem(
-            f"{directory} is not a directory of this user alone", hint=f"remove it, or run 'chmod 700 {directory}'"
+            f"{directory} is not a private directory of this user", hint=f"remove it, or run 'chmod 700 {directory}'"
         )
 
 
 def _remove_dead(path: Path) -> None:
-    """A socket that nobody listens on any more makes room; anything else stays, and the bind fails."""
+    """Remove a socket that no process listens on. Anything else is kept, and the bind fails."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return
@@ -152,7 +156,10 @@ def _remove_dead(path: Path) -> None:
 
 
 def _bind(listener: socket.socket, path: Path) -> None:
-    """It gets its name when it listens: one that refuses is taken for dead."""
+    """Bind the socket under a temporary name, and link it to `path` once it listens.
+
+    Otherwise another writer could take it for dead in between, and remove it.
+    """
     new = path.with_name(f".{os.getpid()}.new")
     new.unlink(missing_ok=True)
     before = os.umask(0o177)
@@ -173,18 +180,18 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 async def serve(listener: socket.socket, answer: Callable[[], bytes]) -> None:
-    """Give whoever connects the answer of that moment, until cancelled."""
+    """Send each client the result of `answer()`, until cancelled."""
     accepting = trio.socket.from_stdlib_socket(listener.dup())
     limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
     async with trio.open_nursery() as nursery:
         with accepting:
             while True:
                 async with limiter:
-                    pass  # room for one more
+                    pass  # wait until another connection may be served
                 try:
                     connection, _ = await accepting.accept()
                 except OSError as exc:
-                    log.warning("the control socket does not accept: %s", exc.strerror)
+                    log.warning("cannot accept connections on the control socket: %s", exc.strerror)
                     await trio.sleep(ANSWER_LIMIT_S)
                     continue
                 nursery.start_soon(_answer, connection, limiter, answer)
@@ -197,22 +204,23 @@ async def _answer(
         async with limiter:
             uid = _peer_uid(connection)
             if uid not in (0, os.geteuid()):
-                log.warning("user %d asked on the control socket, and was refused", uid)
+                log.warning("refused user %d on the control socket", uid)
                 return
             with trio.move_on_after(ANSWER_LIMIT_S), suppress(trio.BrokenResourceError):
                 await trio.SocketStream(connection).send_all(answer())
 
 
 def _peer_uid(connection: trio.socket.SocketType) -> int:
-    """The user that connected, as the kernel knows it."""
+    """The user id of the client, according to the kernel."""
     _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(uid)
 
 
 def ask(path: Path) -> dict[str, Any] | None:
-    """What the writer at a socket tells; None when there is none any more. Blocks for `ANSWER_LIMIT_S` at most.
+    """Return the document of the writer at a socket; None if no process listens. Blocks.
 
-    Raises `EnvironmentProblem` when something is there that does not answer so.
+    Raises:
+        EnvironmentProblem: the answer is no such document, or there is none within `ANSWER_LIMIT_S`.
     """
     data = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -236,6 +244,6 @@ def ask(path: Path) -> dict[str, Any] | None:
         document = None
     if not isinstance(document, dict):
         raise EnvironmentProblem(
-            f"what listens at {path} told nothing that a writer tells", hint="ask as the user that it runs as"
+            f"the answer from {path} is not that of a writer", hint="ask as the user that it runs as"
         )
     return document

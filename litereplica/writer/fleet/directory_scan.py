@@ -1,12 +1,12 @@
-"""The databases of a directory: which of its files are some, and when to look again.
+"""Finds the databases of a directory, and waits for changes of the directory.
 
-A database is a regular file whose name fits the pattern and that begins as SQLite's files do. What belongs to a
-database or to a writer (`-wal`, `-shm`, `-journal`, `.<file>-litereplica`, `.<file>-litestream`) is none. Directories
-are not entered through symbolic links, so that there are no loops; a link to a database elsewhere is one under the
-link's name.
+A database is a regular file that begins with SQLite's header and whose name matches the pattern. Files that belong to a
+database or to a writer (`-wal`, `-shm`, `-journal`, `.<file>-litereplica`, `.<file>-litestream`) are skipped. Symbolic
+links to directories are not followed, so that there are no loops; a link to a database elsewhere is a database under
+the link's name.
 
-What has appeared or vanished is known from the kernel within a second, if it tells, and from a look at the directory
-now and then in any case. A file that this process has open is not opened to look at it (`source.looks_like_database`).
+Changes are noticed within a second through inotify, and by scanning the directory at intervals in any case. A file that
+this process has open is not opened for the check (`looks_like_database`).
 """
 
 from __future__ import annotations
@@ -32,43 +32,44 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESCAN_INTERVAL_S = 15.0
-"""Between looks when the kernel tells nothing: 40,000 names take some 30 ms."""
+"""Maximum interval between scans; one of 40,000 names takes some 30 ms."""
 DEBOUNCE_MS = 500
+"""Changes are reported together, at most this much later."""
 STEP_MS = 200
-"""Changes are told together, so much later at most; the watching thread wakes up so often."""
+"""The watching thread wakes up this often."""
 
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _STATE_SUFFIXES = ("-litereplica", "-litestream")
 _MODIFIED = 2
-"""Of the kinds of change that `watchfiles` tells: 1 is added, 3 deleted."""
+"""A kind of change of `watchfiles`; the others are 1 (added) and 3 (deleted)."""
 
 
 class Directory:
-    """Follows the databases of `target`."""
+    """The databases of `target`."""
 
     def __init__(self, target: DirectoryTarget) -> None:
         self.target = target
-        self._others: dict[str, tuple[int, int, int]] = {}  # files that fit the pattern and were no databases
+        self._others: dict[str, tuple[int, int, int]] = {}  # files that match the pattern but are not databases
         self._limiter = trio.CapacityLimiter(1)
         self._watcher = trio.CapacityLimiter(1)
         self._notify: RustNotify | None = None
-        self._told = ""
+        self._logged = ""
 
     async def scan(self, known: Collection[Path]) -> set[Path]:
-        """The databases that are there now. Those `known` need only exist. Raises `OSError`."""
+        """Return the paths of the present databases. Files in `known` are not opened. Raises `OSError`."""
         return await trio.to_thread.run_sync(self._scan, frozenset(map(str, known)), limiter=self._limiter)
 
     async def until_changed(self) -> None:
-        """Return when something may have appeared or vanished, at the latest after `RESCAN_INTERVAL_S`."""
+        """Return when a database may have appeared or vanished, at the latest after `RESCAN_INTERVAL_S`."""
         stop = threading.Event()
         try:
             await trio.to_thread.run_sync(self._watch, stop, limiter=self._watcher, abandon_on_cancel=True)
             return
-        except Exception as exc:  # of any class: the watcher's own are not public
+        except Exception as exc:  # the watcher's error classes are not public
             self._notify = None
-            if str(exc) != self._told:
-                self._told = str(exc)
-                log.warning("cannot watch %s, and look every %.0f s: %s", self.target.path, RESCAN_INTERVAL_S, exc)
+            if str(exc) != self._logged:
+                self._logged = str(exc)
+                log.warning("cannot watch %s: %s; scanning it every %.0f s", self.target.path, exc, RESCAN_INTERVAL_S)
         finally:
             stop.set()
         await trio.sleep(RESCAN_INTERVAL_S)
@@ -91,12 +92,12 @@ class Directory:
                         try:
                             yield from self._candidates(entry.path)
                         except OSError as exc:
-                            log.debug("cannot look into %s: %s", entry.path, exc)
+                            log.debug("cannot read the directory %s: %s", entry.path, exc)
                 elif fnmatch.fnmatchcase(entry.name, self.target.pattern) and not self._is_double(entry):
                     yield entry.path
 
     def _is_double(self, entry: os.DirEntry[str]) -> bool:
-        """A link to what has another name in the directory, or that leads nowhere."""
+        """True for a link to another file of the directory, and for a dangling link."""
         if not entry.is_symlink():
             return False
         try:
@@ -106,22 +107,22 @@ class Directory:
 
     def _is_database(self, path: str, others: dict[str, tuple[int, int, int]]) -> bool:
         try:
-            status = os.stat(path)  # noqa: PTH116 - thousands of them
+            status = os.stat(path)  # noqa: PTH116 - faster, for thousands of files
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._others.get(path) != identity and looks_like_database(Path(path)):
                 return True
         except FileNotFoundError:
             return False
-        except OSError:  # let whoever opens it say what is wrong with it
+        except OSError:  # reported when the database is opened
             return True
         others[path] = identity
         return False
 
     def _watch(self, stop: threading.Event) -> None:
-        """Wait for a change that matters, for `stop`, or until it is time for a look. Blocks."""
-        from watchfiles._rust_notify import RustNotify  # late: not every writer follows a directory
+        """Wait for a relevant change, for `stop`, or until the next scan is due. Blocks."""
+        from watchfiles._rust_notify import RustNotify  # not every writer follows a directory
 
-        if self._notify is None:  # what has changed until now is to be looked for
+        if self._notify is None:  # scan at once: changes up to now are not reported
             self._notify = RustNotify([str(self.target.path)], False, False, 0, self.target.recursive, True)
             return
         until_s = time.monotonic() + RESCAN_INTERVAL_S
@@ -140,12 +141,12 @@ class Directory:
 
 
 def printable(path: Path) -> str:
-    """A path fit for a log, whatever the bytes of its name."""
+    """A path as text for a log, with undecodable bytes escaped."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _is_own(name: str) -> bool:
-    """Is this a companion of a database, or a writer's directory beside it?"""
+    """True for the companion files of a database and for the state directory of a writer."""
     if name == DIRECTORY_STATE or name.endswith(_COMPANIONS):
         return True
     return name.startswith(".") and name.endswith(_STATE_SUFFIXES)

@@ -13,9 +13,9 @@ from pathlib import Path
 from litereplica.writer.fleet.statistics import DatabaseStatistics
 
 FIRST_S = 30.0
-"""A retry, a slow upload or a large transaction is over by then."""
+"""By then a retry, a slow upload or a large transaction is over."""
 LOOK_INTERVAL_S = 5.0
-"""Between looks, which make no request."""
+"""Between checks, which make no request."""
 
 
 class LagLog:
@@ -26,20 +26,20 @@ class LagLog:
         self._said: frozenset[Path] = frozenset()
 
     def line(self, databases: Sequence[DatabaseStatistics]) -> tuple[int, str] | None:
-        """Returns the log level and the line to log now, or None."""
+        """Return the log level and the line to log now, or None."""
         behind = [each for each in databases if each.behind_s >= FIRST_S]
         if not behind:
             self._next_s = FIRST_S
             if self._said and not any(each.behind_s for each in databases if each.path in self._said):
                 self._said = frozenset()
-                return logging.INFO, "the store has everything again"
+                return logging.INFO, "the store is up to date again"
             return None
         worst = max(behind, key=lambda each: each.behind_s)
         if worst.behind_s < self._next_s:
             return None
         self._next_s = 2 * worst.behind_s
         self._said |= {each.path for each in behind}
-        what = f"the store is {worst.behind_s:.0f} s behind {worst.path}, {worst.unpublished_bytes} bytes of its WAL"
+        what = f"the store is {worst.behind_s:.0f} s behind {worst.path}, by {worst.unpublished_bytes} bytes of its WAL"
         if len(behind) > 1:
-            what += f"; and behind {len(behind) - 1} other database(s)"
+            what += f"; {len(behind) - 1} other database(s) lag as well"
         return logging.WARNING, what

@@ -1,4 +1,9 @@
-"""What the databases of a fleet share: turns, descriptors, when a database is parked, which error ends them all."""
+"""Limits and policies that the databases of a fleet share.
+
+Admission      at most so many databases are started at a time
+ErrorPolicy    which error of one database ends the whole fleet
+FleetContext   these, with clocks, limiters and the rule for parking
+"""
 
 from __future__ import annotations
 
@@ -16,32 +21,33 @@ from litereplica.writer.backoff import Pace
 from litereplica.writer.settings import DatabaseTarget, Target
 
 BEGINNING = 8
-"""Databases that are opened and published for the first time at a time: more would only wait for the same disk."""
+"""Databases that are opened and first published concurrently: more would only wait for the same disk."""
 PATIENCE_S = 10.0
-"""After this time a turn ends although its database is not published yet, so that one that hangs blocks no other."""
+"""A turn ends after this time although its database is not published yet, so that a database that hangs does not block
+the others."""
 MERGES = 2
-"""Merges at a time, of all databases: each takes memory and a core."""
+"""Concurrent merges of all databases: each takes memory and a core."""
 PARK_AFTER_S = 10.0
-"""A database is parked after this time without a change. Opening it again takes a few requests, and reads the database
-if the WAL does not reach back:"""
+"""A database is parked after this time without a change, plus a time that grows with its size: opening it again takes a
+few requests, and all its pages are read if the WAL has been restarted meanwhile."""
 PARK_BYTES_PER_S = 10 << 20
-"""so a large one is parked later, one of a gigabyte after two minutes."""
+"""A database of 1 GiB is parked after two minutes."""
 DESCRIPTORS_EACH = 12
-"""Of an open database: three connections, our own of its file, its WAL and its lock, and a temporary one."""
+"""File descriptors of an open database: those of three connections, of its file, its WAL and its lock, and a temporary
+one."""
 OTHER_DESCRIPTORS = 128
-"""Of the process itself, mostly connections to stores."""
+"""File descriptors of the process itself, mostly connections to stores."""
 MAX_DESCRIPTORS = 1 << 16
 """The limit that the process requests."""
 MAX_OPEN = 32
-"""If more databases are open, with some ten descriptors each, those without a change for `CROWDED_PARK_AFTER_S` are
-parked."""
+"""If more databases are open, those without a change for `CROWDED_PARK_AFTER_S` are parked."""
 CROWDED_PARK_AFTER_S = 1.0
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Admission:
-    """At most `limit` turns at a time. A turn ends when it is given back, or after `PATIENCE_S`."""
+    """Grants at most `limit` turns at a time. A turn ends with `end`, or after `PATIENCE_S`."""
 
     def __init__(self, limit: int) -> None:
         self._free = trio.Semaphore(limit)
@@ -53,7 +59,7 @@ class Admission:
         self._since_s[who] = trio.current_time()
 
     def end(self, who: object) -> None:
-        """Give the turn back. Without effect if it is over."""
+        """End a turn. No effect if it is over already."""
         if self._since_s.pop(who, None) is not None:
             self._free.release()
 
@@ -65,8 +71,10 @@ class Admission:
 
 
 class ErrorPolicy:
-    """Decides which error of one database ends the whole fleet. `conflicts_end`: a conflict about any database that is
-    a target itself does, until `tolerate_conflicts`."""
+    """Decides which error of one database ends the whole fleet.
+
+    With `conflicts_end`, a conflict about a database that is a target itself does, until `tolerate_conflicts`.
+    """
 
     def __init__(self, *, conflicts_end: bool = False) -> None:
         self.is_strict = False
@@ -74,17 +82,20 @@ class ErrorPolicy:
         self._conflicts_end = conflicts_end
 
     def set_targets(self, targets: Sequence[Target]) -> None:
-        """The fleet is strict if it is a single database: it ends with that. With one root it ends when its lease is
-        lost."""
+        """Set the policy for these targets.
+
+        A fleet of a single database is strict: each error of the database ends it. A fleet with one root ends when the
+        lease of that root is lost.
+        """
         self._one_root = len(targets) == 1
         self.is_strict = self._one_root and isinstance(targets[0], DatabaseTarget)
 
     def tolerate_conflicts(self) -> None:
-        """From now on a conflict about one of several databases does not end the fleet."""
+        """Let the fleet continue after a conflict about one of several databases, from now on."""
         self._conflicts_end = False
 
     def ends_fleet(self, error: Exception, *, named: bool) -> bool:
-        """True if the fleet ends with this error of a database; `named`: that is a target itself."""
+        """True if the fleet ends with this error of a database. `named`: the database is a target itself."""
         if self.is_strict:
             return not _lacks_room(error)
         if self._one_root and isinstance(error, LeaseConflict | ConditionsIgnored):
@@ -94,7 +105,7 @@ class ErrorPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FleetContext:
-    """What the databases of a fleet share: clocks, limits, and which errors end them all."""
+    """What the databases of a fleet share: clock, limits, and which errors end the fleet."""
 
     now_ms: Callable[[], int]
     rng: random.Random
@@ -121,7 +132,7 @@ def raise_descriptor_limit() -> None:
 
 
 def _lacks_room(error: Exception) -> bool:
-    """True if the disk is full. There may be room again, and nothing is lost meanwhile."""
+    """True if the disk is full, which is temporary: nothing is lost meanwhile."""
     return any(
         isinstance(each, apsw.FullError) or (isinstance(each, OSError) and each.errno in _NO_SPACE)
         for each in (error, error.__cause__)
@@ -129,6 +140,6 @@ def _lacks_room(error: Exception) -> bool:
 
 
 def _most_open() -> int:
-    """Returns how many databases this process can have open."""
+    """The number of databases that this process can have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (soft - OTHER_DESCRIPTORS) // DESCRIPTORS_EACH)

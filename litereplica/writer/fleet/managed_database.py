@@ -1,10 +1,10 @@
-"""One database of a fleet: its states and the task that replicates it while it is open.
+"""One database of a fleet: its state, and the task that replicates it while it is open.
 
 An open database has a task, `ManagedDatabase.run`, which ends when the database is parked or gone. A parked database
 has no open file; `parking.py` watches it, and the supervisor starts another task when it has changed.
 
-An error is logged once and the database tried again with back-off. A conflict with another writer is final: the
-database is left alone until the process is started again.
+An error is logged once, and the database is tried again with back-off. A conflict with another writer is final: the
+database is not replicated until the process is started again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ log = logging.getLogger(__name__)
 
 
 class ManagedDatabase:
-    """The database at `path`, replicated to `prefix` below `root`."""
+    """The database at `path`, replicated to `prefix` below `root` (an empty prefix is the root itself).
+
+    `closed` is set while the database has no task; `done_once` once it is published, parked, failed or gone.
+    """
 
     __slots__ = (
         "_before", "_failed_s", "_failures", "_fleet", "_lease", "_maintained", "_maintaining", "_maintenance",
@@ -63,9 +66,9 @@ class ManagedDatabase:
         self.error: str | None = None
         self.parked: Parked | None = None
         self.stop = trio.Event()
-        self.unpublished: Unpublished | None = None  # if the database was stopped like that
-        self.closed = trio.Event()  # set while the database has no task
-        self.done_once = trio.Event()  # set once the database is published, parked, failed or gone
+        self.unpublished: Unpublished | None = None  # set if the database was stopped before everything was published
+        self.closed = trio.Event()
+        self.done_once = trio.Event()
         self.closed.set()
         self._fleet = fleet
         self._replicator: Replicator | None = None
@@ -73,26 +76,26 @@ class ManagedDatabase:
         self._maintenance: Maintenance | None = None
         self._maintaining: trio.CancelScope | None = None
         self._maintained = trio.Event()
-        self._before = NOTHING_DONE  # by the replicators that have been closed
-        self._failures = 0
-        self._failed_s = 0.0  # trio time of the first failure in a row
+        self._before = NOTHING_DONE  # counts of the replicators that have been closed
+        self._failures = 0  # successive ones
+        self._failed_s = 0.0  # trio time of the first of them
 
     def park(self, parked: Parked) -> None:
-        """Records that the database is parked. It must not have a task."""
+        """Record that the database is parked. It must not have a task."""
         self.parked = parked
         self.state, self.error = State.DORMANT, None
         self.done_once.set()
 
     def expect_task(self) -> None:
-        """From now on `closed` is not set, although the task may not have been scheduled yet."""
+        """Clear `closed`, before the task is started."""
         if self.closed.is_set():
             self.closed = trio.Event()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Replicate until the database is parked or gone, or `stop` is set. Maintenance runs in `nursery`, since it
-        continues while the database is parked.
+        """Replicate until the database is parked or gone, or `stop` is set.
 
-        Raises: the errors that end the fleet (`ErrorPolicy.ends_fleet`).
+        Maintenance runs in `nursery`, since it continues while the database is parked. Raises the errors that end the
+        fleet (`ErrorPolicy.ends_fleet`).
         """
         self.expect_task()
         try:
@@ -103,7 +106,7 @@ class ManagedDatabase:
             self.closed.set()
 
     async def publish_once(self) -> None:
-        """Publish all that is committed, and close the database. Raises the errors of opening and publishing."""
+        """Publish everything committed, and close the database. Raises the errors of opening and publishing."""
         await self._fleet.beginning.begin(self)
         try:
             async with self._open() as replicator:
@@ -117,7 +120,7 @@ class ManagedDatabase:
         self.state = State.ACTIVE
 
     async def aclose(self) -> None:
-        """End maintenance and give the lease back. The task must have ended."""
+        """End maintenance and release the lease. The task must have ended."""
         await self._end_maintenance()
         if self._lease is not None and self._lease.held() is not None:
             with trio.CancelScope(shield=True):
@@ -125,13 +128,13 @@ class ManagedDatabase:
         self.state = State.GONE
 
     def end_settled_maintenance(self) -> None:
-        """End the maintenance task of a parked database if nothing is left to do until the next change."""
+        """End the maintenance task of a parked database if nothing can be due before the next publication."""
         idle = self.parked is not None and self._maintenance is not None and self._maintenance.is_settled
         if idle and self._maintaining is not None:
             self._maintaining.cancel()
 
     def statistics(self) -> DatabaseStatistics:
-        """Returns a record of the present state. Makes no request."""
+        """Return a record of the present state. Makes no request."""
         now = self._replicator.statistics() if self._replicator is not None else None
         total = self._before if now is None else accumulated(self._before, now)
         state, error = self.state, self.error
@@ -157,7 +160,7 @@ class ManagedDatabase:
         return record if state is not State.GONE else record.of_gone()
 
     def last_statistics(self) -> DatabaseStatistics:
-        """Returns the record that is kept after the database is gone."""
+        """Return the record that is kept after the database is gone."""
         return self.statistics().of_gone()
 
     # --- its task
@@ -232,14 +235,14 @@ class ManagedDatabase:
         return self._lease
 
     def _begun(self, nursery: trio.Nursery) -> None:
-        """Called when the replicator has published all that was committed when it started."""
+        """Called when the replicator has published everything that was committed when it started."""
         self.state, self.error, self._failures = State.ACTIVE, None, 0
         self._fleet.beginning.end(self)
         self.done_once.set()
         self._maintain(nursery)
 
     async def _after_failure(self, error: Exception) -> bool:
-        """Log the error and wait for the next attempt. Returns False if the database is gone."""
+        """Log the error, and wait until the next attempt. Returns False if the database is gone."""
         self._fleet.beginning.end(self)
         if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._fleet.files):
             self.state = State.GONE
@@ -261,12 +264,12 @@ class ManagedDatabase:
         return True
 
     def _log_failure(self, error: Exception, *, final: bool) -> None:
-        then = "it is left as it is" if final else "trying again"
+        then = "it is not replicated until this process is restarted" if final else "retrying"
         known = isinstance(error, LiteReplicaError | OSError)
         log.error("cannot replicate %s: %s; %s", printable(self.path), error, then, exc_info=None if known else error)
 
     def _failing_s(self) -> float:
-        """Returns for how many seconds attempts have failed, 0.0 if the last one did not."""
+        """Seconds since the first of the successive failures; 0.0 if the last attempt did not fail."""
         return trio.current_time() - self._failed_s if self._failures else 0.0
 
     def _remember(self, done: Statistics) -> None:

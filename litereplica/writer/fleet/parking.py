@@ -1,12 +1,12 @@
-"""Parks idle databases and watches them with stat(): when a database is parked, and when it is opened again.
+"""Watches parked databases with stat(), and reports those that have changed.
 
     may_park          of `FleetContext` (`fleet/limits.py`) decides whether a database has been idle for long enough
     Replicator        (`writer/replicator.py`) asks that, publishes and checkpoints what is left, and ends
     Parker            (`writer/parker.py`) records the state in which the database is left
     watch_parked      compares each parked database and its WAL with their records once in `LOOK_INTERVAL_S`
-    Supervisor        opens again the databases that `watch_parked` reports
+    Supervisor        reopens the databases that `watch_parked` reports
 
-`writer/database/parked.py` has the record of one parked database and the proof that it has not changed.
+`writer/database/parked.py` defines the record of a parked database, and why it shows every change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from litereplica.writer.database.parked import changed
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 
 LOOK_INTERVAL_S = 1.0
-"""Between checks of a parked database, which cost two `stat`."""
+"""Between checks of a parked database, each of which costs two `stat` calls."""
 LOOKS_AT_ONCE = 250
 """Databases checked in one call, which takes half a millisecond. The calls are spread over the interval."""
 

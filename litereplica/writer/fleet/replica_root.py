@@ -1,9 +1,9 @@
-"""The roots below which a process publishes: one connection to the store and one lease for each.
+"""The root of a target's replicas: its store, its lease, and the lock of a replicated directory.
 
-A root belongs to a target: to a single database, whose replica lies at the root itself, or to a directory, whose
-databases have the prefixes of their relative paths below it. The lease of a directory's root, `lock.json`, is held
-by the identity in the directory's own `.litereplica/`, which is locked for as long as it is replicated, whether its
-databases are open or not.
+Each target has one root. The replica of a single database is at the root itself; the databases of a directory have
+their relative paths as prefixes below it. The lease of a directory's root, `lock.json`, is held by the identity in
+`.litereplica/` of that directory, which is locked while the directory is replicated, whether its databases are open or
+not.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from litereplica.writer.publish.lease_keeper import (
 from litereplica.writer.settings import DirectoryTarget, Target
 
 DIRECTORY_STATE = ".litereplica"
-"""In a directory whose databases are replicated: its lock and its identity."""
+"""Subdirectory of a replicated directory: contains its lock and its identity."""
 
 
 def join_url(root: str, prefix: str) -> str:
-    """The URL of what lies at `prefix` below a root, in its canonical form. Raises `UsageError`."""
+    """The canonical URL of the replica at `prefix` below a root. Raises `UsageError` for an invalid URL."""
     return str(parse_url(root).below(prefix))
 
 
 class ReplicaRoot:
-    """The root of one target's replicas. Use as a context manager for the directory's lock."""
+    """The root of one target's replicas. Call `lock` before use, and `aclose` afterwards."""
 
     def __init__(self, target: Target, open_store: Callable[[str, Credentials | None], LTXStore]) -> None:
         self._target = target
@@ -51,13 +51,17 @@ class ReplicaRoot:
         self._open: NoLease | None = None
 
     def lock(self) -> None:
-        """Of a directory. Raises `AlreadyReplicated` and `EnvironmentProblem`. Blocks."""
+        """Lock the directory of the target, if it is one. Raises `AlreadyReplicated`, `EnvironmentProblem`. Blocks."""
         if isinstance(self._target, DirectoryTarget):
             path = self._target.path
             self._directory = LockedDirectory(path / DIRECTORY_STATE, path).__enter__()
 
     def store(self, prefix: str) -> LTXStore:
-        """The replica at `prefix`; the root itself if that is empty. Raises `UsageError` for a name that no key has."""
+        """The store of the replica at `prefix`; that of the root if it is empty.
+
+        Raises:
+            UsageError: `prefix` cannot be part of an object key.
+        """
         if not prefix:
             return self._store
         path = PurePosixPath(prefix)
@@ -66,7 +70,7 @@ class ReplicaRoot:
         return self._store.below(prefix, url=join_url(self._target.url, prefix))
 
     def lease_keeper(self, state: StateDirectory) -> LeaseKeeper:
-        """The right to publish one database, whose state directory is locked."""
+        """The lease keeper of one database, whose state directory must be locked."""
         mode = self._target.settings.lease
         if self._directory is None:
             return open_lease_keeper(self._store.storage, mode, writer_id=state.writer_id)
@@ -76,17 +80,17 @@ class ReplicaRoot:
         return DatabaseLease(self._share(self._directory), owns=False)
 
     async def stand_by(self, stop: trio.Event) -> None:
-        """Before a database is opened: wait while another has the lease of a directory, if that is what to do."""
+        """Wait while another writer holds the lease, if this is a standby for a directory; called before opening."""
         if self._directory is not None and self.waits:
             await self._share(self._directory).stand_by(stop)
 
     @property
     def waits(self) -> bool:
-        """Is this a standby?"""
+        """True if this is a standby, which waits while another writer holds the lease."""
         return self._target.settings.lease is LeaseMode.WAIT
 
     def lease(self) -> Lease | None:
-        """The lease of a directory while it is held."""
+        """The lease of a directory's root, while it is held."""
         return None if self._shared is None else self._shared.held()
 
     def _share(self, directory: LockedDirectory) -> RootLease:
@@ -95,7 +99,7 @@ class ReplicaRoot:
         return self._shared
 
     async def aclose(self) -> None:
-        """Give the lease back, and let go of the directory. Nothing is published any more."""
+        """Release the lease, close the store and unlock the directory. Nothing may be published afterwards."""
         with trio.CancelScope(shield=True):
             if self._shared is not None and self._shared.held() is not None:
                 await self._shared.end()

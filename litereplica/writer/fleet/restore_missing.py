@@ -1,7 +1,7 @@
-"""Before replication begins: databases that are not there are restored from their replicas, where that is wanted.
+"""Restores databases that do not exist from their replicas, before replication begins, where configured.
 
-A standby restores when its turn has come, not before: it waits for the lease first, and holds it meanwhile, so that
-what it restores is what it goes on with. A replica without a file is no error: the database is yet to be made.
+A standby waits for the lease before it restores, and holds the lease meanwhile: so the restored state is the latest,
+and publishing continues from it. A replica without files is no error: the application will create the database.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
 log = logging.getLogger(__name__)
 
 APPEARANCE_INTERVAL_S = 0.2
-"""Between looks for a database that is yet to be made."""
+"""Between checks for a database that does not exist yet."""
 
 
 async def restore_missing(target: Target, stop: trio.Event, limiter: trio.CapacityLimiter) -> None:
-    """Restore what is not there of a target: the database, or those of a directory that its replica has.
+    """Restore the missing databases of a target: a single database, or all that the replicas of a directory have.
 
-    Returns early when `stop` is set. `limiter` is for what restores at the same time. The lease of a single database
-    stays ours: the writer that follows knows it. Raises what `restore` and taking the lease raise.
+    Returns early when `stop` is set. `limiter` bounds the concurrent restores. The lease of a single database is not
+    released: the writer that follows has the same identity. Raises the errors of `restore` and of acquiring the lease.
     """
     if isinstance(target, DatabaseTarget) and target.path.exists():
-        log.info("%s exists, and is not restored", target.path)
+        log.info("%s exists: not restoring it", target.path)
         return
     _make_directory(target.path if isinstance(target, DirectoryTarget) else target.path.parent)
     root = ReplicaRoot(target, lambda url, credentials: open_ltx_store(url, credentials=credentials))
@@ -44,7 +44,7 @@ async def restore_missing(target: Target, stop: trio.Event, limiter: trio.Capaci
         if isinstance(target, DatabaseTarget):
             await _restore_below(root, target.path, "", stop, limiter)
         else:
-            await root.lease_keeper(StateDirectory(target.path)).stand_by(stop)  # so that the listing is the last state
+            await root.lease_keeper(StateDirectory(target.path)).stand_by(stop)  # so that the listing is final
             for relative in await root.store("").list_replicas():
                 if not stop.is_set() and _belongs(target, relative) and not (target.path / relative).exists():
                     _make_directory((target.path / relative).parent)
@@ -54,16 +54,16 @@ async def restore_missing(target: Target, stop: trio.Event, limiter: trio.Capaci
 
 
 async def wait_for_database(path: Path) -> None:
-    """Return once there is something at `path` that can be opened as a database."""
+    """Return once `is_there(path)`."""
     log.info("%s does not exist yet: waiting for it", path)
     while not is_there(path):  # noqa: ASYNC110 - another program makes it
         await trio.sleep(APPEARANCE_INTERVAL_S)
 
 
 def is_there(path: Path) -> bool:
-    """Is there a file that has a database's header, as far as its size tells, or something else to complain about?
+    """True if there is a file that may be a database by its size, or anything whose opening will raise an error.
 
-    The file is not opened: this process may have it open, and closing it would end the locks on it.
+    The file is not opened: this process may have it open, and closing it would drop the locks on it.
     """
     try:
         found = path.stat()
@@ -89,7 +89,7 @@ async def _restore_below(
             async with limiter, lease.kept():
                 result = await restore(store, path)
         except NoReplica:
-            log.info("%s has nothing to restore: %s is yet to be made", store.url, path)
+            log.info("%s is empty: not restoring %s", store.url, path)
             return
     log.info("restored TXID %016x to %s, %d bytes", result.txid, path, result.size)
 
@@ -98,12 +98,12 @@ def _refuse_left_over(path: Path) -> None:
     for left_over in (path.with_name(path.name + suffix) for suffix in SIDECARS):
         if left_over.exists():
             raise UsageError(
-                f"{path} does not exist, but {left_over} is left of one that did", hint="move it away, or delete it"
+                f"{path} does not exist, but {left_over} of an earlier database does", hint="move it away, or delete it"
             )
 
 
 def _belongs(target: DirectoryTarget, relative: str) -> bool:
-    path = PurePosixPath(relative)  # empty for a replica at the root, which is none of a directory's databases
+    path = PurePosixPath(relative)  # empty for a replica at the root, which belongs to no database of a directory
     return relative != "" and (target.recursive or len(path.parts) == 1) and fnmatchcase(path.name, target.pattern)
 
 
@@ -111,4 +111,4 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise EnvironmentProblem(f"cannot make {path}: {exc.strerror}", hint="name another place") from exc
+        raise EnvironmentProblem(f"cannot create {path}: {exc.strerror}", hint="choose another directory") from exc

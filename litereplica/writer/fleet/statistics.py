@@ -30,9 +30,9 @@ class State(StrEnum):
 class DatabaseStatistics:
     """Statistics of one database. Counts are since the start of the process.
 
-    `txid` is the newest one published (0: none, or not read yet). `wal_frames` counts the frames that no checkpoint
-    has copied into the database file. `unpublished_bytes` is the committed part of the WAL that the store lacks, in
-    bytes, and `behind_s` the time in seconds for which the store has lacked any of it, 0 if it lacks nothing.
+    `txid` is the newest published TXID (0: none, or not read yet). `wal_frames` counts the frames that no checkpoint
+    has copied into the database file. `unpublished_bytes` is the size of the committed part of the WAL that is not
+    published, and `behind_s` the time in seconds since everything was published, 0 if everything is.
     """
 
     path: Path
@@ -50,14 +50,16 @@ class DatabaseStatistics:
     lease: Lease | None = None
 
     def of_gone(self) -> DatabaseStatistics:
-        """The record with state GONE: it holds no lease, and the store lacks nothing of it."""
+        """The record with state GONE, without a lease and without lag."""
         return replace(self, state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetStatistics:
-    """Statistics of all databases, by path, followed by some that are gone. `leases` maps the URL of a replica root to
-    the lease that is held there."""
+    """Statistics of all databases by path, followed by the last ones that are gone.
+
+    `leases` maps the URL of each replica root to the lease that is held there.
+    """
 
     databases: tuple[DatabaseStatistics, ...]
     leases: dict[str, Lease]
@@ -67,7 +69,7 @@ NOTHING_DONE = Statistics(0, 0, 0, 0, 0, 0)
 
 
 def accumulated(before: Statistics, now: Statistics) -> Statistics:
-    """The counts of two successive replicators of one database added up, with the newest TXID and no WAL frames."""
+    """The sums of the counts of two successive replicators of one database, with the newest TXID and no WAL frames."""
     return Statistics(
         now.txid or before.txid,
         before.files + now.files,

@@ -1,12 +1,12 @@
-"""Replicates many databases in one process (a fleet): those that are named, and those of directories.
+"""Replicates many databases in one process (a fleet): single databases, and all databases of directories.
 
 Each database is a `ManagedDatabase`. A fleet of a single `DatabaseTarget` is strict: the database stays open, and its
 errors end the fleet, except for a full disk. In any other fleet a database that fails is logged once, tried again with
 back-off and shown in the statistics while the others go on, and one that is idle is parked, so that thousands cost
 little.
 
-The tasks of a fleet: one for each open database, one for each directory (databases that appear and vanish), and one
-watcher of parked databases (`parking.py`) for each directory and one for the named ones, so that a file system that
+The tasks of a fleet: one for each open database; one for each directory, which adds and removes databases; and watchers
+of parked databases (`parking.py`), one for each directory and one for the single databases, so that a file system that
 hangs stops only the databases on it.
 """
 
@@ -38,15 +38,15 @@ from litereplica.writer.settings import DirectoryTarget, Target
 log = logging.getLogger(__name__)
 
 OVERDUE_INTERVAL_S = 1.0
-"""Between looks for turns that took too long and for maintenance that is done."""
+"""Between checks for overdue turns and for settled maintenance."""
 GONE_KEPT = 100
-"""Databases that are gone and still in the statistics."""
+"""Number of databases that stay in the statistics after they are gone."""
 
 OpenStore = Callable[[str, Credentials | None], LTXStore]
 
 
 class FleetError(LiteReplicaError):
-    """Databases that could not be published: `errors`, by path. The exit code is that of the first."""
+    """Some databases could not be published: `errors` by path. The exit code is that of the first."""
 
     def __init__(self, errors: Mapping[Path, Exception]) -> None:
         each = "; ".join(f"{path}: {error}" for path, error in errors.items())
@@ -58,7 +58,7 @@ class FleetError(LiteReplicaError):
 
 
 class _Group:
-    """The databases of one target. `directory` is what follows them, if they are a directory's."""
+    """The databases of one target. `directory` is set if the target is a directory."""
 
     def __init__(self, target: Target, root: ReplicaRoot) -> None:
         self.target = target
@@ -83,11 +83,10 @@ class Supervisor:
     async def run(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[FleetStatistics] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Replicate until `stop` is set, then publish what is left. Started once every database that can be published
-        is published once.
+        """Replicate until `stop` is set, then publish the remaining transactions.
 
-        Raises what stops a single `DatabaseTarget`, for a single directory the loss of its lease, and `Unpublished`, or
-        `FleetError` with several of them, if not all was published.
+        Reports `started` once every database has been published or has failed. Raises the errors that end the fleet
+        (`ErrorPolicy.ends_fleet`), and `Unpublished`, or a `FleetError` of several, if not everything was published.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -109,7 +108,7 @@ class Supervisor:
             raise FleetError(stopped) if len(stopped) > 1 else next(iter(stopped.values()))
 
     async def _until_published_once(self, stop: trio.Event) -> None:
-        """Or until `stop` is set: a store that does not answer must not keep the process from ending."""
+        """Wait until each database has been published or has failed, or `stop` is set: the store may never answer."""
         async with trio.open_nursery() as nursery:
 
             async def give_up() -> None:
@@ -122,8 +121,10 @@ class Supervisor:
             nursery.cancel_scope.cancel()
 
     async def publish_once(self) -> None:
-        """Publish what there is in each database. Raises what is in the way of one; with several, once all others are
-        published, `FleetError`."""
+        """Publish everything committed in each database.
+
+        Raises `FleetError` once all others are published; a strict fleet raises the error of its database.
+        """
         errors: dict[Path, Exception] = {}
 
         async def publish(member: ManagedDatabase) -> None:
@@ -131,7 +132,7 @@ class Supervisor:
                 return
             try:
                 await member.publish_once()
-            except Exception as exc:  # of one database, as in `ManagedDatabase.run`
+            except Exception as exc:  # the failure of one database must not end the others
                 errors[member.path] = exc
 
         async with trio.open_nursery() as nursery:
@@ -143,10 +144,13 @@ class Supervisor:
             raise FleetError(dict(sorted(errors.items())))
 
     async def reconfigure(self, targets: Sequence[Target]) -> None:
-        """Replace the targets. Databases of targets that are no longer named are published and closed, new ones
-        begin, and those of unchanged targets go on undisturbed.
+        """Replace the targets.
 
-        Raises `UsageError`, `EnvironmentProblem` or `ConflictError`; the targets are then as before.
+        The databases of removed targets are published and closed, those of new targets are opened, and those of
+        unchanged targets are not interrupted.
+
+        Raises:
+            UsageError, EnvironmentProblem, ConflictError: a new target cannot be opened; the old targets are kept.
         """
         targets = _checked(targets)
         async with self._changing:
@@ -156,7 +160,7 @@ class Supervisor:
             opened: list[_Group] = []
             try:
                 self._context.errors.set_targets(targets)
-                # what a directory with other settings has locked is to be given back first
+                # a directory whose settings changed must be unlocked before it is opened again
                 locked = {group.target.path for group in ended}
                 new = [target for target in targets if all(target != group.target for group in kept)]
                 for target in sorted(new, key=lambda each: each.path in locked):
@@ -167,7 +171,7 @@ class Supervisor:
                 await self._end_all(opened)
                 self._context.errors.set_targets([group.target for group in self._groups])
                 if not ended:
-                    self._groups = kept + await self._take_up_again(replaced)
+                    self._groups = kept + await self._reopen(replaced)
                 raise
             await self._end_all(ended)
             self._groups = kept + opened
@@ -175,21 +179,21 @@ class Supervisor:
                 for group in opened:
                     self._begin(group, self._nursery)
 
-    async def _take_up_again(self, groups: Iterable[_Group]) -> list[_Group]:
-        """Open again the groups that were closed for a change that failed. Logs each that cannot be opened."""
-        again = []
+    async def _reopen(self, groups: Iterable[_Group]) -> list[_Group]:
+        """Open again the groups that were closed for a change that failed. Logs those that cannot be opened."""
+        reopened = []
         for group in groups:
             try:
-                again.append(await self._open(group.target))
+                reopened.append(await self._open(group.target))
             except (LiteReplicaError, OSError) as exc:
-                log.error("%s is not replicated any more: %s", printable(group.target.path), exc)
+                log.error("%s is no longer replicated: %s", printable(group.target.path), exc)
         if self._nursery is not None:
-            for group in again:
+            for group in reopened:
                 self._begin(group, self._nursery)
-        return again
+        return reopened
 
     def statistics(self) -> FleetStatistics:
-        """Returns a record of the present state. Makes no request."""
+        """Return a record of the present state. Makes no request."""
         databases = [member.statistics() for member in self._members()]
         leases = {each.url: each.lease for each in databases if each.lease is not None}
         for group in self._groups:
@@ -203,11 +207,11 @@ class Supervisor:
         return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
 
     def tolerate_conflicts(self) -> None:
-        """From now on a conflict about one of several databases fails that database, not the fleet."""
+        """Let a conflict about one of several databases fail that database only, from now on."""
         self._context.errors.tolerate_conflicts()
 
     async def aclose(self) -> None:
-        """Close all databases, give leases back and unlock directories."""
+        """Close all databases, release the leases and unlock the directories."""
         with trio.CancelScope(shield=True):
             await self._end_all(self._groups)
 
@@ -267,7 +271,7 @@ class Supervisor:
             nursery.start_soon(self._guard, member.run, nursery)
 
     async def _end_all(self, groups: list[_Group]) -> None:
-        """Finish and close the databases of targets; `groups` is empty then."""
+        """Publish and close the databases of groups. Empties `groups`."""
         for group in groups:
             group.tasks.cancel()
         await _finish([member for group in groups for member in group.members.values()])
@@ -275,7 +279,7 @@ class Supervisor:
             await groups.pop().root.aclose()
 
     async def _guard(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """Run a task of the fleet. Its first error ends the fleet, and `run` raises it ungrouped."""
+        """Run a task of the fleet. The first error of any task ends the fleet, and `run` raises it bare."""
         assert self._nursery is not None
         try:
             await task(*arguments)
@@ -283,24 +287,24 @@ class Supervisor:
             self._error = self._error or exc
             self._nursery.cancel_scope.cancel()
 
-    # --- what goes on
+    # --- tasks
 
     async def _follow(self, group: _Group) -> None:
-        """Follow a directory: databases that appear and vanish, and parked ones that change."""
+        """Follow a directory: add and remove databases, and reopen parked ones that have changed."""
         assert group.directory is not None
         with group.tasks:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch_parked, lambda: list(group.members.values()), self._wake)
-                told = ""
+                logged = ""
                 while group.directory.target.watch:
                     await group.directory.until_changed()
                     try:
                         await self._rescan(group, group.directory)
-                        told = ""
+                        logged = ""
                     except OSError as exc:
-                        if str(exc) != told:
-                            log.warning("cannot look into %s: %s", group.target.path, exc)
-                        told = str(exc)
+                        if str(exc) != logged:
+                            log.warning("cannot read the directory %s: %s", group.target.path, exc)
+                        logged = str(exc)
                 await trio.sleep_forever()
 
     async def _rescan(self, group: _Group, directory: Directory) -> None:
@@ -317,7 +321,7 @@ class Supervisor:
                 self._start(member, self._nursery)
 
     async def _dismiss(self, member: ManagedDatabase) -> None:
-        """Publish the remainder of a database that has left its directory, and close it."""
+        """Publish the remaining transactions of a database that has left its directory, and close it."""
         await _finish([member])
         if member.unpublished is not None:
             log.error("%s", member.unpublished)
@@ -335,7 +339,7 @@ class Supervisor:
         self._nursery.start_soon(self._guard, member.run, self._nursery)
 
     async def _end_what_is_overdue(self) -> None:
-        """End turns that took too long, and the maintenance of parked databases that has nothing left to do."""
+        """End overdue turns, and the settled maintenance of parked databases."""
         while True:
             await trio.sleep(OVERDUE_INTERVAL_S)
             self._context.beginning.end_overdue()
@@ -352,12 +356,13 @@ async def open_fleet(
     open_store: OpenStore = lambda url, credentials: open_ltx_store(url, credentials=credentials),
     conflicts_end: bool = False,
 ) -> AsyncIterator[Supervisor]:
-    """A fleet of these targets. Nothing is published yet, and no database is opened; directories are locked.
+    """Open a fleet of these targets: directories are locked and scanned; no database is opened or published yet.
 
     `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
 
-    Raises `UsageError` for targets that exclude each other, `EnvironmentProblem` or `ConflictError` for a directory
-    that cannot be had.
+    Raises:
+        UsageError: the targets exclude each other, or a directory does not exist.
+        EnvironmentProblem, ConflictError: a directory cannot be locked.
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
@@ -372,7 +377,7 @@ async def open_fleet(
 
 
 def _checked(targets: Sequence[Target]) -> list[Target]:
-    """With absolute paths. Raises `UsageError`."""
+    """The targets with absolute paths. Raises `UsageError` if two of them exclude each other."""
     paths, urls = set[Path](), set[str]()
     result: list[Target] = []
     for target in targets:
@@ -381,7 +386,7 @@ def _checked(targets: Sequence[Target]) -> list[Target]:
         if absolute.path in paths:
             raise UsageError(f"{target.path} is named twice", hint="name it once")
         if url in urls:
-            raise UsageError(f"two databases are to be published to {url}", hint="give each a URL of its own")
+            raise UsageError(f"two targets have the URL {url}", hint="give each its own URL")
         if isinstance(target, DirectoryTarget) and not absolute.path.is_dir():
             raise UsageError(f"{target.path} is not a directory", hint="name an existing one")
         paths.add(absolute.path)
@@ -391,7 +396,7 @@ def _checked(targets: Sequence[Target]) -> list[Target]:
 
 
 async def _finish(members: Iterable[ManagedDatabase]) -> None:
-    """Stop the databases, and wait until each has published its remainder and is closed."""
+    """Stop the databases, and wait until each has published its remaining transactions and is closed."""
     members = list(members)
     for member in members:
         member.stop.set()

@@ -1,13 +1,13 @@
-"""Keeps the lease of a replica: when the writer acquires it, renews it and gives it back.
+"""Keeps the lease of a replica: acquires it, renews it while files are made and sent, and releases it.
 
-    LeaseKeeper     what a database's writer asks; this base class is the keeper of a writer without a lease
-    NoLease         the same, and checks once whether the store honours If-None-Match
-    RootLease       the lease of a root, which all databases below it share
+    LeaseKeeper     the interface for the writer of one database; the base class needs no lease
+    NoLease         the keeper of a writer without a lease; checks once whether the store honours If-None-Match
+    RootLease       the lease of a root, shared by all databases below it
     DatabaseLease   the keeper of one database below a `RootLease`
 
-With a lease, a file is put only while the lease is held, and it is renewed while a file is being made or sent. Nothing
-else renews it: the lease of an idle writer lapses, and is acquired again with the next change, without a request in
-between. Without a lease, two writers are kept apart only by the condition that no put replaces a file.
+With a lease, a file is put only while the lease is held, and the lease is renewed while a file is being made or sent.
+It is not renewed otherwise: the lease of an idle writer expires without a request, and is acquired again with the next
+change. Without a lease, two writers are kept apart only by the condition that no put replaces a file.
 """
 
 from __future__ import annotations
@@ -40,29 +40,32 @@ log = logging.getLogger(__name__)
 STAND_BY_INTERVAL_S = 5.0
 """Between attempts of a standby, one small request each."""
 RENEWAL_RETRY_S = 1.0
-"""After a failed renewal, which the storage client has already retried."""
+"""Delay after a failed renewal, which the storage client has already retried."""
 END_LIMIT_S = 3.0
-"""For giving the lease back: service managers wait for 10 s or more, of which publishing took a part."""
+"""Time limit for releasing the lease: service managers wait for 10 s or more, part of which publishing has taken."""
 
 
 class LeaseMode(Enum):
     """How a writer uses the lease."""
 
     OFF = "off"
-    HOLD = "hold"  # refused while another holds it
-    WAIT = "wait"  # stands by while another holds it
+    HOLD = "hold"  # fails while another writer holds it
+    WAIT = "wait"  # stands by while another writer holds it
 
 
 class LeaseKeeper:
-    """The keeper of a writer without a lease."""
+    """The interface of lease keepers, for the writer of one database. This base class needs no lease."""
 
     async def stand_by(self, stop: trio.Event) -> None:
         """Return once no other writer holds the lease, or `stop` is set."""
 
     async def begin(self) -> None:
-        """Acquire the lease; read what is published afterwards. May be called again.
+        """Acquire the lease, before the replica is read. May be called again.
 
-        Raises `LeaseHeld`, `ConditionsIgnored`, and the errors of the store.
+        Raises:
+            LeaseHeld: another writer holds it.
+            ConditionsIgnored: the store ignores conditional requests.
+            StorageError: a request failed.
         """
 
     @asynccontextmanager
@@ -71,8 +74,10 @@ class LeaseKeeper:
         yield
 
     async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
-        """Publish by `put`, holding the lease. If another writer may have published since the last put, await `verify`
-        first, which raises if one has."""
+        """Publish with `put`, while the lease is held.
+
+        If another writer may have published since the last put, await `verify` first, which raises if one has.
+        """
         await put()
 
     def has_taken_over(self) -> bool:
@@ -80,7 +85,7 @@ class LeaseKeeper:
         return False
 
     def epoch(self) -> int:
-        """The fencing epoch: a number that grows whenever another writer may have held the lease in between."""
+        """The fencing epoch: it grows whenever another writer may have held the lease in between."""
         return 0
 
     def known_epoch(self) -> int:
@@ -88,11 +93,11 @@ class LeaseKeeper:
         return 0
 
     def creates_exclusively(self) -> bool:
-        """False if the store ignores If-None-Match, so that the name has to be looked at before a put."""
+        """False if the store ignores If-None-Match, so that a put must check first that the name is free."""
         return True
 
     async def end(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
 
     def held(self) -> Lease | None:
         """The lease, while it is held."""
@@ -100,7 +105,7 @@ class LeaseKeeper:
 
 
 class NoLease(LeaseKeeper):
-    """The keeper of a writer without a lease. Logs once if the store ignores conditions or does not know them."""
+    """The keeper of a writer without a lease. Logs once if the store does not honour conditional requests."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -114,7 +119,7 @@ class NoLease(LeaseKeeper):
             await require_exclusive_create(self._storage)
         except ConditionsIgnored as exc:
             self._exclusive = False
-            log.warning("%s; a second writer would overwrite what this one publishes: run only one", exc.message)
+            log.warning("%s; a second writer would overwrite the files of this one: run only one", exc.message)
         self._probed = True
 
     def creates_exclusively(self) -> bool:
@@ -122,7 +127,7 @@ class NoLease(LeaseKeeper):
 
 
 class RootLease(ReplicaLease):
-    """The lease of a root, shared by all databases below it. `waits`: a standby, while another writer holds it."""
+    """The lease of a root, shared by all databases below it. `waits`: stand by while another writer holds it."""
 
     def __init__(
         self, storage: Storage, identity: Identity, *, waits: bool, now: Callable[[], Moment] | None = None
@@ -143,7 +148,7 @@ class RootLease(ReplicaLease):
                 self._conditions_hold = True
 
     async def stand_by(self, stop: trio.Event) -> None:
-        """As `LeaseKeeper.stand_by`. Of all databases that wait, one at a time asks the store."""
+        """As `LeaseKeeper.stand_by`. If several databases wait, one at a time tries to acquire the lease."""
         while self.waits and not stop.is_set():
             async with self._standing_by:
                 wait_s = await self._try_to_acquire()
@@ -153,15 +158,15 @@ class RootLease(ReplicaLease):
                     await stop.wait()
 
     async def end(self) -> None:
-        """Give the lease back."""
+        """Release the lease; it expires if that fails."""
         with trio.move_on_after(END_LIMIT_S):
             try:
                 await self.release()
             except (StorageError, DamagedFile) as exc:
-                log.warning("the lease was not given back, and expires: %s", exc)
+                log.warning("cannot release the lease, which will expire: %s", exc)
 
     async def _try_to_acquire(self) -> float | None:
-        """Returns None if the lease is held now, else the seconds until the next attempt."""
+        """Return None if the lease is held now, else the seconds until the next attempt."""
         wait_s = STAND_BY_INTERVAL_S
         try:
             await self.require_conditions()
@@ -179,7 +184,7 @@ class RootLease(ReplicaLease):
 
 
 class DatabaseLease(LeaseKeeper):
-    """The keeper of one database below `root`. `owns`: `end` gives the lease of the root back."""
+    """The keeper of one database below `root`. `owns`: `end` releases the lease of the root."""
 
     def __init__(self, root: RootLease, *, owns: bool = True) -> None:
         self._root = root
@@ -227,7 +232,7 @@ class DatabaseLease(LeaseKeeper):
     async def _renewed(self) -> AsyncIterator[None]:
         """Renew the lease when due during the block, and cancel the block if the lease is lost.
 
-        A renewal that is cancelled may still take effect: the next one then reads our own lease with other content.
+        A cancelled renewal may still take effect: the next one then finds our own lease with other content.
         """
         errors: list[Exception] = []
         async with trio.open_nursery() as nursery:
@@ -259,7 +264,7 @@ def open_root_lease(storage: Storage, *, writer_id: str, waits: bool) -> RootLea
 
 
 def open_lease_keeper(storage: Storage, mode: LeaseMode, *, writer_id: Callable[[], str]) -> LeaseKeeper:
-    """The keeper for a database whose replica lies at the root of `storage`, with a lease of its own unless OFF."""
+    """The keeper for a single database at the root of `storage`, with its own lease unless `mode` is OFF."""
     if mode is LeaseMode.OFF:
         return NoLease(storage)
     return DatabaseLease(open_root_lease(storage, writer_id=writer_id(), waits=mode is LeaseMode.WAIT))

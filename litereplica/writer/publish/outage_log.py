@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 SILENCE_S = 4.0
 """A request that takes longer is logged, so that an operator learns of an outage within 5 s."""
 LOOK_INTERVAL_S = 0.5
+"""Between checks for such a request."""
 
 
 class OutageLog:
-    """Logs requests that take long. `url` is for the log."""
+    """Logs requests that take long. `url` is named in the log."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -24,7 +25,7 @@ class OutageLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block makes requests to the store."""
+        """Watch the block, which makes requests to the store."""
         self._since_s = trio.current_time()
         try:
             yield
@@ -32,7 +33,7 @@ class OutageLog:
             self._since_s = None
 
     async def run(self) -> None:
-        """Log when an answer takes long, and when it has come. Never returns."""
+        """Log when an answer takes long, and when it has arrived. Never returns."""
         logged_s: float | None = None
         while True:
             await trio.sleep(LOOK_INTERVAL_S)

@@ -1,15 +1,15 @@
 """Checksums of the replica's pages, 8 bytes a page, in a file of the state directory.
 
-After downtime they show which pages of the database differ from the replica. They hold for one *version* of a replica:
-the newest TXID and the checksum of the file that has it, so that a new replica under the same URL is not taken for its
-predecessor. Every acknowledged file brings them to its TXID.
+After downtime they show which pages of the database differ from the replica. They are valid for one *version* of a
+replica: its newest TXID and the checksum of the file of that TXID, so that a new replica under the same URL is not
+mistaken for its predecessor. They are updated with every file that the store has acknowledged.
 
-    header   64 bytes: version, page size and size of the database, inode, boot, whether it is on disk
-    body     a u64 checksum for each page, by page number; 0 for a page that is not known
+    header   64 bytes: version, page size and size of the database, inode, boot id, whether it is synced
+    body     a u64 checksum for each page, by page number; 0 for a page whose checksum is unknown
 
 Invariant: while checksums are being written, the header names no version. The header is trusted if it was written since
-this boot (the page cache keeps the order of writes), or if it says that all was synced to disk. In a damaged file
-only page checksums can be wrong, and a wrong one costs one page that is published needlessly.
+this boot (the page cache keeps the order of writes), or if it says that everything was synced to disk. In a damaged
+file only page checksums can be wrong, and a wrong one costs one page that is published needlessly.
 
 The file is optional: if it cannot be written, a warning is logged and publishing continues without it. It is not kept
 open. Methods block, and are called one at a time.
@@ -37,27 +37,27 @@ from litereplica.writer.database.published import Version
 log = logging.getLogger(__name__)
 
 UNKNOWN = 0
-"""The checksum of no page."""
+"""Stands for an unknown checksum; no page has it."""
 
 _MAGIC = b"LRsums1\n"
 _HEADER = struct.Struct("<8s16sQQIIQ?")
 _HEADER_SIZE = 64
-_SUM_SIZE = 8
+_CHECKSUM_SIZE = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def page_checksum(page: bytes) -> int:
-    """CRC-64 with the ECMA polynomial: that of LTX files is too sparse to tell similar pages apart as surely."""
+    """CRC-64/XZ of a page, never 0. The polynomial of LTX files is too sparse to tell similar pages apart as surely."""
     return crc64.xz(page) or 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageChanges:
-    """The checksums of the pages in one file (`pgno` ascending), and the database's size after it in pages."""
+    """The checksums of the pages in one file (`pgno` is ascending), and the database's size after it in pages."""
 
     commit: int
     pgno: NDArray[np.uint32]
-    sums: NDArray[np.uint64]
+    checksums: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +83,13 @@ class _Header:
 
 
 class PageChecksums:
-    """The checksums in the file at `path`. `version` is the one that they hold for; None: they hold for none."""
+    """The checksums in the file at `path`. `version` is that for which they are valid, None if they are not."""
 
     def __init__(self, path: Path) -> None:
         self.version: Version | None = None
         self._path = path
         self._inode = 0
-        self._known_inode = 0  # that the file names
+        self._known_inode = 0  # the one in the header
         self._page_size = 0
         self._commit = 0
         self._on_disk = False
@@ -115,17 +115,20 @@ class PageChecksums:
         return self._known_inode not in (0, self._inode)
 
     def load(self) -> NDArray[np.uint64]:
-        """Returns the checksums of pages 1, 2, … up to the database's size. Raises `OSError`."""
-        sums = np.zeros(self._commit, np.uint64)
+        """Return the checksums of pages 1, 2, … up to the database's size. Raises `OSError`."""
+        checksums = np.zeros(self._commit, np.uint64)
         with self._path.open("rb") as file:
             file.seek(_HEADER_SIZE)
-            data = file.read(self._commit * _SUM_SIZE)
-        found = np.frombuffer(data, np.uint64, len(data) // _SUM_SIZE)
-        sums[: len(found)] = found
-        return sums
+            data = file.read(self._commit * _CHECKSUM_SIZE)
+        found = np.frombuffer(data, np.uint64, len(data) // _CHECKSUM_SIZE)
+        checksums[: len(found)] = found
+        return checksums
 
     def record(self, previous: Version, version: Version, changes: PageChanges) -> None:
-        """A file has brought the replica from `previous` to `version`. No effect unless this holds for `previous`."""
+        """Update the checksums by a file that brought the replica from `previous` to `version`.
+
+        No effect unless they are valid for `previous`.
+        """
         if self.version == previous:
             self._write(version, changes, keep=True)
 
@@ -155,8 +158,8 @@ class PageChecksums:
                 self._invalidate(fd)
                 if not keep:
                     os.ftruncate(fd, _HEADER_SIZE)
-                _write_sums(fd, changes)
-                os.ftruncate(fd, _HEADER_SIZE + changes.commit * _SUM_SIZE)
+                _write_checksums(fd, changes)
+                os.ftruncate(fd, _HEADER_SIZE + changes.commit * _CHECKSUM_SIZE)
                 self.version, self._commit = version, changes.commit
                 self._write_header(fd, on_disk=False)
             finally:
@@ -184,21 +187,19 @@ class PageChecksums:
 
     def _give_up(self, error: OSError) -> None:
         self.version = None
-        log.warning(
-            "cannot write %s: %s; if pages have to be compared, the replica will be read for it", self._path, error
-        )
+        log.warning("cannot write %s: %s; to compare pages, the replica will have to be read", self._path, error)
 
 
-def _write_sums(fd: int, changes: PageChanges) -> None:
-    """Write the checksums, runs of contiguous pages at once."""
-    pgno, sums = changes.pgno, changes.sums
+def _write_checksums(fd: int, changes: PageChanges) -> None:
+    """Write the checksums, each run of contiguous pages in one call."""
+    pgno, checksums = changes.pgno, changes.checksums
     for start, end in consecutive(pgno):
-        write_all(fd, sums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _SUM_SIZE)
+        write_all(fd, checksums[start:end].tobytes(), _HEADER_SIZE + (int(pgno[start]) - 1) * _CHECKSUM_SIZE)
 
 
 @cache
 def _boot_id() -> bytes:
-    """Returns the id of this boot of the machine; a random one for this process if it is unknown."""
+    """The id of this boot of the machine; a random one for this process if it is unknown."""
     try:
         return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
     except (OSError, ValueError):

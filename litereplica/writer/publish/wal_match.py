@@ -14,14 +14,14 @@ from litereplica.writer.database.wal_follower import WalFollower
 
 
 async def newest_file(store: LTXStore) -> tuple[TXID, FileInfo | None]:
-    """Returns (the newest TXID of the replica, 0 if it is empty; the level 0 file that ends there, or None)."""
+    """Return (the newest TXID of the replica, 0 if it is empty; the level 0 file that ends there, or None)."""
     files = await store.list_levels()
     newest = max((info.max_txid for info in files), default=0)
     return newest, next((info for info in files if info.level == 0 and info.max_txid == newest), None)
 
 
 def check_page_size(header: ltx.Header, page_size: int, *, url: str) -> None:
-    """Raises `UsageError` unless `page_size` is that of the replica at `url`, whose newest file has `header`."""
+    """Raise `UsageError` unless `page_size` is that of the replica at `url`, whose newest file has `header`."""
     if header.page_size != page_size:
         raise UsageError(
             f"the database has pages of {page_size} bytes, the replica {url} of {header.page_size}",
@@ -30,12 +30,12 @@ def check_page_size(header: ltx.Header, page_size: int, *, url: str) -> None:
 
 
 async def frames_covered(store: LTXStore, file: OpenedFile, wal: WalFollower) -> int | None:
-    """Returns the number of frames of the generation that `wal` follows which `file` and its predecessors hold; None
-    if the file was not made from that generation.
+    """Return how many frames of the WAL's generation the replica contains up to `file`.
 
-    Salts must agree, a transaction must end where the file does, with the same database size, and the pages must be
-    equal: after a power loss a WAL may end earlier and continue differently with the same salts. Of a large file only
-    the last page is compared. `wal` must not have advanced over the frames in question.
+    Returns None if the file was not made from this generation: the salts must agree, a transaction must end where the
+    file does, with the same database size, and the pages must be equal, since after a power loss a WAL may end earlier
+    and continue differently with the same salts. Of a large file only the last page is compared. `wal` must not have
+    advanced over these frames.
     """
     generation, header = wal.header, file.header
     if generation is None or not same_generation(header, wal) or header.wal_offset < WAL_HEADER_SIZE:
@@ -54,16 +54,17 @@ async def frames_covered(store: LTXStore, file: OpenedFile, wal: WalFollower) ->
 
 
 def same_generation(header: ltx.Header, wal: WalFollower) -> bool:
-    """True if a file was made from the generation that `wal` follows: their salts agree."""
+    """True if a file was made from the generation that `wal` follows, by the salts."""
     generation = wal.header
     return generation is not None and (generation.salt1, generation.salt2) == (header.wal_salt1, header.wal_salt2)
 
 
 def _has_pages_of(file: OpenedFile, pages: Sequence[bytes], wal: WalFollower, frames: int) -> bool:
-    """True if the file's pages are those of the first `frames` frames.
+    """True if the file's pages equal those of the first `frames` frames.
 
-    A file that begins after the WAL's first frame has every page of its frames; any other one (a snapshot, a
-    difference) may lack pages that the replica had already."""
+    A file that begins after the WAL's first frame contains every page of its frames; any other one (a snapshot, a
+    difference) may lack pages that the replica had already.
+    """
     first = wal.frame_at(file.header.wal_offset)
     for pgno, frame in wal.waiting_pages(frames, commit=file.header.commit):
         row = file.index.position(pgno)

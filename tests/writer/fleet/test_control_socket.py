@@ -64,7 +64,7 @@ async def test_a_file_in_its_place_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "database.db"
     path.write_bytes(b"precious")
     with (
-        pytest.raises(EnvironmentProblem, match="cannot make the control socket"),
+        pytest.raises(EnvironmentProblem, match="cannot create the control socket"),
         listening(path, own_directory=False),
     ):
         pass
@@ -76,7 +76,7 @@ def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path, mode: int)
     (tmp_path / "run").mkdir(mode=0o700)
     (tmp_path / "run").chmod(mode)
     with (
-        pytest.raises(EnvironmentProblem, match=r"is not a directory of this user alone: .*chmod 700"),
+        pytest.raises(EnvironmentProblem, match=r"is not a private directory of this user: .*chmod 700"),
         listening(tmp_path / "run/1.sock", own_directory=True),
     ):
         pass
@@ -86,7 +86,7 @@ def test_a_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "run").symlink_to(tmp_path / "real")
     with (
-        pytest.raises(EnvironmentProblem, match="not a directory of this user alone"),
+        pytest.raises(EnvironmentProblem, match="not a private directory of this user"),
         listening(tmp_path / "run/1.sock", own_directory=True),
     ):
         pass
@@ -94,14 +94,14 @@ def test_a_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_that_no_address_can_hold_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(EnvironmentProblem, match=r"too long: name a shorter one as socket.path"),
+        pytest.raises(EnvironmentProblem, match=r"too long: set socket.path to a shorter one"),
         listening(tmp_path / ("x" * 120), own_directory=False),
     ):
         pass
 
 
 @pytest.mark.parametrize(("uid", "told"), [(os.geteuid(), True), (0, True), (65534, False)])
-@pytest.mark.logs("asked on the control socket")
+@pytest.mark.logs("on the control socket")
 async def test_other_users_are_told_nothing_whatever_the_file_system_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, told: bool
 ) -> None:
@@ -166,7 +166,7 @@ def _ask_or_none(path: Path) -> dict[str, object] | None:
 
 @pytest.mark.parametrize("answer", [b"", b"hello", b"[1]", b"[" * 100_000])
 async def test_what_tells_something_else_is_an_error_of_one_line(tmp_path: Path, answer: bytes) -> None:
-    with pytest.RaisesGroup(pytest.RaisesExc(EnvironmentProblem, match="told nothing that a writer tells")):
+    with pytest.RaisesGroup(pytest.RaisesExc(EnvironmentProblem, match="is not that of a writer")):
         await ask_served(tmp_path / "run/1.sock", answer)
 
 

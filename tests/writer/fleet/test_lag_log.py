@@ -33,9 +33,9 @@ def test_it_is_said_soon_and_then_each_time_it_has_doubled() -> None:
 
 def test_it_is_said_when_all_is_well_again_and_once() -> None:
     told = LagLog()
-    assert told.line(behind(31.0, 0.0)) == (logging.WARNING, "the store is 31 s behind /0.db, 10 bytes of its WAL")
+    assert told.line(behind(31.0, 0.0)) == (logging.WARNING, "the store is 31 s behind /0.db, by 10 bytes of its WAL")
     assert told.line(behind(2.0, 1.0)) is None
-    assert told.line(behind(0.0, 1.0)) == (logging.INFO, "the store has everything again")
+    assert told.line(behind(0.0, 1.0)) == (logging.INFO, "the store is up to date again")
     assert told.line(behind(0.0, 0.0)) is None
     assert told.line(behind(30.0, 0.0)) is not None
 
@@ -43,4 +43,4 @@ def test_it_is_said_when_all_is_well_again_and_once() -> None:
 def test_of_many_the_worst_is_named() -> None:
     news = LagLog().line(behind(31.0, 50.0, 40.0, 1.0))
     assert news is not None
-    assert news[1] == "the store is 50 s behind /1.db, 10 bytes of its WAL; and behind 2 other database(s)"
+    assert news[1] == "the store is 50 s behind /1.db, by 10 bytes of its WAL; 2 other database(s) lag as well"
