@@ -1,11 +1,10 @@
-"""Compacting a replica's files, as `levels.py` proposes it: merge, check, publish.
+"""Carries out a compaction that `levels.py` proposes: merge, check, publish.
 
-`merge.py` checks the inputs and merges them. Here the result is read back and checked before it gets its name in the
-store, where it never replaces a file: if one has the name already, it must hold the same pages, and it is then the
-result. After any error nothing has been published.
+`merge.py` checks the inputs and merges them. The result is read back and checked before it is published. It never
+replaces a file: if a file of its name exists, it must have the same pages, and is used instead (`adopted`). After an
+error nothing has been published.
 
-A plan and the reading of it are not atomic. `compact_level` and `snapshot` plan again when a file vanishes or turns out
-damaged.
+Files may vanish or turn out to be damaged between listing and reading; `compact_level` and `snapshot` then plan again.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Plan: TypeAlias = Callable[[Sequence[FileInfo]], Compaction | None]
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What came of a compaction: the file that has the result, and whether it was there already."""
+    """The result of a compaction: the file, and whether it existed already (`adopted`)."""
 
     compaction: Compaction
     info: FileInfo
@@ -42,9 +41,14 @@ async def run_compaction(
 ) -> Compacted:
     """Merge the files and publish the result.
 
-    `spool_dir` is for temporary files (default: the system's place for them). Raises `NotFound` when an input has
-    gone, `DamagedFile` when one is wrong or the inputs do not add up, `ConflictError` when a file of that name holds
-    other pages, `EnvironmentProblem` when this machine has no room, and the errors of storage.
+    `spool_dir` is for temporary files, by default the system's directory for them.
+
+    Raises:
+        NotFound: an input has vanished.
+        DamagedFile: an input is damaged, or the inputs are not contiguous.
+        ConflictError: a file of this name exists with other pages.
+        EnvironmentProblem: the local disk is full.
+        StorageError: a request failed.
     """
     merge = Merge(store, spool_dir)
     try:
@@ -64,10 +68,10 @@ async def run_compaction(
 async def compact_level(
     store: LTXStore, level: int, *, spool_dir: Path | None = None, progress: Progress | None = None
 ) -> Compacted | None:
-    """Merge into `level`, now, what the level below has gained; None when it has not gained anything.
+    """Merge the new files of the level below into `level` now; returns None if there are none.
 
-    Files that vanish meanwhile, or are damaged, are got around where others hold the same transactions.
-    Raises as `run_compaction`.
+    Files that vanish or are damaged are avoided if other files contain their transactions. Raises the errors of
+    `run_compaction`.
     """
     return await _replanning(store, partial(next_compaction, level=level), spool_dir, progress)
 
@@ -75,9 +79,9 @@ async def compact_level(
 async def snapshot(
     store: LTXStore, *, spool_dir: Path | None = None, progress: Progress | None = None
 ) -> Compacted | None:
-    """Publish a snapshot of the newest TXID, now; None when there is one already.
+    """Publish a snapshot of the newest TXID now; returns None if there is one already.
 
-    Raises `NoReplica`, `GapError`, and as `compact_level`.
+    Raises `NoReplica`, `GapError`, and the errors of `compact_level`.
     """
     return await _replanning(store, next_snapshot, spool_dir, progress)
 
@@ -85,7 +89,7 @@ async def snapshot(
 async def _replanning(
     store: LTXStore, plan: Plan, spool_dir: Path | None, progress: Progress | None
 ) -> Compacted | None:
-    """Plan and run; if an input fails, again. A plan without a damaged input must reach as far as the last one."""
+    """Plan and run; plan again if an input fails. A plan that avoids a damaged input must reach as far as the first."""
     failed = FailedFiles(store)
     wanted: TXID = 0
 
@@ -107,12 +111,12 @@ async def _replanning(
 
 
 async def _adopted(store: LTXStore, merge: Merge, spool: SpooledFile, info: FileInfo) -> FileInfo:
-    """The file that has the name of our result, if it holds the same pages."""
+    """The existing file with the name of our result, if it has the same pages. Raises `ConflictError` otherwise."""
     found = await store.storage.head(store.key(info))
     theirs = replace(info, size=found.size, modified_ms=found.modified_ms)
     if not await merge.compare(spool, theirs):
         raise ConflictError(
             f"{store.key(info)} exists in {store.url} with other pages",
-            hint="see whether several writers publish to this replica, and let only one of them go on",
+            hint="check whether several writers publish to this replica, and stop all but one of them",
         )
     return theirs

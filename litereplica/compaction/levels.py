@@ -1,17 +1,17 @@
-"""When which files are merged into which level. Pure policy: a listing and a time in, compactions out.
+"""Decides when which files are merged into which level. Pure: a listing and a time in, compactions out.
 
-Level 0 has a file a TXID. Every higher level merges what the one below has gained since, at an interval of its own,
-aligned to the clock in UTC; level 9 holds snapshots, whole databases. Merging copies: what becomes superfluous by
-it, `retention.py` deletes later.
+Level 0 has one file for each TXID. Every higher level merges the new files of the level below at its own interval,
+aligned to the clock in UTC; level 9 has snapshots, which contain the whole database. Merging copies transactions:
+`retention.py` decides later which inputs are superfluous.
 
-A level grows at its end only, and no file of it reaches across the end of a higher level: each new file begins behind
-the greatest TXID of its own level and of all above, snapshots aside. Whoever compacts on top of it, Litestream
-included, asks for files that begin behind its own end; one that straddles it would be passed over, with a gap where
-it lay. Where an input straddles the end, the result's name begins behind it all the same: the input's pages are right
-from there on, since a page written again with the value it has changes nothing.
+A level grows only at its end, and none of its files straddles the end of a higher level: each new file begins after the
+greatest TXID of its own and all higher levels, except snapshots. The reason is that compactors, including Litestream's,
+take only files that begin after the end of their own level; a file that straddles it would be skipped, and leave a gap.
+If an input straddles the end, the name of the result begins after the end nevertheless: the input's pages are right
+from there on, since writing a page again with the same content changes nothing.
 
-Where the level below has a gap, files of still lower levels bridge it, or else a snapshot, behind which the level goes
-on. A gap that nothing bridges is not skipped: what is missing may turn up, or be published yet.
+If the level below has a gap, files of lower levels bridge it, or a snapshot, after which the level continues. A gap
+that nothing bridges is not skipped: the missing file may still appear or be published.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from litereplica.types import TXID, FileInfo
 
 INTERVALS_MS = (30 * SECOND_MS, 5 * MINUTE_MS, HOUR_MS)
-"""Of levels 1 to 3: Litestream's defaults. A restore reads at most 10 + 10 + 12 + 24 files behind a snapshot,
-besides those of the last half minute."""
+"""Those of levels 1 to 3: Litestream's defaults. A restore reads at most 10 + 10 + 12 + 24 files after a snapshot, and
+those of the last half minute."""
 
 SNAPSHOT_INTERVAL_MS = DAY_MS
 """Litestream's default."""
@@ -38,7 +38,11 @@ MAX_LEVEL = SNAPSHOT_LEVEL - 1
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The intervals of levels 1, 2, …, and that of snapshots; None means no snapshots. Raises `UsageError`."""
+    """The intervals of levels 1, 2, …, and that of snapshots; None means no snapshots.
+
+    Raises:
+        UsageError: there are too many levels, or an interval is not greater than zero.
+    """
 
     intervals_ms: tuple[int, ...] = INTERVALS_MS
     snapshot_interval_ms: int | None = SNAPSHOT_INTERVAL_MS
@@ -48,14 +52,14 @@ class Levels:
             raise UsageError(f"there are {len(self.intervals_ms)} levels", hint=f"configure at most {MAX_LEVEL}")
         for interval_ms in (*self.intervals_ms, self.snapshot_interval_ms):
             if interval_ms is not None and interval_ms <= 0:
-                raise UsageError(f"the interval of a level is {interval_ms} ms", hint="write one above zero")
+                raise UsageError(f"the interval of a level is {interval_ms} ms", hint="write one greater than zero")
 
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """Files, oldest first, to be merged into one of `level` that begins at `min_txid`.
+    """Files to be merged, oldest first, into one file of `level` that begins at `min_txid`.
 
-    They are contiguous or overlap; the first may begin before `min_txid`.
+    They are contiguous or overlap; the first one may begin before `min_txid`.
     """
 
     level: int
@@ -64,28 +68,28 @@ class Compaction:
 
     @property
     def max_txid(self) -> TXID:
+        """The max TXID of the result."""
         return self.inputs[-1].max_txid
 
     @property
     def size(self) -> int:
-        """Bytes of the inputs."""
+        """Total size of the inputs in bytes."""
         return sum(info.size for info in self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A compaction, and when it is due: `due_ms` since the epoch, by the clock that the files' times are of."""
+    """A compaction and the time when it is due: `due_ms` since the epoch, by the clock of the files' times."""
 
     due_ms: int
     compaction: Compaction
 
 
 def schedule(levels: Levels, files: Sequence[FileInfo]) -> list[Scheduled]:
-    """Returns all compactions that will be due, lowest level first; at most one a level.
+    """Return all compactions that are or will be due, lowest level first; at most one for each level.
 
-    `files` are those of all levels. A level is due at the first multiple of its interval behind the oldest of its
-    inputs; then it takes all that there is, as Litestream does. So it is due once an interval, however often one
-    asks, and an idle database never.
+    `files` are those of all levels. A level is due at the first multiple of its interval after its oldest input, and
+    then takes all inputs, as in Litestream. So it is due at most once an interval, and never for an idle database.
     """
     scheduled = []
     for level, interval_ms in enumerate(levels.intervals_ms, start=1):
@@ -100,20 +104,19 @@ def schedule(levels: Levels, files: Sequence[FileInfo]) -> list[Scheduled]:
 
 
 def due_compactions(levels: Levels, files: Sequence[FileInfo], now_ms: int) -> list[Compaction]:
-    """Returns the compactions that are due at `now_ms`, lowest level first. All that compacts by time asks here."""
+    """Return the compactions that are due at `now_ms`, lowest level first."""
     return [each.compaction for each in schedule(levels, files) if each.due_ms <= now_ms]
 
 
 def next_compaction_ms(levels: Levels, files: Sequence[FileInfo]) -> int | None:
-    """Returns when the next compaction is due, if no further file appears; None: never."""
+    """Return when the next compaction is due if no further file appears; None: never."""
     return min((each.due_ms for each in schedule(levels, files)), default=None)
 
 
 def first_step(compaction: Compaction, *, max_inputs: int, max_bytes: int) -> Compaction:
-    """The same compaction, of its first inputs: at most so many, and so many bytes unless it is one.
+    """Return the compaction with its first inputs only: at most `max_inputs`, and `max_bytes` unless there is only one.
 
-    A level may end anywhere; what is left is merged afterwards. A snapshot is left whole: its beginning is as large
-    as the database, and would be written with each step.
+    The other inputs can be merged afterwards. A snapshot is not divided: each step would write the whole database.
     """
     if compaction.level == SNAPSHOT_LEVEL:
         return compaction
@@ -123,7 +126,7 @@ def first_step(compaction: Compaction, *, max_inputs: int, max_bytes: int) -> Co
 
 
 def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
-    """Returns the compaction of what the level below has after the end of `level`, due or not; None if nothing."""
+    """Return the compaction of the files that the level below has after the end of `level`; None if there are none."""
     end = max((info.max_txid for info in files if level <= info.level <= MAX_LEVEL), default=0)
     source_end = max((info.max_txid for info in files if info.level == level - 1), default=0)
     sources = [info for info in files if info.level < level and end < info.max_txid <= source_end]
@@ -136,9 +139,9 @@ def next_compaction(files: Sequence[FileInfo], level: int) -> Compaction | None:
 
 
 def next_snapshot(files: Sequence[FileInfo]) -> Compaction | None:
-    """Returns the compaction to a snapshot of the newest TXID that can be reached; None if there is one already.
+    """Return the compaction to a snapshot of the newest TXID that can be reached; None if that has a snapshot.
 
-    Raises `NoReplica`, and `GapError` when no file begins at TXID 1.
+    Raises `NoReplica`, and `GapError` if no file begins at TXID 1.
     """
     plan = plan_newest(files)
     if len(plan) == 1 and plan[0].is_snapshot:

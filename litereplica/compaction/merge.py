@@ -1,14 +1,14 @@
-"""Merging files of a replica into one on this machine.
+"""Merges files of a replica into one file on this machine.
 
-Every input is read whole and its CRC is checked; they must be contiguous, and the result, if it is a snapshot,
-complete. It lies in memory while it is small, else in a temporary file.
+    _Fetch ──► _PageStream, one for each input ──► format.compactor ──► SpooledFile
+    (trio)     (one thread decodes, merges and encodes)
 
-Memory is bounded by `BUFFER_BYTES` and `FEED_BYTES` an input for the data on its way, however well it is compressed,
-and by some tens of bytes a page for the page indexes. More inputs than
-`FAN_IN` are merged in several rounds.
+Every input is read whole and its CRC is checked. The inputs must be contiguous, and a snapshot must be complete. The
+result is in memory while it is small, else in a temporary file. More than `FAN_IN` inputs are merged in several rounds.
 
-Requests run in trio, several at a time; one thread decodes, merges and encodes. Every frame is decompressed for the
-checks, of the inputs and of the result; into the result it goes as it is.
+Data in transit takes at most `BUFFER_BYTES`, and `FEED_BYTES` for each input, however well it is compressed; page
+indexes take some tens of bytes a page. Every frame of the inputs and of the result is decompressed for the checks, but
+copied into the result unchanged.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from litereplica.types import TXID, FileInfo, Pgno
 T = TypeVar("T")
 
 FAN_IN = 64
-"""Inputs of one merge: 32 minutes of level 1, and still pieces of a size that is worth a request."""
+"""Maximum number of inputs of one round: 32 minutes of level 1, with pieces still large enough for a request."""
 
 BUFFER_BYTES = 32 << 20
-"""Pieces of inputs in memory, of all inputs together."""
+"""Maximum size of the pieces in memory, of all inputs together."""
 
 PARALLELISM = 8
-"""Requests under way; a single large input uses them all."""
+"""Concurrent requests of a single input."""
 
 MIN_WIDTH = 2
-"""Requests under way for each of many inputs: one is consumed while the next is fetched."""
+"""Minimum of concurrent requests for each of many inputs: one piece is consumed while the next is fetched."""
 
 SPOOL_MEMORY_BYTES = 1 << 20
-"""A result up to this size needs no file on this machine: most of level 1."""
+"""A result up to this size, as most of level 1, is kept in memory."""
 
 SPOOL_PREFIX = "litereplica-"
 
@@ -61,14 +61,14 @@ Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """A file of the store, or what a round made of several, which lies in `spool`."""
+    """A file of the store, or the result of an earlier round, which is in `spool`."""
 
     info: FileInfo
     spool: SpooledFile | None = None
 
 
 class Merge:
-    """One merge in the making: `run`, then `verify`, then perhaps `compare`; at last `discard`."""
+    """One merge. Call `run`, then `verify`, then `compare` if a file of the same name exists; finally `discard`."""
 
     def __init__(self, store: LTXStore, spool_dir: Path | None) -> None:
         self._store = store
@@ -76,12 +76,15 @@ class Merge:
         self._spools: list[SpooledFile] = []
 
     async def run(self, compaction: Compaction, advance: Advance) -> tuple[SpooledFile, ltx.Header]:
-        """The merged file, and the header that it must have.
-
-        Raises `NotFound` when an input has gone, `DamagedFile` when one is wrong or they do not add up,
-        `EnvironmentProblem` when this machine has no room, and the errors of storage.
+        """Return the merged file, and the header that it must have.
 
         The first input, which may be a whole database, takes part in the last round only.
+
+        Raises:
+            NotFound: an input has vanished.
+            DamagedFile: an input is damaged, or the inputs are not contiguous.
+            EnvironmentProblem: the local disk is full.
+            StorageError: a request failed.
         """
         inputs = [_Input(info) for info in compaction.inputs]
         while len(inputs) > FAN_IN:
@@ -90,11 +93,11 @@ class Merge:
         return await self._merged(inputs, compaction.min_txid, advance)
 
     async def verify(self, spool: SpooledFile, expected: ltx.Header) -> None:
-        """Read the result back: it is a valid file with this header. Raises `EnvironmentProblem`."""
+        """Read the result back. Raises `EnvironmentProblem` unless it is a valid file with this header."""
         await trio.to_thread.run_sync(_verify, spool, expected)
 
     async def compare(self, spool: SpooledFile, info: FileInfo) -> bool:
-        """Has a file of the store the same pages as the result? Raises as `run` does for an input."""
+        """True if a file of the store has the same pages as the result. Raises as `run` does for an input."""
         return await self._in_thread([_Input(info), _Input(info, spool)], _equal, lambda done: None)
 
     def discard(self) -> None:
@@ -103,7 +106,7 @@ class Merge:
             spool.discard()
 
     async def _combined(self, inputs: Sequence[_Input], advance: Advance) -> _Input:
-        """One input instead of several."""
+        """Merge several inputs into one."""
         if len(inputs) == 1:
             return inputs[0]
         first, last = inputs[0].info, inputs[-1].info
@@ -122,7 +125,7 @@ class Merge:
         def merge(streams: Sequence[_PageStream]) -> ltx.Header:
             headers = [stream.header() for stream in streams]
             headers[0] = replace(headers[0], min_txid=min_txid)
-            # an input's own fault has become its error; that they do not add up is blamed on the first
+            # damage of one input is raised for that input; if they are not contiguous, the error names the first one
             with self._store.blame(inputs[0].info):
                 header = compacted_header(headers)
                 frames = [stream.frames() for stream in streams]
@@ -137,7 +140,7 @@ class Merge:
     async def _in_thread(
         self, inputs: Sequence[_Input], work: Callable[[Sequence[_PageStream]], T], advance: Advance
     ) -> T:
-        """Run `work` in a thread, on the pages of the inputs, which are fetched meanwhile."""
+        """Run `work` in a thread, on the pages of the inputs, which are fetched at the same time."""
         width = max(MIN_WIDTH, PARALLELISM // len(inputs))
         chunk_bytes = min(PIECE_BYTES, BUFFER_BYTES // (len(inputs) * (width + 1)))
         feed_bytes = min(chunk_bytes, FEED_BYTES)
@@ -163,7 +166,7 @@ class Merge:
 
 
 class _Fetch:
-    """The bytes of one file of the store, in order, several requests at a time."""
+    """Fetches the bytes of one file of the store in order, with several concurrent requests."""
 
     def __init__(self, store: LTXStore, info: FileInfo, chunk_bytes: int, width: int, advance: Advance) -> None:
         self._jobs = piece_jobs(store, info, piece_bytes=chunk_bytes)
@@ -172,7 +175,7 @@ class _Fetch:
         self._object = ListedObject(store, info)
 
     async def run(self, channel: trio.MemorySendChannel[bytes | LiteReplicaError]) -> None:
-        """Send the chunks, or the error in the place of the one that it is about."""
+        """Send the chunks to the channel; or, in place of a chunk that cannot be read, the error."""
 
         async def send(blob: Blob) -> bool:
             self._object.require(blob)
@@ -188,7 +191,7 @@ class _Fetch:
 
 
 def _received(channel: trio.MemoryReceiveChannel[bytes | LiteReplicaError]) -> Iterator[bytes]:
-    """What a `_Fetch` sends, in a thread."""
+    """Yield the chunks that a `_Fetch` sends. Runs in a thread."""
     while True:
         try:
             item = trio.from_thread.run(channel.receive)
@@ -200,7 +203,7 @@ def _received(channel: trio.MemoryReceiveChannel[bytes | LiteReplicaError]) -> I
 
 
 class _PageStream:
-    """The pages of one file, from its chunks: `header`, then `pages` once. Format errors go through `checks`."""
+    """Decodes one file from its chunks: `header`, then `frames` or `pages` once. `checks` translates format errors."""
 
     def __init__(
         self,
@@ -221,13 +224,13 @@ class _PageStream:
             while self._decoder.header is None and (data := next(self._slices, None)) is not None:
                 self._first += self._decoder.feed_frames(data)
             if self._decoder.header is None:
-                self._decoder.finish()  # says what is wrong
+                self._decoder.finish()  # raises
             assert self._decoder.header is not None
             check_name(self._info, self._decoder.header)
         return self._decoder.header
 
     def frames(self) -> Iterator[list[tuple[Pgno, bytes]]]:
-        """All frames, ascending, some at a time. They are right when the iterator has come to its end."""
+        """Yield all frames, ascending, in lists. They are known to be valid only after the last one."""
         first, self._first = self._first, []
         with self._checks():
             yield first
@@ -236,7 +239,7 @@ class _PageStream:
             self._decoder.finish()
 
     def pages(self) -> Iterator[tuple[Pgno, bytes]]:
-        """The pages of the frames, instead of them."""
+        """Yield all pages, ascending, instead of the frames."""
         page_size = self.header().page_size
         for batch in self.frames():
             for pgno, frame in batch:
@@ -244,13 +247,13 @@ class _PageStream:
 
 
 def remove_left_over(directory: Path) -> None:
-    """Remove what a killed process left in a directory that no other process uses."""
+    """Remove the temporary files of a killed process from a directory that no other process uses."""
     for path in directory.glob(f"{SPOOL_PREFIX}*{SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _verify(spool: SpooledFile, expected: ltx.Header) -> None:
-    """The result is a valid file with this header. Runs in a thread."""
+    """Raise `EnvironmentProblem` unless the result is a valid file with this header. Runs in a thread."""
     with _own():
         decoder = Decoder()
         for data in _slices(spool.chunks(PIECE_BYTES), FEED_BYTES):
@@ -261,7 +264,7 @@ def _verify(spool: SpooledFile, expected: ltx.Header) -> None:
 
 
 def _equal(streams: Sequence[_PageStream]) -> bool:
-    """Do two files make the same of a database? Runs in a thread."""
+    """True if two files have the same page size, commit and pages. Runs in a thread."""
     theirs, ours = streams
     kinds = [(header.page_size, header.commit) for header in (theirs.header(), ours.header())]
     if kinds[0] != kinds[1]:
@@ -278,19 +281,19 @@ def _slices(chunks: Iterable[bytes], size: int) -> Iterator[memoryview]:
 
 @contextmanager
 def _own() -> Iterator[None]:
-    """A format error of the block is about a file that was made here a moment ago."""
+    """Translate format errors of the block, which is about a file just written here, into `EnvironmentProblem`."""
     try:
         yield
     except FormatError as exc:
         raise EnvironmentProblem(
-            f"the merged file fails its check on this machine, and was not published: {exc.message}",
-            hint="check the machine's memory and the disk that has its temporary files",
+            f"the merged file fails its check, and was not published: {exc.message}",
+            hint="check this machine's memory and the disk that contains its temporary files",
         ) from exc
 
 
 @contextmanager
 def _reporting(directory: Path | None) -> Iterator[None]:
-    """An `OSError` of the block becomes `EnvironmentProblem`."""
+    """Translate an `OSError` of the block into `EnvironmentProblem`."""
     try:
         yield
     except OSError as exc:

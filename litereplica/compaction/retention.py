@@ -1,21 +1,22 @@
-"""Which files of a replica are superfluous. Pure: files, policy and time in, deletions out; `pruner.py` deletes.
+"""Decides which files of a replica are superfluous. Pure: files, policy and time in, deletions out.
 
-Each promise, and what the rules below nominate for deletion:
+The policy promises that the replica can be restored to
 
-- every published transaction for `l0_ms`: files of level 0 that are older and whose transactions are in a higher
-  level, in order;
-- every end of a file of the higher levels for `snapshot_ms`: of all levels what ends before the newest snapshot that is
-  older than that. That snapshot stays, since the transactions behind it are applied to it;
-- beyond that the points of the tiers, one an interval: what is needed to restore those points stays.
+- every published transaction for `l0_ms`. Candidates for deletion are older files of level 0 whose transactions are in
+  a higher level;
+- every TXID at which a file of a higher level ends, for `snapshot_ms`. Candidates are the files of all levels that end
+  before the newest snapshot of that age; this snapshot is kept, since later transactions are applied to it;
+- after that, one point for each interval of a tier. The files needed to restore these points are no candidates.
 
-The last file of a level is never nominated: positions are read from it. And nominations are not yet deletions: what
-remains is made complete, so that every TXID at which a remaining file ends, and which can be restored now, can be
-restored from the remaining files alone. The rest goes from the newest to the oldest, one after the other. So the same
-holds after each single delete: a file that depends on another goes before it, never after.
+The last file of a level is never a candidate, since positions are read from it. Some candidates are kept: every TXID at
+which a remaining file ends, and which can be restored now, must be restorable from the remaining files alone. The other
+candidates are deleted one by one, from the newest to the oldest. So the same holds after each single deletion: a file
+is deleted before the files on which it depends.
 
-Ages are never overestimated. A file counts as no older than any file before it, one that appeared while the process ran
-as no older than that, and time passes no faster than the machine's uptime, whatever happens to its clock. The listing
-tells a file's age: on S3 the time of upload, so copying a bucket makes all of it young.
+Ages are never overestimated. A file counts as no older than any file before it; one that appeared while the process
+ran, as no older than that; and time passes no faster than the machine's uptime, even if its clock is set. A file's age
+comes from the listing: on S3 from the time of the upload, so that all files of a copied bucket are young. `pruner.py`
+carries the deletions out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from litereplica.times import DAY_MS, MINUTE_MS
 from litereplica.types import TXID, FileInfo
 
 L0_RETENTION_MS = 5 * MINUTE_MS
-"""Litestream's default: a reader that polls level 0 may be away for so long and go on file by file."""
+"""Litestream's default: a reader that polls level 0 may pause for this long and still continue file by file."""
 
 SNAPSHOT_RETENTION_MS = DAY_MS
 """Litestream's default."""
@@ -41,7 +42,7 @@ SNAPSHOT_RETENTION_MS = DAY_MS
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One point in time every `every_ms` is kept until it is `keep_ms` old."""
+    """One point for each interval of `every_ms` is kept until it is `keep_ms` old."""
 
     every_ms: int
     keep_ms: int
@@ -49,10 +50,13 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How long files are kept; None is for ever. Raises `UsageError`.
+    """How long files are kept; None means for ever.
 
-    For example all for a day, hourly for a week, daily for a year:
+    For example everything for a day, hourly points for a week, daily points for a year:
     `RetentionPolicy(snapshot_ms=DAY_MS, tiers=(Tier(HOUR_MS, 7 * DAY_MS), Tier(DAY_MS, 365 * DAY_MS)))`.
+
+    Raises:
+        UsageError: a period is not greater than zero, or there are tiers although everything is kept for ever.
     """
 
     l0_ms: int | None = L0_RETENTION_MS
@@ -62,7 +66,7 @@ class RetentionPolicy:
     def __post_init__(self) -> None:
         periods = [self.l0_ms, self.snapshot_ms, *(ms for tier in self.tiers for ms in (tier.every_ms, tier.keep_ms))]
         if any(ms is not None and ms <= 0 for ms in periods):
-            raise UsageError("a retention period is not above zero", hint="write one that is, or 'never'")
+            raise UsageError("a retention period is not greater than zero", hint="write one that is, or 'never'")
         if self.tiers and self.snapshot_ms is None:
             raise UsageError("retention tiers are configured, but everything is kept for ever", hint="remove either")
 
@@ -73,14 +77,14 @@ NEVER = RetentionPolicy(l0_ms=None, snapshot_ms=None)
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A file to delete, and a file that stays and that has the transactions it ends with."""
+    """A file to delete, and a remaining file that contains its last transaction."""
 
     info: FileInfo
     covered_by: FileInfo
 
 
 def due_deletions(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: int) -> list[Deletion]:
-    """Returns the files to delete now, one by one in this order. `files` are those of all levels."""
+    """Return the files to delete now, one by one in this order. `files` are those of all levels."""
     history = _History(files)
     born = _birth_times(files, now_ms)
     last = {level: max(info.max_txid for info in of_level) for level, of_level in _by(files, attrgetter("level"))}
@@ -96,7 +100,7 @@ def due_deletions(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: in
 
 
 def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms: int) -> int | None:
-    """Returns the first moment after `now_ms` at which `due_deletions` may find more than now, or None."""
+    """Return the first time after `now_ms` at which `due_deletions` may find more than now; None: never."""
     history = _History(files)
     born = _birth_times(files, now_ms)
     moments: list[int] = []
@@ -111,7 +115,7 @@ def next_deletion_ms(files: Sequence[FileInfo], policy: RetentionPolicy, now_ms:
 
 
 class _History:
-    """The files by their ends, and which of these ends can be restored."""
+    """The files in the order of their max TXIDs, and which of these can be restored."""
 
     def __init__(self, files: Sequence[FileInfo]) -> None:
         self.by_end = sorted(files, key=attrgetter("max_txid"))
@@ -125,17 +129,17 @@ class _History:
         return info.max_txid in self._reachable
 
     def plan(self, target: TXID) -> list[FileInfo]:
-        """As `plan_restore`, which need not look at what lies before the newest snapshot."""
+        """The result of `plan_restore`, without examining the files before the newest snapshot."""
         row = bisect_right(self._snapshot_ends, target)
         base = self.snapshots[row - 1 : row]
         first = bisect_right(self._ends, base[0].max_txid) if base else 0
         return plan_restore([*base, *self.by_end[first : bisect_right(self._ends, target)]], target=target)
 
     def completed(self, kept: set[FileInfo]) -> set[FileInfo]:
-        """These files, and what is needed besides to restore every end of them that can be restored now.
+        """These files, and the others that are needed to restore each of their max TXIDs that can be restored now.
 
-        Ends are made reachable in their order. The plan for one brings further ends along, all of them reachable: a
-        plan's beginning is the plan for where it leads.
+        TXIDs are handled in ascending order. The plan for one adds files with further max TXIDs, which can all be
+        restored, since each prefix of a plan is a plan.
         """
         kept = set(kept)
         position = 0
@@ -149,7 +153,7 @@ class _History:
 
 
 class _Intervals:
-    """Files, to be asked which of them contains a TXID."""
+    """Finds the files that contain a TXID."""
 
     def __init__(self, files: Iterable[FileInfo]) -> None:
         self._files = sorted(files, key=attrgetter("max_txid"))
@@ -162,7 +166,7 @@ class _Intervals:
         return row < len(self._files) and self._first_start[row] <= txid
 
     def containing(self, txid: TXID) -> FileInfo:
-        """Of the files that contain a TXID the one that ends first. There must be one."""
+        """The file with the smallest max TXID that contains this TXID. There must be one."""
         row = bisect_left(self._ends, txid)
         return next(info for info in islice(self._files, row, None) if info.min_txid <= txid)
 
@@ -170,7 +174,7 @@ class _Intervals:
 def _expired_l0(
     history: _History, policy: RetentionPolicy, born: dict[FileInfo, int], now_ms: int
 ) -> Iterable[FileInfo]:
-    """Files of level 0 that are old enough, or older than one that is, and lie in a file of the levels above."""
+    """Files of level 0 that are old enough, or before one that is, and whose last TXID is in a higher level."""
     if policy.l0_ms is None:
         return []
     level0 = [info for info in history.by_end if info.level == 0]
@@ -182,7 +186,7 @@ def _expired_l0(
 
 
 def _expired(history: _History, policy: RetentionPolicy, born: dict[FileInfo, int], now_ms: int) -> Iterable[FileInfo]:
-    """Files that end before the newest snapshot that is old enough, but for those that the tiers' points need."""
+    """Files that end before the newest snapshot that is old enough, except those that the points of tiers need."""
     if policy.snapshot_ms is None:
         return []
     old = [info for info in history.snapshots if now_ms - born[info] >= policy.snapshot_ms]
@@ -198,7 +202,7 @@ def _expired(history: _History, policy: RetentionPolicy, born: dict[FileInfo, in
 
 
 def _tier_points(history: _History, tiers: Sequence[Tier], born: dict[FileInfo, int], now_ms: int) -> set[TXID]:
-    """Of each interval the point that the highest level has, since it takes the fewest files; then the last one."""
+    """For each interval the point of the highest level, which takes the fewest files; of several, the last one."""
     ends = _by((info for info in history.by_end if history.is_reachable(info)), attrgetter("max_txid"))
     chosen = set()
     for tier in tiers:
@@ -213,9 +217,9 @@ def _tier_points(history: _History, tiers: Sequence[Tier], born: dict[FileInfo, 
 
 
 def _birth_times(files: Iterable[FileInfo], now_ms: int) -> dict[FileInfo, int]:
-    """When each file was made at the earliest: as listed, and not before any file that ends before it.
+    """The earliest time at which each file can have been made: as listed, and not before any file that ends before it.
 
-    A time that is still to come tells nothing of later files.
+    A listed time in the future does not count for later files.
     """
     born: dict[FileInfo, int] = {}
     latest = 0

@@ -1,9 +1,12 @@
-"""Whether files add up: which file completes each point, which pages no file supplies, and whether a merged file says
-the same as what it was merged from. Pure; works on what the files hold, not on the files.
+"""Checks the files of a replica against each other, by their headers, page numbers and page digests. Pure functions.
 
-A point is a TXID that can be restored. The plan for one is the plan for an earlier point and one file more, so that all
-plans together are a tree, and looking at each file once in its place is looking at every plan. `restore_steps` gives
-the tree without making the plans.
+    restore_steps         the last file of the plan for every point
+    uncovered             the pages that no file of a plan supplies
+    sources, difference   the inputs of a merged file, and how it differs from them
+
+A point is a TXID that can be restored. The plan for a point is the plan for an earlier point and one more file. So all
+plans form a tree, and examining each file once, at its place in the tree, covers all plans. `restore_steps` returns
+this tree without making the plans.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ PageRange = tuple[Pgno, Pgno]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """What a file holds: its header, its pages' numbers, ascending, and a digest of each page if they were read.
+    """The content of a file: header, page numbers (ascending), and a digest of each page, or None if none were read.
 
     `file_checksum` is that of its trailer.
     """
@@ -41,7 +44,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The last file of the plan for `txid`; the plan for `before`, if that is not 0, has the others."""
+    """The last file of the plan for `txid`. The plan for `before` has the other files, unless it is 0."""
 
     txid: TXID
     before: TXID
@@ -49,7 +52,7 @@ class Step:
 
 
 def restore_steps(files: Iterable[FileInfo]) -> list[Step]:
-    """For every point, ascending, the end of its plan as `plan_restore` makes it."""
+    """Return the last file of the plan for every point, ascending; the plans are those of `plan_restore`."""
     steps = []
     chain = [0]  # from the newest snapshot on, the positions that the plan for the last point goes through
     reached = 0
@@ -70,7 +73,7 @@ def restore_steps(files: Iterable[FileInfo]) -> list[Step]:
 
 
 def uncovered(steps: Iterable[Step], contents: Mapping[FileInfo, Contents]) -> dict[TXID, list[PageRange]]:
-    """The pages that the plan for a point does not supply, by point; points that lack nothing are left out."""
+    """Return, for each point whose plan does not supply all pages, the missing ones."""
     lacking: dict[TXID, list[PageRange]] = {}
     headers: dict[TXID, Header] = {}
     for step in steps:
@@ -89,9 +92,9 @@ def uncovered(steps: Iterable[Step], contents: Mapping[FileInfo, Contents]) -> d
 
 
 def sources(info: FileInfo, by_end: Sequence[FileInfo]) -> list[FileInfo]:
-    """Files, oldest first, that together have exactly the transactions of a merged one; empty if no files do.
+    """Return files, oldest first, that together have exactly the transactions of a merged file; empty if none have.
 
-    `by_end` are all files, ascending by max TXID. Those of lower levels count, and for a snapshot other snapshots.
+    `by_end` are all files, ascending by max TXID. Files of lower levels are used, and for a snapshot other snapshots.
     """
     first = bisect_left(by_end, info.min_txid, key=attrgetter("max_txid"))
     last = bisect_right(by_end, info.max_txid, key=attrgetter("max_txid"))
@@ -106,30 +109,30 @@ def sources(info: FileInfo, by_end: Sequence[FileInfo]) -> list[FileInfo]:
 
 
 def difference(merged: Contents, chain: Sequence[Contents]) -> str | None:
-    """How a merged file differs from its sources, oldest first; None when it does not.
+    """Describe how a merged file differs from its sources, which are oldest first; None if it does not.
 
-    It may have more pages than they: those that an overlapping source brought along.
+    It may have additional pages, from a source that overlapped others.
     """
     last = chain[-1].header
     for name in ("page_size", "commit"):
         expected, found = getattr(last, name), getattr(merged.header, name)
         if expected != found:
-            return f"{name.replace('_', ' ')} is {found}, that of the files it was merged from {expected}"
+            return f"{name.replace('_', ' ')} is {found}, but that of the files it was merged from is {expected}"
     pgno, digest = _folded(chain)
     row = np.searchsorted(merged.pgno, pgno)
     row[row == len(merged.pgno)] = 0
     absent = pgno if not len(merged.pgno) else pgno[merged.pgno[row] != pgno]
     if len(absent):
-        return f"page {absent[0]} is missing, which the files it was merged from have"
+        return f"page {absent[0]} is missing, but is in the files it was merged from"
     if digest is not None and merged.digest is not None:
         other = pgno[merged.digest[row] != digest]
         if len(other):
-            return f"page {other[0]} is not as in the files it was merged from ({len(other)} such pages)"
+            return f"page {other[0]} differs from the files it was merged from ({len(other)} such pages)"
     return None
 
 
 def _folded(chain: Sequence[Contents]) -> tuple[NDArray[np.uint32], NDArray[np.uint64] | None]:
-    """The pages that are left when files are applied in their order: numbers, ascending, and digests."""
+    """The result of applying files in their order: page numbers, ascending, and digests."""
     limit = chain[-1].header.commit
     pgnos, digests = [], []
     for held in reversed(chain):
@@ -143,7 +146,7 @@ def _folded(chain: Sequence[Contents]) -> tuple[NDArray[np.uint32], NDArray[np.u
 
 
 def _holes(pgno: NDArray[np.uint32], wanted: PageRange, lock: Pgno) -> list[PageRange]:
-    """The pages of a range that a file does not have. The lock page is never missing."""
+    """The pages of a range that a file does not have, without the lock page."""
     low, high = wanted
     if low > high:
         return []

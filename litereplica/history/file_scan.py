@@ -1,8 +1,8 @@
-"""Reading what many files hold, every check included: whole and streamed, or header and index only.
+"""Reads and checks many files: whole (`read_whole`), header and index only (`read_indexes`), or their frame checksums.
 
-Files are read in pieces, several requests at a time, and decoded by one thread. A file that turns out damaged or has
-gone is an answer, not an error. Memory: `PARALLELISM` pieces, and 12 bytes for each page of each file that was read,
-or 4 where only indexes were.
+Files are read in pieces, with several concurrent requests, and decoded by one thread. A damaged or vanished file is a
+result, not an error. Memory: `PARALLELISM` pieces, and for each page of each file 12 bytes, or 4 if only indexes are
+read.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import trio
 from litereplica.concurrent import Job, in_order
 from litereplica.errors import DamagedFile, FileVanished, FormatError, NotFound
 from litereplica.format import checksum
-from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SUM_SIZE, SumsHead
+from litereplica.format.frame_checksums import CHECKSUM_SIZE, HEAD_SIZE, SEGMENT_FRAMES, ChecksumsHead
 from litereplica.history.coverage import Contents
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
-from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.frame_checksums import frame_checksums_key
 from litereplica.ltxstore.progress import Advance
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, ByteRange
 from litereplica.types import FileInfo
 
 PARALLELISM = 16
-"""Requests under way, with 32 MiB of pieces: half of the connections that S3 storage has."""
+"""Concurrent requests, with 32 MiB of pieces: half of the connections of S3 storage."""
 
 Answer: TypeAlias = Contents | DamagedFile | NotFound
-"""What a file holds, or what is wrong with it, or that it has gone."""
+"""The content of a file, or the error if it is damaged or has vanished."""
 
 _Piece: TypeAlias = tuple[FileInfo, Blob | NotFound | None]
-"""Bytes of a file, or why there are none; None when the file has its answer already."""
+"""Bytes of a file, or the error; None if the file has its answer already."""
 
 
 async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
-    """The contents of each file, with digests of its pages, all of its bytes read and its CRC checked.
+    """Read each file whole and check its CRC. Returns the contents with digests of the pages, or the errors.
 
-    `advance` is called with each further number of bytes read. Raises the errors of storage.
+    `advance` is called with the number of bytes read since the last call. Raises the errors of storage.
     """
     reader = _Reader(store)
 
@@ -54,8 +54,10 @@ async def read_whole(store: LTXStore, files: Sequence[FileInfo], advance: Advanc
 
 
 async def read_indexes(store: LTXStore, files: Sequence[FileInfo], advance: Advance) -> dict[FileInfo, Answer]:
-    """The contents of each file without digests. A small file is read whole and its CRC checked, of a large one header
-    and index are read. `advance` is called with the size of each file. Raises the errors of storage.
+    """Read header and index of each file. Returns the contents without digests, or the errors.
+
+    A small file is read whole, and its CRC is checked. `advance` is called with the size of each file. Raises the
+    errors of storage.
     """
     answers: dict[FileInfo, Answer] = {}
 
@@ -75,24 +77,24 @@ async def read_indexes(store: LTXStore, files: Sequence[FileInfo], advance: Adva
     return answers
 
 
-async def wrong_sums(store: LTXStore, contents: Mapping[FileInfo, Contents]) -> dict[FileInfo, str]:
-    """The files whose sums are wrong, and why. A file without sums is not among them.
+async def wrong_frame_checksums(store: LTXStore, contents: Mapping[FileInfo, Contents]) -> dict[FileInfo, str]:
+    """Return the files whose frame checksums are invalid, with the reason. A file without any is not among them.
 
-    Reads the sums whole, 4 bytes for each page of the files. Raises the errors of storage.
+    Reads all frame checksums, 4 bytes for each page of the files. Raises the errors of storage.
     """
     wrong: dict[FileInfo, str] = {}
 
     async def check(info: FileInfo, held: Contents) -> tuple[FileInfo, str | None]:
         segments = -(-len(held.pgno) // SEGMENT_FRAMES)
-        most = HEAD_SIZE + (len(held.pgno) + segments) * SUM_SIZE
+        most = HEAD_SIZE + (len(held.pgno) + segments) * CHECKSUM_SIZE
         try:
-            blob = await store.storage.get(sums_key(info), ByteRange(0, most))
+            blob = await store.storage.get(frame_checksums_key(info), ByteRange(0, most))
         except NotFound:
             return info, None
         try:
-            head = SumsHead.decode(blob.data)
+            head = ChecksumsHead.decode(blob.data)
             if (head.file_checksum, head.frames) != (held.file_checksum, len(held.pgno)):
-                return info, "are another file's"
+                return info, "belong to another file"
             for number in range(segments):
                 start, stop = head.segment_place(number)
                 head.decode_segment(number, blob.data[start:stop])
@@ -128,7 +130,7 @@ class _Reader:
                 yield partial(self._fetch, info, get)
 
     def take(self, piece: _Piece) -> None:
-        """The next piece, in order. Runs in a thread."""
+        """Decode the next piece. Runs in a thread."""
         info, answer = piece
         if info in self.answers or answer is None:
             return

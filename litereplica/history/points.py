@@ -1,7 +1,8 @@
-"""The points that a replica can be restored to, and what the headers of its files tell of each.
+"""The points that a replica can be restored to, with facts from the headers of its files.
 
-A point is one small request. Many are read at once, in order, and handed on as they arrive, so that a history of any
-length takes the memory of its listing. What a file has besides its header is read for few points only.
+`select_points` lists the files and selects points; `read_points` reads one header for each, by one small request.
+Several are read concurrently, and passed on in order as they arrive, so that a history of any length takes no more
+memory than its listing. Pages are counted, from the index, only if there are few points.
 """
 
 from __future__ import annotations
@@ -22,20 +23,19 @@ from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo
 
 SMALL_FILE_BYTES = 64 * 1024
-"""A file of so many bytes is read whole where its index is wanted: most of level 0, in as many requests."""
+"""A file up to this size, as most of level 0, is read whole in the same request if its index is needed."""
 
 COUNTED_POINTS = 1000
-"""Of more points only headers are read: 100 bytes each instead of up to 64 KiB."""
+"""If there are more points, only headers are read: 100 bytes each instead of up to 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """A TXID that can be restored.
 
-    `published` is the size in bytes of the file that came with it: of those that end there the one of the lowest level.
-    `levels` are those that have a file ending there. From the file's header, and None when it is damaged: the time
-    (milliseconds since the epoch), the page size, and the database's size in pages. `changed` is the number of pages
-    that the file has, where that is known and not the whole database.
+    `levels` are those with a file that ends at `txid`; `published` is the size in bytes of the one of the lowest level.
+    From its header, None if it is damaged: `timestamp_ms` (since the epoch), `page_size`, and `commit`, the database's
+    size in pages. `changed` is the number of pages in the file, if it is known and not a snapshot.
     """
 
     txid: TXID
@@ -48,14 +48,16 @@ class Point:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the database."""
+        """Size of the database in bytes."""
         return None if self.page_size is None or self.commit is None else self.page_size * self.commit
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Points to be read, ascending; each with the files that end there, lowest level first. `total` counts the points
-    there would have been without a limit."""
+    """Selected points, ascending, each with the files that end there, lowest level first.
+
+    `total` is the number of points without the limit.
+    """
 
     ending: dict[TXID, list[FileInfo]]
     total: int
@@ -64,9 +66,9 @@ class Selection:
 async def select_points(
     store: LTXStore, *, since_ms: int | None = None, until_ms: int | None = None, limit: int | None = None
 ) -> Selection:
-    """The points from a time to another (milliseconds since the epoch, both included); the newest `limit` of them.
+    """Select the points between two times (milliseconds since the epoch, both included); the newest `limit` of them.
 
-    Lists all levels, and reads some headers for each time. Raises `NoReplica` and as `timeline.find_txid`.
+    Lists all levels, and reads some headers for each time. Raises `NoReplica` and the errors of `timeline.find_txid`.
     """
     files = await store.list_levels()
     require_files(files)
@@ -92,9 +94,9 @@ async def read_points(
     *,
     count_pages: bool = True,
 ) -> None:
-    """Hand the points to `consume`, ascending. One that has gone since the listing is left out.
+    """Read the selected points, and pass them to `consume` in ascending order. Vanished points are left out.
 
-    Without `count_pages`, and of more than `COUNTED_POINTS` points, only headers are read, and `changed` is unknown.
+    Without `count_pages`, or with more than `COUNTED_POINTS` points, only headers are read, and `changed` is None.
     Raises the errors of storage.
     """
     counting = count_pages and len(selection.ending) <= COUNTED_POINTS
@@ -117,7 +119,7 @@ async def _last_before(store: LTXStore, files: Sequence[FileInfo], before_ms: in
 
 
 async def _read_point(store: LTXStore, txid: TXID, infos: Sequence[FileInfo], counting: bool) -> Point | None:
-    """From the first of the files whose header can be read; None when all have gone."""
+    """Read a point from the first file whose header is valid; None if all of them have vanished."""
     levels = tuple(info.level for info in infos)
     published = infos[0].size
     gone = 0
@@ -134,7 +136,7 @@ async def _read_point(store: LTXStore, txid: TXID, infos: Sequence[FileInfo], co
 
 
 async def _read_header(store: LTXStore, info: FileInfo, counting: bool) -> tuple[ltx.Header, int | None]:
-    """The header, and how many pages the file has if that is wanted, and costs no further request."""
+    """Read the header, and with `counting` the number of pages if that takes no further request."""
     counting = counting and info.size <= SMALL_FILE_BYTES and info.level != SNAPSHOT_LEVEL
     blob = await store.get(info, ByteRange(0, SMALL_FILE_BYTES if counting else ltx.HEADER_SIZE))
     with store.blame(info):

@@ -1,14 +1,15 @@
-"""Points of a replica's history by their time.
+"""Finds points of a replica's history by their time.
 
-A point is a TXID that can be restored: the end of a file to which the files before it lead. Its time is the timestamp
-in the header of that file, the writer's when it made the transaction. All files that end at one TXID carry the same
-one, but for Litestream's snapshots, which have the time when they were made, so the file of the lowest level is read.
+A point is a TXID that can be restored: the last TXID of a file to which other files lead. Its time is the timestamp in
+the header of that file, which is the writer's time of the transaction. All files that end at a TXID have the same
+timestamp, except Litestream's snapshots, which have the time when they were made; so the file of the lowest level is
+read.
 
-Listings do not have it: on S3 they have the time of the upload, and a file of a higher level is uploaded long after
+Listings do not contain it: on S3 they have the time of the upload, and a file of a higher level is uploaded long after
 its transactions. So headers are read: few of them, several at once.
 
-Times follow the TXIDs, since our writer never lets them decrease. Those of other writers do decrease when a clock is
-set back; this holds even then: the point that is found is before the time asked for, and the point after it is not.
+Our writer never lets times decrease from one TXID to the next. Those of other writers may, when a clock is set back.
+Even then the point that is found is before the given time, and the next point is not.
 
 A file may vanish between the listing and the read of its header. Its last TXID is then no longer a point, unless
 another file ends there.
@@ -32,22 +33,26 @@ from litereplica.times import format_time
 from litereplica.types import TXID, FileInfo
 
 PARALLEL_HEADERS = 16
-"""Headers read at once: half of the connections that S3 storage has."""
+"""Concurrent reads of headers: half of the connections of S3 storage."""
 
 PROBES = 8
 """Headers read in each step of a search, which divides the remaining points by 9: 5,000 points take four steps."""
 
 
 async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: int) -> TXID:
-    """The newest point before a time (milliseconds since the epoch; a point of exactly that time is not before it).
+    """Return the newest point before a time, in milliseconds since the epoch; a point of exactly that time is not.
 
-    `files` are those of all levels. Reads some eight headers for each factor of nine in the number of points. Raises
-    `PointNotFound` when no point is before the time, `NoReplica` without files, `DamagedFile` when the header that
-    decides cannot be read, and the errors of storage.
+    `files` are those of all levels. Reads some eight headers for each factor of nine in the number of points.
+
+    Raises:
+        PointNotFound: no point is before the time.
+        NoReplica: there are no files.
+        DamagedFile: a header that decides the result is damaged.
+        StorageError: a request failed.
     """
     search = _Search(store, files)
     points = _points(files)
-    before, after = 0, None  # the points that enclose those in question
+    before, after = 0, None  # the result is `before` or one of `points`, which are between `before` and `after`
     while points:
         probes = _evenly(points)
         times = dict(zip(probes, await gather([partial(search.time_of, txid) for txid in probes]), strict=True))
@@ -63,17 +68,17 @@ async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: in
     if before:
         return before
     if after is None:
-        raise NoReplica("all files of the replica have gone since they were listed", hint="try again")
+        raise NoReplica("all files of the replica have vanished since they were listed", hint="try again")
     raise PointNotFound(
-        f"the replica has nothing before {format_time(before_ms)}",
+        f"the replica has no point before {format_time(before_ms)}",
         hint=f"its first point is TXID {format_txid(after)} of {format_time(search.times[after])}",
     )
 
 
 async def timestamps(store: LTXStore, infos: Iterable[FileInfo]) -> dict[FileInfo, int]:
-    """The timestamps of the files' headers, in milliseconds since the epoch: one small request each, several at once.
+    """Return the timestamps of the files' headers, in milliseconds since the epoch, by one small request each.
 
-    A file that has gone, or whose header is damaged, is left out. Raises the errors of storage.
+    Vanished files and those with a damaged header are left out. Raises the errors of storage.
     """
     found: dict[FileInfo, int] = {}
 
@@ -94,7 +99,7 @@ async def timestamps(store: LTXStore, infos: Iterable[FileInfo]) -> dict[FileInf
 
 
 async def header_timestamp(store: LTXStore, info: FileInfo) -> int:
-    """The timestamp of a file's header. Raises `NotFound`, `DamagedFile`, and the errors of storage."""
+    """Return the timestamp of a file's header. Raises `NotFound`, `DamagedFile`, and the errors of storage."""
     blob = await store.get(info, ByteRange(0, ltx.HEADER_SIZE))
     with store.blame(info):
         header = ltx.Header.decode(blob.data)
@@ -103,7 +108,7 @@ async def header_timestamp(store: LTXStore, info: FileInfo) -> int:
 
 
 def require_point(files: Sequence[FileInfo], txid: TXID) -> None:
-    """Raise `PointNotFound`, which names the points next to it, unless a TXID is one; `NoReplica` without files."""
+    """Raise `PointNotFound`, which names the nearest points, unless `txid` is a point; `NoReplica` without files."""
     points = _points(files)
     row = bisect_left(points, txid)
     if points[row : row + 1] == [txid]:
@@ -114,7 +119,7 @@ def require_point(files: Sequence[FileInfo], txid: TXID) -> None:
 
 
 class _Search:
-    """The times of points, read on demand."""
+    """Reads the times of points on demand."""
 
     def __init__(self, store: LTXStore, files: Iterable[FileInfo]) -> None:
         self.times: dict[TXID, int] = {}
@@ -138,7 +143,7 @@ class _Search:
         return None
 
     def require_sound(self, before: TXID, after: TXID | None) -> None:
-        """Raise `DamagedFile` when a point between these two is of unknown time: it may be the one asked for."""
+        """Raise `DamagedFile` if the time of a point between these two is unknown: it may be the result."""
         for txid, error in self._damaged.items():
             if txid not in self.times and before < txid and (after is None or txid < after):
                 raise error
@@ -150,7 +155,7 @@ def _points(files: Sequence[FileInfo]) -> list[TXID]:
 
 
 def _evenly(points: Sequence[TXID]) -> list[TXID]:
-    """At most `PROBES` of the points, that divide them into equal parts."""
+    """At most `PROBES` of the points, which divide them into equal parts."""
     if len(points) <= PROBES:
         return list(points)
     return [points[(part + 1) * len(points) // (PROBES + 1)] for part in range(PROBES)]

@@ -1,14 +1,14 @@
-"""Whether a replica is sound: what is wrong with its files, and what that means for restoring.
+"""Verifies a replica: finds what is wrong with its files, and what that means for restoring.
 
-A listing promises points: every TXID to which its files lead. Each must be restorable from files that pass every check,
-with every page of the database supplied; if not, that is an error, as is a file beyond a gap, which promised to be a
-point when it was written. What a replica loses on purpose is none: level 0 after it was compacted, what lies before
-the oldest snapshot, the last file of a level that is kept whatever comes.
+    _list ──► file_scan (reads all files) ──► _Judge (coverage.py) ──► Report
 
-Files come and go while they are looked at. One that vanishes is no problem in itself: the replica is listed again, and
-judged by a listing of which everything could be read. A gap must be in two listings.
+The points of a listing are the TXIDs to which its files lead. Each must be restorable from files that pass every check,
+with all pages of the database; otherwise that is an error, as is a file beyond a gap. What retention deletes is no
+error: files of level 0 that were compacted, and files before the oldest snapshot; nor is the last file of a level,
+which is never deleted.
 
-`coverage.py` compares what files hold, `file_scan.py` reads it.
+Files may be added and deleted meanwhile. If one vanishes, the replica is listed again, until all files of a listing
+could be read. A gap counts only if it is in two listings.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from litereplica.errors import DamagedFile, FileVanished
 from litereplica.format import names
 from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.history.coverage import Contents, PageRange, difference, restore_steps, sources, uncovered
-from litereplica.history.file_scan import Answer, Read, read_indexes, read_whole, wrong_sums
-from litereplica.ltxstore.frame_checksums import parse_sums_key, sums_key
+from litereplica.history.file_scan import Answer, Read, read_indexes, read_whole, wrong_frame_checksums
+from litereplica.ltxstore.frame_checksums import frame_checksums_key, parse_frame_checksums_key
 from litereplica.ltxstore.lease import LOCK_KEY
 from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.progress import Progress, no_progress
@@ -37,15 +37,18 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.types import TXID, FileInfo, FileName
 
 MAX_FOREIGN = 20
-"""Directories of foreign objects that are named; a bucket may hold anything."""
+"""Maximum number of directories with foreign objects that are reported one by one."""
 
 _NOTHING_LOST = "nothing is lost: other files have its transactions"
-_NO_MATTER = "no matter for restoring"
+_NO_MATTER = "restoring is not affected"
 
 
 class Severity(IntEnum):
-    """The severity of a problem. ERROR: a point cannot be restored, or a file has changed; WARNING: later operations
-    may suffer; NOTE: an explanation of what was found."""
+    """The severity of a problem.
+
+    ERROR: a point cannot be restored, or a file is damaged or wrong. WARNING: later operations may be affected. NOTE:
+    information.
+    """
 
     ERROR = 0
     WARNING = 1
@@ -54,7 +57,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with the object `key`, and what it means. `lost` are points, the first and the last of a run."""
+    """A problem of the object `key`; `means` is its consequence, `lost` the first and last of the lost points."""
 
     severity: Severity
     key: str
@@ -65,8 +68,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was looked at: the files that were listed, their bytes, the points that they promise; and the problems,
-    the worst first."""
+    """The result: number of listed files, their total size in bytes, number of points, newest TXID, and problems.
+
+    `problems` are in the order of severity, errors first.
+    """
 
     files: int
     size: int
@@ -76,14 +81,15 @@ class Report:
 
     @property
     def errors(self) -> int:
+        """Number of problems that are errors."""
         return sum(problem.severity is Severity.ERROR for problem in self.problems)
 
 
 async def verify(store: LTXStore, *, quick: bool = False, progress: Progress | None = None) -> Report:
-    """Check all files of a replica, and what they add up to.
+    """Check all files of a replica, and that every point can be restored from them.
 
-    Every file is read whole. With `quick`, of files above `store.WHOLE_FILE_LIMIT` bytes only headers and page indexes
-    are: nothing is known about their pages then. Raises `NoReplica` and the errors of storage.
+    Every file is read whole. With `quick`, only header and page index are read of files larger than
+    `store.WHOLE_FILE_LIMIT`; their pages are not checked then. Raises `NoReplica` and the errors of storage.
     """
     read = read_indexes if quick else read_whole
     answers: dict[FileInfo, Answer] = {}
@@ -104,11 +110,11 @@ async def verify(store: LTXStore, *, quick: bool = False, progress: Progress | N
         gone = {info for info in files if not isinstance(answers[info], Contents | DamagedFile)}
         if gone or gaps - seen_gaps:
             seen_gaps.update(gaps)
-            raise FileVanished(f"{len(gone)} files of {store.url} have gone, {len(gaps)} are behind a gap")
+            raise FileVanished(f"{len(gone)} files of {store.url} have vanished, {len(gaps)} are beyond a gap")
 
-    with suppress(FileVanished):  # after so many listings, what cannot be read is missing
+    with suppress(FileVanished):  # after the last listing, files that cannot be read count as missing
         await plan_and_read(store, choose, read_all, list_files=list_files)
-    judge = _Judge(store, listing, answers, await _wrong_sums(store, listing, answers))
+    judge = _Judge(store, listing, answers, await _wrong_frame_checksums(store, listing, answers))
     problems = await trio.to_thread.run_sync(lambda: sorted(judge.problems(), key=lambda problem: problem.severity))
     points = reachable_txids(listing.files)
     newest = max(info.max_txid for info in listing.files)
@@ -117,63 +123,69 @@ async def verify(store: LTXStore, *, quick: bool = False, progress: Progress | N
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The files, ascending by max TXID; the names of those that sums are of; and the keys of all else."""
+    """The files, ascending by max TXID; the names of files with frame checksums; and the keys of foreign objects."""
 
     files: list[FileInfo]
-    sums: set[FileName]
+    with_checksums: set[FileName]
     foreign: list[str]
 
 
 async def _list(store: LTXStore) -> _Listing:
-    """One listing of everything. Keys come in the order of the levels, so a file that is being compacted is in it, in
-    its old level or in its new one. Raises `NoReplica`."""
+    """List everything at once. Raises `NoReplica`.
+
+    Keys are listed in the order of the levels, so transactions that are being compacted are in one level at least.
+    """
     prefixes = {names.level_prefix(store.layout, level): level for level in names.LEVELS}
-    files, sums, foreign = [], set(), []
+    files, with_checksums, foreign = [], set(), []
     for item in await store.storage.list(""):
         directory, slash, name = item.key.rpartition("/")
         level, txids = prefixes.get(directory + slash), names.parse_name(name)
         if level is not None and txids is not None:
             files.append(FileInfo(level, *txids, item.size, item.modified_ms))
-        elif (name_of_sums := parse_sums_key(item.key)) is not None:
-            sums.add(name_of_sums)
+        elif (file_name := parse_frame_checksums_key(item.key)) is not None:
+            with_checksums.add(file_name)
         elif item.key != LOCK_KEY:
             foreign.append(item.key)
     require_files(files)
     files.sort(key=attrgetter("max_txid", "min_txid", "level"))
-    return _Listing(files, sums, foreign)
+    return _Listing(files, with_checksums, foreign)
 
 
 async def _read_new(
     store: LTXStore, files: Sequence[FileInfo], answers: dict[FileInfo, Answer], read: Read, progress: Progress
 ) -> None:
-    """Read the files that were not read to their ends."""
+    """Read the files that have no answer yet, or had vanished."""
     unread = [info for info in files if not isinstance(answers.get(info), Contents | DamagedFile)]
     if unread:
         with progress(sum(info.size for info in unread)) as advance:
             answers.update(await read(store, unread, advance))
 
 
-async def _wrong_sums(store: LTXStore, listing: _Listing, answers: Mapping[FileInfo, Answer]) -> dict[FileInfo, str]:
+async def _wrong_frame_checksums(
+    store: LTXStore, listing: _Listing, answers: Mapping[FileInfo, Answer]
+) -> dict[FileInfo, str]:
     """The files whose sums are no good, and why."""
-    having = (info for info in listing.files if info.name in listing.sums)
-    return await wrong_sums(store, {info: held for info in having if isinstance(held := answers[info], Contents)})
+    having = (info for info in listing.files if info.name in listing.with_checksums)
+    return await wrong_frame_checksums(
+        store, {info: held for info in having if isinstance(held := answers[info], Contents)}
+    )
 
 
 class _Judge:
-    """The problems of one listing."""
+    """Finds the problems of one listing."""
 
     def __init__(
         self,
         store: LTXStore,
         listing: _Listing,
         answers: Mapping[FileInfo, Answer],
-        sums: Mapping[FileInfo, str],
+        wrong_checksums: Mapping[FileInfo, str],
     ) -> None:
         self._store = store
         self._files = listing.files
         self._foreign = listing.foreign
-        self._wrong_sums = sums
-        self._orphan_sums = listing.sums - {info.name for info in listing.files}
+        self._wrong_frame_checksums = wrong_checksums
+        self._orphan_checksums = listing.with_checksums - {info.name for info in listing.files}
         self._answers = answers
         self._contents = {info: held for info in listing.files if isinstance(held := answers[info], Contents)}
         self._points = reachable_txids(listing.files)
@@ -184,13 +196,14 @@ class _Judge:
         self._last = {info.level: info.max_txid for info in listing.files}  # of each level
 
     def problems(self) -> Iterator[Problem]:
+        """Yield all problems."""
         yield from self._bad_files()
         yield from self._gaps()
         yield from self._missing_pages()
         yield from self._wrong_merges()
         for level, group in groupby(sorted(self._files, key=attrgetter("name")), key=attrgetter("level")):
             yield from self._shape(level, list(group))
-        yield from self._sums()
+        yield from self._frame_checksums()
         yield from self._clock()
         yield from self._foreign_objects()
 
@@ -200,17 +213,17 @@ class _Judge:
             if isinstance(answer, Contents):
                 continue
             run = self._lost_run(info.max_txid)
-            what = answer.reason if isinstance(answer, DamagedFile) else "is listed, but is not there"
+            what = answer.reason if isinstance(answer, DamagedFile) else "is listed, but does not exist"
             means = _cannot_be_restored(run) if run else _NOTHING_LOST
             yield Problem(Severity.ERROR, self._store.key(info), what, means, run)
 
     def _lost_run(self, txid: TXID) -> tuple[TXID, TXID] | None:
-        """The run of lost points that has this one."""
+        """The run of lost points that contains this one."""
         row = bisect_right(self._lost_runs, txid, key=itemgetter(0))
         return self._lost_runs[row - 1] if row and txid <= self._lost_runs[row - 1][1] else None
 
     def _gaps(self) -> Iterator[Problem]:
-        """Files to whose end no other files lead."""
+        """Files whose last TXID is no point."""
         reachable = set(self._points)
         before = 0
         for is_point, group in groupby(self._files, key=lambda info: info.max_txid in reachable):
@@ -220,21 +233,21 @@ class _Judge:
             before = run[-1].max_txid
 
     def _gap(self, before: TXID, run: Sequence[FileInfo]) -> Iterator[Problem]:
-        """`run` are files beyond a gap that begins behind `before`."""
+        """Problems of `run`, files beyond a gap that begins after TXID `before`."""
         left_over = [info for info in run if self._is_left_over(info)]
         if left_over:
             more = f", and {len(left_over) - 1} more up to TXID {format_txid(left_over[-1].max_txid)}: "
-            what = "is left over" + (more if len(left_over) > 1 else ": ") + "the files before were deleted"
+            what = "is left over" + (more if len(left_over) > 1 else ": ") + "the files before it were deleted"
             means = f"{_NO_MATTER}: newer snapshots replace them"
             yield Problem(Severity.NOTE, self._store.key(left_over[0]), what, means)
-        rest = [info for info in run if info not in left_over]
-        if rest:
-            start = min(info.min_txid for info in rest)
-            lost = (rest[0].max_txid, rest[-1].max_txid)
+        beyond = [info for info in run if info not in left_over]
+        if beyond:
+            start = min(info.min_txid for info in beyond)
+            lost = (beyond[0].max_txid, beyond[-1].max_txid)
             missing = _span("TXID", before + 1, start - 1)
             yield Problem(
                 Severity.ERROR,
-                self._store.key(rest[0]),
+                self._store.key(beyond[0]),
                 f"lies beyond a gap: no file has {missing}",
                 _cannot_be_restored(lost),
                 lost,
@@ -247,7 +260,7 @@ class _Judge:
         return info.max_txid < self._points[0] or info.max_txid == self._last[info.level]
 
     def _missing_pages(self) -> Iterator[Problem]:
-        """Points whose plans do not supply every page: one problem for each run of them."""
+        """Points whose plans do not supply all pages: one problem for each run of them."""
         by_txid = {step.txid: step for step in self._steps}
         for lost in _runs(self._points, self._lacking.__contains__):
             key = self._store.key(by_txid[lost[0]].info)
@@ -255,7 +268,7 @@ class _Judge:
             yield Problem(Severity.ERROR, key, what, _cannot_be_restored(lost), lost)
 
     def _wrong_merges(self) -> Iterator[Problem]:
-        """Files that do not say the same as those that they were merged from, as far as these are still there."""
+        """Files that differ from those that they were merged from, if these still exist."""
         good = list(self._contents)
         for info in good:
             chain = sources(info, good) if info.level else []
@@ -267,29 +280,29 @@ class _Judge:
                 means = "one of them is wrong, and points that are restored from it are"
                 yield Problem(Severity.ERROR, self._store.key(info), how, means)
             elif info.level < SNAPSHOT_LEVEL and merged.header.timestamp_ms != inputs[-1].header.timestamp_ms:
-                what = "has another time than the last of the files it was merged from"
+                what = "has another timestamp than the last of the files it was merged from"
                 yield Problem(Severity.WARNING, self._store.key(info), what, "--timestamp may find another point")
 
     def _shape(self, level: int, files: Sequence[FileInfo]) -> Iterator[Problem]:
-        """What is odd about the files of a level, ascending by (min, max)."""
+        """Unusual files of a level; `files` are ascending by (min, max)."""
         if level == SNAPSHOT_LEVEL:
             yield from self._partial_snapshots(files)
             return
         above = max((info.max_txid for info in self._files if info.level == level + 1), default=0)
         for info in files:
             if level == 0 and info.min_txid != info.max_txid:
-                what = "has several TXIDs, though it is in level 0"
-                yield Problem(Severity.WARNING, self._store.key(info), what, "readers that poll do not find it at once")
+                what = "has several TXIDs, although it is in level 0"
+                yield Problem(Severity.WARNING, self._store.key(info), what, "readers that poll find it late")
             if 0 < level < SNAPSHOT_LEVEL - 1 and info.min_txid <= above < info.max_txid:
                 what = f"straddles TXID {format_txid(above)}, where level {level + 1} ends"
-                means = f"{_NO_MATTER}, but Litestream passes it over when it compacts and leaves a gap in that level"
+                means = f"{_NO_MATTER}, but Litestream skips it when it compacts, and leaves a gap in that level"
                 yield Problem(Severity.WARNING, self._store.key(info), what, means)
         yield from self._neighbours(level, files)
 
     def _partial_snapshots(self, files: Sequence[FileInfo]) -> Iterator[Problem]:
         for info in files:
             if info.min_txid != 1:
-                what = "does not begin at TXID 1, though it is in the level of snapshots"
+                what = "does not begin at TXID 1, although it is in the level of snapshots"
                 yield Problem(Severity.WARNING, self._store.key(info), what, "it is not used as a snapshot")
 
     def _neighbours(self, level: int, files: Sequence[FileInfo]) -> Iterator[Problem]:
@@ -299,34 +312,37 @@ class _Judge:
             key = self._store.key(info)
             if info.min_txid <= furthest.max_txid:
                 both = _span("TXID", info.min_txid, min(info.max_txid, furthest.max_txid))
-                what = f"overlaps {self._store.key(furthest)}: both have {both}"
+                what = f"overlaps {self._store.key(furthest)}: both contain {both}"
                 yield Problem(Severity.WARNING, key, what, _NO_MATTER)
             elif info.min_txid > furthest.max_txid + 1 and info.max_txid in points:
                 missing = _span("TXID", furthest.max_txid + 1, info.min_txid - 1)
                 what = f"follows a gap in level {level}, {missing}"
-                yield Problem(Severity.NOTE, key, what, f"{_NO_MATTER}: other files lead across")
+                yield Problem(Severity.NOTE, key, what, f"{_NO_MATTER}: other files bridge it")
             furthest = max(furthest, info, key=attrgetter("max_txid"))
 
-    def _sums(self) -> Iterator[Problem]:
-        """Sums beside large files: no restore needs them, but mounts check single pages by them."""
-        for info, reason in self._wrong_sums.items():
+    def _frame_checksums(self) -> Iterator[Problem]:
+        """Invalid frame checksums of large files: restoring does not need them, but mounts check pages by them."""
+        for info, reason in self._wrong_frame_checksums.items():
             means = f"{_NO_MATTER}, but mounts cannot check single pages of {self._store.key(info)}"
-            yield Problem(Severity.WARNING, sums_key(info), f"these sums {reason}", means)
-        if self._orphan_sums:
-            level, low, high = min(self._orphan_sums)
-            more = f" (nor are those of {len(self._orphan_sums) - 1} more)" if len(self._orphan_sums) > 1 else ""
-            what = f"the file that these sums are of is not there{more}"
-            yield Problem(Severity.NOTE, sums_key(FileInfo(level, low, high, 0)), what, "retention removes them")
+            yield Problem(Severity.WARNING, frame_checksums_key(info), f"these frame checksums {reason}", means)
+        if self._orphan_checksums:
+            level, low, high = min(self._orphan_checksums)
+            others = len(self._orphan_checksums) - 1
+            more = f" (nor do those of {others} more)" if others else ""
+            what = f"the file of these frame checksums does not exist{more}"
+            yield Problem(
+                Severity.NOTE, frame_checksums_key(FileInfo(level, low, high, 0)), what, "retention removes them"
+            )
 
     def _clock(self) -> Iterator[Problem]:
-        """Times that decrease from one point to the next."""
+        """Timestamps that decrease from one point to the next."""
         times = [(step, self._contents[step.info].header.timestamp_ms) for step in self._steps]
         back = [after[0] for before, after in pairwise(times) if after[1] < before[1]]
         if back:
             times_text = "once" if len(back) == 1 else f"{len(back)} times"
             what = f"is older than the point before it: the writer's clock was set back {times_text}"
             yield Problem(
-                Severity.NOTE, self._store.key(back[0].info), what, "a time may name more than one point around there"
+                Severity.NOTE, self._store.key(back[0].info), what, "times around this point may be ambiguous"
             )
 
     def _foreign_objects(self) -> Iterator[Problem]:
@@ -336,12 +352,14 @@ class _Judge:
             directory, slash, _ = key.rpartition("/")
             by_directory.setdefault(directory + slash, []).append(key)
         for directory, keys in list(by_directory.items())[:MAX_FOREIGN]:
-            what = "is not named like an LTX file" if directory in prefixes else "is no file of this replica"
-            more = f" (nor are {len(keys) - 1} more in {directory or 'its root'})" if len(keys) > 1 else ""
+            what = (
+                "does not have the name of an LTX file" if directory in prefixes else "does not belong to the replica"
+            )
+            more = f" ({len(keys) - 1} more in {directory or 'its root'})" if len(keys) > 1 else ""
             yield Problem(Severity.NOTE, keys[0], what + more, "it is ignored")
         if len(by_directory) > MAX_FOREIGN:
             count = len(by_directory) - MAX_FOREIGN
-            yield Problem(Severity.NOTE, "", f"{count} more directories hold foreign objects", "they are ignored")
+            yield Problem(Severity.NOTE, "", f"{count} more directories contain foreign objects", "they are ignored")
 
 
 def _unreachable(files: Iterable[FileInfo]) -> set[FileInfo]:
@@ -351,7 +369,7 @@ def _unreachable(files: Iterable[FileInfo]) -> set[FileInfo]:
 
 
 def _runs(points: Iterable[TXID], chosen: Callable[[TXID], bool]) -> list[tuple[TXID, TXID]]:
-    """The first and the last of each run of points that are chosen, ascending."""
+    """The first and the last of each run of chosen points, ascending."""
     runs = [list(group) for is_chosen, group in groupby(points, key=chosen) if is_chosen]
     return [(run[0], run[-1]) for run in runs]
 
@@ -369,5 +387,5 @@ def _span(what: str, first: TXID, last: TXID) -> str:
 def _pages(ranges: Sequence[PageRange]) -> str:
     first, last = ranges[0]
     count = sum(high - low + 1 for low, high in ranges)
-    more = "" if len(ranges) == 1 else f" and others, {count} in all"
+    more = "" if len(ranges) == 1 else f" and others, {count} in total"
     return (f"page {first}" if first == last else f"pages {first}-{last}") + more

@@ -1,8 +1,8 @@
-"""Finding the files of a replica, and opening those of a plan although they may vanish or be damaged meanwhile.
+"""Lists the files of a replica, and opens those of a plan, although files may vanish or be damaged.
 
-A plan is chosen and its files are opened at the same time; when one has gone, the replica is listed again
-(`replan.py`). A file that fails its checks is read once more, in case it was damaged in transit; then it is
-remembered, and avoided while other files have its transactions. What to choose is up to the caller.
+`choose`, given by the caller, makes a plan, and its files are opened concurrently. If one has vanished, the replica is
+listed again (`replan.py`). A file that fails a check is read once more, in case it was damaged in transit; if it fails
+again, it is avoided as long as other files contain its transactions.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from litereplica.types import TXID, FileInfo
 T = TypeVar("T")
 
 Chooser: TypeAlias = Callable[[Sequence[FileInfo]], list[FileInfo]]
-"""Picks the files to open, in the order of applying; raises `ReplicaError` when they do not suffice."""
+"""Picks the files to open, in the order of applying; raises `ReplicaError` if they do not suffice."""
 
 PARALLEL_REQUESTS = 8
-"""Requests at the same time when a plan is opened: hides the round trips, leaves connections for readers."""
+"""Concurrent requests when a plan is opened: hides the round trips, and leaves connections for readers."""
 
 MAX_PLANS = 5
-"""Plans for one call. A file vanishes between listing and reading once in a while, not five times in a row."""
+"""Maximum number of plans for one call. A file may vanish between listing and reading, but not five times in a row."""
 
 
 class Catalog:
-    """The usable files below one root. `damaged`: the known damaged ones, by key; catalogs of a root may share it."""
+    """The files below one root. `damaged` are the known damaged ones, by key; catalogs of one root may share it."""
 
     def __init__(self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None) -> None:
         self.store = store
         self.damaged: dict[str, DamagedFile] = {} if damaged is None else damaged
 
     def avoid(self, damage: DamagedFile) -> bool:
-        """Remember a damaged file. Returns True if it was not known as such."""
+        """Record a damaged file. Returns True if it was not known to be damaged."""
         is_new = damage.key not in self.damaged
         self.damaged[damage.key] = damage
         return is_new
 
     def trust(self, info: FileInfo) -> None:
-        """Forget that a file was damaged: it has been read, and may have been seen half written before."""
+        """Record that a file is not damaged, after it has been read: it may have been incomplete before."""
         if self.damaged:
             self.damaged.pop(self.store.key(info), None)
 
@@ -54,7 +54,7 @@ class Catalog:
     async def open(self, choose: Chooser, *, after: TXID = 0) -> list[OpenedFile]:
         """Return the files that `choose` picks from those with a max TXID greater than `after`, opened.
 
-        Raises what `choose` raises, or `DamagedFile` if it raises that for want of a damaged file.
+        Raises the errors of `choose`; `DamagedFile` if only a damaged file would complete the plan.
         """
         failed = FailedFiles(self.store, damaged=self.damaged)
 
@@ -91,7 +91,7 @@ class Catalog:
 
 
 async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:
-    """Return what `read` returns. Damage is believed if it is there twice: it may have happened in transit."""
+    """Return the result of `read`. It is called once more on `DamagedFile`: the damage may have happened in transit."""
     try:
         return await read()
     except DamagedFile:

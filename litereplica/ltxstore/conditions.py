@@ -1,7 +1,7 @@
 """Probes whether a store honours conditional requests: some ignore them without an error.
 
-Six small requests on an object of a fresh name, which is gone afterwards: three whose condition is not met, so
-that they must be refused, and the same three with the condition met. A writer without a lease needs the first two only.
+A probe makes six small requests on a temporary object with a new name: three whose condition is not met, which must be
+refused, and the same three with the condition met. A writer without a lease needs the first two only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _DELETE = "If-Match on a delete"
 
 
 async def require_conditions(storage: Storage) -> None:
-    """Raise `ConditionsIgnored` unless the store honours every condition that a lease needs, or what it raises."""
+    """Raise `ConditionsIgnored` unless the store honours every condition that a lease needs.
+
+    Raises the other errors of the store as they are.
+    """
     probe = _Probe(storage, PROBE_PREFIX + secrets.token_hex(8))
     clean = False
     try:
@@ -54,7 +57,7 @@ async def require_exclusive_create(storage: Storage) -> None:
 
 
 class _Probe:
-    """The requests on the object named `key`."""
+    """The requests on the object `key`."""
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage = storage
@@ -62,6 +65,7 @@ class _Probe:
         self._etag = ""
 
     async def run(self) -> None:
+        """Make all six requests."""
         storage, key = self._storage, self._key
         await self.create()
         await self._must_fail(_REPLACE, storage.put_if_match(key, b"2", WRONG_ETAG))
@@ -70,11 +74,12 @@ class _Probe:
         await self._must_succeed(_DELETE, storage.delete_if_match(key, self._etag))
 
     async def create(self) -> None:
+        """Make the two requests with If-None-Match."""
         await self._must_succeed(_CREATE, self._storage.put_if_absent(self._key, b"1"))
         await self._must_fail(_CREATE, self._storage.put_if_absent(self._key, b"2"))
 
     async def remove(self) -> None:
-        """Delete the object, after any outcome."""
+        """Delete the object, if it exists."""
         with trio.move_on_after(CLEANING_LIMIT_S, shield=True):
             try:
                 await self._storage.delete([self._key])
@@ -87,7 +92,7 @@ class _Probe:
         except PreconditionFailed as exc:
             raise self._error(f"refuses {condition} although the condition is met") from exc
         except NotSupported as exc:
-            raise self._error(f"does not know {condition}") from exc
+            raise self._error(f"does not support {condition}") from exc
 
     async def _must_fail(self, condition: str, request: Awaitable[str | None]) -> None:
         try:
@@ -95,7 +100,7 @@ class _Probe:
         except PreconditionFailed:
             return
         except NotSupported as exc:
-            raise self._error(f"does not know {condition}") from exc
+            raise self._error(f"does not support {condition}") from exc
         raise self._error(f"ignores {condition}")
 
     def _error(self, reason: str) -> ConditionsIgnored:

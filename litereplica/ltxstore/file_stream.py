@@ -1,12 +1,11 @@
-"""Reading one LTX file whole, in pieces.
+"""Reads a whole LTX file in pieces.
 
     piece_jobs ──► concurrent.in_order ──► FileStream.feed, in a thread ──► pages
     (requests)      (several at a time)    FileStream.finish after the last piece
 
-A piece counts only if it is of the object that the first piece was of, and if that object has the size that was
-listed: else the file was replaced, which is a `FileVanished`. The header must agree with the file's name. Pages are
-right only after `finish`, because the checksum is at the file's end. What to do with the pages, and when to list
-again, is the caller's.
+All pieces must be of the same object, which must have the size that was listed; otherwise the file was replaced, and
+`FileVanished` is raised. The header must agree with the file's name. Pages are known to be valid only after `finish`,
+because the checksum is at the file's end. The caller decides what to do with the pages, and when to list again.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ PIECE_BYTES = 2 << 20
 """Bytes of one request: its transfer takes longer than its round trip, and several fit in memory."""
 
 FEED_BYTES = 128 * 1024
-"""Bytes decoded at a time. A page takes a 250th of its size in a file at best: that is 32 MB of pages."""
+"""Bytes decoded at a time. A page is compressed to a 250th of its size at best, so these are at most 32 MB of pages."""
 
 
 def piece_jobs(store: LTXStore, info: FileInfo, *, piece_bytes: int | None = None) -> Iterator[Job[Blob]]:
-    """Yield the requests for a file's bytes, in order, of `PIECE_BYTES` by default. An empty file takes one, too."""
+    """Yield the requests for a file's bytes in order, of `PIECE_BYTES` each by default; at least one."""
     step = piece_bytes or PIECE_BYTES
     for start in range(0, max(info.size, 1), step):
         yield partial(store.get, info, ByteRange(start, start + step))
 
 
 class ListedObject:
-    """The object that was listed as a file. `first` is a part of it that was read before, if any."""
+    """Checks that pieces are of the object that was listed. `first` is a part of it that was read before, if any."""
 
     def __init__(self, store: LTXStore, info: FileInfo, *, first: Blob | None = None) -> None:
         self._store = store
@@ -47,7 +46,7 @@ class ListedObject:
         self._first = first
 
     def require(self, piece: Blob) -> None:
-        """Raise `FileVanished` unless the piece is of the same object as the others, with the size that was listed."""
+        """Raise `FileVanished` unless the piece is of the same object as the first one, with the listed size."""
         self._first = self._first or piece
         self._store.require_same(self._info, self._first, piece)
         if piece.size != self._info.size:
@@ -58,8 +57,8 @@ class ListedObject:
 class FileStream:
     """Decodes the pieces of one file, in their order. Runs in worker threads, one at a time.
 
-    Raises `DamagedFile` when the file fails its checks, `FileVanished` when it was replaced, `trio.Cancelled` between
-    parts of a piece. Afterwards the stream is of no use.
+    Raises `DamagedFile` if the file fails a check, `FileVanished` if it was replaced, `trio.Cancelled` between parts of
+    a piece. The stream cannot be used after an error.
     """
 
     def __init__(self, store: LTXStore, info: FileInfo, *, first: Blob | None = None) -> None:
@@ -81,7 +80,7 @@ class FileStream:
         return self._fed >= self.info.size
 
     def feed(self, piece: Blob) -> Iterator[list[tuple[Pgno, bytes]]]:
-        """Take the next piece; yield the pages that it completes, ascending, those of `FEED_BYTES` at a time."""
+        """Decode the next piece; yield its complete pages in ascending order, those of `FEED_BYTES` at a time."""
         self._object.require(piece)
         with memoryview(piece.data) as data, self._store.blame(self.info):
             for start in range(0, len(data), FEED_BYTES):
@@ -92,7 +91,7 @@ class FileStream:
         self._fed += len(piece.data)
 
     def finish(self) -> LTXFile:
-        """Check the whole. Returns header, index and checksum, without pages."""
+        """Check the whole file. Returns header, index and checksum, without pages."""
         with self._store.blame(self.info):
             return self._decoder.finish()
 

@@ -1,14 +1,14 @@
-"""The sums beside large files: where they are, and those of single frames, loaded as they are needed.
+"""The frame checksums of large files: their keys, and loading those of single frames on demand.
 
-A file up to `WHOLE_FILE_LIMIT` is read whole and checked by its own checksum. Beside a larger one our writer and our
-compaction put `sums/<level as %04x>/<min>-<max>.sums` (its content is `format/frame_checksums.py`'s), *before* the file
-itself, so that a reader that sees the file finds them. The prefix is separate, so that listings of files do not grow,
-neither ours nor Litestream's, which ignores the objects that it does not list. Files that others published have none.
+A file up to `WHOLE_FILE_LIMIT` is read whole and checked by its own checksum. For a larger one our writer and our
+compaction put `sums/<level as %04x>/<min>-<max>.sums` (format: `format/frame_checksums.py`) *before* the file itself,
+so that a reader that sees the file finds its frame checksums. The prefix is separate, so that listings of files do not
+grow, neither ours nor Litestream's. Files published by other programs have no frame checksums.
 
-Sums are an addition: without them, or with those of another file, frames are used unchecked. But one answer is not the
-final word. An object that is missing is asked for again when pages of the file are read, with a growing pause between;
-one that is damaged, with every such read, since it may be repaired at any time. Sums whose file was never published, or
-was deleted by somebody else, are swept by `compaction/pruner.py`.
+Frame checksums are optional: without them, or with those of another file, frames are used unchecked. But one answer is
+not final. A missing object is requested again when pages of the file are read, with a growing pause in between; a
+damaged one with every such read, since it may be repaired at any time. Objects whose file was never published, or was
+deleted by another program, are removed by `compaction/pruner.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from litereplica.errors import AccessDenied, FormatError, NotFound
 from litereplica.format import ltx
-from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, SumsHead
+from litereplica.format.frame_checksums import HEAD_SIZE, SEGMENT_FRAMES, ChecksumsHead
 from litereplica.format.names import format_txid
 from litereplica.storage.base import ByteRange, Storage
 from litereplica.types import TXID, FileInfo, Pgno
@@ -37,47 +37,47 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMS_PREFIX = "sums/"
+FRAME_CHECKSUMS_PREFIX = "sums/"
 
 KEPT_SEGMENTS = 256
-"""Segments in memory, 32 KiB each: those of 2 million pages."""
+"""Number of segments kept in memory, 32 KiB each: those of 2 million pages."""
 
 _KEY = re.compile(r"sums/([0-9a-f]{4})/([0-9a-f]{16})-([0-9a-f]{16})\.sums", re.ASCII)
 
 
-def sums_key(info: FileInfo) -> str:
-    """Key of the sums of a file, the same in both layouts."""
-    return f"{SUMS_PREFIX}{info.level:04x}/{format_txid(info.min_txid)}-{format_txid(info.max_txid)}.sums"
+def frame_checksums_key(info: FileInfo) -> str:
+    """Key of the frame checksums of a file, the same in both layouts."""
+    return f"{FRAME_CHECKSUMS_PREFIX}{info.level:04x}/{format_txid(info.min_txid)}-{format_txid(info.max_txid)}.sums"
 
 
-def parse_sums_key(key: str) -> tuple[int, TXID, TXID] | None:
-    """Level and TXIDs (min, max) of the file that sums are of; None when it is no key of sums."""
+def parse_frame_checksums_key(key: str) -> tuple[int, TXID, TXID] | None:
+    """Level and TXIDs (min, max) of the file whose frame checksums have this key; None for any other key."""
     match = _KEY.fullmatch(key)
     return (int(match[1], 16), int(match[2], 16), int(match[3], 16)) if match else None
 
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 15.0, 3600.0
-"""Time before a missing object is asked for again, doubled each time up to an hour: a file without one rarely gets it
-later, but a store may have answered 404 or 403 by mistake."""
+"""Time before a missing object is requested again, doubled each time up to an hour: a file rarely gets one later, but
+the store may have answered 404 or 403 by mistake."""
 
 
 @dataclass(slots=True, eq=False)
 class FileSums:
-    """What is known of the object with the frame checksums of an opened large file.
+    """State of the object with the frame checksums of one opened large file.
 
-    `file_checksum`, `header_sum` and `index_sum` are those of the file as it was read. `pgnos` are the pages that it
-    has; None: every page of its database. `head` is None until the head of this file's object has been read.
-    `damaged` are the parts of the object, by their first byte, that were damaged when they were last read. Before
-    `ask_at` (trio's time, in seconds) the object counts as missing.
+    `file_checksum`, `header_checksum` and `index_checksum` are those of the file as it was read. `pgnos` are the pages
+    of the file; None: all pages of its database. `head` is None until it has been read. `damaged` are the parts of the
+    object, by their first byte, that were damaged when they were last read. Before `ask_at` (trio's time, in seconds)
+    the object counts as missing.
     """
 
     key: str
     file_checksum: int
-    header_sum: int
-    index_sum: int
+    header_checksum: int
+    index_checksum: int
     pgnos: NDArray[np.uint32] | None
     lock_pgno: Pgno
-    head: SumsHead | None = field(init=False, default=None)
+    head: ChecksumsHead | None = field(init=False, default=None)
     damaged: set[int] = field(init=False, default_factory=set)
     ask_at: float = field(init=False, default=-math.inf)
     pause_s: float = field(init=False, default=FIRST_PAUSE_S)
@@ -87,9 +87,11 @@ class FileSums:
     def of(
         cls, info: FileInfo, header: ltx.Header, index: ltx.PageIndex, *, file_checksum: int, sums: tuple[int, int]
     ) -> FileSums:
-        """Return it for a file whose header and index have been read; `sums` are their checksums."""
+        """Make the record of a file whose header and index have been read; `sums` are their two checksums."""
         has_every_page = len(index) == header.snapshot_page_count
-        return cls(sums_key(info), file_checksum, *sums, None if has_every_page else index.pgno, header.lock_pgno)
+        return cls(
+            frame_checksums_key(info), file_checksum, *sums, None if has_every_page else index.pgno, header.lock_pgno
+        )
 
     @property
     def is_damaged(self) -> bool:
@@ -97,34 +99,34 @@ class FileSums:
         return bool(self.damaged)
 
     def rows(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return the rows of these pages, which the file must have, in its index."""
+        """Return the rows of these pages in the file's index. The file must contain all of them."""
         if self.pgnos is not None:
             return np.searchsorted(self.pgnos, pgnos).astype(np.int64)
         rows: NDArray[np.int64] = pgnos.astype(np.int64) - 1 - (pgnos > self.lock_pgno)
         return rows
 
-    async def read_head(self, storage: Storage, *, first: bytes | None = None) -> SumsHead | None:
-        """Return the head; read it if it is not known. None if it is missing or damaged.
+    async def read_head(self, storage: Storage, *, first: bytes | None = None) -> ChecksumsHead | None:
+        """Return the head, reading it if it is unknown; None if it is missing or damaged.
 
-        `first` are its bytes, if it has been read already. Raises `FormatError` if the head shows that the header or
-        the index of the file is damaged, and what the store raises.
+        `first` are its bytes, if they have been read already. Raises `FormatError` if the head shows that the header or
+        the index of the file is damaged, and the errors of the store.
         """
         if self.head is None:
-            head = await self.read_part(storage, ByteRange(0, HEAD_SIZE), SumsHead.decode, first=first)
+            head = await self.read_part(storage, ByteRange(0, HEAD_SIZE), ChecksumsHead.decode, first=first)
             if head is not None and head.file_checksum != self.file_checksum:
                 self.note_missing()
             elif head is not None:
-                if (head.header_sum, head.index_sum) != (self.header_sum, self.index_sum):
-                    raise FormatError("header or page index is not as the sums beside the file say")
+                if (head.header_checksum, head.index_checksum) != (self.header_checksum, self.index_checksum):
+                    raise FormatError("header or page index does not match its checksum beside the file")
                 self.head = head
         return self.head
 
     async def read_part(
         self, storage: Storage, span: ByteRange, decode: Callable[[bytes], T], *, first: bytes | None = None
     ) -> T | None:
-        """Return what `decode` makes of a part of the object, or None if it is missing or damaged.
+        """Return `decode` of a part of the object, or None if it is missing or damaged.
 
-        What is damaged is read once more: it may have happened in transit. `first` as in `read_head`.
+        A damaged part is read once more: the damage may have happened in transit. `first` is as in `read_head`.
         """
         if trio.current_time() < self.ask_at:
             return None
@@ -148,29 +150,29 @@ class FileSums:
         return None
 
     def note_missing(self) -> None:
-        """Let a pause pass before the object is asked for again."""
+        """Record that the object is missing: it is not requested again before a pause."""
         self.ask_at = trio.current_time() + self.pause_s
         self.pause_s = min(2 * self.pause_s, LAST_PAUSE_S)
 
     def _report(self, problem: str) -> None:
         if not self.is_reported:
-            log.warning("%s: pages of this file cannot be checked before it has been read whole: %s", self.key, problem)
+            log.warning("%s: pages cannot be checked until the file has been read whole: %s", self.key, problem)
         self.is_reported = True
 
 
 class FrameSums:
-    """The sums of frames of any files: segments are fetched once, and the most recent ones kept."""
+    """A cache of the frame checksums of all files, by segments, of which the least recently used are dropped."""
 
     def __init__(self) -> None:
         self._segments: LRUCache[tuple[int, int], NDArray[np.uint32]] = LRUCache(KEPT_SEGMENTS)
         self._loading: dict[tuple[int, int], trio.Event] = {}
 
     async def of(self, storage: Storage, file: FileSums, pgnos: NDArray[np.uint32]) -> list[int | None]:
-        """Return the sum of the frame of each of these pages; None where it cannot be known.
+        """Return the checksum of the frame of each of these pages; None where it is unknown.
 
-        One request for each segment that is not at hand, and one for the head if it is not known. Raises what the
-        store raises: while it is not known whether a file has sums, nothing of it is to be used. Raises `FormatError`
-        if the head, read only now, shows that the file's header or index is damaged.
+        Makes one request for each segment that is not cached, and one for the head if it is unknown. Raises the errors
+        of the store: as long as it is unknown whether a file has frame checksums, its pages must not be used. Raises
+        `FormatError` if the head shows that the file's header or index is damaged.
         """
         sums: list[int | None] = [None] * len(pgnos)
         head = file.head or await file.read_head(storage)
@@ -188,7 +190,7 @@ class FrameSums:
         return sums
 
     async def _segment(
-        self, storage: Storage, file: FileSums, head: SumsHead, number: int
+        self, storage: Storage, file: FileSums, head: ChecksumsHead, number: int
     ) -> NDArray[np.uint32] | None:
         name = (file.file_checksum, number)
         while name in self._loading:

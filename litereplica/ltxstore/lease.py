@@ -4,25 +4,25 @@
 
     {"generation": 3, "expires_at": "2026-01-02T03:04:05.678Z", "owner": "host:4711", "id": "9f…"}
 
-`id` is our addition: it identifies a writer across restarts, which a host name and a process number cannot. Litestream
-ignores it.
+`id` is our addition, which Litestream ignores: it identifies a writer across restarts, as a host name and a process
+number cannot.
 
-    no lease                          If-None-Match: *
-    expired, or our own               If-Match: its etag, the next generation
-    held by us, soon to expire        If-Match: its etag, the same generation
-    held by another                   refused
-    given back                        conditional delete
+    no lease                          put with If-None-Match: *
+    expired, or our own               put with If-Match: its etag, and the next generation
+    held by us, soon to expire        put with If-Match: its etag, and the same generation
+    held by another writer            refused
+    released                          conditional delete
 
 Invariants: each write and delete is conditional on the etag that was read or written before, so of two writers that
 decide at the same time one is refused; after a refusal the object is read again. While the lease is ours and valid, no
-writer whose clock agrees with ours takes it. Correctness does not depend on that: every put is conditional, because a
-writer may be suspended between the check of its lease and the effect of its put.
+writer whose clock agrees with ours acquires it. Correctness does not depend on that: every put is conditional, because
+a writer may be suspended between the check of its lease and the effect of its put.
 
-One lease may cover several databases, whose replicas lie below its root. Each publishes by a `Publication` of its own:
-in a new epoch each has to read what another writer may have published to its replica.
+One lease may cover several databases, whose replicas are below its root. Each has its own `Publication`: in a new epoch
+each must read what another writer may have published to its replica.
 
-`acquire` and `renew` are pure: they decide by the lease that was read and the time. `ReplicaLease` acts on them; it has
-no task and waits only for the store. `conditions` probes whether the store honours conditions.
+`acquire` and `renew` are pure: they decide by the lease that was read and the time. `ReplicaLease` carries their
+decisions out; it has no task, and waits only for the store. `conditions` probes whether the store honours conditions.
 """
 
 from __future__ import annotations
@@ -51,27 +51,31 @@ log = logging.getLogger(__name__)
 
 LOCK_KEY = "lock.json"
 TERM_MS = 30_000
-"""Litestream's: a standby takes over half a minute after a writer that was killed."""
+"""Litestream's value: a standby takes over half a minute after a writer was killed."""
 RENEW_BEFORE_MS = 20_000
-"""Renewed when less is left: one small request every 10 s while publishing, and room for an outage of 20 s."""
+"""The lease is renewed when less than this is left: one small request every 10 s while publishing, and time for an
+outage of 20 s."""
 MAX_LEASE_BYTES = 4096
-"""Any real lease has some 150 bytes. Also the size up to which a `file://` store compares content, not inodes."""
+"""A lease has some 150 bytes. Also the size up to which a `file://` store compares content, not inodes."""
 MAX_OWNER_CHARACTERS = 300
-"""A host name has 253 at most."""
+"""A host name has at most 253."""
 MAX_GENERATION = 2**62
-"""Litestream reads a signed 64-bit number; this leaves room to count on."""
+"""Litestream reads a signed 64-bit number; this leaves room for increments."""
 LATEST_MS = 253_370_764_800_000
-"""The year 9999: a later time cannot be written, and is no different from it."""
+"""The year 9999: a later time cannot be encoded, and is treated like this one."""
 MAX_ATTEMPTS = 4
-"""To acquire: each one is lost only to another writer that was faster."""
+"""Attempts to acquire the lease: one fails only if another writer was faster."""
 
 _HINT_DAMAGED = "make sure that no other writer publishes there, then delete it"
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The time by two clocks. Writers agree on `wall_ms`, since 1970; `steady_s` never steps, but may stop while the
-    machine sleeps. A lease is valid while it is by both."""
+    """The time by two clocks. A lease is valid while it is by both.
+
+    `wall_ms` (since the epoch) is what writers agree on; `steady_s` is monotonic, but may stop while the machine is
+    suspended.
+    """
 
     wall_ms: int
     steady_s: float
@@ -79,7 +83,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A writer: `owner` for people, `id` for itself, never empty and the same after a restart."""
+    """A writer. `owner` is its name for people; `id` identifies it, is never empty, and is kept over restarts."""
 
     owner: str
     id: str
@@ -87,7 +91,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The content of `lock.json`. `expires_ms` since the epoch; `id` is empty in a lease of another program."""
+    """The content of `lock.json`. `expires_ms` is since the epoch; `id` is empty in a lease of another program."""
 
     generation: int
     expires_ms: int
@@ -95,7 +99,7 @@ class Lease:
     id: str = ""
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Return the lease as JSON."""
         fields = {
             "generation": self.generation,
             "expires_at": format_time(self.expires_ms),
@@ -106,7 +110,7 @@ class Lease:
 
     @classmethod
     def decode(cls, data: bytes) -> Lease:
-        """Raises `DamagedFile` for anything that is not a lease."""
+        """Decode a lease. Raises `DamagedFile` for anything else."""
         if len(data) > MAX_LEASE_BYTES:
             raise _damaged(f"a lease has at most {MAX_LEASE_BYTES} bytes")
         try:
@@ -138,13 +142,13 @@ class Held:
     until_s: float
 
     def left_ms(self, now: Moment) -> float:
-        """Milliseconds until the lease lapses; 0 or less if it has."""
+        """Milliseconds until the lease expires; 0 or less if it has."""
         return min(self.lease.expires_ms - now.wall_ms, (self.until_s - now.steady_s) * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """The lease to be put if the object has this etag; None: if there is no object."""
+    """A lease to write if the object has this etag; with etag None, if there is no object."""
 
     lease: Lease
     etag: str | None
@@ -158,8 +162,10 @@ class Refuse:
 
 
 def acquire(found: Found | None, me: Identity, *, generation: int, now: Moment) -> Write | Refuse:
-    """Returns how a writer without the lease acquires it. `found` is the lease that was read, `generation` the newest
-    one that this writer knows."""
+    """Decide how a writer without the lease acquires it.
+
+    `found` is the lease that was read, `generation` the newest one that this writer knows.
+    """
     if found is None:
         return Write(_granted(me, generation + 1, now), None)
     if found.lease.id != me.id and now.wall_ms < found.lease.expires_ms:
@@ -168,8 +174,10 @@ def acquire(found: Found | None, me: Identity, *, generation: int, now: Moment) 
 
 
 def renew(held: Held, me: Identity, *, now: Moment) -> Write | None:
-    """Returns how the holder renews the lease; None if that is not due. A lapsed lease is written with the next
-    generation, which succeeds if nobody has written since."""
+    """Decide how the holder renews the lease; None if that is not due.
+
+    An expired lease is written with the next generation, which succeeds if no other writer has written since.
+    """
     left_ms = held.left_ms(now)
     if left_ms > RENEW_BEFORE_MS:
         return None
@@ -198,22 +206,27 @@ class ReplicaLease:
         self._lock = lock or nullcontext()
         self._held: Held | None = None
         self._generation = 0
-        self._wrote = False  # `lock.json` may hold a lease of ours
-        self._unsettled: set[Publication] = set()  # of which a put may still take effect
+        self._wrote = False  # True: `lock.json` may contain a lease of ours
+        self._unsettled: set[Publication] = set()  # those with a put that may still take effect
 
     def held(self) -> Lease | None:
         """The lease, while it is ours and valid."""
         return self._held.lease if self._held is not None and self._held.left_ms(self._now()) > 0 else None
 
     def renewal_due_s(self) -> float:
-        """Seconds until the lease is to be renewed; 0 if it is due or not held."""
+        """Seconds until the lease must be renewed; 0 if that is due, or if the lease is not held."""
         return 0.0 if self._held is None else max(0.0, (self._held.left_ms(self._now()) - RENEW_BEFORE_MS) / 1000)
 
     async def ensure(self) -> None:
         """Acquire or renew the lease unless it is valid for `RENEW_BEFORE_MS` or longer; then no request is made.
 
-        Raises `LeaseHeld` if another writer holds it, `LeaseLost` if that writer took it from this one, `DamagedFile`
-        if `lock.json` is not a lease, and the errors of the store: call it again then.
+        It can be called again after an error.
+
+        Raises:
+            LeaseHeld: another writer holds it.
+            LeaseLost: another writer has acquired it since this one held it.
+            DamagedFile: `lock.json` is not a lease.
+            StorageError: a request failed.
         """
         async with self._lock:
             if self._held is not None:
@@ -223,8 +236,10 @@ class ReplicaLease:
             await self._acquire()
 
     async def release(self) -> None:
-        """Delete `lock.json` if it holds our lease and no put of ours can still take effect, so that the next writer
-        need not wait. Raises the errors of the store."""
+        """Delete `lock.json` so that the next writer need not wait. Raises the errors of the store.
+
+        Does so only if it contains our lease, and no put of ours can still take effect.
+        """
         async with self._lock:
             held, self._held = self._held, None
             if self._wrote and not self._unsettled and await self._delete_ours(held):
@@ -300,17 +315,17 @@ class ReplicaLease:
         )
         if self._generation:
             message = f"the lease of {self._storage.url} was lost: it is held by {whose}"
-            return LeaseLost(message, hint="leave one of the writers running", **facts)
+            return LeaseLost(message, hint="stop one of the writers", **facts)
         message = f"{self._storage.url} is leased to {whose}, {facts['left_s']:.0f} s from now"
-        return LeaseHeld(message, hint="stop that writer, or add --wait-lease to take over when it is gone", **facts)
+        return LeaseHeld(message, hint="stop that writer, or add --wait-lease to take over when it ends", **facts)
 
 
 class Publication:
-    """The puts of one database below the root of `lease`."""
+    """Publishes one database below the root of `lease`."""
 
     def __init__(self, lease: ReplicaLease) -> None:
         self._lease = lease
-        self.known_epoch = 0  # in which this replica was last read
+        self.known_epoch = 0  # the epoch in which this replica was last read
 
     @property
     def interrupted(self) -> bool:
@@ -318,9 +333,9 @@ class Publication:
         return self._lease.epoch != self.known_epoch
 
     async def resume(self) -> bool:
-        """Hold the lease; read what is published afterwards. Returns True if another writer may have published before.
+        """Acquire the lease, before the replica is read. Returns True if another writer may have published before.
 
-        Raises as `ReplicaLease.ensure`.
+        Raises the errors of `ReplicaLease.ensure`.
         """
         await self._lease.ensure()
         interrupted = self.interrupted
@@ -328,10 +343,10 @@ class Publication:
         return interrupted
 
     async def put(self, put: Callable[[], Awaitable[None]], *, verify: Callable[[], Awaitable[None]]) -> None:
-        """Hold the lease and publish by `put`, which is conditional itself.
+        """Publish with `put`, which must be conditional, while the lease is held.
 
-        `verify`, awaited in a new epoch, raises if another writer has published. Raises the errors of `verify`, `put`
-        and `ReplicaLease.ensure`.
+        In a new epoch `verify` is awaited first, which raises if another writer has published. Raises the errors of
+        `verify`, `put` and `ReplicaLease.ensure`.
         """
         await self._lease.ensure()
         while self.interrupted:
@@ -363,7 +378,7 @@ def _expiry_ms(fields: dict[str, Any]) -> int:
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
-    """A short text that can be shown to people; empty when there is none."""
+    """A short printable text; empty if the field is missing."""
     text = fields.get(name, "")
     if not isinstance(text, str):
         raise _damaged(f"'{name}' is not a text")
@@ -371,7 +386,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
 
 
 def _predecessor(found: Found | None, me: Identity) -> str:
-    """Whose lease it was, for the log."""
+    """The previous holder of the lease, for the log."""
     if found is None:
         return ""
     return "; it was ours" if found.lease.id == me.id else f"; that of {found.lease.owner or 'another'} has expired"

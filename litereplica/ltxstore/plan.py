@@ -1,11 +1,11 @@
-"""The restore plan: which files, in which order, make the database at a TXID. Pure.
+"""The restore plan: which files, in which order, make the database at a TXID. Pure functions.
 
-A file can be applied at any position from `min - 1` to `max - 1`: files may overlap and straddle, since pages of
-transactions already applied are only written again with the value they have. So a greater position
-never closes a way that a smaller one has open, and taking the file that reaches furthest finds a way whenever there is
-one. For the same reason the newest snapshot is the best beginning.
+A file can be applied at any position from `min - 1` to `max - 1`: files may overlap, since the pages of transactions
+that are already applied are then written again with the same content. So every file that can be applied at a position,
+and leads beyond a greater one, can be applied at the greater one too. Therefore the greedy choice of the file that
+reaches furthest finds a plan whenever there is one, and the newest snapshot is the best first file.
 
-The choice is Litestream's, with one thing left out: files before one that begins at TXID 1, which replaces them all.
+The plan is Litestream's, except that files before one that begins at TXID 1 are left out, since it replaces them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from litereplica.types import TXID, FileInfo
 
 
 def plan_restore(files: Sequence[FileInfo], *, target: TXID | None = None) -> list[FileInfo]:
-    """The files to apply, oldest first: one that begins at TXID 1, then whatever carries it furthest, step by step.
+    """Return the files to apply, oldest first: one that begins at TXID 1, then each file that reaches furthest.
 
-    `target` None means the newest TXID that any file has. Raises `NoReplica` when there are no files, `GapError` when
-    the target is not reached exactly.
+    `target` is by default the newest TXID of all files.
+
+    Raises:
+        NoReplica: there are no files.
+        GapError: no sequence of files ends at the target.
     """
     require_files(files)
     want = max(info.max_txid for info in files) if target is None else target
@@ -37,10 +40,13 @@ def plan_restore(files: Sequence[FileInfo], *, target: TXID | None = None) -> li
 
 
 def plan_newest(files: Sequence[FileInfo]) -> list[FileInfo]:
-    """Like `plan_restore`, to the newest TXID that can be reached, whatever lies beyond a gap.
+    """Return the plan for the newest TXID that can be reached, ignoring files beyond a gap.
 
-    For a reader that must serve something: files may be missing from a listing for a while. Raises `NoReplica` when
-    there are no files, `GapError` when none of them begins at TXID 1.
+    For readers that must serve some state, since files may temporarily be missing from a listing.
+
+    Raises:
+        NoReplica: there are no files.
+        GapError: no file begins at TXID 1.
     """
     require_files(files)
     plan = _plan(files)
@@ -56,9 +62,10 @@ def plan_newest(files: Sequence[FileInfo]) -> list[FileInfo]:
 
 
 def plan_steps(files: Iterable[FileInfo], *, after: TXID) -> list[FileInfo]:
-    """The files that lead on from a position, as far as they go: each contiguous with the one before.
+    """Return the files that continue from TXID `after`, each contiguous with its predecessor, as far as they reach.
 
-    Of those that fit, the one that reaches furthest is taken; then the one that begins first; then the highest level.
+    At each step the file that reaches furthest is taken; of several, the one that begins first, then that of the
+    highest level.
     """
     by_start = sorted(files, key=lambda info: info.min_txid)
     steps: list[FileInfo] = []
@@ -87,7 +94,7 @@ def reachable_txids(files: Iterable[FileInfo]) -> list[TXID]:
 
 
 def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
-    """The newest snapshot and what leads on from it; empty when nothing begins at TXID 1."""
+    """The newest snapshot and the files that continue from it; empty if no file begins at TXID 1."""
     snapshots = [info for info in files if info.is_snapshot]
     first = max(snapshots, key=lambda info: info.max_txid, default=None)
     plan = [first] if first is not None else []
@@ -99,7 +106,7 @@ def _plan(files: Sequence[FileInfo]) -> list[FileInfo]:
 def _gap_hint(have: TXID) -> str:
     if not have:
         return "run 'litereplica verify' to see what is missing"
-    return f"--txid {have:016x} takes what can be restored; 'litereplica verify' tells what is missing"
+    return f"--txid {have:016x} can be restored; 'litereplica verify' shows what is missing"
 
 
 def require_files(files: Sequence[FileInfo]) -> None:

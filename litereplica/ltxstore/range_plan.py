@@ -1,4 +1,4 @@
-"""Which bytes of a large file are read for the pages that are wanted of it. Pure arithmetic over its index."""
+"""Plans the requests for some pages of a large file, from its index. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from litereplica.format.ltx import PageIndex
 
 MAX_GAP = 64 * 1024
-"""Bytes between two wanted frames that are read along: they take less time than another request."""
+"""Two frames with a gap of up to this many bytes are read in one request: the gap takes less time than another one."""
 
 MAX_SPAN_PAGES_BYTES = 8 << 20
-"""Bytes of pages that the frames of one request may hold: they are in memory at once."""
+"""Maximum size of the decoded pages of one request, which are in memory at the same time."""
 
 WHOLE_SHARE = 0.5
-"""From this part of its bytes on, a file is read whole: not much more to read, in fewer requests."""
+"""If at least this fraction of a file is needed, it is read whole: not many more bytes, in fewer requests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
-    """Bytes `start` ≤ i < `stop` of a file, and the wanted rows of its index that lie there."""
+    """Bytes `start` ≤ i < `stop` of a file, and the needed rows of its index whose frames are in them."""
 
     start: int
     stop: int
@@ -29,7 +29,7 @@ class Span:
 
 
 def plan_spans(index: PageIndex, rows: NDArray[np.intp], *, page_size: int, max_bytes: int) -> list[Span]:
-    """The requests that bring the frames of these rows (ascending), each of at most about `max_bytes`."""
+    """Return the requests for the frames of these rows (ascending), each of at most about `max_bytes`."""
     starts = index.offset[rows].astype(np.int64)
     stops = starts + index.size[rows]
     gaps = np.flatnonzero(starts[1:] > stops[:-1] + MAX_GAP) + 1
@@ -46,5 +46,5 @@ def plan_spans(index: PageIndex, rows: NDArray[np.intp], *, page_size: int, max_
 
 
 def is_better_whole(spans: list[Span], file_size: int) -> bool:
-    """True if so much of the file is wanted that reading all of it is cheaper."""
+    """True if so much of the file is needed that reading all of it is cheaper."""
     return sum(span.stop - span.start for span in spans) >= WHOLE_SHARE * file_size

@@ -1,4 +1,4 @@
-"""List, choose, read; and list again when a file has vanished or is damaged.
+"""Lists files, makes a plan and reads its files; plans again when a file has vanished or is damaged.
 
     list_levels ──► choose ──► read ──► result
         ▲  no plan     │          │  NotFound, DamagedFile
@@ -7,12 +7,12 @@
 A listing and the reading of what it names are not atomic: compaction moves transactions to higher levels, and retention
 deletes files. So `plan_and_read` lists again, up to a limit, and then avoids the files that failed.
 
-The listings of the levels, made at the same time, are not of one moment either: a file that is compacted in between may
-be missing from both its old and its new level. Before a plan is believed to be impossible, the levels are listed once
-more, one after the other from level 0 up. Since transactions only move up, such a listing misses none of them.
+Concurrent listings of the levels are not atomic either: a file that is compacted in between may be missing from both
+its old and its new level. So before a plan is considered impossible, the levels are listed once more, one after the
+other from level 0 up. Since transactions only move up, such a listing misses none of them.
 
-What a plan is, and what is read of it, is up to the callers: restore, compaction, verification, resuming, and
-`catalog.py`, through which a mount opens its files, at the start and after a 404 (`replica/relocator.py`).
+The callers define the plan and what is read of it: restore, compaction, verification, resuming, and `catalog.py`,
+through which a mount opens its files, at the start and after a 404 (`replica/relocator.py`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 MAX_PLANS = 8
-"""A file vanishes between listing and reading now and then; a replica that loses files this often cannot be read."""
+"""A file may vanish between listing and reading; a replica in which this happens so often cannot be read."""
 
 RELIST_DELAY_S = 0.25
-"""Time before another listing, for it to show what has changed."""
+"""Delay before another listing, which must show what has changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listing:
-    """The files that were `listed`; those of them that are not known to be damaged; and of these, the `present` ones.
+    """The files of one listing. `sound` are those not known to be damaged, `present` those that have not vanished.
 
-    A listing may still show a file that has vanished, and a file may be back. `in_order`: level by level, from 0 up.
+    A listing may still show a file that has vanished, and a file may reappear. `in_order`: the levels were listed one
+    after the other, from 0 up.
     """
 
     listed: Sequence[FileInfo]
@@ -52,7 +53,7 @@ class Listing:
 
 
 class FailedFiles:
-    """Files of one store that have vanished or are damaged, by key. `damaged` may be shared with others."""
+    """Files of one store that have vanished or are damaged, by key. `damaged` may be shared with other objects."""
 
     def __init__(self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None) -> None:
         self.damaged: dict[str, DamagedFile] = {} if damaged is None else damaged
@@ -123,7 +124,7 @@ async def plan_and_read(
 
 
 async def find_point(store: LTXStore, choose: Callable[[Listing], Awaitable[P]]) -> P:
-    """Return what `choose` finds in a listing. It is not found only if a listing level by level does not show it."""
+    """Return what `choose` finds in a listing. If it raises `ReplicaError`, try once more level by level."""
     return await _plan(store.list_levels, choose, FailedFiles(store), RELIST_DELAY_S)
 
 

@@ -1,7 +1,7 @@
-"""One LTX file in the making on this machine, and publishing it.
+"""Collects a new LTX file on this machine, and publishes it.
 
-`SpooledFile` collects the pieces of the file and computes its frame checksums on the way. `publish` puts it into the
-store: the frame checksums of a large file first, so that a reader that finds the file finds them too.
+`SpooledFile` collects the pieces of the file, and computes its frame checksums at the same time. `publish` puts it into
+the store: the frame checksums of a large file first, so that a reader that finds the file finds them too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import BinaryIO
 import trio
 
 from litereplica.errors import NotFound, PreconditionFailed
-from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.format.frame_checksums import FrameChecksumsEncoder
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import FileInfo
 
 SUFFIX = ".ltx"
 MEMORY_BYTES = 4 << 20
-"""A larger file is written to disk as it grows."""
+"""Files up to this size are kept in memory; larger ones are written to disk."""
 
 
 class SpooledFile:
@@ -43,7 +43,7 @@ class SpooledFile:
         self._pieces_size = 0
         self._path: Path | None = None
         self._file: BinaryIO | None = None
-        self._encoder = SumsEncoder()
+        self._encoder = FrameChecksumsEncoder()
         self._frame_checksums = b""
 
     def write(self, pieces: Iterable[bytes]) -> None:
@@ -56,7 +56,7 @@ class SpooledFile:
                 self._spill()
 
     def finish(self) -> None:
-        """The file is complete."""
+        """Complete the file: write what is left to disk, and compute the frame checksums of a large file."""
         if self._file is not None:
             self._spill()
             self._file.close()
@@ -71,11 +71,11 @@ class SpooledFile:
 
     @property
     def frame_checksums(self) -> bytes:
-        """The object that is put beside a large file; empty for a small one."""
+        """The frame checksums of a large file, encoded; empty for a small one."""
         return self._frame_checksums
 
     def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
-        """The finished file's bytes, in chunks of this size if it is on disk. In a thread of trio's."""
+        """Yield the bytes of the finished file, in chunks of this size if it is on disk. Runs in a thread of trio."""
         if self._path is None:
             yield b"".join(self._pieces)
             return
@@ -90,7 +90,7 @@ class SpooledFile:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk does not take what is still buffered
+            with contextlib.suppress(OSError):  # flushing the buffer fails if the disk is full
                 self._file.close()
 
     def _spill(self) -> None:
@@ -106,13 +106,13 @@ class SpooledFile:
 async def publish(
     store: LTXStore, info: FileInfo, file: SpooledFile, *, timestamp_ms: int, exclusive: bool = True
 ) -> None:
-    """Put a finished file under its name, and before it its frame checksums if it is larger than 256 KiB.
+    """Put a finished file under its name, after its frame checksums if it is larger than 256 KiB.
 
-    `timestamp_ms` is that of the header. `exclusive` False is for a store that ignores conditions: the name is looked
-    at instead. Raises `PreconditionFailed` if the name is taken, and as `LTXStore.put`.
+    `timestamp_ms` is that of the header. Pass `exclusive=False` for a store that ignores conditions: then this checks
+    first that the name is free. Raises `PreconditionFailed` if the name is taken, and the errors of `LTXStore.put`.
     """
     if file.frame_checksums:
-        await store.put_sums(info, file.frame_checksums)
+        await store.put_frame_checksums(info, file.frame_checksums)
     if exclusive:
         await store.put(info, file.body, timestamp_ms=timestamp_ms)
         return

@@ -1,9 +1,8 @@
-"""One replica's LTX files in an object store.
+"""The LTX files of one replica in an object store.
 
-Owns the mapping of levels and TXIDs to keys, and the number of requests that each access takes. Every byte that is
-returned as a header, an index or a page has passed the checks of `litereplica.format`; whatever fails them
-becomes `DamagedFile` with the key. It keeps no state, no cache and no clock, and decides nothing: plans are
-`plan.py`'s, retries the storage's.
+Maps levels and TXIDs to keys, and defines which requests each access makes. Every header, index and page that is
+returned has passed the checks of `litereplica.format`; anything that fails them raises `DamagedFile` with the key.
+There is no state, no cache and no clock here. `plan.py` makes plans, and the storage retries.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import trio
 from litereplica.concurrent import gather
 from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
 from litereplica.format import decoder, ltx, names
-from litereplica.format.frame_checksums import HEAD_SIZE, sum_of
+from litereplica.format.frame_checksums import HEAD_SIZE, crc32c
 from litereplica.format.names import Layout
-from litereplica.ltxstore.frame_checksums import SUMS_PREFIX, FileSums, sums_key
+from litereplica.ltxstore.frame_checksums import FRAME_CHECKSUMS_PREFIX, FileSums, frame_checksums_key
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.open import open_storage
@@ -29,25 +28,29 @@ from litereplica.storage.wrappers import MeteredStorage, PrefixStorage
 from litereplica.types import TXID, FileInfo
 
 WHOLE_FILE_LIMIT = 256 * 1024
-"""A file of up to this many bytes is read in one request: an ordinary L0, its pages and its index at once."""
+"""A file of up to this many bytes is read whole, in one request: most files of level 0."""
 
 TAIL_READ = 64 * 1024
-"""First read of the end of a large file: the index of about 10,000 pages fits, larger ones take another request."""
+"""Bytes read first from the end of a large file. The index of about 10,000 pages fits; a larger one takes another
+request."""
 
 DECODE_HERE = 64 * 1024
-"""Bytes of an index that is decoded on the trio thread, in some milliseconds; a large one takes up to a second."""
+"""An index up to this size is decoded in trio's thread, in some milliseconds; a large one takes up to a second."""
 
 
 LAYOUTS = {"file": Layout.FILE, "s3": Layout.S3}
-"""By the scheme of the replica's URL."""
+"""The layout by the scheme of the replica's URL."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedFile:
-    """A file whose header and index are known. `pages`, in the index's order, when it was read whole and its CRC was
-    right; None when only the index was read. `file_checksum` is that of the trailer: it tells this file from any
-    other that has or had its name. `etag` is that of the object that was read. `sums`, of a large file, say what is
-    known of its frame checksums: with a head, its header and index have been checked by them."""
+    """A file whose header and index are known.
+
+    `pages`, in the order of the index, if the file was read whole and its CRC is valid; None if only the index was
+    read. `file_checksum` is that of the trailer; it distinguishes the file from others with the same name. `etag` is
+    that of the object that was read. `sums` is the state of a large file's frame checksums; if it has a head, header
+    and index have been checked by it.
+    """
 
     info: FileInfo
     header: ltx.Header
@@ -68,6 +71,7 @@ class LTXStore:
 
     @property
     def url(self) -> str:
+        """The URL of the replica, without credentials: for messages."""
         return self.storage.url
 
     def key(self, info: FileInfo) -> str:
@@ -75,10 +79,10 @@ class LTXStore:
         return names.file_key(self.layout, info.level, info.min_txid, info.max_txid)
 
     async def list_level(self, level: int, *, after: TXID = 0) -> list[FileInfo]:
-        """The files of a level whose max TXID is greater than `after`, ascending by (min, max).
+        """Return the files of a level with a max TXID greater than `after`, ascending by (min, max).
 
-        One listing. Only level 0, where a file is one TXID, lets the store skip what lies before: in the others a
-        file that begins before `after` may end behind it.
+        Makes one listing. Only in level 0, where a file has one TXID, the store skips the files before: in other levels
+        a file that begins before `after` may end after it.
         """
         prefix = self._prefixes[level]
         start = prefix + names.format_name(after, after) if level == 0 and after else None
@@ -90,36 +94,41 @@ class LTXStore:
         return files
 
     async def list_levels(self, *, after: TXID = 0, in_order: bool = False) -> list[FileInfo]:
-        """Return the files of all levels with a max TXID greater than `after`: one listing a level.
+        """Return the files of all levels with a max TXID greater than `after`, by one listing a level.
 
-        Listings made at the same time may miss transactions that are compacted meanwhile. `in_order` makes them one
-        after the other, from level 0 up, so that none is missed: see `replan.py`.
+        Concurrent listings may miss transactions that are compacted meanwhile. With `in_order` the levels are listed
+        one after the other, from level 0 up, so that none is missed: see `replan.py`.
         """
         jobs = [partial(self.list_level, level, after=after) for level in names.LEVELS]
         levels = await gather(jobs, width=1 if in_order else None)
         return [info for files in levels for info in files]
 
     async def list_replicas(self) -> list[str]:
-        """The prefixes, ascending, of the replicas below this root that have an LTX file; empty for the root's own.
+        """Return the prefixes, ascending, of all replicas below this root that have an LTX file.
 
-        One listing of everything below the root.
+        The prefix of a replica at the root itself is empty. Makes one listing of everything below the root.
         """
         prefixes = [names.replica_prefix(self.layout, item.key) for item in await self.storage.list("")]
         return sorted({prefix for prefix in prefixes if prefix is not None})
 
     def below(self, prefix: str, *, url: str) -> LTXStore:
-        """The replica at a prefix; closing it leaves this one open. `url` is its own, for messages."""
+        """Return the replica at a prefix, for which `url` is used in messages. Closing it leaves this one open."""
         return LTXStore(PrefixStorage(self.storage, f"{prefix}/", url=url), self.layout)
 
     async def get(self, info: FileInfo, range: Range | None = None) -> Blob:
-        """Bytes of a file, unchecked. `NotFound` when it has gone."""
+        """Return bytes of a file, unchecked. Raises `NotFound` if it does not exist."""
         return await self.storage.get(self.key(info), range)
 
     async def open(self, info: FileInfo) -> OpenedFile:
-        """Header and index, with the pages of a small file.
+        """Read header and index of a file, and the pages if it is small.
 
-        A small file takes one request; a large one three at once, and one more when its index is large. What `info`
-        says of the size need not be true. Raises `FileVanished` when the file is replaced between two requests.
+        A small file takes one request; a large one three concurrent ones, and one more if its index is large. The size
+        in `info` need not be correct.
+
+        Raises:
+            NotFound: the file does not exist.
+            FileVanished: it was replaced between two requests.
+            DamagedFile: it fails a check.
         """
         if info.size <= WHOLE_FILE_LIMIT:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
@@ -128,7 +137,7 @@ class LTXStore:
         return await self._open_large(info)
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
-        """The L0 file of exactly this TXID, or None: what a poll asks, and what answers it, in one request."""
+        """Return the level 0 file of exactly this TXID, or None: a poll takes one request."""
         info = FileInfo(0, txid, txid, 0)
         try:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
@@ -141,8 +150,8 @@ class LTXStore:
     async def put(self, info: FileInfo, body: Body, *, timestamp_ms: int) -> None:
         """Publish a file under its name. Raises `PreconditionFailed` if the name is taken.
 
-        `timestamp_ms` is that of its header. A store that does not know conditions raises `NotSupported` for level 0
-        only: a merged file has the same content whoever makes it, so that nothing is lost when it replaces another.
+        `timestamp_ms` is that of its header. If the store does not support conditions, this raises `NotSupported` for
+        level 0 only: a merged file has the same content whichever program makes it, so it may replace another.
         """
         try:
             await self.storage.put_if_absent(self.key(info), body, modified_ms=timestamp_ms)
@@ -151,22 +160,23 @@ class LTXStore:
                 raise
             await self.storage.put(self.key(info), body, modified_ms=timestamp_ms)
 
-    async def put_sums(self, info: FileInfo, body: bytes) -> None:
-        """Publish the sums of a large file, before the file itself; they replace those of a file that had its name."""
-        await self.storage.put(sums_key(info), body)
+    async def put_frame_checksums(self, info: FileInfo, body: bytes) -> None:
+        """Publish the frame checksums of a large file, before the file itself. Replaces those of an earlier file."""
+        await self.storage.put(frame_checksums_key(info), body)
 
-    async def list_sums(self) -> list[ObjectInfo]:
-        """The sums of all levels. One listing."""
-        return await self.storage.list(SUMS_PREFIX)
+    async def list_frame_checksums(self) -> list[ObjectInfo]:
+        """Return the objects with the frame checksums of all levels, by one listing."""
+        return await self.storage.list(FRAME_CHECKSUMS_PREFIX)
 
     async def delete(self, infos: Sequence[FileInfo]) -> None:
-        """Delete files, and then their sums; what is already gone is not an error."""
+        """Delete files, and then their frame checksums; objects that do not exist are no error."""
         await self.storage.delete([self.key(info) for info in infos])
-        large = [sums_key(info) for info in infos if info.size > WHOLE_FILE_LIMIT]
+        large = [frame_checksums_key(info) for info in infos if info.size > WHOLE_FILE_LIMIT]
         if large:
             await self.storage.delete(large)
 
     async def aclose(self) -> None:
+        """Close the storage."""
         await self.storage.aclose()
 
     async def _open_large(self, info: FileInfo) -> OpenedFile:
@@ -174,7 +184,7 @@ class LTXStore:
             [
                 partial(self.get, info, ByteRange(0, ltx.HEADER_SIZE)),
                 partial(self.get, info, Suffix(TAIL_READ)),
-                partial(self._get_sums, info),
+                partial(self._get_checksums_head, info),
             ]
         )
         self.require_same(info, start, tail)
@@ -194,23 +204,23 @@ class LTXStore:
         with self.blame(info):
             decode = partial(ltx.decode_page_index, varints, header=header, file_size=tail.size)
             index = decode() if index_size <= DECODE_HERE else await trio.to_thread.run_sync(decode)
-            own_sums = (sum_of(start.data[: ltx.HEADER_SIZE]), sum_of(varints))
-            sums = FileSums.of(info, header, index, file_checksum=file_checksum, sums=own_sums)
+            own_checksums = (crc32c(start.data[: ltx.HEADER_SIZE]), crc32c(varints))
+            sums = FileSums.of(info, header, index, file_checksum=file_checksum, sums=own_checksums)
             if beside.data:
                 await sums.read_head(self.storage, first=beside.data)
             else:
                 sums.note_missing()
         return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None, start.etag, sums)
 
-    async def _get_sums(self, info: FileInfo) -> Blob:
-        """Return the first bytes of the sums of a file; an empty part if there are none or access to them is denied."""
+    async def _get_checksums_head(self, info: FileInfo) -> Blob:
+        """Return the head of a file's frame checksums; empty data if they are missing or access is denied."""
         try:
-            return await self.storage.get(sums_key(info), ByteRange(0, HEAD_SIZE))
+            return await self.storage.get(frame_checksums_key(info), ByteRange(0, HEAD_SIZE))
         except (NotFound, AccessDenied):
             return Blob(b"", 0, "")
 
     def require_same(self, info: FileInfo, first: Blob, other: Blob) -> None:
-        """Two parts of a file are of the same object, else `FileVanished`."""
+        """Raise `FileVanished` unless two parts of a file are of the same object."""
         if (first.size, first.etag) != (other.size, other.etag):
             raise FileVanished(f"{self.key(info)} in {self.url} was replaced while it was read", key=self.key(info))
 
@@ -223,21 +233,21 @@ class LTXStore:
 
     @contextmanager
     def blame(self, info: FileInfo) -> Iterator[None]:
-        """Format errors of the block become `DamagedFile` with this file's key."""
+        """Translate format errors of the block into `DamagedFile` with this file's key."""
         try:
             yield
         except FormatError as exc:
             raise DamagedFile(
-                self.key(info), exc.message, hint="run 'litereplica ltx' to see what else covers these transactions"
+                self.key(info), exc.message, hint="run 'litereplica verify' to see what can be restored"
             ) from exc
 
 
 def check_name(info: FileInfo, header: ltx.Header) -> None:
     """Raise `FormatError` unless a file's header agrees with its name."""
     if (header.min_txid, header.max_txid) != (info.min_txid, info.max_txid):
-        raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, unlike its name")
+        raise FormatError(f"header has TXIDs {header.min_txid:016x}-{header.max_txid:016x}, which differ from its name")
 
 
 def open_ltx_store(url: str, *, credentials: Credentials | None = None) -> LTXStore:
-    """The replica at a URL. Makes no request. Without `credentials` they come from the environment."""
+    """Open the replica at a URL. Makes no request. Without `credentials` they come from the environment."""
     return LTXStore(MeteredStorage(open_storage(url, credentials=credentials)), LAYOUTS[parse_url(url).scheme])

@@ -99,7 +99,7 @@ def test_replica_with_a_gap_tells_what_can_be_restored(tmp_path: Path, replica: 
     )
     done = program("restore", replica, "-o", tmp_path / "out.db")
     assert done.returncode == ExitCode.NOT_FOUND
-    assert f"--txid {2:016x} takes what can be restored" in done.stderr
+    assert f"--txid {2:016x} can be restored" in done.stderr
     assert program("restore", replica, "-o", tmp_path / "out.db", "--txid", f"{2:016x}").returncode == 0
     assert (tmp_path / "out.db").read_bytes() == history.database(2)
 

@@ -63,7 +63,7 @@ def test_only_notes_are_no_failure(tmp_path: Path, replica: str) -> None:
     (tmp_path / "replica/bad\x1b[31mname").write_text("x")
     done = program("verify", replica)
     assert done.returncode == 0
-    assert done.stdout == "note: bad?[31mname: is no file of this replica; it is ignored\n"
+    assert done.stdout == "note: bad?[31mname: does not belong to the replica; it is ignored\n"
 
 
 def test_empty_replica_is_not_found(tmp_path: Path) -> None:

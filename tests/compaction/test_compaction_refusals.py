@@ -72,7 +72,7 @@ async def test_input_that_is_another_file_than_its_name_says_is_damaged() -> Non
     store, storage, _ = await replica_of_five()
     first, second, *_ = keys(storage, 0)
     await storage.put(second, storage.objects[first].data)
-    with pytest.raises(DamagedFile, match="unlike its name") as error:
+    with pytest.raises(DamagedFile, match="differ from its name") as error:
         await compact_level(store, 1)
     assert error.value.key == second
 

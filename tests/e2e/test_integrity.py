@@ -17,7 +17,7 @@ import pytest
 from litereplica.errors import ExitCode
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout, file_key
-from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.frame_checksums import frame_checksums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT
 from litereplica.testing.litestream import NEVER, LitestreamProcess, litestream_ltx, litestream_restore
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
@@ -156,7 +156,7 @@ def litestream_on_top(directory: Path, url: str) -> None:
 @pytest.mark.slow
 def test_litestream_works_on_top_of_a_directory_with_sums(tmp_path: Path) -> None:
     litestream_on_top(tmp_path, f"file://{tmp_path}/replica")
-    assert (tmp_path / "replica" / sums_key(FileInfo(9, 1, 1, 0))).exists()
+    assert (tmp_path / "replica" / frame_checksums_key(FileInfo(9, 1, 1, 0))).exists()
 
 
 @pytest.mark.slow

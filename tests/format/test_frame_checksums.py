@@ -9,7 +9,13 @@ from litereplica.errors import FormatError
 from litereplica.format import frame_checksums
 from litereplica.format.decoder import decode_file
 from litereplica.format.encoder import Encoder
-from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsEncoder, SumsHead, sum_of, wrong_frames
+from litereplica.format.frame_checksums import (
+    SEGMENT_FRAMES,
+    ChecksumsHead,
+    FrameChecksumsEncoder,
+    crc32c,
+    wrong_frames,
+)
 from litereplica.format.ltx import HEADER_SIZE, TAIL_SIZE, Header, decode_index_size
 from litereplica.testing.ltx_files import encode_file
 from tests.helpers.history import sums_of_file
@@ -32,7 +38,7 @@ def file() -> bytes:
 
 
 def all_sums(body: bytes, beside: bytes) -> list[int]:
-    head = SumsHead.decode(beside)
+    head = ChecksumsHead.decode(beside)
     numbers = range(-(-head.frames // frame_checksums.SEGMENT_FRAMES))
     places = [head.segment_place(number) for number in numbers]
     segments = [head.decode_segment(i, beside[start:stop]) for i, (start, stop) in enumerate(places)]
@@ -45,7 +51,7 @@ def varints(body: bytes) -> bytes:
 
 
 def test_the_pieces_of_an_encoder_give_the_sums_of_the_file(short_segments: None) -> None:
-    encoder, summing = Encoder(HEADER), SumsEncoder()
+    encoder, summing = Encoder(HEADER), FrameChecksumsEncoder()
     pieces = [encoder.start(), *(encoder.page(pgno, page(pgno)) for pgno in range(1, PAGES + 1)), encoder.finish()]
     for piece in pieces:
         summing.feed(piece)
@@ -53,18 +59,18 @@ def test_the_pieces_of_an_encoder_give_the_sums_of_the_file(short_segments: None
     beside = summing.finish()
     assert beside == sums_of_file(body)
     opened = decode_file(body)
-    head = SumsHead.decode(beside)
+    head = ChecksumsHead.decode(beside)
     assert (head.frames, head.file_checksum) == (PAGES, opened.file_checksum)
-    assert (head.header_sum, head.index_sum) == (sum_of(body[:HEADER_SIZE]), sum_of(varints(body)))
+    assert (head.header_checksum, head.index_checksum) == (crc32c(body[:HEADER_SIZE]), crc32c(varints(body)))
     offsets, sizes = opened.index.offset.tolist(), opened.index.size.tolist()
-    assert all_sums(body, beside) == [sum_of(body[o : o + s]) for o, s in zip(offsets, sizes, strict=True)]
+    assert all_sums(body, beside) == [crc32c(body[o : o + s]) for o, s in zip(offsets, sizes, strict=True)]
 
 
 def test_every_flipped_bit_of_a_file_is_found(short_segments: None) -> None:
     """Wherever it is: in the header, a frame, the index; the trailer's is another file's checksum."""
     body = file()
     beside = sums_of_file(body)
-    head, index = SumsHead.decode(beside), decode_file(body).index
+    head, index = ChecksumsHead.decode(beside), decode_file(body).index
     offsets, sizes, expected = index.offset.tolist(), index.size.tolist(), all_sums(body, beside)
     index_start = index.frames_end + 6
     for place in [*range(HEADER_SIZE), *range(HEADER_SIZE, index.frames_end, 7), *range(index_start, len(body) - 24)]:
@@ -73,9 +79,9 @@ def test_every_flipped_bit_of_a_file_is_found(short_segments: None) -> None:
             flipped[place] ^= 1 << bit
             wrong = bytes(flipped)
             rows = wrong_frames(wrong, offsets, sizes, list(expected))
-            described = (sum_of(wrong[:HEADER_SIZE]), sum_of(wrong[index_start : len(body) - TAIL_SIZE])) == (
-                head.header_sum,
-                head.index_sum,
+            described = (crc32c(wrong[:HEADER_SIZE]), crc32c(wrong[index_start : len(body) - TAIL_SIZE])) == (
+                head.header_checksum,
+                head.index_checksum,
             )
             if HEADER_SIZE <= place < index.frames_end:
                 (row,) = rows
@@ -108,13 +114,13 @@ def test_every_truncation_of_the_sums_is_found(short_segments: None) -> None:
 def test_segments_are_taken_in_their_own_place_and_of_their_own_file_only(short_segments: None) -> None:
     body = file()
     beside = sums_of_file(body)
-    head = SumsHead.decode(beside)
+    head = ChecksumsHead.decode(beside)
     (a, b), (c, d) = head.segment_place(0), head.segment_place(1)
     assert b - a == d - c
     with pytest.raises(FormatError, match="segment 0"):
         head.decode_segment(0, beside[c:d])
-    other = SumsHead(head.frames, head.file_checksum ^ 1, head.header_sum, head.index_sum)
-    with pytest.raises(FormatError, match="another file's"):
+    other = ChecksumsHead(head.frames, head.file_checksum ^ 1, head.header_checksum, head.index_checksum)
+    with pytest.raises(FormatError, match="of another file"):
         other.decode_segment(0, beside[a:b])
 
 
@@ -123,6 +129,6 @@ def test_a_frame_without_a_sum_passes() -> None:
 
 
 def test_a_segment_of_the_usual_size_is_small_beside_its_frames() -> None:
-    head = SumsHead(3 * SEGMENT_FRAMES, 1, 2, 3)
+    head = ChecksumsHead(3 * SEGMENT_FRAMES, 1, 2, 3)
     start, stop = head.segment_place(1)
     assert stop - start < 0.01 * SEGMENT_FRAMES * 512

@@ -90,7 +90,7 @@ WHERE: dict[CrashPoint, Before] = {
     CrashPoint.PUT_DONE: Before(_PUBLISHER, "Publisher.discard", "_put"),
     CrashPoint.POSITION_MOVED: After(_WAL, "WalFollower.advance", "_put"),
     CrashPoint.SUMS_INVALID: After(_SUMS, "PageChecksums._invalidate"),
-    CrashPoint.SUMS_CHANGED: After(_SUMS, "_write_sums"),
+    CrashPoint.SUMS_CHANGED: After(_SUMS, "_write_checksums"),
     CrashPoint.SUMS_WRITTEN: After(_SUMS, "PageChecksums._write_header", "_write"),
     CrashPoint.READ_RENEWED: After(_SOURCE, "SQLiteDatabase.renew_read", "move_ahead"),
     CrashPoint.MOVED_AHEAD: After(_SOURCE, "SQLiteDatabase.checkpoint", "move_ahead"),

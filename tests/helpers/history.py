@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count
 
 from litereplica.format.decoder import decode_file
-from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.format.frame_checksums import FrameChecksumsEncoder
 from litereplica.format.ltx import HEADER_SIZE, Header
 from litereplica.format.names import SNAPSHOT_LEVEL, Layout
 from litereplica.format.sqlite import lock_pgno
@@ -105,7 +105,7 @@ class History:
         body = encode_file(header, pages)
         info = FileInfo(level, first, last, len(body))
         if self.with_sums:
-            await self.store.put_sums(info, sums_of_file(body))
+            await self.store.put_frame_checksums(info, sums_of_file(body))
         await self.storage.put(self.store.key(info), body)
         return info
 
@@ -127,7 +127,7 @@ class History:
 def sums_of_file(body: bytes) -> bytes:
     """The sums that belong beside a whole file."""
     index = decode_file(body).index
-    encoder = SumsEncoder()
+    encoder = FrameChecksumsEncoder()
     encoder.feed(body[:HEADER_SIZE])
     for offset, size in zip(index.offset.tolist(), index.size.tolist(), strict=True):
         encoder.feed(body[offset : offset + size])

@@ -15,12 +15,12 @@ from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import NoReplica, ReplicaError
 from litereplica.format import ltx
 from litereplica.format.decoder import decode_file
-from litereplica.format.frame_checksums import SEGMENT_FRAMES, SumsHead, sum_of
+from litereplica.format.frame_checksums import SEGMENT_FRAMES, ChecksumsHead, crc32c
 from litereplica.format.names import Layout
 from litereplica.history.verify import Problem, Report, Severity, verify
 from litereplica.ltxstore import file_stream
 from litereplica.ltxstore import store as store_module
-from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.frame_checksums import frame_checksums_key
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Blob, ObjectInfo, Range
@@ -166,7 +166,7 @@ async def test_a_file_under_another_name_is_found(history: History) -> None:
     await put(store, 0, 8, 8, history.file(7, 7))
     problem = only(await verify(store))
     assert problem.lost == (8, 8)
-    assert "unlike its name" in problem.what
+    assert "differ from its name" in problem.what
 
 
 async def test_what_cannot_be_restored_is_exactly_what_is_said(history: History) -> None:
@@ -264,7 +264,7 @@ async def test_a_merged_file_that_differs_from_its_sources_is_found(history: His
     await put(store, level, 1, 3, other.file(1, 3))
     problem = only(await verify(store))
     assert problem.key == store.key(FileInfo(level, 1, 3, 0))
-    assert "page 7 is not as in the files it was merged from" in problem.what
+    assert "page 7 differs from the files it was merged from" in problem.what
 
 
 async def test_a_merged_file_with_another_time_is_a_warning(history: History) -> None:
@@ -272,7 +272,7 @@ async def test_a_merged_file_with_another_time_is_a_warning(history: History) ->
     await fill(store, history, *l0(1, 3))
     header = ltx.Header(page_size=512, commit=40, min_txid=2, max_txid=3, timestamp_ms=TIMESTAMP_MS + 1)
     await put(store, 1, 2, 3, encode_file(header, sorted({**history.changes[1], **history.changes[2]}.items())))
-    assert "another time" in only(await verify(store), Severity.WARNING).what
+    assert "another timestamp" in only(await verify(store), Severity.WARNING).what
 
 
 async def test_a_clock_that_was_set_back_is_noted(history: History) -> None:
@@ -324,10 +324,10 @@ def sums_of(data: bytes, *, checksum: int | None = None) -> bytes:
     """The sums of a file, or of the same pages in a file with another checksum."""
     file = decode_file(data)
     frames = [
-        sum_of(data[offset : offset + size])
+        crc32c(data[offset : offset + size])
         for offset, size in zip(file.index.offset.tolist(), file.index.size.tolist(), strict=True)
     ]
-    head = SumsHead(len(frames), checksum or file.file_checksum, sum_of(data[: ltx.HEADER_SIZE]), 0)
+    head = ChecksumsHead(len(frames), checksum or file.file_checksum, crc32c(data[: ltx.HEADER_SIZE]), 0)
     segments = range(0, len(frames), SEGMENT_FRAMES)
     parts = [np.array(frames[start : start + SEGMENT_FRAMES], np.uint32) for start in segments]
     return head.encode() + b"".join(head.encode_segment(number, part) for number, part in enumerate(parts))
@@ -336,19 +336,19 @@ def sums_of(data: bytes, *, checksum: int | None = None) -> bytes:
 async def test_sums_beside_files_are_checked_and_never_foreign(history: History) -> None:
     store = memory_store()
     infos = await fill(store, history, *l0(1, 8))
-    keys = [sums_key(info) for info in infos]
+    keys = [frame_checksums_key(info) for info in infos]
     bodies = [history.file(txid, txid) for txid in range(1, 9)]
     await store.storage.put(keys[2], sums_of(bodies[2]))
     assert (await verify(store)).problems == ()
     await store.storage.put(keys[3], sums_of(bodies[3], checksum=1 << 63))
     await store.storage.put(keys[4], sums_of(bodies[4])[:-1])
     await store.storage.put(keys[5], sums_of(bodies[5])[:-1] + b"?")
-    await store.storage.put(sums_key(FileInfo(9, 1, 5, 0)), b"")
+    await store.storage.put(frame_checksums_key(FileInfo(9, 1, 5, 0)), b"")
     report = await verify(store)
     told = [(problem.severity, problem.key) for problem in report.problems]
     expected = [(Severity.WARNING, key) for key in keys[3:6]]
-    assert told == [*expected, (Severity.NOTE, sums_key(FileInfo(9, 1, 5, 0)))]
-    assert "another file's" in report.problems[0].what
+    assert told == [*expected, (Severity.NOTE, frame_checksums_key(FileInfo(9, 1, 5, 0)))]
+    assert "another file" in report.problems[0].what
 
 
 @pytest.mark.parametrize("layout", Layout)
@@ -361,7 +361,7 @@ async def test_what_we_compacted_snapshotted_and_pruned_is_sound_with_its_sums(l
         if history.txid % 2 == 0:
             assert await compact_level(store, 1) is not None
     assert await snapshot(store) is not None
-    assert len(await store.list_sums()) == 2  # of level 1's first file and of the snapshot
+    assert len(await store.list_frame_checksums()) == 2  # of level 1's first file and of the snapshot
     assert (await verify(store)).problems == ()
     clock = SteadyClock(lambda: TIMESTAMP_MS + 90 * DAY_MS)
     assert await prune_due(Pruner(store, RetentionPolicy(l0_ms=1, snapshot_ms=1), clock))
@@ -443,7 +443,7 @@ async def test_a_file_that_is_listed_but_never_there_is_an_error(
     store = memory_store(Ghost())
     await fill(store, history, *l0(1, 2))
     problem = only(await verify(store))
-    assert (problem.what, problem.lost) == ("is listed, but is not there", (3, 3))
+    assert (problem.what, problem.lost) == ("is listed, but does not exist", (3, 3))
 
 
 async def test_a_gap_that_the_next_listing_does_not_have_is_none(

@@ -90,7 +90,7 @@ async def test_damage_is_named_with_the_file(where: int) -> None:
 
 
 async def test_file_under_the_name_of_another_is_damaged() -> None:
-    with pytest.raises(DamagedFile, match="unlike its name"):
+    with pytest.raises(DamagedFile, match="differ from its name"):
         await read(*await stored(file_of(3), high=2))
 
 

@@ -13,14 +13,20 @@ import trio
 import trio.testing
 
 from litereplica.compaction.compaction import snapshot
-from litereplica.compaction.pruner import Pruner, sweep_sums
+from litereplica.compaction.pruner import Pruner, sweep_frame_checksums
 from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import DamagedFile, FormatError, TransientStorageError
 from litereplica.format import frame_checksums as format_sums
-from litereplica.format.frame_checksums import SumsHead, sum_of
+from litereplica.format.frame_checksums import ChecksumsHead, crc32c
 from litereplica.format.ltx import TAIL_SIZE
 from litereplica.format.names import Layout
-from litereplica.ltxstore.frame_checksums import FIRST_PAUSE_S, FileSums, FrameSums, parse_sums_key, sums_key
+from litereplica.ltxstore.frame_checksums import (
+    FIRST_PAUSE_S,
+    FileSums,
+    FrameSums,
+    frame_checksums_key,
+    parse_frame_checksums_key,
+)
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore, OpenedFile, open_ltx_store
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.testing.faults import Fault, FaultStorage
@@ -83,7 +89,7 @@ def has_sums(opened: OpenedFile) -> bool:
     return opened.sums is not None and opened.sums.head is not None
 
 
-def head_of(opened: OpenedFile) -> SumsHead:
+def head_of(opened: OpenedFile) -> ChecksumsHead:
     assert opened.sums is not None
     assert opened.sums.head is not None
     return opened.sums.head
@@ -93,11 +99,11 @@ def head_of(opened: OpenedFile) -> SumsHead:
 
 
 def test_keys_lie_where_no_listing_of_files_looks() -> None:
-    key = sums_key(FileInfo(9, 1, 0xAB, 0))
+    key = frame_checksums_key(FileInfo(9, 1, 0xAB, 0))
     assert key == "sums/0009/0000000000000001-00000000000000ab.sums"
-    assert parse_sums_key(key) == (9, 1, 0xAB)
+    assert parse_frame_checksums_key(key) == (9, 1, 0xAB)
     for other in ("sums/0009/x.sums", f"{key}.tmp", f"a/{key}", "0009/0000000000000001-00000000000000ab.ltx"):
-        assert parse_sums_key(other) is None
+        assert parse_frame_checksums_key(other) is None
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -123,7 +129,7 @@ async def test_a_file_without_sums_costs_one_request_that_finds_nothing() -> Non
 async def test_sums_of_another_file_and_damaged_ones_are_no_sums() -> None:
     bench = Bench()
     await bench.fill()
-    key = sums_key(bench.info)
+    key = frame_checksums_key(bench.info)
     right = bench.memory.objects[key]
     other = History()
     await other.commit({pgno: incompressible(pgno + 1) for pgno in range(1, PAGES + 1)})
@@ -153,7 +159,7 @@ async def test_a_flip_in_header_or_index_of_a_file_with_sums_is_damage() -> None
         with pytest.raises(DamagedFile):
             await bench.store.open(info)
         bench.memory.objects[key] = right
-    bench.memory.objects.pop(sums_key(info))
+    bench.memory.objects.pop(frame_checksums_key(info))
     bench.flip(key, 39)  # the time
     assert (await bench.store.open(info)).header.timestamp_ms != 0
 
@@ -175,7 +181,7 @@ async def expected_sums(bench: Bench, numbers: list[int]) -> list[int]:
     index = (await bench.store.open(bench.info)).index
     rows = np.searchsorted(index.pgno, numbers)
     places = zip(index.offset[rows].tolist(), index.size[rows].tolist(), strict=True)
-    return [sum_of(data[offset : offset + size]) for offset, size in places]
+    return [crc32c(data[offset : offset + size]) for offset, size in places]
 
 
 async def test_sums_of_frames_take_one_request_for_each_segment_and_none_again() -> None:
@@ -236,7 +242,7 @@ async def test_a_damaged_segment_is_asked_for_twice_with_each_read_until_it_is_r
     await bench.fill()
     opened = await bench.store.open(bench.info)
     assert opened.sums is not None
-    key = sums_key(bench.info)
+    key = frame_checksums_key(bench.info)
     right = bench.memory.objects[key]
     bench.flip(key, head_of(opened).segment_place(1)[0] + 5)
     expected = await expected_sums(bench, [50, 150])
@@ -261,7 +267,7 @@ async def test_sums_that_have_gone_since_the_opening_are_said_once_and_asked_for
     opened = await bench.store.open(bench.info)
     assert opened.sums is not None
     expected = await expected_sums(bench, [50])
-    gone = bench.memory.objects.pop(sums_key(bench.info))
+    gone = bench.memory.objects.pop(frame_checksums_key(bench.info))
     loaded, before = FrameSums(), bench.gets()
     for asked, pause_s in ((1, FIRST_PAUSE_S), (2, 2 * FIRST_PAUSE_S)):
         for _ in range(3):
@@ -269,7 +275,7 @@ async def test_sums_that_have_gone_since_the_opening_are_said_once_and_asked_for
         assert bench.gets() - before == asked
         await trio.sleep(pause_s)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    bench.memory.objects[sums_key(bench.info)] = gone
+    bench.memory.objects[frame_checksums_key(bench.info)] = gone
     assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == expected
 
 
@@ -277,7 +283,7 @@ async def test_sums_that_the_opening_did_not_find_are_asked_for_later(autojump_c
     """A store may answer 404 or 403 by mistake; a file that never has any costs few requests, and no log line."""
     bench = Bench()
     await bench.fill()
-    gone = bench.memory.objects.pop(sums_key(bench.info))
+    gone = bench.memory.objects.pop(frame_checksums_key(bench.info))
     opened = await bench.store.open(bench.info)
     assert opened.sums is not None
     loaded, before = FrameSums(), bench.gets()
@@ -286,7 +292,7 @@ async def test_sums_that_the_opening_did_not_find_are_asked_for_later(autojump_c
             assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == [None]
         assert bench.gets() - before == asked
         await trio.sleep(FIRST_PAUSE_S * 2**asked)
-    bench.memory.objects[sums_key(bench.info)] = gone
+    bench.memory.objects[frame_checksums_key(bench.info)] = gone
     assert await loaded.of(bench.meter, opened.sums, pgnos(50)) == await expected_sums(bench, [50])
 
 
@@ -294,7 +300,7 @@ async def test_sums_that_the_opening_did_not_find_are_asked_for_later(autojump_c
 async def test_a_head_that_was_damaged_at_the_opening_and_is_repaired_is_used() -> None:
     bench = Bench()
     await bench.fill()
-    key = sums_key(bench.info)
+    key = frame_checksums_key(bench.info)
     right = bench.memory.objects[key]
     bench.flip(key, 0)
     opened = await bench.store.open(bench.info)
@@ -310,10 +316,10 @@ async def test_a_head_that_is_read_late_and_differs_from_the_header_that_was_rea
 ) -> None:
     bench = Bench()
     await bench.fill()
-    gone = bench.memory.objects.pop(sums_key(bench.info))
+    gone = bench.memory.objects.pop(frame_checksums_key(bench.info))
     bench.flip(bench.store.key(bench.info), 39)  # the time
     opened = await bench.store.open(bench.info)
-    bench.memory.objects[sums_key(bench.info)] = gone
+    bench.memory.objects[frame_checksums_key(bench.info)] = gone
     assert opened.sums is not None
     await trio.sleep(FIRST_PAUSE_S)
     with pytest.raises(FormatError, match="header or page index"):
@@ -325,7 +331,7 @@ async def test_a_flip_on_the_way_is_gone_when_it_is_asked_for_again(caplog: pyte
     await bench.fill()
     opened = await bench.store.open(bench.info)
     assert opened.sums is not None
-    key = sums_key(bench.info)
+    key = frame_checksums_key(bench.info)
     right = bench.memory.objects[key]
     bench.flip(key, head_of(opened).segment_place(0)[0])
 
@@ -374,7 +380,7 @@ async def test_a_compaction_publishes_the_sums_before_the_file() -> None:
     compacted = await snapshot(bench.store)
     assert compacted is not None
     key = bench.store.key(compacted.info)
-    assert order == [sums_key(compacted.info), key]
+    assert order == [frame_checksums_key(compacted.info), key]
     assert bench.memory.objects[order[0]].data == sums_of_file(bench.memory.objects[key].data)
     assert has_sums(await bench.store.open(compacted.info))
 
@@ -382,18 +388,18 @@ async def test_a_compaction_publishes_the_sums_before_the_file() -> None:
 async def test_a_small_result_has_none() -> None:
     bench = Bench()
     await bench.history.commit({1: b"one"})
-    bench.memory.objects.pop(sums_key(bench.info))
+    bench.memory.objects.pop(frame_checksums_key(bench.info))
     await bench.history.commit({1: b"two"}, publish=True)
-    bench.memory.objects.pop(sums_key(FileInfo(0, 2, 2, 0)))
+    bench.memory.objects.pop(frame_checksums_key(FileInfo(0, 2, 2, 0)))
     assert await snapshot(bench.store) is not None
-    assert not await bench.store.list_sums()
+    assert not await bench.store.list_frame_checksums()
 
 
 async def test_listings_of_files_do_not_see_them() -> None:
     bench = Bench()
     await bench.fill()
     assert len(await bench.store.list_levels()) == 1
-    assert [item.key for item in await bench.store.list_sums()] == [sums_key(bench.info)]
+    assert [item.key for item in await bench.store.list_frame_checksums()] == [frame_checksums_key(bench.info)]
 
 
 @pytest.mark.parametrize("layout", ["file", "s3"])
@@ -406,14 +412,14 @@ async def test_real_stores_have_them_where_they_are_looked_for(
     await history.fill()
     body = history.memory.objects[history.store.key(history.info)].data
     info = replace(history.info, size=len(body))
-    await store.put_sums(info, sums_of_file(body))
+    await store.put_frame_checksums(info, sums_of_file(body))
     await store.put(info, body, timestamp_ms=0)
     opened = await store.open(info)
     assert opened.sums is not None
     wanted = [1, 150, PAGES]
     assert await FrameSums().of(store.storage, opened.sums, pgnos(*wanted)) == await expected_sums(history, wanted)
     await store.delete([info])
-    assert not await store.list_sums()
+    assert not await store.list_frame_checksums()
     await store.aclose()
 
 
@@ -427,7 +433,7 @@ async def test_a_deleted_file_takes_its_sums_along_and_goes_first() -> None:
     bench.faults.plan = lambda request: order.append(request.call.key)
     (info,) = await bench.store.list_levels()
     await bench.store.delete([info])
-    assert order[-2:] == [bench.store.key(info), sums_key(info)]
+    assert order[-2:] == [bench.store.key(info), frame_checksums_key(info)]
     assert not bench.memory.objects
 
 
@@ -435,12 +441,12 @@ async def test_sums_without_a_file_are_swept_when_they_are_a_day_old() -> None:
     bench = Bench()
     await bench.fill()
     gone = FileInfo(9, 1, 77, 0)
-    await bench.store.put_sums(gone, b"of a file that somebody else deleted")
-    now_ms = bench.memory.objects[sums_key(gone)].modified_ms
-    assert await sweep_sums(bench.store, now_ms + DAY_MS) == []
-    assert await sweep_sums(bench.store, now_ms + DAY_MS + 1) == [sums_key(gone)]
-    assert sorted(bench.memory.objects) == [bench.store.key(bench.info), sums_key(bench.info)]
-    assert await sweep_sums(bench.store, now_ms + DAY_MS + 1) == []
+    await bench.store.put_frame_checksums(gone, b"of a file that somebody else deleted")
+    now_ms = bench.memory.objects[frame_checksums_key(gone)].modified_ms
+    assert await sweep_frame_checksums(bench.store, now_ms + DAY_MS) == []
+    assert await sweep_frame_checksums(bench.store, now_ms + DAY_MS + 1) == [frame_checksums_key(gone)]
+    assert sorted(bench.memory.objects) == [bench.store.key(bench.info), frame_checksums_key(bench.info)]
+    assert await sweep_frame_checksums(bench.store, now_ms + DAY_MS + 1) == []
 
 
 async def test_retention_sweeps_once_a_day_when_it_deletes_something() -> None:
@@ -448,18 +454,18 @@ async def test_retention_sweeps_once_a_day_when_it_deletes_something() -> None:
     for n in range(4):
         await bench.history.commit({1: b"%d" % n})
     await bench.history.compact(1, 1, 3)
-    await bench.store.put_sums(FileInfo(9, 1, 77, 0), b"of a file that somebody else deleted")
-    far_ms = bench.memory.objects[sums_key(FileInfo(9, 1, 77, 0))].modified_ms + 10 * DAY_MS
+    await bench.store.put_frame_checksums(FileInfo(9, 1, 77, 0), b"of a file that somebody else deleted")
+    far_ms = bench.memory.objects[frame_checksums_key(FileInfo(9, 1, 77, 0))].modified_ms + 10 * DAY_MS
     clock = SteadyClock(lambda: far_ms, lambda: 0)
     retention = Pruner(bench.store, RetentionPolicy(l0_ms=1), clock)
     assert len(await prune_due(retention)) == 3
-    assert sums_key(FileInfo(9, 1, 77, 0)) not in bench.memory.objects
+    assert frame_checksums_key(FileInfo(9, 1, 77, 0)) not in bench.memory.objects
     await bench.history.compact(1, 1, 4)
-    await bench.store.put_sums(FileInfo(9, 1, 78, 0), b"of another one")
+    await bench.store.put_frame_checksums(FileInfo(9, 1, 78, 0), b"of another one")
     await bench.history.commit({1: b"more"})
     assert len(await prune_due(retention)) == 1
-    assert sums_key(FileInfo(9, 1, 78, 0)) in bench.memory.objects
+    assert frame_checksums_key(FileInfo(9, 1, 78, 0)) in bench.memory.objects
 
 
 def test_the_head_has_a_fixed_size() -> None:
-    assert len(SumsHead(1, 2, 3, 4).encode()) == format_sums.HEAD_SIZE
+    assert len(ChecksumsHead(1, 2, 3, 4).encode()) == format_sums.HEAD_SIZE

@@ -162,7 +162,7 @@ async def test_file_under_another_name_is_damaged() -> None:
     store = memory_store()
     for pages in (3, 800):
         info = await put(store, 1, 1, 2, incompressible_file(pages))
-        with pytest.raises(DamagedFile, match="unlike its name") as error:
+        with pytest.raises(DamagedFile, match="differ from its name") as error:
             await store.open(info)
         assert error.value.key == store.key(info)
         await store.delete([info])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from litereplica.errors import DamagedFile, FileVanished, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
-from litereplica.ltxstore.frame_checksums import FIRST_PAUSE_S, sums_key
+from litereplica.ltxstore.frame_checksums import FIRST_PAUSE_S, frame_checksums_key
 from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.replica import file_reader, hydrate
 from litereplica.replica.database import Replica, open_replica
@@ -177,7 +177,7 @@ async def test_sums_that_were_damaged_once_and_repaired_find_damage_of_the_file_
     """Damage is not the final word about the sums, whichever part of them it was in, nor when it was met."""
     bench = Bench()
     await bench.fill()
-    key = sums_key(FileInfo(0, 1, 1, 0))
+    key = frame_checksums_key(FileInfo(0, 1, 1, 0))
     right = bench.memory.objects[key]
     bench.flip(key, 0 if part == "head" else len(right.data) - 1)
     async with bench.replica() as replica:
@@ -193,7 +193,7 @@ async def test_while_its_sums_are_damaged_a_file_is_read_whole_and_checked_unles
 ) -> None:
     bench = Bench()
     await bench.fill()
-    bench.flip(sums_key(FileInfo(0, 1, 1, 0)), 0)
+    bench.flip(frame_checksums_key(FileInfo(0, 1, 1, 0)), 0)
     bench.flip(bench.large, bench.place_of(bench.large, 350))
     right = bench.history.at(2)
     async with bench.replica() as replica:
@@ -210,7 +210,7 @@ async def test_an_index_that_was_damaged_in_transit_before_its_sums_were_found_i
 ) -> None:
     bench = Bench()
     await bench.fill()
-    key = sums_key(FileInfo(0, 1, 1, 0))
+    key = frame_checksums_key(FileInfo(0, 1, 1, 0))
     gone = bench.memory.objects.pop(key)
     whole = bench.memory.objects[bench.large]
     bench.flip(bench.large, 39)  # the time in the header
@@ -270,7 +270,7 @@ async def test_the_sums_of_a_block_are_asked_for_once_and_at_the_same_time_as_it
     async with bench.replica() as replica:
         bench.flipping.gets.clear()
         await read(replica, 100)
-        assert sorted(key for key, _ in bench.flipping.gets) == [bench.large, sums_key(FileInfo(0, 1, 1, 0))]
+        assert sorted(key for key, _ in bench.flipping.gets) == [bench.large, frame_checksums_key(FileInfo(0, 1, 1, 0))]
         await read(replica, 600)
         assert {key for key, _ in bench.flipping.gets[2:]} == {bench.large}
 

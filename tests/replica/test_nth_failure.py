@@ -188,7 +188,7 @@ CASES = [*((kind, True) for kind in Kind), (Kind.ERROR, False), (Kind.GONE, Fals
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "with_sums"), [pytest.param(*case, id=f"{case[0].name} {case[1]}") for case in CASES])
-@pytest.mark.logs("as planned", "cannot be checked before it has been read whole")
+@pytest.mark.logs("as planned", "cannot be checked until the file has been read whole")
 async def test_whichever_request_fails_no_page_is_wrong_and_all_is_well_afterwards(kind: Kind, with_sums: bool) -> None:
     requests = await requests_of_a_life(with_sums=with_sums)
     assert requests > 40

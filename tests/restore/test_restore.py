@@ -429,7 +429,7 @@ async def test_file_under_another_name_is_damaged(autojump_clock: Clock, tmp_pat
     info = FileInfo(0, 2, 2, 0)
     await ready.delete([info])
     await put(ready, 0, 2, 2, long_history(3).file(3, 3))
-    with pytest.raises(DamagedFile, match="unlike its name") as error:
+    with pytest.raises(DamagedFile, match="differ from its name") as error:
         await restore(ready, tmp_path / "out.db")
     assert error.value.key == ready.key(info)
 

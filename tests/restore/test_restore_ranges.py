@@ -13,11 +13,11 @@ from trio.testing import MockClock as Clock
 
 from litereplica.errors import DamagedFile, GapError, NotFound, PointNotFound
 from litereplica.format.decoder import decode_file
-from litereplica.format.frame_checksums import SumsEncoder
+from litereplica.format.frame_checksums import FrameChecksumsEncoder
 from litereplica.format.ltx import HEADER_SIZE, PageIndex
 from litereplica.ltxstore import range_plan
 from litereplica.ltxstore import store as store_module
-from litereplica.ltxstore.frame_checksums import sums_key
+from litereplica.ltxstore.frame_checksums import frame_checksums_key
 from litereplica.ltxstore.plan import plan_restore, reachable_txids
 from litereplica.ltxstore.range_plan import plan_spans
 from litereplica.ltxstore.store import LTXStore
@@ -68,13 +68,13 @@ async def publish_some(store: LTXStore, history: History, rng: random.Random) ->
 async def publish_summed(store: LTXStore, history: History, level: int, low: int, high: int) -> FileInfo:
     """A file with its sums, as our writer and compaction publish it."""
     info = await publish(store, history, level, low, high)
-    await store.put_sums(info, sums_of(history.file(low, high)))
+    await store.put_frame_checksums(info, sums_of(history.file(low, high)))
     return info
 
 
 def sums_of(data: bytes) -> bytes:
     index = decode_file(data).index
-    sums = SumsEncoder()
+    sums = FrameChecksumsEncoder()
     sums.feed(data[:HEADER_SIZE])
     for start, size in zip(index.offset.tolist(), index.size.tolist(), strict=True):
         sums.feed(data[start : start + size])
@@ -170,7 +170,7 @@ async def test_damaged_frame_of_a_range_is_named_or_avoided(autojump_clock: Cloc
 
 
 @pytest.mark.parametrize("harm", ["none", "other", "gone", "segment"])
-@pytest.mark.logs("cannot be checked before it has been read whole")
+@pytest.mark.logs("cannot be checked until the file has been read whole")
 async def test_file_without_its_sums_is_read_whole(autojump_clock: Clock, tmp_path: Path, harm: str) -> None:
     history = History()
     history.commit(400)
@@ -178,7 +178,7 @@ async def test_file_without_its_sums_is_read_whole(autojump_clock: Clock, tmp_pa
     objects = MemoryStorage()
     store = memory_store(objects)
     first, _ = [await publish_summed(store, history, 0, txid, txid) for txid in (1, 2)]
-    key = sums_key(first)
+    key = frame_checksums_key(first)
     match harm:
         case "other":
             await objects.put(key, sums_of(history.file(1, 2)))

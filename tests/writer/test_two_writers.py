@@ -332,7 +332,7 @@ async def test_store_without_conditions_is_refused_and_used_with_a_warning_when_
     with processes() as started:
         started.append(refused := Process(app.database, url))
         assert await refused.ended() == ExitCode.STORE
-        expected = "ignores If-None-Match on a put" if ignores else "does not know If-None-Match on a put"
+        expected = "ignores If-None-Match on a put" if ignores else "does not support If-None-Match on a put"
         assert expected in refused.error
         assert "add --no-lease" in refused.error
         assert not await txids(store)

@@ -177,7 +177,7 @@ async def test_sums_whose_writing_was_cut_short_hold_for_nothing(
     def killed(fd: int, changes: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(page_checksums, "_write_sums", killed)
+    monkeypatch.setattr(page_checksums, "_write_checksums", killed)
     with pytest.raises(KeyboardInterrupt):
         sums.record(Version(1, 7), Version(2, 8), changes)
     again = page_checksums.PageChecksums(tmp_path / "pages.sums")
