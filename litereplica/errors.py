@@ -1,7 +1,7 @@
-"""Every error that crosses a layer, and the exit code that each one becomes on the command line.
+"""Every error that crosses a layer, and its exit code on the command line.
 
-An error states the fact (what was expected, what was found) as its message and, where a user can act
-on it, the next step as `hint`. Facts that code needs are attributes. Nothing here does any work.
+The message of an error states what was expected and what was found; `hint` is the next step, if a user can act on it.
+Facts that code needs are attributes.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command; documented in docs/CLI.md."""
+    """The exit codes of all commands; documented in docs/CLI.md."""
 
     OK = 0
-    BUG = 1  # an error that we did not foresee; the traceback is in the log
-    USAGE = 2  # an argument, an option, or a file named by one of them, is not what the command needs
-    NOT_FOUND = 3  # the replica holds no such database, TXID or time
-    STORE = 4  # the object store refused, or cannot be reached
-    DAMAGED = 5  # bytes that fail their checks
-    ENVIRONMENT = 6  # this machine: no /dev/fuse, mount point in use, disk full
-    CONFLICT = 7  # another writer owns the destination
+    BUG = 1  # an unexpected error; the traceback is in the log
+    USAGE = 2  # an invalid argument or option, or an unsuitable file
+    NOT_FOUND = 3  # no such database, TXID or time in the replica
+    STORE = 4  # the object store refused the request or cannot be reached
+    DAMAGED = 5  # damaged data: a check failed
+    ENVIRONMENT = 6  # a problem of this machine: no /dev/fuse, mount point in use, disk full
+    CONFLICT = 7  # another writer publishes to the replica
     UNPUBLISHED = 8  # replication was stopped, and committed transactions are not in the replica
     SOURCE_REPLACED = 9  # a database was moved, deleted or replaced while it was replicated
 
 
 class LiteReplicaError(Exception):
-    """Base of every error of ours.
+    """The base class of litereplica's errors.
 
     `hint` is the next step for a user, an imperative clause without a final period, or None.
     """
@@ -44,19 +44,19 @@ class LiteReplicaError(Exception):
 
 
 class UsageError(LiteReplicaError):
-    """What the user named is not what the command needs."""
+    """An argument, an option, a configuration or a file is not what the command needs."""
 
     exit_code = ExitCode.USAGE
 
 
 class EnvironmentProblem(LiteReplicaError):
-    """This machine cannot do it now: no FUSE, mount point in use, disk full."""
+    """This machine prevents the operation: no FUSE, mount point in use, disk full."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 class FormatError(LiteReplicaError):
-    """Bytes that are not what their format says. Raised by `litereplica.format` only."""
+    """Bytes that violate their format. Raised by `litereplica.format` only."""
 
     exit_code = ExitCode.DAMAGED
 
@@ -66,7 +66,7 @@ class LTXError(FormatError):
 
 
 class WALError(FormatError):
-    """Bytes that are not a valid WAL header. (An invalid *frame* is the end of a WAL, not an error.)"""
+    """Bytes that are not a valid WAL header. An invalid *frame* ends a WAL, and is no error."""
 
 
 class SQLiteFormatError(FormatError):
@@ -85,7 +85,7 @@ class DamagedFile(LiteReplicaError):
 
 
 class StorageError(LiteReplicaError):
-    """The store answered with an error that trying again does not cure. `key` may be empty."""
+    """The store answered with an error that a retry does not solve. `key` may be empty."""
 
     exit_code = ExitCode.STORE
 
@@ -104,7 +104,7 @@ class NotFound(StorageError):
 
 
 class FileVanished(NotFound):
-    """An LTX file that a page was to be read from has gone: its pages lie in newer files now."""
+    """A listed LTX file has been deleted or replaced; its pages are in newer files now."""
 
 
 class BucketNotFound(StorageError):
@@ -120,23 +120,23 @@ class PreconditionFailed(StorageError):
 
 
 class ConditionsIgnored(StorageError):
-    """The store does not honour conditional requests: nothing keeps two writers apart there."""
+    """The store does not honour conditional requests, so that a lease cannot keep two writers apart."""
 
 
 class NotSupported(StorageError):
-    """The store does not know the operation, or the condition that it carries (501)."""
+    """The store does not support the operation or its condition (501)."""
 
 
 class TransientStorageError(StorageError):
-    """Timeout, reset, 429, 5xx: trying again may succeed. The effect may or may not have happened."""
+    """Timeout, reset, 429, 5xx: a retry may succeed. The operation may have taken effect or not."""
 
 
 class StaleReplica(StorageError):
-    """There has been no news from the store for longer than readers accept."""
+    """The store has not answered for longer than readers accept."""
 
 
 class ReplicaError(LiteReplicaError):
-    """The files of a replica do not add up to the database that was asked for."""
+    """The files of a replica do not suffice for the requested state of the database."""
 
     exit_code = ExitCode.NOT_FOUND
 
@@ -155,11 +155,11 @@ class GapError(ReplicaError):
 
 
 class PointNotFound(ReplicaError):
-    """The history cannot be restored to what was asked for: a TXID that no file ends at, or a time before the first."""
+    """The history does not have the point: no file ends at the TXID, or the time is before the first point."""
 
 
 class PageSizeChanged(ReplicaError):
-    """The database goes on with another page size: it has to be opened anew."""
+    """The page size of the database has changed, so it must be opened again."""
 
     def __init__(self, message: str, *, before: int, after: int) -> None:
         super().__init__(message, hint="mount the replica again")
@@ -200,11 +200,11 @@ class ConflictError(LiteReplicaError):
 
 
 class AlreadyReplicated(ConflictError):
-    """Another process, or this one, replicates the same database or directory now."""
+    """A process, possibly this one, already replicates the database or directory."""
 
 
 class LeaseConflict(ConflictError):
-    """Another writer has the lease: who, in which generation, and for how many seconds from now."""
+    """Another writer, `owner`, holds the lease. `generation` is the lease's; it expires in `left_s` seconds."""
 
     def __init__(self, message: str, *, owner: str, generation: int, left_s: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -214,8 +214,8 @@ class LeaseConflict(ConflictError):
 
 
 class LeaseHeld(LeaseConflict):
-    """It could not be taken."""
+    """The lease cannot be acquired."""
 
 
 class LeaseLost(LeaseConflict):
-    """It was ours, and is not any more: nothing more may be published."""
+    """This writer has lost the lease, and must not publish any more."""

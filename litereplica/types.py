@@ -48,6 +48,7 @@ class FileInfo:
 
     @property
     def name(self) -> FileName:
+        """Level and TXIDs, which name the file."""
         return self.level, self.min_txid, self.max_txid
 
     @property

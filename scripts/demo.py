@@ -60,6 +60,7 @@ class Shell:
         return answer.strip()
 
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -95,6 +96,7 @@ def follow(shell: Shell, commits: Commits, thread: threading.Thread, *, seconds:
 
 
 def main() -> None:
+    """Run the demonstration."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("primary", help="the database that is committed to")
     parser.add_argument("replica", help="the database that is queried")

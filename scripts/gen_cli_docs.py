@@ -48,6 +48,7 @@ def _section(title: str, text: str) -> str:
 
 
 def main() -> None:
+    """Write docs/CLI.md, or check it with `--check`."""
     if sys.argv[1:] == ["--check"]:
         if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != reference():
             sys.exit("docs/CLI.md is out of date: run scripts/gen-cli-docs")

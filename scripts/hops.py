@@ -58,10 +58,12 @@ class Hops:
 
     @property
     def functions(self) -> int:
+        """Number of distinct functions entered."""
         return len(set(self.entered))
 
     @property
     def switches(self) -> int:
+        """Number of switches between files."""
         return sum(before.co_filename != after.co_filename for before, after in pairwise(self.entered))
 
 
@@ -73,11 +75,13 @@ class Profiler:
         self.counted: dict[str, Hops] = {}
 
     def install(self) -> None:
+        """Begin to profile this thread and those started later."""
         threading.setprofile(self._note)
         sys.setprofile(self._note)
 
     @contextmanager
     def counting(self, name: str) -> Iterator[None]:
+        """Count entries during the block under `name`."""
         self._current = self.counted[name] = Hops()
         try:
             yield
@@ -96,10 +100,12 @@ class NoKernel:
     """A `KernelCache` that caches nothing."""
 
     async def store(self, stores: Iterable[Store]) -> None:
+        """Do nothing."""
         for _ in stores:  # the caller may produce them on the way
             pass
 
     async def invalidate(self, file: LiveFile) -> None:
+        """Do nothing."""
         pass
 
 
@@ -153,6 +159,7 @@ async def count_reader(
 
 
 def main() -> None:
+    """Count and print the hops of each operation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", metavar="OPERATION", help="print the functions that one operation enters, in order")
     options = parser.parse_args()

@@ -36,6 +36,7 @@ def count(path: Path) -> Counter[str]:
 
 
 def main() -> None:
+    """Count and print the code lines of each package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", nargs="*", type=Path, help="package, directory or file (default: litereplica)")
     options = parser.parse_args()

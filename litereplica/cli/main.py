@@ -75,9 +75,11 @@ class LazyGroup(click.Group):
     """A group whose commands are the modules named in `COMMANDS`, imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return the command. Raises `NoSuchCommand`."""
         if cmd_name not in COMMANDS:
             raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         command = import_module(f"litereplica.cli.{cmd_name}").command
@@ -87,10 +89,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and rewrite its options with one dash."""
         name, command, arguments = super().resolve_command(ctx, args)
         return name, command, arguments if command is None else with_two_dashes(command, arguments, ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands from `COMMANDS`, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -190,7 +194,7 @@ def _known(error: BaseException) -> tuple[int, str] | None:
 
 
 def _clause(error: click.ClickException) -> str:
-    """click's message as a clause, without its list of alternatives."""
+    """The message of a click error as a clause, without its list of alternatives."""
     alternatives = getattr(error, "possibilities", None)
     message = (error.message if alternatives else error.format_message()).rstrip().removesuffix(".")
     return message[:1].lower() + message[1:]

@@ -79,6 +79,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse the value of an option or argument."""
         if isinstance(value, float):
             return value
         try:
@@ -93,6 +94,7 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the value of an option or argument."""
         if isinstance(value, int):
             return value
         try:
@@ -107,6 +109,7 @@ class ReplicaURLType(click.ParamType[str]):
     name = "url"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the value of an option or argument. Raises `UsageError`."""
         from litereplica.storage.url import parse_url
 
         parse_url(str(value))

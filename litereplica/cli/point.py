@@ -172,6 +172,7 @@ class Timestamp(click.ParamType[int]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the value of an option or argument."""
         if isinstance(value, int):
             return value
         try:
@@ -186,6 +187,7 @@ class TXIDType(click.ParamType[int]):
     name = "txid"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the value of an option or argument."""
         if isinstance(value, int):
             return value
         try:
@@ -200,6 +202,7 @@ class PointType(click.ParamType[Point]):
     name = "point"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Point:
+        """Parse the value of an option or argument."""
         if isinstance(value, Point):
             return value
         try:

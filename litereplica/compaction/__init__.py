@@ -1,0 +1,1 @@
+"""Merging LTX files into higher levels, and deleting superfluous ones."""

@@ -35,7 +35,7 @@ class Pruner:
         self._sweep_ms = clock.steady_ms()  # when the next sweep of frame checksums is due
 
     def appeared(self, info: FileInfo) -> None:
-        """Record that a file has just appeared in the store. (Otherwise `due` sees it in the next listing.)"""
+        """Record that a file has just appeared in the store, before it is in a listing."""
         if self._seen_ms is not None:
             self._seen_ms.setdefault(info.name, self._clock.steady_ms())
 

@@ -1,11 +1,11 @@
-"""The configuration file: text in, values out. Nothing here opens a file, reads the environment or asks a clock.
+"""Parses the configuration file: text in, values out. Nothing here opens a file or reads the environment.
 
-config    the values, and the whole of a file
-targets   the databases that it names
-replica   a replica's part, in Litestream's shape, as one URL
-keys      every key of Litestream's configuration, and what becomes of it here
-document  YAML as sections whose values know their lines
-expand    environment variables in the text
+expand    replaces environment variables in the text
+document  parses YAML into sections whose values know their lines
+keys      lists every key of Litestream's configuration, and how it is treated
+config    parses the whole file into a `Config`
+targets   parses the list of databases
+replica   converts a replica's settings into one URL
 """
 
 from __future__ import annotations

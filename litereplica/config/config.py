@@ -1,8 +1,8 @@
-"""What a configuration file says, in Litestream's shape, as values.
+"""Parses a configuration file in Litestream's format into a `Config`.
 
-A user's `litestream.yml` means here what it means there; `keys.py` tells of every key what becomes of it. Ours are
-`lease` (`hold`, `wait`, `off`) and `retention.tiers`, and whatever tells how databases are replicated may stand at the
-top of the file or with one database, which then wins.
+A `litestream.yml` has the same meaning as in Litestream; `keys.py` lists how each key is treated. Our additions are
+`lease` (`hold`, `wait`, `off`) and `retention.tiers`. The settings of replication may be at the top of the file or with
+one database, where they take precedence.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ LOG_TYPES = ("text", "json", "pretty")
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the text may refer to: the environment (None: nothing is expanded), this process, the directory of relative
-    paths, and the home of `~`."""
+    """The environment that the text may refer to.
+
+    `variables` are those of the environment (None: nothing is expanded), `directory` is the base of relative paths, and
+    `home` replaces `~`.
+    """
 
     variables: Mapping[str, str] | None = field(repr=False)
     pid: int
@@ -48,7 +51,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class LoggingSettings:
-    """`level` as `logging` has it; `json`: one JSON object a line."""
+    """Settings of the log. `level` is one of `logging`; with `json`, each line is a JSON object."""
 
     level: int = logging.INFO
     json: bool = False
@@ -56,7 +59,7 @@ class LoggingSettings:
 
 @dataclass(frozen=True, slots=True)
 class SocketSettings:
-    """The control socket; `path` None is the usual place."""
+    """Settings of the control socket. `path` None is the default path."""
 
     enabled: bool = True
     path: Path | None = None
@@ -64,8 +67,11 @@ class SocketSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A configuration. `command` is what `exec` runs, split into words; `notes` name keys without effect here, and
-    `unset` of variables that the file refers to and that are not set."""
+    """A configuration.
+
+    `command` is the program of `exec`, split into words. `notes` name keys without effect, and `unset` the variables
+    that the file refers to and that are not set.
+    """
 
     databases: tuple[ConfiguredDatabase, ...]
     command: tuple[str, ...] = ()
@@ -76,11 +82,12 @@ class Config:
 
     @property
     def targets(self) -> tuple[Target, ...]:
+        """The database and directory targets, in the order of the file."""
         return tuple(database.target for database in self.databases)
 
 
 def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
-    """Read the text of a configuration. Raises `UsageError`, which names `file`, the line and the key."""
+    """Parse the text of a configuration. Raises `UsageError`, which names `file`, the line and the key."""
     unset: tuple[str, ...] = ()
     if surroundings.variables is not None:
         expanded = expand(text, surroundings.variables, pid=surroundings.pid)
@@ -95,7 +102,7 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
         document, parse_settings(document, WriterSettings(), notes), absolute=absolute, notes=notes
     )
     if not databases:
-        raise document.error("it names no database", hint="add dbs: and below it '- path: …' with a replica")
+        raise document.error("no database is configured", hint="add dbs: and below it '- path: …' with a replica")
     return Config(
         databases=databases,
         command=_command(document),
@@ -107,13 +114,13 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
 
 
 def split_command(text: str) -> tuple[str, ...]:
-    """The words of a command line, quoted as in a shell. Raises `UsageError` for what only a shell can do."""
+    """Split a command line into words, quoted as in a shell. Raises `UsageError` if it needs a shell, or is empty."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as exc:
         raise UsageError("the command has a quote that is not closed", hint="close it") from exc
     if _has_operator(text):
-        raise UsageError("the command needs a shell, and none is run for it", hint="write sh -c '…'")
+        raise UsageError("the command is not run by a shell, but has shell operators", hint="write sh -c '…'")
     if not words or not words[0]:
         raise UsageError("the command is empty", hint="name a program")
     return words
@@ -153,12 +160,12 @@ def _logging(document: Section, notes: list[str]) -> LoggingSettings:
     level, kind = section.text("level", "info").lower(), section.text("type", "text").lower()
     if level not in LOG_LEVELS:
         hint = f"write {', '.join(LOG_LEVELS)}"
-        raise section.error(f"{section.name('level')} is none that there is", key="level", hint=hint)
+        raise section.error(f"{section.name('level')} is not a log level", key="level", hint=hint)
     if kind not in LOG_TYPES:
         hint = f"write {', '.join(LOG_TYPES)}"
-        raise section.error(f"{section.name('type')} is none that there is", key="type", hint=hint)
+        raise section.error(f"{section.name('type')} is not a log type", key="type", hint=hint)
     if section.flag("stderr") is False:
-        notes.append(f"{section.name('stderr')} (line {section.entry('stderr').line}): the log goes to stderr always")
+        notes.append(f"{section.name('stderr')} (line {section.entry('stderr').line}): the log always goes to stderr")
     return LoggingSettings(LOG_LEVELS[level], kind == "json")
 
 

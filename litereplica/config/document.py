@@ -1,8 +1,8 @@
-"""YAML as sections whose values know their lines.
+"""Parses YAML into sections whose values know their lines.
 
-The document is composed into nodes and never constructed into objects: which type a value has is said by whoever reads
-it, so `bucket: 123` is a text where a text is wanted, and no tag can make anything. Every error names the file, the
-line and the key, and none repeats a value or a piece of the text: it may be a secret.
+The document is composed into nodes, but no objects are constructed: the caller decides the type of a value, so that
+`bucket: 123` is a text where a text is expected, and tags have no effect. Every error names the file, the line and the
+key, and none repeats a value or a part of the text, which may be a secret.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from litereplica.errors import UsageError
 from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
 NEVER = "never"
-"""The value of a period without end."""
+"""The value of an infinite period."""
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _PLAIN_TAGS = frozenset(
@@ -31,7 +31,7 @@ _QUOTED = re.compile(r"'[^']{2,}'|\"[^\"]{2,}\"")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key of a section, where it stands, and its value."""
+    """The line and the value of a key of a section."""
 
     line: int
     node: yaml.Node
@@ -45,7 +45,7 @@ class Entry:
 
 
 class Section:
-    """A mapping of the document. `path` is how a user finds it, such as `dbs[0].replica`; empty for the whole."""
+    """A mapping of the document. `path` names it for users, such as `dbs[0].replica`; it is empty for the document."""
 
     def __init__(self, entries: Mapping[str, Entry], *, file: str, path: str, line: int) -> None:
         self.file = file
@@ -61,20 +61,20 @@ class Section:
         return iter(self._entries)
 
     def entry(self, key: str) -> Entry:
-        """A key that is there."""
+        """Return a key that exists, with line and value."""
         return self._entries[key]
 
     def name(self, key: str) -> str:
-        """A key with the path to it."""
+        """The path of a key, for messages."""
         return f"{self.path}.{key}" if self.path else key
 
     def error(self, message: str, *, key: str | None = None, hint: str | None = None) -> UsageError:
-        """An error about a key, or about the section."""
+        """Return an error about a key, or about the section, with file and line."""
         line = self._entries[key].line if key is not None and key in self._entries else self.line
         return UsageError(f"{self.file}, line {line}: {message}", hint=hint)
 
     def text(self, key: str, default: str = "") -> str:
-        """A text; one that is empty counts as absent, as in Litestream."""
+        """Return a text. An empty one counts as absent, as in Litestream."""
         node = self._get(key)
         if node is None:
             return default
@@ -83,7 +83,7 @@ class Section:
         return node.value or default
 
     def flag(self, key: str) -> bool | None:
-        """True or false; None when it is not given."""
+        """Return True or False; None if it is absent."""
         text = self.text(key).lower()
         if text in _YES:
             return True
@@ -94,7 +94,7 @@ class Section:
         return None
 
     def duration_ms(self, key: str) -> int | None:
-        """Milliseconds, above zero; None when it is not given."""
+        """Return a duration greater than zero, in milliseconds; None if it is absent."""
         text = self.text(key)
         if not text:
             return None
@@ -106,7 +106,7 @@ class Section:
         return found
 
     def period_ms(self, key: str, default: int | None, *, zero_is_endless: bool = False) -> int | None:
-        """A duration that may be `never`, which is None."""
+        """Return a duration in milliseconds, where `never` is None."""
         text = self.text(key)
         if text == NEVER or (zero_is_endless and text and parse_duration_ms(text) == 0):
             return None
@@ -114,12 +114,12 @@ class Section:
         return default if found is None else found
 
     def section(self, key: str) -> Section | None:
-        """A mapping; None when it is not given."""
+        """Return a mapping; None if it is absent."""
         node = self._get(key)
         return None if node is None else self._section(node, self.name(key), key)
 
     def sections(self, key: str) -> list[Section]:
-        """A list of mappings."""
+        """Return a list of mappings; empty if it is absent."""
         node = self._get(key)
         if node is None:
             return []
@@ -141,7 +141,7 @@ class Section:
 
 
 def parse_document(text: str, *, file: str) -> Section:
-    """The document as a section. Raises `UsageError`."""
+    """Parse a document into a section. Raises `UsageError`."""
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -153,7 +153,7 @@ def parse_document(text: str, *, file: str) -> Section:
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = _QUOTED.sub("…", exc.problem or "it cannot be read")
         raise UsageError(
-            f"{file}{line}: this is not YAML: {problem}", hint="mind the indentation and the quotes"
+            f"{file}{line}: this is not YAML: {problem}", hint="check the indentation and the quotes"
         ) from exc
     except yaml.YAMLError as exc:
         raise UsageError(f"{file}: this is not YAML: it has a control character", hint="remove it") from exc
@@ -172,7 +172,7 @@ def _section(node: yaml.MappingNode, *, file: str, path: str) -> Section:
 
 
 def _entries(node: yaml.MappingNode, file: str, seen: dict[int, Mapping[str, Entry] | None]) -> Mapping[str, Entry]:
-    """The keys of a mapping, with those that are merged into it (`<<`); its own win. `seen` are those being read."""
+    """The keys of a mapping and of those merged into it (`<<`), which its own keys override. `seen` detects cycles."""
     if id(node) in seen:
         known = seen[id(node)]
         if known is None:
@@ -185,11 +185,11 @@ def _entries(node: yaml.MappingNode, file: str, seen: dict[int, Mapping[str, Ent
         if not isinstance(key, yaml.ScalarNode):
             raise _error(file, key, f"a key is a {_kind(key)}", "write a name")
         if value.tag not in _PLAIN_TAGS or key.tag not in _PLAIN_TAGS:
-            raise _error(file, value, "a value has a tag of its own", "remove the '!…'")
+            raise _error(file, value, "a value has a tag", "remove the '!…'")
         if key.tag == _MERGE:
             for each in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
                 if not isinstance(each, yaml.MappingNode):
-                    raise _error(file, value, "what is merged is not a mapping", "merge an alias of one")
+                    raise _error(file, value, "the merged value is not a mapping", "merge an alias of a mapping")
                 merged.update(_entries(each, file, seen))
             continue
         if key.value in own:
@@ -204,7 +204,7 @@ def _error(file: str, node: yaml.Node, message: str, hint: str) -> UsageError:
 
 
 def _shown(key: str) -> str:
-    """A key for a message, but not a long one, which may be anything."""
+    """A key for a message. A long one is not shown, since it may be a secret."""
     return repr(key) if len(key) <= 40 else "a key"
 
 

@@ -1,9 +1,8 @@
-"""`$NAME` and `${NAME}` in the text of a configuration file, before it is read as YAML: by the rules of Go's
-`os.Expand`, which Litestream uses.
+"""Replaces `$NAME` and `${NAME}` in the text of a configuration file, by the rules of Go's `os.Expand`, as Litestream.
 
-A name is letters, digits and underscores; after `${` it is whatever comes up to `}`. One of `*#$@!?-` or a digit is a
-name of one character. A dollar sign that no name follows stays as it is; `${}`, and a `${` that is never closed,
-vanish. A variable that is not set is empty. `PID` is the number of this process.
+A name consists of letters, digits and underscores; after `${`, of all characters before `}`. One of `*#$@!?-` or a
+digit is a name of one character. A dollar sign without a name is kept; `${}`, and a `${` without `}`, are removed. A
+variable that is not set is empty. `PID` is the process ID of this process.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ _COMMENT = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The text, and the variables outside of comments that are not set, in the order of their first use."""
+    """The expanded text, and the unset variables outside of comments, in the order of their first use."""
 
     text: str
     unset: tuple[str, ...]
 
 
 def expand(text: str, variables: Mapping[str, str], *, pid: int) -> Expanded:
-    """Replace the references in `text` by the values of `variables`."""
+    """Replace the references in `text` with the values of `variables`."""
     known = {**variables, "PID": str(pid)}
 
     def value(match: re.Match[str]) -> str:
@@ -36,5 +35,5 @@ def expand(text: str, variables: Mapping[str, str], *, pid: int) -> Expanded:
 
 
 def _name(match: re.Match[str]) -> str:
-    """Empty for what names nothing."""
+    """The name of the variable; empty if the reference has none."""
     return match[1] or match[3] or match[4] or ""

@@ -1,9 +1,8 @@
-"""Every key of a configuration file, and what becomes of it.
+"""Lists every key of a configuration file, and how it is treated.
 
-A key of Litestream 0.5 is *honoured*; or *idle*, when what it tunes is done in another way here, and a user who sets it
-gets what it is for without it; or *refused*, when the file would otherwise mean something else here than its user
-thinks. An idle key is accepted and named once in the log, a refused or unknown one is an error. A refused key that is
-empty or false asks for nothing, and counts as absent.
+A key of Litestream 0.5 is *honoured*; *idle*, if it is not needed here, because its purpose is achieved in another way;
+or *refused*, if ignoring it would give the file another meaning than the user expects. An idle key is accepted and
+named once in the log; a refused or unknown key is an error. A refused key that is empty or false counts as absent.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from difflib import get_close_matches
 from litereplica.config.document import Section
 
 _LOCAL_STATE = "local state is beside the database, in .<file>-litereplica"
-_WAL_IS_WATCHED = "the WAL is looked at all the time"
-_OWN_CHECKPOINTS = "when the WAL is checkpointed is decided here"
-_OWN_TRANSFERS = "how transfers are cut and how many run at once is decided here"
+_WAL_IS_WATCHED = "the WAL is polled continuously"
+_OWN_CHECKPOINTS = "litereplica has its own schedule for checkpoints"
+_OWN_TRANSFERS = "litereplica chooses the size and number of concurrent transfers"
 _ALWAYS_CHECKED = "every file is checked whenever it is read or made"
-_OTHER_STORE = "it concerns other kinds of stores"
-_MD5_WHERE_NEEDED = "checksums are sent where S3 demands them"
+_OTHER_STORE = "it applies to other kinds of stores"
+_MD5_WHERE_NEEDED = "checksums are sent where S3 requires them"
 
-_ENCRYPTION = "what is published would not be encrypted as you want; use encryption by default of the bucket"
+_ENCRYPTION = "the files would not be encrypted as configured; use default encryption of the bucket"
 _SINCE_05 = "since Litestream 0.5 it is {} at the top of the file"
 
 
@@ -45,8 +44,8 @@ _STORE_HONOURED = frozenset(
 _STORE_IDLE = {
     **_many("validation-interval", _ALWAYS_CHECKED),
     **_many("max-sync-ltx-files part-size concurrency", _OWN_TRANSFERS),
-    **_many("auto-recover", "local state that is lost or damaged is always made anew"),
-    **_many("sign-payload", "requests are signed as the store demands it"),
+    **_many("auto-recover", "lost or damaged local state is always rebuilt"),
+    **_many("sign-payload", "requests are signed as the store requires"),
     **_many("require-content-md5", _MD5_WHERE_NEEDED),
     **_many("account-name account-key sas-token", _OTHER_STORE),
     **_many("host user password key-path concurrent-writes host-key", _OTHER_STORE),
@@ -55,7 +54,7 @@ _STORE_IDLE = {
     **_many("max-reconnects reconnect-wait timeout", _OTHER_STORE),
 }
 _STORE_REFUSED = {
-    "age": "what is published would not be encrypted; remove it",
+    "age": "the files would not be encrypted; remove it",
     **_many("sse-customer-algorithm sse-customer-key sse-customer-key-path sse-kms-key-id", _ENCRYPTION),
     "skip-verify": "name the certificate authority in AWS_CA_BUNDLE instead",
     "storage-class": "set it by a lifecycle rule of the bucket",
@@ -67,15 +66,15 @@ DOCUMENT = Keys(
     honoured=_STORE_HONOURED | _SCHEDULE | {"dbs", "exec", "logging", "socket", "shutdown-sync-timeout"},
     idle={
         **_STORE_IDLE,
-        **_many("l0-retention-check-interval", "what has expired is looked for often enough"),
+        **_many("l0-retention-check-interval", "litereplica has its own schedule for deletions"),
         **_many("verify-compaction validation", _ALWAYS_CHECKED),
-        **_many("shutdown-sync-interval", "what could not be published is by the next start"),
+        **_many("shutdown-sync-interval", "unpublished transactions are published by the next start"),
         **_many("heartbeat-interval", "there is no heartbeat"),
         "addr": "metrics are not served; ask 'litereplica status --json'",
     },
     refused={
         **_STORE_REFUSED,
-        "heartbeat-url": "nothing would be told of a writer that is gone; watch 'litereplica status --json' instead",
+        "heartbeat-url": "there is no heartbeat; monitor 'litereplica status --json' instead",
         "mcp-addr": "there is no such server; use 'litereplica status --json'",
     },
 )
@@ -98,7 +97,7 @@ REPLICA = Keys(
         **_STORE_REFUSED,
         "retention": _SINCE_05.format("snapshot.retention"),
         "snapshot-interval": _SINCE_05.format("snapshot.interval"),
-        "retention-check-interval": "what has expired is looked for often enough; remove it",
+        "retention-check-interval": "litereplica has its own schedule for deletions; remove it",
     },
 )
 
@@ -118,7 +117,7 @@ PARAMETERS_IDLE = {
 
 
 def check(section: Section, keys: Keys) -> list[str]:
-    """Raise `UsageError` for a key that is refused or unknown; returns a note on each one that is idle."""
+    """Return a note for each idle key. Raises `UsageError` for a refused or unknown key."""
     notes = []
     for key in section:
         if key in keys.honoured:
@@ -136,9 +135,9 @@ def check(section: Section, keys: Keys) -> list[str]:
 
 def _suggestion(key: str, keys: Keys) -> str:
     close = get_close_matches(key[:40].lower().replace("_", "-"), [*keys.honoured, *keys.idle, *keys.refused], n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(keys.honoured))}"
+    return f"did you mean {close[0]}?" if close else f"the keys are {', '.join(sorted(keys.honoured))}"
 
 
 def _shown(key: str) -> str:
-    """A key fit for a message: what is very long or has unusual characters is not a key, but may be anything."""
+    """A key for a message; one that is long or unprintable is not shown, since it may be a secret."""
     return key if len(key) <= 40 and key.isprintable() else "like this"

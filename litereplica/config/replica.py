@@ -1,7 +1,7 @@
-"""A replica's part of a configuration, `url` or `type`, `bucket`, `path` and so on, as one URL and its credentials.
+"""Converts a replica's settings (`url`, or `type`, `bucket`, `path` and so on) into one URL and its credentials.
 
-What is written with the replica wins over the top of the file, and both win over the URL's own parameters, as in
-Litestream; and so do `s3://bucket.provider/path` and `s3://bucket.localhost:9000/path`, which name the server, too.
+As in Litestream, the settings of the replica take precedence over those at the top of the file, and both over the URL's
+parameters. `s3://bucket.provider/path` and `s3://bucket.localhost:9000/path`, which name the server, are accepted.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PROVIDERS = (
     (re.compile(r"(?P<bucket>.+)\.(?P<region>s3)\.filebase\.com"), "https://s3.filebase.com"),
     (re.compile(r"(?P<bucket>.+)\.s3\.(?P<region>[^.]+)\.scw\.cloud"), "https://s3.{}.scw.cloud"),
 )
-"""Hosts that name bucket, region and server at once, and the server's address."""
+"""Patterns of hosts that contain bucket, region and provider, and the endpoint of each provider."""
 _LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """Where a database goes. `url` is canonical and holds no secret; `notes` name parameters without effect."""
+    """The replica of a database. `url` is canonical, without secrets; `notes` name parameters without effect."""
 
     url: str
     credentials: Credentials | None
@@ -42,7 +42,11 @@ class Replica:
 
 
 def parse_replica(section: Section, defaults: Section, *, absolute: Callable[[str], str]) -> Replica:
-    """The replica of a section; `defaults` is the document. `absolute` makes a path absolute. Raises `UsageError`."""
+    """Parse the replica in a section; `defaults` is the document, `absolute` makes a path absolute.
+
+    Raises:
+        UsageError: the settings are incomplete or contradictory.
+    """
     url, path = section.text("url"), section.text("path")
     if "://" in path:
         raise section.error(f"{section.name('path')} is a URL", key="path", hint="name it as url")
@@ -102,7 +106,7 @@ def _split(section: Section, url: str) -> tuple[str, str, dict[str, str], tuple[
     base, _, query = url.partition("?")
     host, _, path = base.partition("://")[2].partition("/")
     if "@" in unquote(host):
-        parse_url(url)  # refuses it, in the right words
+        parse_url(url)  # raises the error about credentials
     notes = []
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(query):
@@ -115,7 +119,7 @@ def _split(section: Section, url: str) -> tuple[str, str, dict[str, str], tuple[
 
 
 def _provider(host: str) -> tuple[str, dict[str, str]]:
-    """The bucket of a host, and the parameters that the rest of it amounts to."""
+    """The bucket in a host name, and the URL parameters that follow from the rest of the name."""
     for pattern, endpoint in _PROVIDERS:
         match = pattern.fullmatch(host)
         if match is not None:
@@ -138,4 +142,4 @@ def _credentials(section: Section, defaults: Section) -> Credentials | None:
 
 
 READERS = {"file": _file_replica, "s3": _s3_replica}
-"""By the type of a replica, which is the scheme of its URL."""
+"""The parser for each type of replica, which is the scheme of its URL."""

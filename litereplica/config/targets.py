@@ -1,4 +1,4 @@
-"""The databases that a configuration names, each with its replica and how it is replicated."""
+"""Parses the databases of a configuration, each with its replica and its settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
 
 _SCHEMES = ("sqlite3://", "sqlite://")
-"""What Litestream takes away from the front of a path."""
+"""Prefixes that Litestream removes from a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredDatabase:
-    """A database or a directory of them. `restore_if_missing`: databases that do not exist are restored
-    before they are replicated. `line` is its line in the file."""
+    """A configured database, or a directory of databases. `line` is its line in the file.
+
+    `restore_if_missing`: databases that do not exist are restored before they are replicated.
+    """
 
     target: Target
     restore_if_missing: bool
@@ -33,7 +35,7 @@ class ConfiguredDatabase:
 
 
 def absolute_path(text: str, *, directory: Path, home: Path | None) -> str:
-    """A path of the file made absolute, without `..`; `~` is the user's home."""
+    """Return an absolute path without `..`; `~` is replaced by `home`."""
     for scheme in _SCHEMES:
         text = text.removeprefix(scheme)
     if (text == "~" or text.startswith("~/")) and home is not None:
@@ -42,7 +44,7 @@ def absolute_path(text: str, *, directory: Path, home: Path | None) -> str:
 
 
 def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> WriterSettings:
-    """How databases are replicated: what `section` says, and `base` where it says nothing."""
+    """Parse the settings of replication in `section`; `base` has the defaults."""
     retention = _retention(section, base.retention, notes)
     levels = base.levels or Levels()
     if "levels" in section:
@@ -52,7 +54,7 @@ def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> 
         notes += keys.check(snapshot, keys.SNAPSHOT)
         levels = replace(levels, snapshot_interval_ms=snapshot.period_ms("interval", levels.snapshot_interval_ms))
     sync_interval_ms = section.duration_ms("sync-interval")
-    # 0 is Litestream's for a single attempt, which ours is in any case
+    # in Litestream 0 means a single attempt; here there is always only one
     stop_limit_ms = section.period_ms("shutdown-sync-timeout", None, zero_is_endless=True)
     return WriterSettings(
         sync_interval_s=base.sync_interval_s if sync_interval_ms is None else sync_interval_ms / 1000,
@@ -66,7 +68,7 @@ def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> 
 def parse_databases(
     document: Section, defaults: WriterSettings, *, absolute: Callable[[str], str], notes: list[str]
 ) -> tuple[ConfiguredDatabase, ...]:
-    """The databases under `dbs`. Raises `UsageError`, also when two of them are one, or go to the same place."""
+    """Parse the databases under `dbs`. Raises `UsageError`, also if two have the same path or the same replica."""
     found = [_database(section, document, defaults, absolute, notes) for section in document.sections("dbs")]
     _require_apart(document, found)
     return tuple(found)
@@ -169,12 +171,12 @@ def _lease(section: Section, default: LeaseMode) -> LeaseMode:
         return LeaseMode(text)
     except ValueError:
         hint = f"write {', '.join(mode.value for mode in LeaseMode)}"
-        raise section.error(f"{section.name('lease')} is none that there is", key="lease", hint=hint) from None
+        raise section.error(f"{section.name('lease')} is not a lease mode", key="lease", hint=hint) from None
 
 
 @contextmanager
 def _blamed(section: Section, key: str) -> Iterator[None]:
-    """Errors of a value's own checks get the line of its key."""
+    """Add the line of the key to errors of the block."""
     try:
         yield
     except UsageError as exc:
@@ -190,8 +192,8 @@ def _require_apart(document: Section, databases: Sequence[ConfiguredDatabase]) -
         if path in by_path:
             raise _both(document, by_path[path], database, f"{path} is named twice", "leave one of them")
         if url in by_url:
-            what = f"{by_url[url].target.path} and {path} go to the same replica"
-            raise _both(document, by_url[url], database, what, "give each a path of its own")
+            what = f"{by_url[url].target.path} and {path} have the same replica"
+            raise _both(document, by_url[url], database, what, "give each its own replica path")
         by_path[path] = by_url[url] = database
     for directory in databases:
         if isinstance(directory.target, DirectoryTarget):

@@ -1,4 +1,4 @@
-"""What differs between two SQLite databases on this machine: pages, schema, rows by table.
+"""Compares two SQLite database files: pages, schema, and rows by table.
 
-Knows nothing of replicas: both are ordinary files that nobody changes. SQLite is asked through apsw.
+Both are ordinary files that must not change meanwhile. SQLite does the work, through apsw.
 """

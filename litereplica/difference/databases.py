@@ -1,4 +1,4 @@
-"""The difference of two database files: settings, schema, tables."""
+"""Compares two database files: settings, schema and tables. `rows.py` compares the rows of one table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from litereplica.difference.schema import Schema, SchemaObject, Table, read_sche
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
 
 CHECK_STEPS = 200_000
-"""Instructions of SQLite's between two calls of `check`: some milliseconds."""
+"""Instructions of SQLite between two calls of `check`: some milliseconds."""
 
 INTERNAL_PREFIX = "sqlite_"
-"""Tables of SQLite's own; they are compared if they are named."""
+"""The prefix of SQLite's internal tables, which are compared only if they are named."""
 
 
 class UnreadableDatabase(LiteReplicaError):
-    """SQLite cannot read a database, although its pages are what the primary's were."""
+    """SQLite cannot read a database, although its pages equal those of the primary."""
 
     exit_code = ExitCode.DAMAGED
 
@@ -37,8 +37,11 @@ class ObjectChange:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDifference:
-    """What differs. `settings` maps names to their two values; `virtual` are virtual tables whose content differs,
-    `note` says why rows were not compared at all."""
+    """The differences of two databases.
+
+    `settings` maps names to their two values; `virtual` are virtual tables whose content differs; `note` says why no
+    rows were compared, if so.
+    """
 
     settings: dict[str, tuple[object, object]]
     objects: tuple[ObjectChange, ...]
@@ -50,11 +53,15 @@ class DatabaseDifference:
 def compare_databases(
     before: Path, after: Path, *, names: Sequence[str] = (), limit: int, check: Callable[[], None]
 ) -> DatabaseDifference:
-    """Compare two files that do not change meanwhile; only the tables `names` if any are given. At most `limit` rows
-    of each kind are returned for a table, but all are counted.
+    """Compare two files that do not change meanwhile; if `names` are given, only these tables.
 
-    `check` is called now and then, and may raise to end it. Blocks. Raises `UnreadableDatabase`, `EnvironmentProblem`
-    when this machine has no room for what SQLite has to sort, and `UsageError` when no database has a table of a name.
+    At most `limit` rows of each kind are returned for a table, but all are counted. `check` is called every few
+    milliseconds, and may raise to cancel. Blocks.
+
+    Raises:
+        UnreadableDatabase: SQLite cannot read one of the files.
+        EnvironmentProblem: the disk is too full for SQLite to sort.
+        UsageError: neither database has a table of one of the names.
     """
     with _translated():
         old, new = (_schema(path, check) for path in (before, after))
@@ -100,7 +107,7 @@ def _compare_tables(
 def _compared(
     connection: apsw.Connection, encoding: str, before: Table | None, after: Table | None, *, limit: int
 ) -> TableDifference:
-    """The difference of a table, or that SQLite cannot be asked for it: too many columns, for example."""
+    """The difference of a table; a note instead if SQLite cannot compute it, for example with too many columns."""
     try:
         return compare_table(connection, encoding, before, after, limit=limit)
     except apsw.SQLError as exc:
@@ -169,7 +176,7 @@ def _opened(path: Path, check: Callable[[], None]) -> Iterator[apsw.Connection]:
 
 
 def _any_order(connection: apsw.Connection, name: str) -> None:
-    """A collation of the application's: opening a table needs one by this name; none of our comparisons uses it."""
+    """Define a collation of the application, without which SQLite cannot open its tables. No comparison uses it."""
     connection.create_collation(name, lambda one, other: (one > other) - (one < other))
 
 
@@ -179,12 +186,12 @@ def _uri(path: Path) -> str:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Errors of SQLite in the block become `UnreadableDatabase` or `EnvironmentProblem`."""
+    """Translate errors of SQLite in the block into `UnreadableDatabase` or `EnvironmentProblem`."""
     try:
         yield
     except (apsw.FullError, apsw.IOError, apsw.NoMemError) as exc:
         raise EnvironmentProblem(
-            f"SQLite ran out of room while it compared rows: {exc}", hint="free some space, or set TMPDIR"
+            f"SQLite ran out of space while it compared rows: {exc}", hint="free some space, or set TMPDIR"
         ) from exc
     except (apsw.NotADBError, apsw.CorruptError) as exc:
         raise UnreadableDatabase(

@@ -1,4 +1,4 @@
-"""Which pages of two database files differ."""
+"""Compares two database files page by page."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from litereplica.runs import consecutive
 from litereplica.types import Pgno
 
 PIECE_BYTES = 64 * MAX_PAGE_SIZE
-"""Read at once from each file: a multiple of every page size."""
+"""Bytes read from each file at a time: a multiple of every page size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageDifference:
-    """`changed` are pages that both files have, with different bytes, ascending. Sizes in bytes, counts in pages.
+    """Pages that differ: `changed` are those in both files with different content, ascending.
 
-    With two page sizes no page of one is a page of the other, and `changed` is empty.
+    `page_sizes` are in bytes, `counts` in pages. If the page sizes differ, `changed` is empty.
     """
 
     page_sizes: tuple[int, int]
@@ -30,6 +30,7 @@ class PageDifference:
 
     @property
     def is_empty(self) -> bool:
+        """True if the files are equal."""
         return not len(self.changed) and self.page_sizes[0] == self.page_sizes[1] and self.counts[0] == self.counts[1]
 
     def ranges(self) -> list[tuple[Pgno, Pgno]]:
@@ -38,7 +39,7 @@ class PageDifference:
 
 
 def compare_pages(before: Path, after: Path, *, check: Callable[[], None]) -> PageDifference:
-    """Compare two database files page by page. `check` is called now and then, and may raise to end it.
+    """Compare two database files page by page. `check` is called every 4 MiB, and may raise to cancel.
 
     Raises `SQLiteFormatError` for a file that is not a database, and `OSError`.
     """

@@ -1,10 +1,10 @@
-"""Which rows of a table differ between two databases, asked of SQLite in a connection that has both.
+"""Compares the rows of a table in two databases, by SQL in a connection to which both are attached.
 
-Rows are matched by their primary key, with its collation, as the database itself does; then each column must be the
-same bytes of the same type. Without a key that can be looked up, or where a part of a key is NULL, the tables are
-compared as multisets of whole rows. Generated columns are not compared: they follow from the others.
+Rows are matched by their primary key with its collation, as in the database itself; then each column must have the same
+bytes and the same type. Without a usable key, or if a part of a key is NULL, the tables are compared as multisets of
+whole rows. Generated columns are not compared.
 
-SQLite does the work, streaming, and keeps on disk what it has to sort; here is only what is shown.
+SQLite streams the rows, and sorts on disk; only the rows that are shown are kept in memory.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Change(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """One row that differs. Columns by name.
+    """One row that differs; columns are by name.
 
-    Of an update, `key` identifies the row and `before` and `after` have the columns that differ; else one of them has
-    the whole row, `key` is empty without a primary key, and `count` says how many such rows there are.
+    For an update, `key` identifies the row, and `before` and `after` have the columns that differ. Otherwise one of
+    them has the whole row, and `count` is the number of equal rows. `key` is empty without a primary key.
     """
 
     change: Change
@@ -51,7 +51,7 @@ class RowChange:
 
 @dataclass(frozen=True, slots=True)
 class TableDifference:
-    """What differs in a table: how many rows in all, and the first of them. `note` says what was not compared."""
+    """The difference of a table: the numbers of rows, and the first of them. `note` says what was not compared."""
 
     name: str
     inserted: int
@@ -62,6 +62,7 @@ class TableDifference:
 
     @property
     def is_empty(self) -> bool:
+        """True if nothing differs."""
         return not (self.inserted or self.updated or self.deleted or self.note)
 
 
@@ -73,9 +74,9 @@ def prepare(connection: apsw.Connection) -> None:
 def compare_table(
     connection: apsw.Connection, encoding: str, before: Table | None, after: Table | None, *, limit: int
 ) -> TableDifference:
-    """The rows of a table that differ, at most `limit` of each kind; None stands for a table that is not there.
+    """Return the rows of a table that differ, at most `limit` of each kind. None stands for a table that is missing.
 
-    `encoding` is that of the databases' texts. Raises `apsw.Error`.
+    `encoding` is the text encoding of the databases. Raises `apsw.Error`.
     """
     comparison = _Comparison(connection, encoding, limit)
     if before is None or after is None:
@@ -92,7 +93,7 @@ class _Comparison:
         self._limit = limit
 
     def one_side(self, before: Table | None, after: Table | None) -> TableDifference:
-        """A table that one of the databases does not have: all rows of the other."""
+        """Compare a table that only one of the databases has: all its rows differ."""
         table = before or after
         assert table is not None
         change, schema = (Change.INSERT, AFTER) if before is None else (Change.DELETE, BEFORE)
@@ -127,7 +128,7 @@ class _Comparison:
         return TableDifference(after.name, inserted, updated, deleted, (*deletes, *updates, *inserts), note)
 
     def _whole_rows(self, change: Change, table: Table, source: str) -> tuple[int, tuple[RowChange, ...]]:
-        """Rows `t` of a table that are in one database only: how many, and the first."""
+        """The rows `t` of a table that are in one database only: their number, and the first of them."""
         changes = []
         for (row,) in self._rows((table.columns,), "t", source):
             key = {each.name: row[each.name] for each in table.key}
@@ -161,7 +162,7 @@ class _Comparison:
         return int(count)
 
     def _by_whole_rows(self, before: Table, after: Table, common: Sequence[str], note: str | None) -> TableDifference:
-        """Multisets: rows that are in both as often cancel out. Where rowids are there, most do so without sorting."""
+        """Compare multisets of rows. Rows with equal rowids are compared first, so that few have to be sorted."""
         names = [f"c{number}" for number in range(len(common))]
         sides = []
         for sign, schema, other_schema, table, other in (
@@ -192,7 +193,7 @@ class _Comparison:
         return TableDifference(after.name, inserted, 0, deleted, tuple(changes), note)
 
     def _values(self, row: Sequence[Any]) -> list[Value]:
-        """Values from pairs of a type and what `_read` made of it."""
+        """The values of a row that was selected with `_read`."""
         kinds, values = row[::2], row[1::2]
         return [
             text_value(value, self._encoding) if kind == "text" else value
@@ -201,7 +202,7 @@ class _Comparison:
 
 
 def _read(expressions: Sequence[str]) -> str:
-    """Columns that read any value: its type, and itself, or the bytes of a text, which need not be well-formed."""
+    """SQL that selects type and value of each expression; a text as a blob, since it need not be well-formed."""
     return ", ".join(
         f"typeof({each}), CASE typeof({each}) WHEN 'text' THEN CAST({each} AS BLOB) ELSE {each} END"
         for each in expressions
@@ -209,7 +210,7 @@ def _read(expressions: Sequence[str]) -> str:
 
 
 def _all_same(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """Columns of `t` and `u` hold the same bytes of the same types."""
+    """SQL condition: the columns of `t` and `u` have the same bytes and types."""
     return " AND ".join(
         _same(f"t.{quoted(one)}", f"u.{quoted(other)}") for one, other in zip(ours, theirs, strict=True)
     )
@@ -221,7 +222,7 @@ def _same(one: str, other: str) -> str:
 
 
 def _zero(value: str) -> str:
-    """The sign of a zero, which SQLite keeps but does not compare; NULL for anything else."""
+    """SQL for the sign of a zero, which SQLite stores but does not compare; NULL for any other value."""
     return f"CASE WHEN typeof({value}) = 'real' AND {value} = 0.0 THEN {_ZERO_SIGN}({value}) END"
 
 

@@ -1,4 +1,4 @@
-"""What is in a database: its settings, the statements that made it, its tables with their columns and keys."""
+"""Reads the schema of a database: its settings, its SQL statements, its tables with their columns and keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 
 SETTINGS = ("page_size", "encoding", "auto_vacuum", "user_version", "application_id")
-"""Of the database's header, what a user sets."""
+"""Fields of the database header that users can set."""
 
 SCHEMA_TABLE = "sqlite_schema"
 BUILT_IN_COLLATIONS = frozenset({"BINARY", "NOCASE", "RTRIM"})
@@ -17,7 +17,7 @@ ROWID_NAMES = ("rowid", "_rowid_", "oid")
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """A column of a primary key, as far as it decides which keys are equal."""
+    """A column of a primary key, with what determines which keys are equal."""
 
     name: str
     type: str
@@ -26,11 +26,11 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as one database has it. `kind` is as `PRAGMA table_list` says: table, virtual or shadow.
+    """A table of one database. `kind` is that of `PRAGMA table_list`: table, virtual or shadow.
 
-    `columns` are those that are stored and not generated. `key` is empty without a primary key that SQLite can look up
-    here; `nullable` are the columns of it that may be NULL, and then do not identify a row. `rowid` is a name by which
-    the rowid can be asked for, None if there is none.
+    `columns` are those that are stored, not generated. `key` is the primary key; it is empty without one, or if its
+    collation is unknown here. `nullable` are its columns that may be NULL, and then do not identify a row. `rowid` is a
+    name of the rowid, None if there is none.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class SchemaObject:
-    """A row of `sqlite_schema` that a statement made."""
+    """A row of `sqlite_schema` that has an SQL statement."""
 
     type: str
     name: str
@@ -53,7 +53,7 @@ class SchemaObject:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """All of one database. Tables by name in lower case: that is how SQLite compares them."""
+    """The schema of one database. Tables are by name in lower case, since SQLite ignores case."""
 
     settings: dict[str, object]
     objects: dict[tuple[str, str], SchemaObject]
@@ -61,7 +61,7 @@ class Schema:
 
 
 def read_schema(connection: apsw.Connection) -> Schema:
-    """The schema of the main database of a connection."""
+    """Read the schema of the main database of a connection."""
     settings = {name: _one(connection, f"PRAGMA main.{name}") for name in SETTINGS}
     encoding = "utf-8" if settings["encoding"] == "UTF-8" else str(settings["encoding"])
     made = rows_of(connection, "SELECT type, name, CAST(sql AS BLOB) FROM main.sqlite_schema WHERE sql IS NOT NULL")
@@ -83,7 +83,7 @@ def rows_of(connection: apsw.Connection, sql: str, *arguments: Any) -> list[tupl
 
 
 def quoted(name: str) -> str:
-    """A name in SQL."""
+    """A name, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 

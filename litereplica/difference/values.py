@@ -1,7 +1,7 @@
-"""Values of SQLite as Python has them, and how they are written: as SQL literals for people, as JSON for programs.
+"""Values of SQLite in Python, and their text forms: SQL literals for people, JSON for programs.
 
-Two values are the same if they are the same bytes of the same type: 1 and 1.0 differ, and so do 0.0 and -0.0. NaN does
-not occur, since SQLite keeps NULL in its place.
+Two values are equal if they have the same type and bytes: 1 and 1.0 differ, and so do 0.0 and -0.0. NaN does not occur,
+since SQLite stores NULL instead.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 SHOWN_CHARACTERS = 200
-"""Of a text, in a literal: a line of a report should stay one that is read."""
+"""Characters of a text that are shown in a literal, so that a line stays readable."""
 
 SHOWN_BYTES = 40
-"""Of a blob, in a literal."""
+"""Bytes of a blob that are shown in a literal."""
 
 CODECS = {"UTF-8": "utf-8", "UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}
-"""What `PRAGMA encoding` answers, and what Python calls it."""
+"""The Python codec for each value of `PRAGMA encoding`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawText:
-    """A text that is not well-formed in the database's encoding: its bytes."""
+    """The bytes of a text that is not well-formed in the database's encoding."""
 
     data: bytes
 
@@ -32,7 +32,7 @@ Value: TypeAlias = int | float | str | bytes | RawText | None
 
 
 def text_value(data: bytes, encoding: str) -> str | RawText:
-    """The text of these bytes; `encoding` as `PRAGMA encoding` names it."""
+    """Decode a text; `encoding` is the value of `PRAGMA encoding`."""
     try:
         return data.decode(CODECS[encoding])
     except UnicodeDecodeError:
@@ -40,7 +40,7 @@ def text_value(data: bytes, encoding: str) -> str | RawText:
 
 
 def literal(value: Value) -> str:
-    """One line of SQL that makes the value; a large one is cut, with its size behind it."""
+    """The value as an SQL literal on one line; a large one is cut, and its size is added."""
     match value:
         case None:
             return "NULL"
@@ -58,8 +58,10 @@ def literal(value: Value) -> str:
 
 
 def json_value(value: Value) -> object:
-    """The JSON value. One that JSON lacks is an object with one key: `blob` (base64), `text` (base64 of a text that
-    is not well-formed), `real` (`Infinity` or `-Infinity`)."""
+    """The value for JSON. Values that JSON lacks become an object with one key.
+
+    `blob` (base64), `text` (base64 of a text that is not well-formed), or `real` (`Infinity` or `-Infinity`).
+    """
     match value:
         case bytes():
             return {"blob": base64.b64encode(value).decode()}
@@ -71,7 +73,7 @@ def json_value(value: Value) -> object:
 
 
 def printable(text: str) -> str:
-    """The text with line breaks and other control characters escaped."""
+    """The text with line breaks and other unprintable characters escaped."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
@@ -87,6 +89,6 @@ def _blob_literal(data: bytes) -> str:
 
 
 def _escape(char: str) -> str:
-    """As SQLite's `unistr` reads it."""
+    """An escape that SQLite's `unistr` accepts."""
     code = ord(char)
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\+{code:06x}"

@@ -86,6 +86,7 @@ class Header:
 
     @property
     def lock_pgno(self) -> Pgno:
+        """The number of the lock page, which no file contains."""
         return lock_pgno(self.page_size)
 
     @property
@@ -111,6 +112,7 @@ class Header:
             raise LTXError("LTX header has a WAL size or salt without a WAL offset")
 
     def encode(self) -> bytes:
+        """Return the 100 bytes of the header. Raises `LTXError` if a field is invalid."""
         self.validate()
         return _HEADER.pack(
             MAGIC,

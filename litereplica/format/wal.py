@@ -66,6 +66,7 @@ class WALHeader:
 
     @property
     def frame_size(self) -> int:
+        """Size of a frame in bytes."""
         return FRAME_HEADER_SIZE + self.page_size
 
     def frame_offset(self, frame: int) -> int:

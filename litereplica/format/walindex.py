@@ -72,6 +72,7 @@ class IndexHeader:
     salt2: int
 
     def encode(self) -> bytes:
+        """Return the 48 bytes of the header."""
         body = _HEADER.pack(
             FORMAT_VERSION,
             0,

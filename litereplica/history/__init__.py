@@ -1,0 +1,1 @@
+"""The points that a replica can be restored to: finding, listing and verifying them."""

@@ -85,7 +85,9 @@ class FailedFiles:
 class ListFiles(Protocol):
     """Lists the files of a replica, level by level from 0 up if `in_order`."""
 
-    async def __call__(self, *, in_order: bool) -> Sequence[FileInfo]: ...
+    async def __call__(self, *, in_order: bool) -> Sequence[FileInfo]:
+        """Return the files."""
+        ...
 
 
 async def plan_and_read(

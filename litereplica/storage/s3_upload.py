@@ -47,7 +47,9 @@ ABORT_TIMEOUT_S = 5.0
 class Run(Protocol):
     """Runs a function of the client in a thread. `doing` is a verb, for error messages."""
 
-    def __call__(self, doing: str, action: Callable[[S3Client], T]) -> Awaitable[T]: ...
+    def __call__(self, doing: str, action: Callable[[S3Client], T]) -> Awaitable[T]:
+        """Return the result of `action`. Raises the errors of the storage contract."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

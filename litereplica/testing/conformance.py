@@ -21,6 +21,7 @@ DIGITS = b"0123456789"
 
 
 async def keys_of(storage: Storage, prefix: str, start_after: str | None = None) -> list[str]:
+    """The keys of a listing."""
     return [info.key for info in await storage.list(prefix, start_after=start_after)]
 
 
@@ -387,5 +388,6 @@ class StorageConformance:
 
 
 def write_many(door: BackDoor, keys: list[str]) -> None:
+    """Write an empty object for each key."""
     for key in keys:
         door.write(key, b"")

@@ -56,6 +56,7 @@ class FaultAt:
     for_good: bool = False
 
     def __call__(self, request: Request) -> Fault | None:
+        """Return the fault if this request must fail, else None."""
         if self.operation not in (None, request.call.operation):
             return None
         number = request.number if self.operation is None else request.number_of_operation

@@ -112,7 +112,7 @@ class MountedReplica:
         return status
 
     def statistics(self) -> dict[str, Any]:
-        """The part of `status` about the live database: `restarts`, `reads_database`, …"""
+        """The part of `status` about the live database, such as `restarts` and `reads_database`."""
         statistics: dict[str, Any] = self.status()["mount"]
         return statistics
 

@@ -22,6 +22,7 @@ class Child:
         self._stdout: IO[str] = process.stdout
 
     def say(self, line: str) -> None:
+        """Send a line to the process."""
         print(line, file=self._stdin, flush=True)
 
     def hear(self) -> str:
@@ -29,6 +30,7 @@ class Child:
         return self._stdout.readline()
 
     def terminate(self) -> None:
+        """Send SIGTERM."""
         self.process.terminate()
 
 

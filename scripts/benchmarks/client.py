@@ -39,6 +39,7 @@ class Client:
 
     @property
     def pid(self) -> int:
+        """Process ID of the client."""
         return self._child.process.pid
 
     def open(self, key: int) -> float:
@@ -166,6 +167,7 @@ def _load_vfs() -> None:
 
 
 def main(kind: str, target: str) -> None:
+    """Serve requests from standard input."""
     if kind == "vfs":
         if os.environ.get(VFS_URL) != target:
             # the extension sees the environment only as it was when the process began

@@ -49,6 +49,7 @@ class Primary:
         return time.perf_counter()
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
 

@@ -171,6 +171,7 @@ class _PunctualSelector(selectors.EpollSelector):
 
 
 def main() -> None:
+    """Serve until the process is ended."""
     server_port, round_trip_ms = int(sys.argv[1]), float(sys.argv[2])
     loop = asyncio.SelectorEventLoop(_PunctualSelector())
     loop.run_until_complete(_serve(server_port, round_trip_ms / 1000))

@@ -43,8 +43,10 @@ def _memory(pid: int, field: str) -> int:
 
 @contextmanager
 def replicating(database: Path, url: str, *, sync_interval: str) -> Iterator[int]:
-    """Publish a database's changes while the block runs; the first snapshot is in the replica when it begins. The
-    writer's process ID."""
+    """Publish a database's changes during the block; yields the writer's process ID.
+
+    The first snapshot is in the replica when the block begins.
+    """
     command = [litereplica_binary(), "replicate", str(database), url]
     subprocess.run([*command, "--once"], check=True, capture_output=True)
     process = subprocess.Popen([*command, "--sync-interval", sync_interval], stderr=subprocess.DEVNULL)

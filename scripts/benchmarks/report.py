@@ -109,6 +109,7 @@ def write(run: Run, measured: Sequence[Measured], docs: Path) -> Path:
 
 
 def plot_name(result: Result) -> str:
+    """File name of a result's plot."""
     return re.sub(r"[^a-z0-9]+", "-", result.title.lower()).strip("-") + ".svg"
 
 

@@ -29,6 +29,7 @@ class Requests:
 
     @property
     def total(self) -> int:
+        """Number of requests of all kinds."""
         return sum(self.counts.values())
 
     @property

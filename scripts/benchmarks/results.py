@@ -26,6 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Median and quartiles of `values`."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -51,6 +52,7 @@ class Goal:
     at_least: bool = False
 
     def met(self, ratio: float) -> bool:
+        """True if `ratio` meets the goal."""
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
     def __str__(self) -> str:
@@ -71,14 +73,17 @@ class Comparison:
 
     @property
     def label(self) -> str:
+        """The comparison as text."""
         at = "" if self.percent == MEDIAN else f", {self.percent:g}th percentile"
         return self.of + (f" ÷ {self.to}" if self.to else "") + at
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A comparison that was made. `spread`'s quartiles are of the ratios of all pairs of measurements; None for
-    percentiles."""
+    """The result of a comparison.
+
+    `spread` has the quartiles of the ratios of all pairs of measurements; None for percentiles.
+    """
 
     value: float
     spread: Spread | None
@@ -103,9 +108,11 @@ class Result:
     remarks: tuple[str, ...] = ()
 
     def values(self, subject: str) -> tuple[float, ...]:
+        """The measurements of a subject."""
         return next(each.values for each in self.series if each.subject == subject)
 
     def ratio(self, comparison: Comparison) -> Ratio:
+        """Compare two subjects, or a subject with 1."""
         of = self.values(comparison.of)
         to = self.values(comparison.to) if comparison.to else (1.0,)
         value = percentile(of, comparison.percent) / percentile(to, comparison.percent)

@@ -117,6 +117,7 @@ class Setting:
         return self._published(self.fresh_direct_url())
 
     def fresh_directory(self) -> Path:
+        """Create a new empty directory."""
         path = self._directory / str(next(self._numbers))
         path.mkdir()
         return path

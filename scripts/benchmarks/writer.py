@@ -33,8 +33,11 @@ Start = Callable[[Path, str], AbstractContextManager[int]]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run took: the application's times; the writer's CPU seconds and peak of memory in bytes; and what it
-    put into level 0 behind the first snapshot."""
+    """The result of a run.
+
+    The application's times; the writer's CPU seconds and peak of memory in bytes; and the files and bytes that it put
+    into level 0 after the first snapshot.
+    """
 
     application: Committed
     cpu_s: float = 0.0

@@ -1,5 +1,4 @@
-"""What a writer of very many databases costs when nobody writes to them: ours and Litestream, from the same
-configuration file.
+"""Measures the cost of replicating many idle databases: our writer and Litestream, with the same configuration file.
 
 Both have published all databases before, and are started again: what is measured is neither the first snapshots nor
 the compaction that follows them.

@@ -420,7 +420,7 @@ def test_no_room_for_sorting_is_a_problem_of_this_machine(monkeypatch: pytest.Mo
         raise apsw.FullError("database or disk is full")
 
     monkeypatch.setattr(databases, "compare_table", full)
-    with pytest.raises(EnvironmentProblem, match="ran out of room"):
+    with pytest.raises(EnvironmentProblem, match="ran out of space"):
         compare_databases(path, path, limit=ALL, check=going_on)
 
 

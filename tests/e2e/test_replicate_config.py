@@ -374,7 +374,7 @@ def test_a_program_that_our_signal_ends_is_a_success_and_one_that_another_ends_i
     ("program", "line"),
     [
         ("no-such-program --x", "cannot run 'no-such-program': no such program"),
-        ("a | b", "the command needs a shell, and none is run for it: write sh -c"),
+        ("a | b", "the command is not run by a shell, but has shell operators: write sh -c"),
     ],
 )
 def test_a_program_that_cannot_be_run_is_an_error_of_one_line_and_nothing_is_published(

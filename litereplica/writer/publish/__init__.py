@@ -1,0 +1,1 @@
+"""The remote side of a writer: LTX files, page checksums, the lease."""

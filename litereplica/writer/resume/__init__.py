@@ -1,0 +1,1 @@
+"""Where a writer continues after a restart."""
