@@ -25,8 +25,11 @@ MAX_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The replica and TXID that were restored. `lineage` is the node id of the newest file of the plan (0: unknown),
-    `checksum` that of the level 0 file that ends at the TXID (0: none was read)."""
+    """The replica and TXID that were restored.
+
+    `lineage` is the node id of the newest file of the plan (0: unknown), `checksum` that of the level 0 file that ends
+    at the TXID (0: none was read).
+    """
 
     url: str
     txid: TXID
