@@ -1,6 +1,6 @@
 """Sans-IO codecs: bytes in, values out.
 
-Nothing here opens a file, looks at a clock, logs, or knows an event loop. Every decoder has two
-outcomes for whatever bytes arrive, a value that was validated or one `litereplica.errors.FormatError`;
-memory follows the size of the input, never a number that the input merely claims.
+Nothing here opens a file, reads a clock, logs, or depends on an event loop. Every decoder returns a validated value or
+raises a `litereplica.errors.FormatError`, whatever bytes arrive. Its memory is proportional to the size of the input,
+never to a number that the input contains.
 """

@@ -14,5 +14,5 @@ def update(crc: int | None, data: bytes | bytearray | memoryview) -> int:
 
 
 def stored(crc: int) -> int:
-    """The form in which a file carries a CRC."""
+    """The form in which files store a CRC."""
     return crc | CHECKSUM_FLAG

@@ -1,13 +1,14 @@
-"""Compaction: several contiguous LTX files become the one file that has the effect of all, in their order.
+"""Merges several contiguous LTX files into one file with the same effect.
 
-The result is what a reader has after applying the inputs one by one. If several inputs have a page, the last one
-counts. A page is dropped when it lies above the commit of its own file or of a later one: the database was cut there,
-and whoever let it grow again supplied the page anew. Commit and timestamp are the last input's; the WAL fields are 0,
-since no one WAL holds the result. The node id, with us the lineage of the files, is the inputs' if it is one, else 0.
+The result equals what a reader has after applying the inputs in order. Of several versions of a page, the last one is
+kept. A page above the commit of its own or of a later file is dropped: the database was truncated there, and if it grew
+again, a later file has the page. Commit and timestamp are those of the last input; the WAL fields are 0, since the
+result is not from a single WAL. The node id, which litereplica uses as the lineage, is that of the inputs if they have
+the same, else 0.
 
-Frames go into the result as they are: nothing is compressed again. Works on streams: memory is one batch of frames an
-input, and 8 bytes a page of the result. Inputs bring their own checks (`Decoder`); the result goes through `Encoder`,
-which refuses an incomplete snapshot. Storage, names and levels are the caller's.
+Frames are copied unchanged: nothing is compressed again. Inputs are streams: memory is one batch of frames for each,
+and 8 bytes a page of the result. `Decoder` checks the inputs; `Encoder` refuses an incomplete snapshot. The caller
+handles storage, names and levels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from litereplica.types import Pgno
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FramesInput:
-    """One file: its header, and its frames as `Decoder.feed_frames` has them, in lists of any length, taken once."""
+    """One file: its header, and its frames from `Decoder.feed_frames`, in lists of any length; iterated once."""
 
     header: ltx.Header
     frames: Iterator[list[tuple[Pgno, bytes]]]
@@ -60,9 +61,9 @@ def compacted_header(headers: Sequence[ltx.Header]) -> ltx.Header:
 
 
 def compact(inputs: Sequence[FramesInput]) -> Iterator[bytes]:
-    """The compacted file in pieces, header, frames and end; `inputs` oldest first.
+    """Return the pieces of the merged file: header, frames and end. `inputs` are oldest first.
 
-    The inputs' headers are checked at once, their pages as the pieces are taken. Raises `LTXError`.
+    The headers of the inputs are checked at once, their pages while the pieces are iterated. Raises `LTXError`.
     """
     encoder = Encoder(compacted_header([item.header for item in inputs]))
     return _pieces(encoder, inputs)
@@ -79,14 +80,14 @@ def _pieces(encoder: Encoder, inputs: Sequence[FramesInput]) -> Iterator[bytes]:
         if not ready:
             break
         chosen: dict[Pgno, bytes] = {}
-        for stream in streams:  # of a page that several have, the last one stays
+        for stream in streams:  # the last version of a page is kept
             chosen.update(stream.take(min(ready)))
         yield from encoder.frames([(pgno, chosen[pgno]) for pgno in sorted(chosen)])
     yield encoder.finish()
 
 
 def _limits(headers: Sequence[ltx.Header]) -> list[int]:
-    """For each file the last page that survives it and all later ones."""
+    """For each file the highest page number that it and all later files keep."""
     limits = [header.commit for header in headers]
     for i in range(len(limits) - 2, -1, -1):
         limits[i] = min(limits[i], limits[i + 1])
@@ -94,9 +95,9 @@ def _limits(headers: Sequence[ltx.Header]) -> list[int]:
 
 
 class _Stream:
-    """The frames of one input, up to page `limit`, a batch at a time; empty at the end, and only there.
+    """The frames of one input up to page `limit`, in batches. After `fill`, `batch` is empty only at the end.
 
-    The input is taken to its end, so that the check there is made.
+    The input is iterated to its end, so that it is checked completely.
     """
 
     def __init__(self, batches: Iterator[list[tuple[Pgno, bytes]]], limit: Pgno) -> None:
@@ -106,21 +107,21 @@ class _Stream:
         self._previous = 0
 
     def fill(self) -> None:
-        """Take the next batch of frames if none is left."""
+        """Get the next batch of frames if the current one is empty."""
         while not self.batch and (batch := next(self._batches, None)) is not None:
             if batch:
                 if batch[0][0] <= self._previous:
-                    raise LTXError(f"compaction input has page {batch[0][0]} behind page {self._previous}")
+                    raise LTXError(f"compaction input has page {batch[0][0]} after page {self._previous}")
                 self._previous = batch[-1][0]
                 self.batch = batch if self._previous <= self._limit else batch[: _count(batch, self._limit)]
 
     def take(self, last: Pgno) -> list[tuple[Pgno, bytes]]:
-        """The frames up to a page."""
+        """Remove and return the frames up to page `last`."""
         count = _count(self.batch, last)
         taken, self.batch = self.batch[:count], self.batch[count:]
         return taken
 
 
 def _count(batch: Sequence[tuple[Pgno, bytes]], last: Pgno) -> int:
-    """How many of the frames are of pages up to this one."""
+    """The number of frames up to page `last`."""
     return bisect_right(batch, last, key=itemgetter(0))

@@ -1,4 +1,4 @@
-"""Reading whole LTX files, every check included: as a stream of bounded memory, or at once."""
+"""Decodes whole LTX files with every check: as a stream with bounded memory (`Decoder`), or at once (`decode_file`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litereplica.types import Pgno
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LTXFile:
-    """A file that was read whole and passed every check. `pages` are in the order of `index`."""
+    """A whole file that passed every check. `pages` are in the order of `index`."""
 
     header: ltx.Header
     index: ltx.PageIndex
@@ -27,31 +27,31 @@ class LTXFile:
 class Decoder:
     """Decodes a file that arrives in chunks: `feed` each of them, then `finish`.
 
-    `feed` returns the pages completed by the chunk. They are right only once `finish` has returned, because the
-    checksum is at the end. Every method raises `LTXError`; afterwards the decoder is of no use.
+    `feed` returns the pages completed by the chunk. They are known to be valid only after `finish` has returned,
+    because the checksum is at the end. Every method raises `LTXError`; the decoder cannot be used after an error.
     Memory: one frame, one chunk, 8 bytes a page, and the index once it arrives. Chunks may have any size: they are
-    looked at when the next record is known to be whole, so each byte is copied a fixed number of times.
+    joined only when the next record is complete, so each byte is copied a fixed number of times.
     """
 
     def __init__(self) -> None:
         self.header: ltx.Header | None = None
-        self._pieces: list[bytes] = []  # what was fed and not taken yet
-        self._held = 0  # bytes of it
-        self._needed = ltx.HEADER_SIZE  # bytes that the next record has at least
-        self._taken = 0  # bytes of the file before `_pieces`
-        self._in_tail = False  # behind the end of the frames
+        self._pieces: list[bytes] = []  # bytes that are not decoded yet
+        self._held = 0  # number of these bytes
+        self._needed = ltx.HEADER_SIZE  # minimum size of the next record
+        self._taken = 0  # number of bytes of the file before `_pieces`
+        self._in_tail = False  # True after the end mark of the frames
         self._crc: int | None = None
         self._pgnos = array("I")
         self._sizes = array("I")
 
     def feed(self, chunk: bytes | memoryview) -> list[tuple[Pgno, bytes]]:
-        """Take the next bytes of the file; return the pages that they complete, ascending."""
+        """Decode the next bytes of the file; return the pages that they complete, ascending."""
         return self._feed(chunk, frames=False)
 
     def feed_frames(self, chunk: bytes | memoryview) -> list[tuple[Pgno, bytes]]:
-        """As `feed`, but return the pages as they are in the file, whole frames with a size, for `Encoder.frames`.
+        """As `feed`, but return whole frames with a size, for `Encoder.frames`.
 
-        They are decompressed for the checks, and not kept: memory follows the bytes of the file.
+        Pages are decompressed for the checks, but not kept, so that memory is proportional to the bytes of the file.
         """
         return self._feed(chunk, frames=True)
 
@@ -67,13 +67,13 @@ class Decoder:
         self._held -= used
         self._taken += used
         if self._in_tail and self._held >= self._needed:
-            raise LTXError(f"LTX file has more than {self._needed - 1} bytes behind its {len(self._pgnos)} frames")
+            raise LTXError(f"LTX file has more than {self._needed - 1} bytes after its {len(self._pgnos)} frames")
         return pages
 
     def take_page(self, pgno: Pgno, size: int, page: bytes) -> None:
-        """In place of the bytes of the next frame, `size` of them: its page, which is at hand. For a frame with a size.
+        """Add the page of the next frame, which has a size and `size` bytes, instead of feeding these bytes.
 
-        All that was fed must have been taken, up to the end of a frame.
+        All bytes before must have been fed, up to the end of a frame.
         """
         if self.header is None or self._held or self._in_tail:
             raise LTXError(f"LTX frame of page {pgno} is not expected here")
@@ -85,7 +85,7 @@ class Decoder:
         self._taken += size
 
     def finish(self) -> LTXFile:
-        """The file has ended. Returns its header and index (`pages` is empty: `feed` returned them)."""
+        """Check the whole file, after its last byte. Returns header, index and checksum, with `pages` empty."""
         file_size = self._taken + self._held
         if self.header is None or not self._in_tail:
             raise LTXError(f"LTX file ends after {file_size} bytes: truncated")
@@ -93,7 +93,7 @@ class Decoder:
         self._pieces.clear()
         index_size = ltx.decode_index_size(tail[-ltx.TAIL_SIZE :], file_size=file_size)
         if index_size + ltx.TAIL_SIZE != len(tail):
-            raise LTXError("LTX page index does not fill the space behind the frames")
+            raise LTXError("LTX page index does not fill the space after the frames")
         file_checksum = ltx.decode_trailer(tail[-ltx.TRAILER_SIZE :])
         crc = checksum.stored(checksum.update(self._crc, tail[: -ltx.CHECKSUM_SIZE]))
         if crc != file_checksum:
@@ -104,7 +104,7 @@ class Decoder:
         return LTXFile(self.header, index, [], file_checksum)
 
     def _take(self, data: bytes, pages: list[tuple[Pgno, bytes]], frames: bool) -> int:
-        """Take the whole records at the start of `data`; returns the bytes that they have."""
+        """Decode the complete records at the start of `data`; return their size in bytes."""
         if self._in_tail:
             return 0
         position = 0
@@ -117,7 +117,7 @@ class Decoder:
     def _take_frames(
         self, header: ltx.Header, data: bytes, position: int, pages: list[tuple[Pgno, bytes]], frames: bool
     ) -> int:
-        """Take the whole frames from `position` on; returns the offset after them."""
+        """Decode the complete frames from `position` on; return the offset after them."""
         view = memoryview(data)
         while True:
             position = self._take_usual_frames(header, data, position, pages, frames)
@@ -141,9 +141,9 @@ class Decoder:
     def _take_usual_frames(
         self, header: ltx.Header, data: bytes, position: int, pages: list[tuple[Pgno, bytes]], frames: bool
     ) -> int:
-        """Take the frames from `position` on that are whole, have a size, and have nothing wrong with them.
+        """Decode the frames from `position` on that are complete, valid and have a size; return the offset after them.
 
-        The same as is done with the others, in a loop that has as little to do for each as can be.
+        This is the fast path: a loop with as little work for each frame as possible.
         """
         unpack, head_size, page_size = HEAD.unpack_from, HEAD.size, header.page_size
         largest = ltx.max_frame_size(page_size) - head_size
@@ -183,7 +183,7 @@ class Decoder:
             raise LTXError(f"frame of page {pgno} follows page {previous}, database has {header.commit}")
 
     def _begin_tail(self, end_of_frames: memoryview) -> None:
-        """All that follows is held until `finish`, as long as the frames justify it."""
+        """Begin to collect the bytes after the frames for `finish`, up to the size that the frames allow."""
         self._crc = checksum.update(self._crc, end_of_frames)
         self._in_tail = True
         self._needed = len(self._pgnos) * ltx.MAX_INDEX_ENTRY_SIZE + 1 + ltx.TAIL_SIZE + 1

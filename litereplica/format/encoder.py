@@ -1,4 +1,4 @@
-"""Writing LTX files, piece by piece."""
+"""Encodes LTX files piece by piece."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from litereplica.types import Pgno
 
 
 class Encoder:
-    """Encodes one file piece by piece: `start`, `page` for each page ascending, `finish`.
+    """Encodes one file: call `start`, then `page` for each page in ascending order (or `frames`), then `finish`.
 
-    Each call returns the next bytes of the file. Raises `LTXError` when the pages do not make a valid file.
-    Memory: 8 bytes a page, and some tens more while `finish` makes the index.
+    Each call returns the next bytes of the file. Raises `LTXError` if the pages do not make a valid file. Memory: 8
+    bytes a page, and some tens more while `finish` makes the index.
     """
 
     def __init__(self, header: ltx.Header) -> None:
@@ -28,13 +28,13 @@ class Encoder:
         self._sizes = array("I")
 
     def start(self) -> bytes:
-        """The header."""
+        """Return the header."""
         data = self.header.encode()
         self._crc = checksum.update(None, data)
         return data
 
     def page(self, pgno: Pgno, page: bytes | memoryview) -> bytes:
-        """The frame of one page; pages come in ascending order."""
+        """Return the frame of one page. Pages must be in ascending order."""
         self._check(pgno, len(page))
         frame = ltx.encode_frame(pgno, page)
         self._crc = checksum.update(checksum.update(self._crc, frame[: HEAD.size]), page)
@@ -43,7 +43,7 @@ class Encoder:
         return frame
 
     def frames(self, frames: Iterable[tuple[Pgno, bytes]]) -> Iterator[bytes]:
-        """The frames of further pages, ascending, as they are: each is one with a size. Their pages are looked at."""
+        """Yield further frames, ascending, unchanged. Each must have a size, and is decompressed to check it."""
         page_size = self.header.page_size
         for pgno, frame in frames:
             page = usual_page(memoryview(frame), 0, len(frame), pgno, page_size)
@@ -56,7 +56,7 @@ class Encoder:
             yield frame
 
     def finish(self) -> bytes:
-        """End of frames, index and trailer."""
+        """Return the end mark of the frames, the index and the trailer."""
         header = self.header
         if header.is_snapshot and len(self._pgnos) != header.snapshot_page_count:
             raise LTXError(f"snapshot has {len(self._pgnos)} pages, expected {header.snapshot_page_count}")

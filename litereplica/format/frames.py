@@ -1,7 +1,7 @@
-"""Many page frames at once, for those who read them by an index.
+"""Decodes many page frames at once, as an index lists them.
 
-The usual frame, an LZ4 block with its size, takes a short way here; any other, and any that is not what the index
-says, goes through `ltx.decode_frame`, which also words the error.
+Usual frames, LZ4 blocks with a size, have a fast path here. All others, and those that differ from the index, are
+passed to `ltx.decode_frame`, which decodes them or raises the error.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from litereplica.format import ltx
 from litereplica.types import Pgno
 
 HEAD = struct.Struct(">IHI")
-"""pgno, flags and payload size of a frame that has a size."""
+"""The head of a frame with a size: pgno, flags and payload size."""
 
 
 def decode_frames(
     data: bytes | memoryview, offsets: Sequence[int], sizes: Sequence[int], pgnos: Sequence[Pgno], *, page_size: int
 ) -> list[bytes | LTXError]:
-    """The page, or the error, of each frame: `offsets` and `sizes` are in bytes of `data`."""
+    """Return the page, or the error, of each frame. `offsets` and `sizes` are in bytes of `data`."""
     view = memoryview(data)
     pages: list[bytes | LTXError] = []
     for offset, size, pgno in zip(offsets, sizes, pgnos, strict=True):
@@ -38,7 +38,7 @@ def decode_frames(
 
 
 def usual_page(view: memoryview, offset: int, size: int, pgno: Pgno, page_size: int) -> bytes | None:
-    """The page of a frame that is of the usual kind and without fault; None says nothing of the others."""
+    """Return the page of a valid frame of the usual kind; None for any other frame, whether valid or not."""
     if size <= HEAD.size or offset + size > len(view):
         return None
     if HEAD.unpack_from(view, offset) != (pgno, ltx.FRAME_HAS_SIZE, size - HEAD.size) or not pgno:

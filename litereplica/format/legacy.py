@@ -1,11 +1,11 @@
-"""Page payloads of older LTX files: one LZ4 *frame* a page, which does not say how long it is.
+"""Decodes page payloads of older LTX files: one LZ4 *frame* for each page, whose size is not stored.
 
     magic u32, flags u8, block maximum u8, [content size u64,] header checksum u8
     blocks: size u32 (top bit: stored, not compressed), data, [checksum u32]
     four zero bytes, [content checksum u32]; all little-endian
 
-Finds where such a frame ends, and checks that it holds exactly one page. Frames that need a dictionary and skippable
-frames are refused: no writer of LTX files made any.
+Finds the end of such a frame, and checks that it contains exactly one page. Frames with a dictionary and skippable
+frames are refused: no program wrote LTX files with them.
 Source: github.com/lz4/lz4, doc/lz4_Frame_format.md.
 """
 
@@ -19,7 +19,7 @@ from litereplica.errors import LTXError
 from litereplica.types import Pgno
 
 MAX_OVERHEAD = 64
-"""Bytes by which a payload may exceed its page, which is stored when it does not shrink: headers and checksums."""
+"""Bytes by which a payload may exceed its page, for headers and checksums: an incompressible page is stored."""
 
 _MAGIC = 0x184D2204
 _VERSION_MASK, _VERSION = 0xC0, 0x40
@@ -34,9 +34,9 @@ _CHECKSUM_SIZE = 4
 
 
 def least_payload_size(data: bytes | memoryview, *, pgno: Pgno, page_size: int) -> int:
-    """Size in bytes of the payload that `data` begins with.
+    """Return the size in bytes of the payload at the start of `data`.
 
-    If that is more than `data` has, at least that many bytes are needed to determine it. Raises `LTXError`.
+    If `data` is too short to determine it, returns a greater number of bytes that are needed. Raises `LTXError`.
     """
     if len(data) < _START.size:
         return _START.size
@@ -57,7 +57,7 @@ def least_payload_size(data: bytes | memoryview, *, pgno: Pgno, page_size: int) 
 
 
 def decompress(payload: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
-    """The page in a whole payload. Raises `LTXError`."""
+    """Decompress the page in a whole payload. Raises `LTXError`."""
     decompressor = lz4.frame.LZ4FrameDecompressor()
     try:
         page = decompressor.decompress(payload, max_length=page_size)

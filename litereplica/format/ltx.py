@@ -6,14 +6,14 @@
     index     varint triples (pgno, offset, size), a zero varint, u64 = bytes of all that
     trailer   post-apply checksum u64, file checksum u64
 
-A payload is an LZ4 *block* that holds exactly one page when flag 0x1 is set and the size is given;
-without the flag it is an LZ4 *frame*, which older files have. The file checksum is a CRC-64/GO-ISO over everything
-before it with each page in place of its payload. Only files with the NoChecksum flag are read: they
-track no database checksum, as those of Litestream (which refuses the others, too).
+A payload with flag 0x1 has a size, and is an LZ4 *block* of exactly one page; without the flag it is an LZ4 *frame*, as
+in older files. The file checksum is a CRC-64/GO-ISO over everything before it, with each page in place of its payload.
+Only files with the NoChecksum flag are accepted, which have no database checksum, as those of Litestream (which also
+refuses all others).
 
-A file whose min TXID is 1 is a snapshot: it has every page 1..commit but the lock page.
+A file whose min TXID is 1 is a snapshot: it has every page 1..commit except the lock page.
 
-`encoder`, `decoder` and `compactor` put these together. Source: github.com/superfly/ltx, 0.5.2.
+`encoder`, `decoder` and `compactor` handle whole files. Source: github.com/superfly/ltx, 0.5.2.
 """
 
 from __future__ import annotations
@@ -183,23 +183,23 @@ def decode_trailer(data: bytes | memoryview) -> int:
 
 
 def max_frame_size(page_size: int) -> int:
-    """Bytes of the longest frame that can hold a page of this size, in either kind of payload."""
+    """Size in bytes of the longest frame of a page of this size, with either kind of payload."""
     lz4_bound = page_size + page_size // 255 + 16
     return FRAME_HEADER_SIZE + max(SIZE_PREFIX_SIZE + lz4_bound, page_size + legacy.MAX_OVERHEAD)
 
 
 def frame_head_size(flags: int) -> int:
-    """Bytes before the payload of a frame: the part that the file checksum covers as it stands."""
+    """Size in bytes of the part before the payload, which the file checksum covers unchanged."""
     return FRAME_HEADER_SIZE + (SIZE_PREFIX_SIZE if flags & FRAME_HAS_SIZE else 0)
 
 
 def encode_frame_head(pgno: Pgno, payload_size: int) -> bytes:
-    """Frame header and size prefix: the part of a frame that the file checksum covers as it stands."""
+    """Frame header and size prefix: the part of a frame that the file checksum covers unchanged."""
     return _FRAME_HEADER.pack(pgno, FRAME_HAS_SIZE) + _U32.pack(payload_size)
 
 
 def decode_frame_header(data: bytes | memoryview, offset: int) -> tuple[Pgno, int]:
-    """(pgno, flags) at `offset`; (0, 0) is the end of the frames. Raises `LTXError`."""
+    """Return (pgno, flags) at `offset`; (0, 0) is the end mark of the frames. Raises `LTXError`."""
     pgno, flags = _FRAME_HEADER.unpack_from(data, offset)
     if flags & ~FRAME_HAS_SIZE:
         raise LTXError(f"frame of page {pgno} has unknown flags {flags:#x}")
@@ -209,9 +209,9 @@ def decode_frame_header(data: bytes | memoryview, offset: int) -> tuple[Pgno, in
 
 
 def least_frame_size(data: bytes | memoryview, *, page_size: int) -> int:
-    """Size in bytes of the frame that `data` begins with; the end of the frames counts as a frame of 6.
+    """Return the size in bytes of the frame at the start of `data`; the end mark counts as a frame of 6 bytes.
 
-    If that is more than `data` has, at least that many bytes are needed to determine it. Raises `LTXError`.
+    If `data` is too short to determine the size, returns a greater number of bytes that are needed. Raises `LTXError`.
     """
     if len(data) < FRAME_HEADER_SIZE:
         return FRAME_HEADER_SIZE
@@ -252,7 +252,7 @@ def decompress_block(payload: bytes | memoryview, *, pgno: Pgno, page_size: int)
 
 
 def decode_frame(frame: bytes | memoryview, *, pgno: Pgno, page_size: int) -> bytes:
-    """The page in one whole frame, as an index names it. Raises `LTXError`."""
+    """Decode the page in one whole frame that the index lists for `pgno`. Raises `LTXError`."""
     size = least_frame_size(frame, page_size=page_size)
     if size != len(frame):
         raise LTXError(f"frame of page {pgno} has {size} bytes or more, its index says {len(frame)}")
@@ -270,7 +270,7 @@ def decode_frame(frame: bytes | memoryview, *, pgno: Pgno, page_size: int) -> by
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageIndex:
-    """Where the pages of one file lie: three arrays of equal length, ascending by pgno.
+    """The locations of the pages in one file: three arrays of equal length, ascending by pgno.
 
     `pgno` u32, `offset` u64 (of the frame, from the start of the file), `size` u32 (of the frame), in bytes.
     """
@@ -283,7 +283,7 @@ class PageIndex:
         return len(self.pgno)
 
     def position(self, pgno: Pgno) -> int | None:
-        """Row of a page, or None when the file does not have it."""
+        """The row of a page; None if the file does not have it."""
         row = int(np.searchsorted(self.pgno, np.uint32(pgno)))
         return row if row < len(self.pgno) and self.pgno[row] == pgno else None
 
@@ -294,7 +294,7 @@ class PageIndex:
 
 
 def encode_page_index(index: PageIndex) -> bytes:
-    """Varint triples, a zero varint, and the size of both."""
+    """Encode an index: varint triples, a zero varint, and the size of both."""
     values = np.empty(3 * len(index) + 1, np.uint64)
     values[0:-1:3], values[1:-1:3], values[2:-1:3] = index.pgno, index.offset, index.size
     values[-1] = 0
@@ -315,8 +315,8 @@ def decode_index_size(tail: bytes | memoryview, *, file_size: int) -> int:
 def decode_page_index(data: bytes | memoryview, *, header: Header, file_size: int) -> PageIndex:
     """Decode and check the varints of an index (without its size) against the header and the file's size.
 
-    Every frame must follow the one before, from the header's end to the end of the frames. Needs little more memory
-    than the index itself, however large it is. Raises `LTXError`.
+    The frames must be contiguous from the end of the header to the end mark. Needs little more memory than the index
+    itself, however large it is. Raises `LTXError`.
     """
     entries, rest = divmod(uvarint.count(data), _ENTRY_VALUES)
     index = PageIndex(np.empty(entries, np.uint32), np.empty(entries, np.uint64), np.empty(entries, np.uint32))

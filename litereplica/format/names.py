@@ -1,7 +1,7 @@
 """Names of LTX files and of the directories of their levels, in both layouts.
 
-The S3 layout is `<level as %04x>/<min>-<max>.ltx`, that of `file://` is `ltx/<level>/<min>-<max>.ltx`;
-TXIDs are 16 lower-case hexadecimal digits. Whatever is named otherwise is not ours and is ignored.
+The S3 layout is `<level as %04x>/<min>-<max>.ltx`, that of `file://` is `ltx/<level>/<min>-<max>.ltx`; TXIDs are 16
+lower-case hexadecimal digits. Objects with other names are ignored.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class Layout(Enum):
 
 
 def format_txid(txid: TXID) -> str:
-    """16 lower-case hexadecimal digits."""
+    """Format a TXID as 16 lower-case hexadecimal digits. Raises `LTXError` if it is out of range."""
     if not 0 <= txid <= MAX_TXID:
         raise LTXError(f"TXID {txid} is out of range")
     return f"{txid:016x}"
 
 
 def parse_txid(text: str) -> TXID:
-    """The inverse of `format_txid`. Raises `LTXError`."""
+    """Parse a TXID as `format_txid` writes it. Raises `LTXError`."""
     if not _TXID.fullmatch(text):
         raise LTXError(f"TXID {text!r} is not 16 lower-case hexadecimal digits")
     return int(text, 16)
 
 
 def format_name(min_txid: TXID, max_txid: TXID) -> str:
-    """`<min>-<max>.ltx`."""
+    """The file name `<min>-<max>.ltx`. Raises `LTXError` for an invalid range."""
     if not 1 <= min_txid <= max_txid:
         raise LTXError(f"TXID range {min_txid}-{max_txid} is not valid")
     return f"{format_txid(min_txid)}-{format_txid(max_txid)}.ltx"
 
 
 def parse_name(name: str) -> tuple[TXID, TXID] | None:
-    """The TXIDs (min, max) of a file name, or None when it is not the name of an LTX file."""
+    """The TXIDs (min, max) in a file name; None if it is not the name of an LTX file."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -58,21 +58,21 @@ def parse_name(name: str) -> tuple[TXID, TXID] | None:
 
 
 def level_prefix(layout: Layout, level: int) -> str:
-    """Key prefix of a level, with its final slash."""
+    """The key prefix of a level, with a final slash. Raises `LTXError` for an invalid level."""
     if level not in LEVELS:
         raise LTXError(f"level {level} is not in 0..{SNAPSHOT_LEVEL}")
     return f"{layout.value.format(level)}/"
 
 
 def file_key(layout: Layout, level: int, min_txid: TXID, max_txid: TXID) -> str:
-    """Key of a file below the root of its replica."""
+    """The key of a file below the root of its replica."""
     return level_prefix(layout, level) + format_name(min_txid, max_txid)
 
 
 def replica_prefix(layout: Layout, key: str) -> str | None:
-    """The prefix, without a final slash, of the replica that the LTX file at `key` belongs to; empty for the root.
+    """The prefix of the replica to which the LTX file at `key` belongs, without a final slash; empty for the root.
 
-    None if `key` is not that of an LTX file: `[<prefix>/]<directory of a level>/<min>-<max>.ltx`.
+    None if `key` does not have the form `[<prefix>/]<directory of a level>/<min>-<max>.ltx`.
     """
     match = _FILE_KEYS[layout].fullmatch(key)
     return None if match is None or parse_name(match["name"]) is None else match["prefix"] or ""

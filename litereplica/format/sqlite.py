@@ -28,7 +28,7 @@ def is_page_size(size: int) -> bool:
 
 
 def lock_pgno(page_size: int) -> Pgno:
-    """The number of the lock page, which no LTX file contains and which reads as zeroes."""
+    """The number of the lock page, which no LTX file contains and which is read as zeros."""
     return PENDING_BYTE // page_size + 1
 
 

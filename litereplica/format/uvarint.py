@@ -1,7 +1,6 @@
-"""Unsigned varints (LEB128) in bulk: seven bits a byte, the lowest first, bit 7 set on all but the last.
+"""Unsigned varints (LEB128) in bulk: seven bits a byte, the lowest first, bit 7 set in all bytes except the last.
 
-Owns nothing of LTX but the error that it raises. Works through long inputs in steps, so that the scratch arrays stay
-small beside the values themselves.
+Long inputs are processed in steps, so that the temporary arrays stay small beside the values.
 """
 
 from __future__ import annotations
@@ -14,30 +13,31 @@ from numpy.typing import NDArray
 from litereplica.errors import LTXError
 
 MAX_SIZE = 10
-"""Bytes of the longest varint of 64 bits."""
+"""Size in bytes of the longest varint of 64 bits."""
 
 _STEP = 1 << 14
-"""Values encoded, or bytes decoded, in one step: some MB of scratch."""
+"""Values encoded, or bytes decoded, in one step, with some MB of temporary arrays."""
 
 _GROUPS = np.arange(MAX_SIZE, dtype=np.uint64) * np.uint64(7)
 _COLUMNS = np.arange(MAX_SIZE)
 
 
 def encode(values: NDArray[np.uint64]) -> bytes:
-    """The varint of each value, one after the other."""
+    """Return the varints of the values, one after the other."""
     return b"".join(_encode_step(values[start : start + _STEP]) for start in range(0, len(values), _STEP))
 
 
 def count(data: bytes | memoryview) -> int:
-    """How many values end in `data`."""
+    """The number of values that end in `data`."""
     raw = np.frombuffer(data, np.uint8)
     return sum(int(np.count_nonzero(raw[start : start + _STEP] < 0x80)) for start in range(0, len(raw), _STEP))
 
 
 def decode_steps(data: bytes | memoryview, *, group: int = 1) -> Iterator[NDArray[np.uint64]]:
-    """The values that fill `data` exactly, at least one, each at most 64 bits, in arrays of bounded size.
+    """Yield the values in `data`, which must contain at least one and no incomplete one, in arrays of bounded size.
 
-    Every array but the last has a multiple of `group` values; `group` is at most 100. Raises `LTXError`.
+    Every array except the last has a multiple of `group` values; `group` is at most 100. Raises `LTXError`, also for a
+    value of more than 64 bits.
     """
     raw = np.frombuffer(data, np.uint8)
     if len(raw) == 0 or raw[-1] >= 0x80:

@@ -1,13 +1,12 @@
 """SQLite's write-ahead log: header, frames, and the cumulative checksum, scanned with numpy.
 
-A WAL is a 32-byte header and frames of 24 + page size bytes: pgno u32, commit u32 (the database's size
-in pages where the frame ends a transaction, else 0), two salts equal to the header's, and a checksum
-over all frames so far. The first frame with other salts or another checksum is where the log ends: what
-is behind it is left over from an earlier generation.
+A WAL has a 32-byte header and frames of 24 + page size bytes: pgno u32, commit u32 (the database's size in pages if the
+frame ends a transaction, else 0), two salts equal to the header's, and a checksum over all frames so far. The log ends
+at the first frame with other salts or a wrong checksum; the bytes after it are from an earlier generation.
 
-The checksum runs over pairs of words (a, b): s0 += a + s1; s1 += b + s0, modulo 2³². That is linear in
-the state and the words, so what a frame adds is a product of its words with fixed weights, and the state
-passes through a frame as a product with a fixed 2×2 matrix. All frames of a run are checked at once.
+The checksum is computed over pairs of words (a, b): s0 += a + s1; s1 += b + s0, modulo 2³². This is linear in the state
+and the words. So the contribution of a frame is a product of its words with fixed weights, and the state before the
+frame contributes through a product with a fixed 2×2 matrix. All frames of a run are checked at once.
 
 Source: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -35,12 +34,12 @@ Checksum: TypeAlias = tuple[int, int]
 
 _HEADER = struct.Struct(">8I")
 _SCAN_CHUNK = 4 << 20
-"""Bytes looked at in one step, so that the scratch arrays stay small."""
+"""Bytes scanned in one step, so that the temporary arrays stay small."""
 
 
 @dataclass(frozen=True, slots=True)
 class WALHeader:
-    """The 32 bytes at the start. `big_endian` is the byte order of the checksums' words."""
+    """The 32-byte header. `big_endian` is the byte order of the words in checksums."""
 
     page_size: int
     sequence: int
@@ -51,7 +50,7 @@ class WALHeader:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> WALHeader:
-        """Decode and verify. Raises `WALError`, also for a header that was never completed."""
+        """Decode and verify a header. Raises `WALError`, also for one that was written incompletely."""
         if len(data) < HEADER_SIZE:
             raise WALError(f"WAL header has {len(data)} bytes, expected {HEADER_SIZE}")
         magic, version, page_size, sequence, salt1, salt2, sum1, sum2 = _HEADER.unpack_from(data)
@@ -70,15 +69,16 @@ class WALHeader:
         return FRAME_HEADER_SIZE + self.page_size
 
     def frame_offset(self, frame: int) -> int:
-        """Byte offset of a frame, counted from 0."""
+        """Byte offset of a frame; frames are counted from 0."""
         return HEADER_SIZE + frame * self.frame_size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WALFrames:
-    """A run of valid frames: page numbers and commit sizes (u32 each, 0 where no transaction ends).
+    """A run of n valid frames.
 
-    `checksums` (n, 2) u32 are the stored checksums, frame by frame.
+    `pgno` (n) and `commit` (n; 0 if the frame ends no transaction) are those of the frames; `checksums` (n, 2) are the
+    stored checksums.
     """
 
     pgno: NDArray[np.uint32]
@@ -90,20 +90,20 @@ class WALFrames:
 
     @property
     def committed(self) -> int:
-        """Frames up to the last one that ends a transaction."""
+        """Number of frames up to the last one that ends a transaction."""
         ends = np.flatnonzero(self.commit)
         return int(ends[-1]) + 1 if len(ends) else 0
 
     def checksum_after(self, frames: int) -> Checksum:
-        """State of the checksum after the first `frames` (at least one)."""
+        """The state of the checksum after the first `frames` frames (at least one)."""
         first, second = self.checksums[frames - 1]
         return int(first), int(second)
 
 
 def scan_frames(data: bytes | memoryview, *, header: WALHeader, previous: Checksum) -> WALFrames:
-    """The valid frames at the start of `data`, which begins with a frame.
+    """Return the valid frames at the start of `data`, which begins with a frame.
 
-    `previous` is the checksum's state before it: that of the header for frame 0. Never raises: an invalid or
+    `previous` is the state of the checksum before it; for frame 0, that of the header. Never raises: an invalid or
     incomplete frame ends the run.
     """
     frame_size = header.frame_size
@@ -159,7 +159,7 @@ def _weights(page_size: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 
 def checksum_words(data: bytes | memoryview, state: Checksum, *, big_endian: bool) -> Checksum:
-    """The checksum's recurrence, word by word: for headers."""
+    """Compute the checksum word by word, for headers; returns its new state."""
     s0, s1 = state
     words = struct.unpack(f"{'>' if big_endian else '<'}{len(data) // 4}I", data)
     for a, b in zip(words[::2], words[1::2], strict=True):

@@ -1,7 +1,7 @@
-"""The wal-index (`-shm`): how a client finds frames in a WAL, and what a writer of it changes in which order.
+"""The wal-index (`-shm`), by which clients find frames in a WAL, and the changes that a writer makes to it.
 
-    0..47     header            )  a reader takes it as valid when both copies are equal and its
-    48..95    second copy       )  checksum is right
+    0..47     header            )  valid if both copies are equal
+    48..95    second copy       )  and the checksum is correct
     96..135   nBackfill u32, read marks 5 × u32, lock bytes 8, nBackfillAttempted u32, unused u32
     136..     hash block 0: 4,062 page numbers, then (at 16,384) 8,192 hash slots u16
     32768·n   hash block n: 4,096 page numbers, then 8,192 hash slots
@@ -9,8 +9,8 @@
 Frames are counted from 1. The slot of a frame is `pgno * 383 & 8191` or the next free one; it holds the 1-based
 number of the frame within its block. All in native byte order. Source: SQLite's wal.c.
 
-`WalIndex` holds the bytes and changes them; each change returns the patches, in the order in which readers must see
-them. It knows nothing of locks, nor of how the bytes reach a reader.
+`WalIndex` contains the bytes; each of its methods changes them, and returns the patches in the order in which readers
+must see them. The caller takes the locks, and delivers the patches.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _BIG_ENDIAN = sys.byteorder == "big"
 
 
 class Patch(NamedTuple):
-    """Bytes to be stored at an offset of `-shm`."""
+    """Bytes to store at an offset of `-shm`."""
 
     offset: int
     data: bytes
@@ -103,8 +103,8 @@ def frames_before(block: int) -> int:
 class WalIndex:
     """The bytes of `-shm`, and the changes that the writer and checkpointer make to them.
 
-    `data` is what a reader of the file gets; it grows in blocks of 32 KiB and never shrinks. `entered` counts the
-    frames in the hash blocks, published or not.
+    `data` is the content of the file; it grows in blocks of 32 KiB and never shrinks. `entered` is the number of frames
+    in the hash blocks, published or not.
     """
 
     def __init__(self, *, page_size: int, commit: int, salt1: int, salt2: int) -> None:
@@ -128,7 +128,7 @@ class WalIndex:
         return patches
 
     def publish(self, *, max_frame: int, commit: int) -> list[Patch]:
-        """Make everything up to `max_frame`, which was entered, valid: the header's second copy, then the first."""
+        """Make all frames up to `max_frame` visible, by writing the header's second copy, then the first."""
         self._next_header(max_frame=max_frame, commit=commit)
         return self._write(self.header_patches())
 
@@ -138,7 +138,7 @@ class WalIndex:
         return self._write([Patch(_MARKS_OFFSET + 4 * reader, struct.pack("=I", value))])
 
     def set_backfilled(self, frames: int) -> list[Patch]:
-        """Publish that the first `frames` are in the database file; READ(0) must be held exclusively."""
+        """Publish that the first `frames` frames are in the database file; READ(0) must be held exclusively."""
         self.backfilled = frames
         return self._write(
             [
@@ -156,7 +156,7 @@ class WalIndex:
         return self._write(self.header_patches() + self._checkpoint_patches())
 
     def find(self, pgno: Pgno, *, max_frame: int) -> int:
-        """The newest frame of a page up to `max_frame`, as a reader finds it; 0 if there is none."""
+        """The newest frame of a page up to `max_frame`, found as readers do; 0 if there is none."""
         for block in range(block_of(max_frame), -1, -1) if max_frame else ():
             zero = frames_before(block)
             table, pages = self._views(block)
@@ -202,7 +202,7 @@ class WalIndex:
         return np.frombuffer(self.data, np.uint16, HASH_SLOTS, base + HASH_OFFSET), pages
 
     def _append_to_block(self, block: int, first: int, pgnos: NDArray[np.uint32]) -> list[Patch]:
-        """Enter `pgnos` as the frames `first`, `first + 1`, … of a block."""
+        """Add the frames `first`, `first + 1`, … of a block, with these page numbers."""
         base = block * BLOCK_SIZE
         start = base + (PREAMBLE_SIZE if block == 0 else 0)
         if len(self.data) < base + BLOCK_SIZE:
@@ -224,9 +224,9 @@ class WalIndex:
 
 
 def _fill_slots(table: NDArray[np.uint16], pgnos: NDArray[np.uint32], first: int) -> None:
-    """Enter the frames `first`, `first + 1`, … of a block as SQLite does: each in the first free slot from its own on.
+    """Add the frames `first`, `first + 1`, … of a block as SQLite does: each in the first free slot from its own on.
 
-    So frames of one page follow each other along the chain in their order.
+    So the frames of a page are in ascending order along the chain of slots.
     """
     slots = table.data
     homes = (pgnos.astype(np.int64) * HASH_MULTIPLIER & HASH_SLOTS - 1).tolist()
@@ -235,9 +235,9 @@ def _fill_slots(table: NDArray[np.uint16], pgnos: NDArray[np.uint32], first: int
 
 
 def _next_free(table: NDArray[np.uint16], slot: int) -> int:
-    """The first free slot from `slot` on, going round; at least half of them are free.
+    """The first free slot from `slot` on, cyclically; at least half of them are free.
 
-    Not one by one: a page that changes in every transaction makes a chain of thousands.
+    Vectorised, because a page that changes in every transaction makes a chain of thousands of slots.
     """
     rest = table[slot:]
     nearest = int(rest.argmin())

@@ -202,8 +202,8 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "checksum without bit 63": (attribute("checksum", 12345), "without bit 63"),
     "another checksum": (attribute("checksum", 2**63 + 12345), "checksum is 8000000000003039, computed"),
     "a byte more": (patched(lambda data: data + b"\0"), "LTX"),
-    "a megabyte more": (patched(lambda data: data + bytes(1 << 20)), "more than 115 bytes behind its 3 frames"),
-    "twice the file": (patched(lambda data: data + data), "more than 115 bytes behind its 3 frames"),
+    "a megabyte more": (patched(lambda data: data + bytes(1 << 20)), "more than 115 bytes after its 3 frames"),
+    "twice the file": (patched(lambda data: data + data), "more than 115 bytes after its 3 frames"),
 }
 
 
