@@ -47,8 +47,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """An open file. `content` is that of a generated file; `own` is True if the daemon itself opened it, `direct` if
-    it was opened with O_DIRECT: then the kernel does not cut reads at the file's end."""
+    """An open file. `content` is that of a generated file; `own` is True if the daemon itself opened it.
+
+    `direct` is True if it was opened with O_DIRECT: then the kernel does not cut reads at the file's end.
+    """
 
     node: Node
     own: bool

@@ -59,8 +59,7 @@ BUSY_TIMEOUT_MS = 1000
 """Litestream's value: other programs may open, switch or recover the database meanwhile."""
 BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
-"""The write lock is tried for about 0.1 s, since publishing waits meanwhile. SQLite's own busy handler sleeps up to
-25 ms at a time, too long to find the gaps between the transactions of a busy writer."""
+"""Attempts to take the write lock, for about 0.1 s. SQLite's own busy handler sleeps too long to find a gap."""
 
 LARGE_WAL_BYTES = 64 << 20
 """Sixteen times the size at which SQLite checkpoints. SQLite keeps the file at its largest size."""
@@ -110,20 +109,11 @@ class SQLiteDatabase:
         return await trio.to_thread.run_sync(action, limiter=self._limiter)
 
     def open_file(self) -> None:
-        """Open the file.
-
-        Raises: `UsageError` (no database), `EnvironmentProblem` (unreadable), `AlreadyReplicated` (open already).
-        """
+        """Open the file. Raises `UsageError`, `EnvironmentProblem`, or `AlreadyReplicated` if this process has it open."""
         self._fd, self._claimed = _open_file(self.path)
 
     def connect(self) -> None:
-        """Open the connections.
-
-        Raises:
-            UsageError: the database cannot be replicated.
-            EnvironmentProblem: it is locked, or cannot be written to.
-            DamagedFile: SQLite finds it corrupt.
-        """
+        """Open the connections. Raises `UsageError`, `EnvironmentProblem` or `DamagedFile` if SQLite cannot open it."""
         with _explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._barrier.set_busy_handler(_wait_for_write_lock)
@@ -174,8 +164,10 @@ class SQLiteDatabase:
             self._reader.execute("ROLLBACK")
 
     def leave_to_sqlite(self) -> None:
-        """Let SQLite delete the WAL if ours are the last connections to close; empty it now if it is large. All that is
-        committed must be published and in the database file, and the held read released."""
+        """Let SQLite delete the WAL if ours are the last connections to close; truncate it now if it is large.
+
+        Everything committed must be published and in the database file, and the held read released.
+        """
         for connection in (self._reader, self._barrier, self._checkpointer):
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         if self.wal_path.stat().st_size > LARGE_WAL_BYTES:
@@ -267,11 +259,7 @@ class SQLiteDatabase:
 
 @asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
-    """Open the file at `path`, without connecting.
-
-    Raises:
-        EnvironmentProblem: apsw's SQLite is too old. And the errors of `SQLiteDatabase.open_file`.
-    """
+    """Open the file at `path`, without connecting. Raises as `SQLiteDatabase.open_file`."""
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
@@ -309,10 +297,7 @@ def looks_like_database(path: Path) -> bool:
 
 
 class _Files:
-    """The database files that this process has open, as (device, inode), each once.
-
-    A file is claimed before it is opened: opening it a second time and closing it would drop the locks.
-    """
+    """The files, as (device, inode), that this process has open: opening one again and closing it drops the locks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -366,10 +351,7 @@ def _open_claimed(path: Path, claimed: tuple[int, int]) -> int:
 
 
 def _close(fd: int, claimed: tuple[int, int]) -> None:
-    """Close a descriptor opened for the claimed file.
-
-    If it is that of another file that this process has open, it is leaked: closing it would drop the locks.
-    """
+    """Close a descriptor opened for the claimed file. One of another file that is open is leaked, to keep its locks."""
     key = _key(fd)
     if key == claimed:
         os.close(fd)

@@ -121,10 +121,7 @@ class Supervisor:
             nursery.cancel_scope.cancel()
 
     async def publish_once(self) -> None:
-        """Publish everything committed in each database.
-
-        Raises `FleetError` once all others are published; a strict fleet raises the error of its database.
-        """
+        """Publish everything committed. Raises `FleetError` once all others are published, or the only one's error."""
         errors: dict[Path, Exception] = {}
 
         async def publish(member: ManagedDatabase) -> None:
@@ -360,9 +357,7 @@ async def open_fleet(
 
     `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
 
-    Raises:
-        UsageError: the targets exclude each other, or a directory does not exist.
-        EnvironmentProblem, ConflictError: a directory cannot be locked.
+    Raises `UsageError` for invalid targets, `EnvironmentProblem` or `ConflictError` if a directory cannot be locked.
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
