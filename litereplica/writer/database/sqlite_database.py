@@ -109,7 +109,7 @@ class SQLiteDatabase:
         return await trio.to_thread.run_sync(action, limiter=self._limiter)
 
     def open_file(self) -> None:
-        """Open the file. Raises `UsageError`, `EnvironmentProblem`, or `AlreadyReplicated` if this process has it open."""
+        """Open the file. Raises `UsageError`, `EnvironmentProblem`, or `AlreadyReplicated` if it is open already."""
         self._fd, self._claimed = _open_file(self.path)
 
     def connect(self) -> None:
