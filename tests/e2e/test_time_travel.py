@@ -406,7 +406,7 @@ def test_a_mount_of_a_past_state_stands_beside_the_live_one(scene: Scene, tmp_pa
     ("option", "says"),
     [
         (["--txid", "0000000000001000"], "cannot be restored to TXID 0000000000001000"),
-        (["--timestamp", "2001-01-01T00:00:00Z"], "nothing before 2001-01-01"),
+        (["--timestamp", "2001-01-01T00:00:00Z"], "no point before 2001-01-01"),
     ],
 )
 def test_a_mount_of_no_point_says_so(option: list[str], says: str, scene: Scene, tmp_path: Path) -> None:
