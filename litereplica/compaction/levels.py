@@ -1,5 +1,7 @@
 """Decides when which files are merged into which level. Pure: a listing and a time in, compactions out.
 
+`writer/maintenance.py` asks `due_compactions` and runs them.
+
 Level 0 has one file for each TXID. Every higher level merges the new files of the level below at its own interval,
 aligned to the clock in UTC; level 9 has snapshots, which contain the whole database. Merging copies transactions:
 `retention.py` decides later which inputs are superfluous.

@@ -1,5 +1,7 @@
 """The frame checksums of large files: their keys, and loading those of single frames on demand.
 
+This is the reading side. `spooled_file.py` (`publish`) writes them, from what `format/frame_checksums.py` encodes.
+
 A file up to `WHOLE_FILE_LIMIT` is read whole and checked by its own checksum. For a larger one our writer and our
 compaction put `sums/<level as %04x>/<min>-<max>.sums` (format: `format/frame_checksums.py`) *before* the file itself,
 so that a reader that sees the file finds its frame checksums. The prefix is separate, so that listings of files do not

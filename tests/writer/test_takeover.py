@@ -70,7 +70,7 @@ def test_an_old_primary_that_comes_back_is_refused(hosts: tuple[Host, Host]) -> 
     for _ in range(2):
         code, error = a.publish()
         assert code == ExitCode.CONFLICT
-        assert f"{a.url}, whose newest TXID 0000000000000003 another writer published" in error
+        assert f"{a.url}, whose newest TXID 0000000000000003 was published by another writer" in error
         assert f"litereplica restore {a.url} -o {a.database} --force" in error
         assert "commits that only this database has are lost" in error
         assert "--take-over" in error

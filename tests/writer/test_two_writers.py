@@ -237,7 +237,7 @@ async def test_stale_copy_is_refused_although_nobody_holds_the_lease_any_more(
     await first("INSERT INTO t VALUES (1)")
     await publish_once(first.database, store)
     for _ in range(2):  # what the first refusal has learnt of the replica must not make the second start a success
-        with pytest.raises(ConflictError, match="newest TXID 0000000000000002 another writer published"):
+        with pytest.raises(ConflictError, match="newest TXID 0000000000000002 was published by another writer"):
             await take_over(stale.database, store)
         assert await txids(store) == [1, 2]
     await publish_once(stale.database, store, take_over=True)

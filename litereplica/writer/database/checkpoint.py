@@ -44,7 +44,7 @@ SLOW_RETRY_S = 1.0
 PARTIAL_RETRY_S = 10.0
 """After an attempt that a long read transaction of the application kept from copying everything."""
 AHEAD_FRAMES = 250
-"""Fewer frames are copied under the barrier in some milliseconds."""
+"""Fewer frames are not moved ahead: copying them under the barrier takes a few milliseconds."""
 MAX_BARRIER_FRAMES = 500
 """If more frames are unpublished, they are published before the barrier is begun, in a file of their own."""
 CATCH_UP_FILES = 3

@@ -12,8 +12,8 @@ decide               compares the newest file with the WAL and the checkpoint ma
       and the newest file is still that of then
     anything else                                          the pages that differ are the next TXID
 
-require_continuation unless the newest file is known to be ours by its node id, or the WAL continues it: the database
-                     must continue it. A copy that was left behind, by a failover for instance, would otherwise be
+require_continuation the database must continue the newest file. Not asked if its node id shows that it is ours, or the
+                     WAL continues it. A copy that was left behind, by a failover for instance, would otherwise be
                      published over what its successor wrote.
 publish_content      publishes the whole database or the pages that differ
 """
@@ -272,8 +272,8 @@ async def require_continuation(context: WriterContext, publisher: Publisher, hol
         return
     restore = shlex.join(["litereplica", "restore", context.store.url, "-o", str(database.path), "--force"])
     raise ConflictError(
-        f"{database.path} does not continue {context.store.url}, whose newest TXID {format_txid(last.txid)} another"
-        " writer published, or who did is not known",
+        f"{database.path} does not continue {context.store.url}, whose newest TXID {format_txid(last.txid)} was"
+        " published by another writer, or by an unknown one",
         hint=f"go on from there ({restore}; commits that only this database has are lost), or publish this database as"
         " the newest state with 'litereplica replicate --take-over' (the other's stays in the history)",
     )

@@ -171,7 +171,7 @@ async def test_copy_that_is_behind_the_replica_is_refused_and_taken_over_on_dema
         await publish_once(app.database, store)
     (tmp_path / "restored.db").write_bytes(old)
     with Application(tmp_path / "restored.db") as app:
-        with pytest.raises(ConflictError, match="newest TXID 0000000000000002 another writer published"):
+        with pytest.raises(ConflictError, match="newest TXID 0000000000000002 was published by another writer"):
             await publish_once(app.database, store)
         assert await txids(store) == [1, 2]
         await publish_once(app.database, store, take_over=True)
