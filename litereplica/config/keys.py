@@ -5,7 +5,7 @@ or *refused*, if ignoring it would give the file another meaning than the user e
 named once in the log; a refused or unknown key is an error. A refused key that is empty or false counts as absent.
 
 To add a key: name it below as honoured, and read it in `targets.py` (`parse_settings`, for a database), in `config.py`
-(for the whole file) or in `replica.py` (for a store). A line in docs/litereplica.yml and a case in tests/test_config.py.
+(for the whole file) or in `replica.py` (for a store). Add a line to docs/litereplica.yml and a case to the tests.
 """
 
 from __future__ import annotations
