@@ -14,6 +14,7 @@ from litereplica.writer.database import checkpoint
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
+from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, until_published
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ async def test_litestream_restores_what_we_publish(
                     await app("DELETE FROM t WHERE rowid % 2")
                     await app("VACUUM")
             expected = await until_published(store, app)
-            assert replicator.statistics().checkpoints > 0
+            await wait_until(lambda: replicator.statistics().checkpoints > 0)
     restored = tmp_path / "restored.db"
     await IN_THREAD(litestream_restore, url, restored)
     assert await IN_THREAD(restored.read_bytes) == expected == await fold(store)

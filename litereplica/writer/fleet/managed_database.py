@@ -166,6 +166,7 @@ class ManagedDatabase:
     # --- its task
 
     async def _run(self, nursery: trio.Nursery) -> None:
+        failure: Exception | None = None  # of the last attempt that did not begin
         while not self.stop.is_set():
             self.state = State.STARTING
             try:
@@ -178,13 +179,13 @@ class ManagedDatabase:
                     raise
                 if not await self._after_failure(exc):
                     return
-                if self.stop.is_set() and not isinstance(exc, ConflictError | UsageError):
-                    self.unpublished = Unpublished(self.path, str(exc), transactions=None, wal_bytes=0)
+                failure = exc
                 continue
-            self._failures = 0
             if parked is not None and not self.stop.is_set():
                 self.park(parked)
                 return
+        if self._failures and failure is not None and not isinstance(failure, ConflictError | UsageError):
+            self.unpublished = Unpublished(self.path, str(failure), transactions=None, wal_bytes=0)
         self.state = State.GONE
 
     async def _replicate(self, nursery: trio.Nursery) -> Parked | None:

@@ -656,7 +656,7 @@ async def test_reconfiguration_that_cannot_be_leaves_all_as_it_was(tmp_path: Pat
     create(target.path for target in targets)
     async with running(targets) as fleet:
         for wrong, message in (
-            (replace(targets[0], path=tmp_path / "c.db"), "two databases are to be published"),
+            (replace(targets[0], path=tmp_path / "c.db"), "two targets have the URL"),
             (replace(targets[0], url=f"file://{tmp_path}/other"), "named twice"),
             (replace(directory(tmp_path), path=tmp_path / "missing"), "is not a directory"),
         ):

@@ -117,7 +117,7 @@ async def test_sums_that_are_one_file_behind_are_carried_on_at_the_start(tmp_pat
         assert sums.read_bytes() == caught_up != behind
 
 
-@pytest.mark.logs("publishing it as the newest state")
+@pytest.mark.logs("publishing it as the newest state", "is gone: beginning anew")
 async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path: Path) -> None:
     one, other = memory_store(), memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -132,7 +132,7 @@ async def test_sums_of_another_replica_with_the_same_txid_are_not_used(tmp_path:
         assert await fold(one) == await app.image()
 
 
-@pytest.mark.logs("publishing it as the newest state")
+@pytest.mark.logs("publishing it as the newest state", "is gone: beginning anew")
 async def test_sums_of_another_replica_are_not_carried_on(tmp_path: Path) -> None:
     one, other = memory_store(), memory_store()
     with Application(tmp_path / "app.db") as app:
