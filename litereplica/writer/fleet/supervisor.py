@@ -98,12 +98,13 @@ class Supervisor:
             task_status.started(self.statistics())
             await stop.wait()
             async with self._changing:
-                await _finish(self._members())
+                members = self._members()  # a scan may remove those that have ended
+                await _finish(members)
             nursery.cancel_scope.cancel()
         self._nursery = None
         if self._error is not None:
             raise self._error
-        stopped = {each.path: each.unpublished for each in self._members() if each.unpublished is not None}
+        stopped = {each.path: each.unpublished for each in members if each.unpublished is not None}
         if stopped:
             raise FleetError(stopped) if len(stopped) > 1 else next(iter(stopped.values()))
 
@@ -390,9 +391,8 @@ def _checked(targets: Sequence[Target]) -> list[Target]:
     return result
 
 
-async def _finish(members: Iterable[ManagedDatabase]) -> None:
+async def _finish(members: Sequence[ManagedDatabase]) -> None:
     """Stop the databases, and wait until each has published its remaining transactions and is closed."""
-    members = list(members)
     for member in members:
         member.stop.set()
     for member in members:
