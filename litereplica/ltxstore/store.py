@@ -119,6 +119,15 @@ class LTXStore:
         """Return bytes of a file, unchecked. Raises `NotFound` if it does not exist."""
         return await self.storage.get(self.key(info), range)
 
+    async def read_checksum(self, info: FileInfo) -> int:
+        """Read the checksum at the end of a file: one small request. The size in `info` need not be correct.
+
+        Raises `NotFound`, and `DamagedFile` if the file does not end in a trailer.
+        """
+        blob = await self.get(info, Suffix(ltx.TRAILER_SIZE))
+        with self.blame(info):
+            return ltx.decode_trailer(blob.data)
+
     async def open(self, info: FileInfo) -> OpenedFile:
         """Read header and index of a file, and the pages if it is small.
 

@@ -37,7 +37,7 @@ from litereplica.replica.page_store import PageStore
 from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_status import PollStatus
 from litereplica.replica.relocator import Relocator
-from litereplica.replica.remembered_position import RememberedPosition, require_listed
+from litereplica.replica.remembered_position import RememberedPosition
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
@@ -246,7 +246,7 @@ async def open_replica(
     remembered = RememberedPosition(cache_dir, clock=clock) if cache_dir is not None and at is None else None
     async with AsyncExitStack() as stack:
         if remembered is not None:
-            await require_listed(store, snapshot.pos.txid, remembered.read())
+            await remembered.require_listed(store, snapshot.pos.txid)
             stack.callback(remembered.flush)
         disk = None
         if cache_dir is not None:

@@ -27,13 +27,12 @@ from functools import partial
 
 from litereplica.concurrent import gather
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
-from litereplica.format.ltx import TRAILER_SIZE, Header, decode_trailer
+from litereplica.format.ltx import Header
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.request_costs import Purpose, RequestCosts
-from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
 
 log = logging.getLogger(__name__)
@@ -193,12 +192,10 @@ class NextFiles:
         if goes_on(here.header, following.header) or is_one_lineage(here.header, following.header):
             return True
         try:
-            tail = await self._store.get(here.info, Suffix(TRAILER_SIZE))
+            return await self._store.read_checksum(here.info) == here.checksum
         except NotFound:
             self._unproven = True
             return False
-        with self._store.blame(here.info):
-            return decode_trailer(tail.data) == here.checksum
 
     def _remember(self, files: Sequence[OpenedFile]) -> None:
         """`files` lead to the position or on from it; a caller that fails to apply them stays where it is."""

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from litereplica.errors import LTXError, NotFound, TransientStorageError
-from litereplica.format.ltx import TRAILER_SIZE
+from litereplica.errors import LTXError
 from litereplica.format.names import format_txid, parse_txid
+from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.base import Suffix
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +50,15 @@ class RememberedPosition:
                 os.close(fd)
         return 0
 
+    async def require_listed(self, store: LTXStore, newest: TXID) -> None:
+        """Raise `TransientStorageError` if the store has the file of this TXID, but lists nothing beyond `newest`."""
+        remembered = self.read()
+        if await is_gone(store, remembered, newest=newest, hint="try again, or add --wait"):
+            log.warning(
+                "the newest TXID of %s is %s, and %s was served from it before: it was rolled back or made anew",
+                store.url, format_txid(newest), format_txid(remembered),
+            )  # fmt: skip
+
     def note(self, txid: TXID) -> None:
         """Remember `txid`; it is written at most once in `WRITE_INTERVAL_S`."""
         self._noted = txid
@@ -68,24 +76,3 @@ class RememberedPosition:
                 os.pwrite(fd, format_txid(self._noted).encode(), 0)
             finally:
                 os.close(fd)
-
-
-async def require_listed(store: LTXStore, newest: TXID, remembered: TXID) -> None:
-    """Raise `TransientStorageError` if the store has the file of `remembered`, but lists nothing beyond `newest`."""
-    if remembered <= newest:
-        return
-    info = FileInfo(0, remembered, remembered, 0)
-    try:
-        await store.get(info, Suffix(TRAILER_SIZE))
-    except NotFound:
-        log.warning(
-            "the newest TXID of %s is %s, and %s was served from it before: it was rolled back or made anew",
-            store.url, format_txid(newest), format_txid(remembered),
-        )  # fmt: skip
-        return
-    raise TransientStorageError(
-        f"{store.url} lists no file beyond TXID {format_txid(newest)}, but has {format_txid(remembered)}: the listing"
-        " is out of date",
-        key=store.key(info),
-        hint="try again, or add --wait",
-    )

@@ -34,6 +34,7 @@ import trio
 from litereplica.errors import (
     DamagedFile,
     LTXError,
+    NotFound,
     PageSizeChanged,
     PointNotFound,
     StorageError,
@@ -192,8 +193,12 @@ class Follower:
             return False
         if origin.lineage != 0 and origin.lineage == node_id:
             return True
-        here = await provenance_of(self._store, self.txid, 0)
-        return here.checksum != 0 and here.checksum == origin.checksum
+        if origin.checksum == 0:
+            return False
+        try:
+            return await self._store.read_checksum(FileInfo(0, self.txid, self.txid, 0)) == origin.checksum
+        except (NotFound, DamagedFile):
+            return False
 
     async def _steps(self) -> list[FileInfo]:
         level0 = self._failed.sound(await self._store.list_level(0, after=self.txid))

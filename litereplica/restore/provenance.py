@@ -13,10 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from litereplica.errors import FormatError, StorageError
-from litereplica.format.ltx import TRAILER_SIZE, decode_trailer
+from litereplica.errors import DamagedFile, StorageError
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
 
 ATTRIBUTE = "user.litereplica.restored"
@@ -44,9 +42,8 @@ async def provenance_of(store: LTXStore, txid: TXID, node_id: int) -> Provenance
     """
     checksum = 0
     if node_id == 0:
-        with suppress(StorageError, FormatError):
-            blob = await store.get(FileInfo(0, txid, txid, 0), Suffix(TRAILER_SIZE))
-            checksum = decode_trailer(blob.data)
+        with suppress(StorageError, DamagedFile):
+            checksum = await store.read_checksum(FileInfo(0, txid, txid, 0))
     return Provenance(store.url, txid, node_id, checksum)
 
 

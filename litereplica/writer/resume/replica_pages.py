@@ -26,7 +26,7 @@ from litereplica.ltxstore.plan import plan_restore, plan_steps
 from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.database_builder import MIN_BYTES_PER_PAGE
-from litereplica.storage.base import Blob, Suffix
+from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
 from litereplica.writer.database.published import Version
 from litereplica.writer.publish.context import WriterContext
@@ -122,9 +122,8 @@ class _Reader:
     async def still_has(self, version: Version) -> bool:
         """True if the replica still has the level 0 file of `version`, with its checksum."""
         try:
-            blob = await self._store.get(FileInfo(0, version.txid, version.txid, 0), Suffix(ltx.TRAILER_SIZE))
-            return ltx.decode_trailer(blob.data) == version.checksum
-        except (NotFound, FormatError):
+            return await self._store.read_checksum(FileInfo(0, version.txid, version.txid, 0)) == version.checksum
+        except (NotFound, DamagedFile):
             return False
 
     async def read(self, files: Sequence[FileInfo], last: Version, *, onto: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -25,17 +25,16 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from litereplica.errors import ConflictError, EnvironmentProblem, NotFound, TransientStorageError
-from litereplica.format.ltx import TRAILER_SIZE
+from litereplica.errors import ConflictError, EnvironmentProblem, NotFound
 from litereplica.format.names import format_txid
+from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.restore.provenance import read_provenance
-from litereplica.storage.base import Suffix
 from litereplica.types import FileInfo
 from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.published import Published, Version
 from litereplica.writer.database.sqlite_database import SQLiteDatabase, WalState
-from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity
+from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity, Lineage
 from litereplica.writer.database.wal_follower import WalFollower
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChecksums
@@ -90,18 +89,17 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
     `parked` is the state in which this process left the database, if no other process has had it since. Raises
     `UsageError`, `ConflictError`, `EnvironmentProblem`, and the errors of the store.
     """
-    database, checksums = context.database, context.checksums
+    database, checksums, state = context.database, context.checksums, context.state
+    lineage, mark = await database.run(lambda: (state.lineage(context.store.url), state.read_mark()))
     with context.outages.waiting():
         await context.lease.begin()
         remote = await _remote_as_parked(context, parked) or await read_remote(context.store)
-        await _require_listed(context, remote)
+        await _require_listed(context, remote, lineage=lineage, mark=mark)
     hold = await database.run(lambda: take_hold(database, context.wal))
-    lineage = await database.run(lambda: context.state.lineage(context.store.url))
     is_ours = lineage is not None and lineage.has(remote.node_id)
-    mark = context.state.read_mark() if is_ours else None
     with context.outages.waiting():
         start, last = await decide(
-            context.store, database, context.wal, hold=hold, remote=remote, mark=mark,
+            context.store, database, context.wal, hold=hold, remote=remote, mark=mark if is_ours else None,
             same_file=not checksums.are_of_another_file,
         )  # fmt: skip
         publisher.resume(last)
@@ -119,35 +117,24 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
                 database.path, format_txid(last.txid), context.store.url,
             )  # fmt: skip
     if lineage is None or not is_ours:
-        lineage = await database.run(lambda: context.state.begin_lineage(context.store.url, previous=remote.node_id))
+        lineage = await database.run(lambda: state.begin_lineage(context.store.url, previous=remote.node_id))
     publisher.begin_lineage(lineage.current)
     return start, hold
 
 
-async def _require_listed(context: WriterContext, remote: Remote) -> None:
+async def _require_listed(
+    context: WriterContext, remote: Remote, *, lineage: Lineage | None, mark: CheckpointMark | None
+) -> None:
     """Raise `TransientStorageError` if the listing lacks the newest file that this writer knows to have published.
 
-    A store may answer with an old listing, or an empty one. The file itself, asked for by its name, tells that from a
-    replica that somebody has deleted, which is begun anew.
+    A replica that somebody has deleted is begun anew.
     """
-    state, url = context.state, context.store.url
-    mark = state.read_mark()
+    url = context.store.url
     known = mark.txid if mark is not None and mark.url == url else 0
-    if context.checksums.version is not None and state.lineage(url) is not None:
+    if context.checksums.version is not None and lineage is not None:
         known = max(known, context.checksums.version.txid)
-    if known <= remote.txid:
-        return
-    info = FileInfo(0, known, known, 0)
-    try:
-        await context.store.get(info, Suffix(TRAILER_SIZE))
-    except NotFound:
-        if remote.txid == 0:
-            log.warning("the replica at %s, published up to TXID %s, is gone: beginning anew", url, format_txid(known))
-        return
-    raise TransientStorageError(
-        f"{url} lists no file up to TXID {format_txid(known)}, but has one: the listing is out of date",
-        key=context.store.key(info),
-    )
+    if await is_gone(context.store, known, newest=remote.txid) and remote.txid == 0:
+        log.warning("the replica at %s, published up to TXID %s, is gone: beginning anew", url, format_txid(known))
 
 
 async def publish_content(context: WriterContext, publisher: Publisher, *, commit: int | None) -> Prepared | None:
