@@ -66,7 +66,7 @@ def _end(mount: Mount, path: Path, pid: int) -> None:
     from litereplica.fuse import mountpoint as mountpoints
 
     deadline = time.monotonic() + END_LIMIT_S
-    ask_again_at, asked = 0.0, 0
+    ask_again_at, has_asked = 0.0, False
     while mountpoints.mount_at(path) == mount or _runs(pid):
         now = time.monotonic()
         if now > deadline:
@@ -74,12 +74,12 @@ def _end(mount: Mount, path: Path, pid: int) -> None:
         if now >= ask_again_at and _runs(pid):
             _refuse_if_used(mount, path, pid)
             copies = mountpoints.copies(mount)
-            if copies and asked:
+            if copies and has_asked:
                 _refuse_for(copies, path)
             if not copies:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR1)
-            ask_again_at, asked = now + ASK_INTERVAL_S, asked + 1
+            ask_again_at, has_asked = now + ASK_INTERVAL_S, True
         time.sleep(CHECK_INTERVAL_S)
 
 

@@ -33,12 +33,10 @@ _ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9:/._@=&?%+~-]")
-
-
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 MAX_BACKGROUND = 256
-"""Read-ahead requests that the kernel has on their way to a daemon at once; 12 unless it is told otherwise."""
+"""Number of background requests, mostly read-ahead, that the kernel sends to a daemon at once; its default is 12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,9 @@ def copies(mount: Mount) -> list[Copy]:
     Containers and services with a mount namespace of their own have copies of what was mounted when they started. In
     most the unmount takes place too, since their mounts are slaves of ours; those are not among the result.
     """
-    found = [Copy(each.path, None) for each in mounts() if _is_copy(each, mount)]
-    on = next((each.peers for each in mounts() if each.identity == mount.parent), frozenset[str]())
+    ours = mounts()
+    found = [Copy(each.path, None) for each in ours if each.device == mount.device and each.identity != mount.identity]
+    on = next((each.peers for each in ours if each.identity == mount.parent), frozenset[str]())
     seen = {_namespace(Path("/proc/self"))}
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal() or (namespace := _namespace(process)) is None or namespace in seen:
@@ -114,10 +113,6 @@ def copies(mount: Mount) -> list[Copy]:
             stay = [each for each in here if each.path != mount.path or each.parent not in follow]
             found.extend(Copy(each.path, int(process.name)) for each in stay)
     return found
-
-
-def _is_copy(other: Mount, mount: Mount) -> bool:
-    return other.device == mount.device and other.identity != mount.identity
 
 
 def _namespace(process: Path) -> str | None:
@@ -154,13 +149,11 @@ def prepare(path: Path) -> None:
     """
     _check_fuse()
     mount = mount_at(path)
-    if mount is not None:
-        if mount.type != FILE_SYSTEM_TYPE or not is_dead(path):
-            raise UsageError(
-                f"{path} is already a mount point ({mount.type}, {mount.source})",
-                hint=f"choose another directory, or run 'litereplica umount {path}'",
-            )
-        unmount(path, lazy=True)
+    if mount is not None and not take_away_dead(path):
+        raise UsageError(
+            f"{path} is already a mount point ({mount.type}, {mount.source})",
+            hint=f"choose another directory, or run 'litereplica umount {path}'",
+        )
     try:
         entries = os.listdir(path)  # noqa: PTH208 - only whether there are any
     except FileNotFoundError:
@@ -182,11 +175,13 @@ def prepare(path: Path) -> None:
         raise UsageError(f"mount point {path} is not writable for you", hint="choose a directory of yours")
 
 
-def take_away_dead(path: Path) -> None:
-    """Unmount what a killed daemon of ours left at `path`, if anything."""
+def take_away_dead(path: Path) -> bool:
+    """Unmount what a killed daemon of ours left at `path`. Returns False if there is no such mount."""
     mount = mount_at(path)
-    if mount is not None and mount.type == FILE_SYSTEM_TYPE and is_dead(path):
-        unmount(path, lazy=True)
+    if mount is None or mount.type != FILE_SYSTEM_TYPE or not is_dead(path):
+        return False
+    unmount(path, lazy=True)
+    return True
 
 
 def open_below(path: Path) -> int:

@@ -86,7 +86,7 @@ class FuseSession:
         self._tasks: trio.Nursery
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        """Let clients in, call `ready`, and do what is to be done until this is cancelled."""
+        """Let clients in, call `ready`, and keep the mount current until cancelled."""
         raise NotImplementedError
 
     async def run(self, ready: Callable[[], None]) -> None:

@@ -73,7 +73,7 @@ class FailedFiles:
 
     def listing(self, listed: Sequence[FileInfo], *, in_order: bool) -> Listing:
         """Return the listing without the files that failed."""
-        sound = self.sound(listed) if self.damaged else [*listed]
+        sound = self.sound(listed)
         present = [info for info in sound if self._store.key(info) not in self._vanished] if self._vanished else sound
         return Listing(listed, sound, present, in_order)
 

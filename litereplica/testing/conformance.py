@@ -25,6 +25,23 @@ async def keys_of(storage: Storage, prefix: str, start_after: str | None = None)
     return [info.key for info in await storage.list(prefix, start_after=start_after)]
 
 
+async def winners_of(count: int, put: Callable[[bytes], Awaitable[object]]) -> list[int]:
+    """The numbers below `count` whose puts, all at once and each with its number as content, were not refused."""
+    winners: list[int] = []
+
+    async def contend(number: int) -> None:
+        try:
+            await put(b"%d" % number)
+        except PreconditionFailed:
+            return
+        winners.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(contend, number)
+    return winners
+
+
 class StorageConformance:
     """The contract of `litereplica.storage.base.Storage`."""
 
@@ -168,18 +185,7 @@ class StorageConformance:
         assert door.read("k") == b"second"
 
     async def test_of_64_concurrent_put_if_absent_one_wins(self, storage: Storage, door: BackDoor) -> None:
-        winners: list[int] = []
-
-        async def contend(number: int) -> None:
-            try:
-                await storage.put_if_absent("0000/contended", b"%d" % number)
-            except PreconditionFailed:
-                return
-            winners.append(number)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(64):
-                nursery.start_soon(contend, number)
+        winners = await winners_of(64, lambda body: storage.put_if_absent("0000/contended", body))
         assert len(winners) == 1
         assert door.read("0000/contended") == b"%d" % winners[0]
 
@@ -206,18 +212,7 @@ class StorageConformance:
 
     async def test_of_8_concurrent_put_if_match_one_wins(self, storage: Storage, door: BackDoor) -> None:
         etag = await storage.put("lease", b"free")
-        winners: list[int] = []
-
-        async def contend(number: int) -> None:
-            try:
-                await storage.put_if_match("lease", b"%d" % number, etag)
-            except PreconditionFailed:
-                return
-            winners.append(number)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(8):
-                nursery.start_soon(contend, number)
+        winners = await winners_of(8, lambda body: storage.put_if_match("lease", body, etag))
         assert len(winners) == 1
         assert door.read("lease") == b"%d" % winners[0]
 

@@ -107,7 +107,7 @@ class MountedReplica:
         self._pid = self.status()["pid"]
 
     def status(self) -> dict[str, Any]:
-        """What the daemon tells of itself: `mount` and `replica` are its statistics."""
+        """The content of the daemon's status file; `mount` and `replica` are statistics."""
         status: dict[str, Any] = json.loads((self.mountpoint / STATUS_NAME).read_bytes())
         return status
 

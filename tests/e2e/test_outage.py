@@ -20,6 +20,11 @@ from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.conftest import S3Bucket
 
 ROWS = 4000
+TABLE = (
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)",
+    f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})"
+    " INSERT INTO t SELECT i, randomblob(3000) FROM n",
+)
 POLL_INTERVAL_S = 0.2
 READ_TIMEOUT_S = 6.0
 SLACK_S = 3.0
@@ -57,13 +62,7 @@ def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_
     tmp_path: Path, s3_bucket: S3Bucket
 ) -> None:
     db, url = tmp_path / "primary.db", s3_bucket.url
-    publish(
-        db,
-        url,
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)",
-        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})"
-        " INSERT INTO t SELECT i, randomblob(3000) FROM n",
-    )
+    publish(db, url, *TABLE)
     near, far = "SELECT body FROM t WHERE id = 5", f"SELECT body FROM t WHERE id = {ROWS // 2}"
     with closing(sqlite3.connect(db)) as primary:
         right = {query: primary.execute(query).fetchone() for query in (near, far)}
@@ -101,13 +100,7 @@ def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_
 def test_many_cold_reads_of_a_silent_store_fail_within_the_time_of_one(tmp_path: Path, s3_bucket: S3Bucket) -> None:
     """With the kernel's queue of 12 background requests, too, whose rounds would add up."""
     db, url = tmp_path / "primary.db", s3_bucket.url
-    publish(
-        db,
-        url,
-        "CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB)",
-        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})"
-        " INSERT INTO t SELECT i, randomblob(3000) FROM n",
-    )
+    publish(db, url, *TABLE)
     mount = MountedReplica(
         url,
         tmp_path / "mount",

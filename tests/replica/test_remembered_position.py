@@ -9,20 +9,9 @@ import pytest
 from litereplica.errors import TransientStorageError
 from litereplica.replica.remembered_position import FILE_NAME, WRITE_INTERVAL_S, RememberedPosition
 from litereplica.storage.base import ObjectInfo
-from litereplica.testing.memory import MemoryStorage
 from tests.helpers.history import History
+from tests.helpers.outdated_listings import OutdatedListings
 from tests.replica.test_database import Bench, Clock, content, made_anew
-
-
-class OutdatedListings(MemoryStorage):
-    """Lists what `shown` has, if it is set."""
-
-    shown: list[ObjectInfo] | None = None
-
-    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
-        if self.shown is None:
-            return await super().list(prefix, start_after=start_after)
-        return [info for info in self.shown if info.key.startswith(prefix) and info.key > (start_after or "")]
 
 
 @pytest.fixture

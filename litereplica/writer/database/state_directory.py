@@ -146,24 +146,35 @@ class LockedDirectory:
 
         A copy of the directory, beside a copy of the database, is another writer's: it has another inode.
         """
-        inode = self.path.stat().st_ino
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            fields = json.loads((self.path / _WRITER).read_bytes())
-            if fields["inode"] == inode and _WRITER_ID.fullmatch(fields["id"]):
-                return str(fields["id"])
+        with contextlib.suppress(TypeError, KeyError):
+            noted = self._read_own(_WRITER)["id"]
+            if _WRITER_ID.fullmatch(noted):
+                return str(noted)
         writer_id = secrets.token_hex(16)
-        self._replace(_WRITER, {"id": writer_id, "inode": inode})
+        self._replace_own(_WRITER, {"id": writer_id})
         return writer_id
 
     def begin_tenancy(self) -> bytes:
-        """Leave a mark that whoever locks the directory next does not know. While it is there, nobody has."""
+        """Write a random token and return it. While the token is there, no other process has locked the directory."""
         token = secrets.token_bytes(_TOKEN_SIZE)
         os.pwrite(self._lock_fd, token, 0)
         return token
 
     def tenancy(self) -> bytes:
-        """The mark of whoever had it locked before, or has."""
+        """The token of the process that holds the lock, or held it last."""
         return os.pread(self._lock_fd, _TOKEN_SIZE, 0)
+
+    def _read_own(self, name: str) -> dict[str, Any]:
+        """Return the fields of a file that `_replace_own` wrote; none if it was copied here with the directory."""
+        try:
+            fields: dict[str, Any] = json.loads((self.path / name).read_bytes())
+            return fields if fields["inode"] == self.path.stat().st_ino else {}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+
+    def _replace_own(self, name: str, fields: dict[str, Any]) -> None:
+        """Replace a file that counts in this directory only, not in a copy of it."""
+        self._replace(name, {**fields, "inode": self.path.stat().st_ino})
 
     def _replace(self, name: str, fields: dict[str, Any]) -> None:
         temporary = self.path / f"{_SPOOL_PREFIX}{name}"
@@ -191,9 +202,9 @@ class StateDirectory(LockedDirectory):
 
         A copy of the directory, beside a copy of the database, knows nothing: it is another writer's.
         """
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            fields = json.loads((self.path / _LINEAGE).read_bytes())
-            if fields["url"] == url and fields["inode"] == self.path.stat().st_ino:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            fields = self._read_own(_LINEAGE)
+            if fields["url"] == url:
                 return Lineage(url, int(fields["current"], 16), int(fields["previous"], 16))
         return None
 
@@ -201,7 +212,7 @@ class StateDirectory(LockedDirectory):
         """Draws a new node id, and notes it with the one that the newest file has. Blocks."""
         lineage = Lineage(url, secrets.randbits(63) + 1, previous)
         fields = {"url": url, "current": f"{lineage.current:016x}", "previous": f"{previous:016x}"}
-        self._replace(_LINEAGE, {**fields, "inode": self.path.stat().st_ino})
+        self._replace_own(_LINEAGE, fields)
         return lineage
 
     def write_mark(self, mark: CheckpointMark) -> None:

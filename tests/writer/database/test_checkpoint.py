@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -11,6 +12,8 @@ from litereplica.writer.database.checkpoint import Outcome, checkpoint
 from litereplica.writer.database.sqlite_database import SQLiteDatabase, open_database
 from litereplica.writer.database.wal_follower import WalChange, WalFollower
 from tests.helpers.app import Application
+
+F = TypeVar("F", bound=WalFollower)
 
 pytestmark = [pytest.mark.slow, pytest.mark.logs("the WAL has 3 frames, but 2 were published")]
 
@@ -42,13 +45,18 @@ async def source(app: Application) -> AsyncIterator[SQLiteDatabase]:
         await source.run(source.release_read)
 
 
-async def test_checkpoint_is_given_up_if_sqlite_counts_more_frames_than_were_published(
-    app: Application, source: SQLiteDatabase
-) -> None:
-    wal = BlindFollower(source.wal_path)
+def following(wal: F) -> F:
+    """The follower, attached and at the end of the WAL."""
     wal.reopen()
     wal.attach()
     wal.advance(wal.committed)
+    return wal
+
+
+async def test_checkpoint_is_given_up_if_sqlite_counts_more_frames_than_were_published(
+    app: Application, source: SQLiteDatabase
+) -> None:
+    wal = following(BlindFollower(source.wal_path))
     await app("INSERT INTO t VALUES (1)")
 
     async def publish() -> None:
@@ -69,10 +77,7 @@ async def test_checkpoint_is_given_up_if_sqlite_counts_more_frames_than_were_pub
 async def test_checkpoint_is_given_up_if_what_was_committed_before_the_barrier_stays_unpublished(
     app: Application, source: SQLiteDatabase
 ) -> None:
-    wal = WalFollower(source.wal_path)
-    wal.reopen()
-    wal.attach()
-    wal.advance(wal.committed)
+    wal = following(WalFollower(source.wal_path))
     await app("INSERT INTO t VALUES (1)")
 
     async def publish() -> None:

@@ -11,13 +11,13 @@ import trio
 from litereplica.errors import ConflictError, TransientStorageError, UsageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.base import ObjectInfo
 from litereplica.testing.memory import MemoryStorage
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.types import FileInfo
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
+from tests.helpers.outdated_listings import OutdatedListings
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published
 
 pytestmark = pytest.mark.slow
@@ -181,17 +181,6 @@ async def test_copy_that_is_behind_the_replica_is_refused_and_taken_over_on_dema
         await app("PRAGMA wal_checkpoint(TRUNCATE)")
         await publish_once(app.database, store)
         assert await fold(store) == await app.image()
-
-
-class OutdatedListings(MemoryStorage):
-    """Lists what was there at some time, or nothing, until it is told otherwise."""
-
-    shown: list[ObjectInfo] | None = None
-
-    async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
-        if self.shown is None:
-            return await super().list(prefix, start_after=start_after)
-        return [info for info in self.shown if info.key.startswith(prefix) and info.key > (start_after or "")]
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
