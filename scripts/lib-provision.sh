@@ -93,7 +93,7 @@ After=network-online.target
 EnvironmentFile=-$environment
 ExecStart=$command
 Restart=on-failure
-RestartPreventExitStatus=2 7
+RestartPreventExitStatus=7
 RestartSec=2
 
 [Install]

@@ -110,7 +110,8 @@ def command(
 
     The database appears there as one read-only file that follows the primary, and any SQLite client can query it. The
     command returns when the database can be queried; the mount continues in the background until 'litereplica umount'.
-    A dead mount at MOUNTPOINT, left by a killed daemon, is removed first.
+    A dead mount at MOUNTPOINT, left by a killed daemon, is removed first. The directory MOUNTPOINT loses its write
+    permission, so that no client creates an empty database in it while nothing is mounted.
 
     Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l' of
     that directory shows the newest. With --timestamp or --txid only that state is mounted, and it does not change.
