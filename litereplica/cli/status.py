@@ -205,6 +205,8 @@ def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("newest known", f"{replica.get('newest_txid', 0):016x}" if follows else ""),
         ("staleness", f"at most {replica.get('staleness_s', 0.0):.1f} s" if follows else ""),
         ("polling", _polling(status.get("polling") or {})),
+        ("without locks", ", ".join(map(str, status.get("clients_without_locks") or []))),
+        ("stacked on it", ", ".join(map(str, status.get("stacked_on") or []))),
         ("error", str(replica.get("reason") or replica.get("last_error") or "")),
         ("hydration", _hydration(hydration)),
         ("requests", ", ".join(f"{name} {count}" for name, count in requests.items() if count)),

@@ -29,6 +29,8 @@ FRAME_HEADER_SIZE = 24
 MAGIC_LITTLE_ENDIAN = 0x377F0682
 MAGIC_BIG_ENDIAN = 0x377F0683
 FORMAT_VERSION = 3007000
+REFUSED_VERSION = 0xFFFFFFFF
+"""A version that no SQLite knows, for `refused_header`."""
 
 Checksum: TypeAlias = tuple[int, int]
 
@@ -98,6 +100,15 @@ class WALFrames:
         """The state of the checksum after the first `frames` frames (at least one)."""
         first, second = self.checksums[frames - 1]
         return int(first), int(second)
+
+
+def refused_header(page_size: int) -> bytes:
+    """Return a valid header of a format version that no SQLite knows: recovery of such a WAL fails (SQLITE_CANTOPEN).
+
+    With a header that is not valid, recovery would take the WAL for an empty one.
+    """
+    head = _HEADER.pack(MAGIC_LITTLE_ENDIAN, REFUSED_VERSION, page_size, 0, 0, 0, 0, 0)[:24]
+    return head + struct.pack(">2I", *checksum_words(head, (0, 0), big_endian=False))
 
 
 def scan_frames(data: bytes | memoryview, *, header: WALHeader, previous: Checksum) -> WALFrames:

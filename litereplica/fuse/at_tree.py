@@ -93,23 +93,26 @@ class PastFile(Node):
         self.handles += 1  # at once, so that it is not closed meanwhile
         try:
             self._tree.check_in_use()
-            await self.opened()
+            await self.opened_state()
             if self.is_lost:
                 raise OSError(errno.ENOENT, f"no file in the store leads to TXID {self.txid:016x} any more")
         except ReplicaError as exc:
-            self.release()
+            self._count_down()
             raise OSError(errno.ENOENT, str(exc)) from exc
         except BaseException:
-            self.release()
+            self._count_down()
             raise
 
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ; see `StaticFile.read`."""
-        state = await self.opened()
+        state = await self.opened_state()
         return await state.read(offset, size)
 
-    def release(self) -> None:
+    def release(self, handle: int) -> None:
         """Count a handle as closed."""
+        self._count_down()
+
+    def _count_down(self) -> None:
         self.handles -= 1
         self.used_at = trio.current_time()
 
@@ -118,7 +121,7 @@ class PastFile(Node):
         """True if a page of the open state is in no file any more. Clients that have it open read the other pages."""
         return self.state is not None and self.state.past.error is not None
 
-    async def opened(self) -> StaticFile:
+    async def opened_state(self) -> StaticFile:
         """The state, opened if it was closed. Raises the errors of `PastSnapshots.open`, and `_OtherState`."""
         self.used_at = trio.current_time()
         if self.state is None:
@@ -200,7 +203,7 @@ class PastDirectory(Node):
             for _ in range(2):
                 file = self.file
                 try:
-                    await file.opened()
+                    await file.opened_state()
                 except _OtherState:
                     self.file = self._tree.replaced(file)
                     continue

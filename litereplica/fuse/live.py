@@ -183,7 +183,9 @@ class LiveDatabase:
         """Return the store of new frames, the first with the file's header, so that the kernel has that page whole."""
         frames = b"".join(map(self._wal.encode, pgnos.tolist(), pages))
         offset = self._wal.offset(first)
-        return Store(LiveFile.WAL, 0, bytes(offset) + frames) if first == 1 else Store(LiveFile.WAL, offset, frames)
+        if first == 1:
+            return Store(LiveFile.WAL, 0, self._wal.header + frames)
+        return Store(LiveFile.WAL, offset, frames)
 
     async def _next_transaction(self, target: Snapshot) -> tuple[Snapshot, NDArray[np.uint32], list[bytes] | None]:
         """Return the snapshot to advance to, the pages that changed, and their content (None: too large to push)."""

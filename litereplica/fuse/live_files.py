@@ -97,7 +97,7 @@ class LiveFiles:
                 if attempt == READ_ATTEMPTS - 1:
                     raise
                 await self.heal()
-        out = bytearray(size)
+        out = bytearray(self.wal.header[offset : offset + size].ljust(size, b"\0"))
         for i, (pgno, page) in enumerate(zip(pgnos.tolist(), pages, strict=True)):
             frame = self.wal.encode(pgno, page)
             start = self.wal.offset(first + i) - offset

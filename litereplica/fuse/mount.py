@@ -20,8 +20,9 @@ import trio
 from numpy.typing import NDArray
 
 from litereplica.errors import LiteReplicaError, PageSizeChanged
-from litereplica.fuse import nodes
+from litereplica.fuse import mountpoint, nodes
 from litereplica.fuse.at_tree import AtDirectory
+from litereplica.fuse.client_locks import HELP, ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
@@ -52,8 +53,9 @@ Block = tuple[NDArray[np.uint32], NDArray[np.void], list[bytes]]
 class LiveNode(Node):
     """One of the three files of a live database.
 
-    `before_open` is awaited before a client's open. `require_fresh` raises if the replica is too old to be read; `-shm`
-    has none, because clients map it, and an error there kills a client with SIGBUS.
+    `before_open` is awaited before a client's open. `clients` are those of the database. `require_fresh` raises if the
+    replica is too old to be read; `-shm` has none, because clients map it, and an error there kills a client with
+    SIGBUS.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LiveNode(Node):
         live: LiveDatabase,
         *,
         file: LiveFile,
+        clients: ClientLocks,
         before_open: Callable[[], Awaitable[None]],
         require_fresh: Callable[[], None] | None,
     ) -> None:
@@ -69,6 +72,7 @@ class LiveNode(Node):
         self.daemon_may_write = file is LiveFile.SHM
         self._live = live
         self._file = file
+        self._clients = clients
         self._before_open = before_open
         self._require_fresh = require_fresh
 
@@ -82,6 +86,22 @@ class LiveNode(Node):
             await self._before_open()
             if self._require_fresh is not None:
                 self._require_fresh()
+
+    def may_open(self, thread_id: int) -> bool:
+        """False for a client whose locks are missing. `-shm` may be opened, so that it can lock."""
+        return self._file is LiveFile.SHM or self._clients.may_open(thread_id)
+
+    def opened(self, handle: int, thread_id: int) -> None:
+        """Tell `clients`."""
+        self._clients.opened(handle, self._file, thread_id)
+
+    def may_read(self, handle: int) -> bool:
+        """False for a client whose locks are missing. `-shm` may be read: it is copied, and holds no rows."""
+        return self._file is LiveFile.SHM or self._clients.may_read(handle)
+
+    def release(self, handle: int) -> None:
+        """Tell `clients`."""
+        self._clients.closed(handle)
 
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ. Raises `StaleReplica`, and as `LiveFiles.read`."""
@@ -110,6 +130,8 @@ class Session(FuseSession):
         files = {file: inodes.allocate() for file in LiveFile}
         self._replica = replica
         self._kernel = FuseKernelCache(files)
+        self._clients = ClientLocks(files)
+        self._stacked: list[str] = []  # file systems that are mounted over this one
         self._past = AtDirectory(inodes, past, name=options.name) if past is not None else None
         self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
         self.live = LiveDatabase(replica, self._kernel)
@@ -131,7 +153,9 @@ class Session(FuseSession):
         by_name: dict[bytes, Node] = {}
         for file, inode in files.items():
             fresh = require_fresh if file is not LiveFile.SHM else None
-            node = LiveNode(inode, self.live, file=file, before_open=freshen, require_fresh=fresh)
+            node = LiveNode(
+                inode, self.live, file=file, clients=self._clients, before_open=freshen, require_fresh=fresh
+            )
             by_name[f"{options.name}{file.value}".encode()] = inodes.add(node)
         attributes = Attributes(size=nodes.POS_SIZE)
         pos = GeneratedFile(inodes.allocate(), self._pos, attributes=attributes, before_open=freshen)
@@ -145,6 +169,8 @@ class Session(FuseSession):
         return status(
             self._options,
             mount=self.live.statistics(),
+            clients_without_locks=self._clients.statistics(),
+            stacked_on=self._stacked,
             replica=self._replica.statistics(),
             polling=self._schedule.statistics(),
             past=self._past.statistics() if self._past is not None else [],
@@ -165,7 +191,21 @@ class Session(FuseSession):
                 nursery.start_soon(self._hydrate)
             if self._past is not None:
                 nursery.start_soon(self._past.run)
+            if self._mount is not None:
+                nursery.start_soon(self._clients.run, self._mount.device)
             await self._follow()
+
+    def _note_mounts(self) -> None:
+        """Name file systems that were mounted over this one."""
+        found = [f"{each.path} ({each.type})" for each in mountpoint.stacked_on(self._options.path)]
+        for each in set(found).difference(self._stacked):
+            log.warning(
+                "%s is mounted over this file system: databases cannot be used there, since SQLite's locks or its"
+                " shared memory do not pass through; see %s",
+                each,
+                HELP,
+            )
+        self._stacked = found
 
     async def _apply(self, update: Update | None) -> None:
         with self._as_a_whole():

@@ -33,6 +33,7 @@ _ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9:/._@=&?%+~-]")
+_LAYER_OPTIONS = ("lowerdir", "lowerdir+", "upperdir")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 MAX_BACKGROUND = 256
@@ -43,8 +44,8 @@ MAX_BACKGROUND = 256
 class Mount:
     """A line of mountinfo.
 
-    `device` is `major:minor`, `parent` the identity of the mount that it is on, and `peers` and `masters` are the
-    numbers of the groups from which it receives mounts and unmounts.
+    `device` is `major:minor`, `options` are those of the file system, `parent` the identity of the mount that it is on,
+    and `peers` and `masters` are the numbers of the groups from which it receives mounts and unmounts.
     """
 
     identity: int
@@ -53,6 +54,7 @@ class Mount:
     path: str
     type: str
     source: str
+    options: str
     peers: frozenset[str]
     masters: frozenset[str]
 
@@ -87,8 +89,8 @@ def mounts(table: Path = _MOUNTINFO) -> list[Mount]:
         fields, tail = left.split(" "), right.split(" ")
         groups = [field.partition(":") for field in fields[6:]]
         peers, masters = (frozenset(number for kind, _, number in groups if kind == of) for of in ("shared", "master"))
-        path, source = _unescape(fields[4]), _unescape(tail[1])
-        found.append(Mount(int(fields[0]), int(fields[1]), fields[2], path, tail[0], source, peers, masters))
+        path, source, options = _unescape(fields[4]), _unescape(tail[1]), _unescape(tail[2])
+        found.append(Mount(int(fields[0]), int(fields[1]), fields[2], path, tail[0], source, options, peers, masters))
     return found
 
 
@@ -120,6 +122,25 @@ def _namespace(process: Path) -> str | None:
         return os.readlink(process / "ns/mnt")  # noqa: PTH115 - the text is wanted
     except OSError:
         return None
+
+
+def stacked_on(path: Path) -> list[Mount]:
+    """The mounts of other file systems that take their files from below this absolute path, such as overlayfs."""
+    return [mount for mount in mounts() if any(_is_below(each, str(path)) for each in _sources(mount))]
+
+
+def _sources(mount: Mount) -> list[str]:
+    """Directories of this machine that a file system takes its files from, as far as its mount options tell."""
+    found = mount.source.split(":") if mount.source.startswith("/") else []
+    for option in mount.options.split(","):
+        name, _, value = option.partition("=")
+        if name in _LAYER_OPTIONS:
+            found += value.split(":")
+    return found
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")
 
 
 def raise_max_background(mount: Mount) -> None:
@@ -292,8 +313,13 @@ def clients(path: Path, *, besides: int) -> list[Client]:
     Goes by the paths that /proc shows, so that no file system is asked.
     """
     processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and int(entry.name) != besides]
-    users = [Client(int(entry.name), _command(entry)) for entry in processes if _uses(entry, str(path))]
+    users = [client(int(entry.name)) for entry in processes if _uses(entry, str(path))]
     return sorted(users, key=lambda client: client.pid)
+
+
+def client(pid: int) -> Client:
+    """The process with this pid, which may have ended."""
+    return Client(pid, _command(Path("/proc") / str(pid)))
 
 
 def _uses(process: Path, path: str) -> bool:
@@ -302,7 +328,7 @@ def _uses(process: Path, path: str) -> bool:
             target = os.readlink(link)  # noqa: PTH115 - the text is wanted
         except OSError:
             continue
-        if target == path or target.startswith(path + "/"):
+        if _is_below(target, path):
             return True
     try:
         return f" {path}/" in (process / "maps").read_text(errors="replace")

@@ -93,7 +93,18 @@ class Node:
         """Answer a READ of an open file."""
         raise OSError(errno.EISDIR, f"inode {self.inode} is a directory")
 
-    def release(self) -> None:
+    def may_open(self, thread_id: int) -> bool:
+        """True if the client with this thread may open the file."""
+        return True
+
+    def opened(self, handle: int, thread_id: int) -> None:
+        """Note that a client has opened the file as `handle`."""
+
+    def may_read(self, handle: int) -> bool:
+        """True if the client with this handle may read."""
+        return True
+
+    def release(self, handle: int) -> None:
         """Close one handle."""
 
     async def lookup(self, name: bytes) -> Node | None:

@@ -156,8 +156,12 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         if not own and node.waits_until_ready:
             await self._open_to_others.wait()
+        if not own and not node.may_open(ctx.pid):
+            raise FUSEError(errno.ENOLCK)
         content = await node.open(own=own)
         handle = self._new_handle()
+        if not own:
+            node.opened(handle, ctx.pid)
         self._handles[handle] = Handle(node, own, content, direct=bool(flags & os.O_DIRECT))
         return FileInfo(fh=handle, keep_cache=content is None, direct_io=content is not None)
 
@@ -167,6 +171,8 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         if handle.content is not None:
             return handle.content[off : off + size]
+        if not handle.node.may_read(fh):
+            raise FUSEError(errno.ENOLCK)
         if handle.direct:
             size = min(size, max(0, handle.node.attributes().size - off))
         return await handle.node.read(off, size) if size else b""
@@ -174,7 +180,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def release(self, fh: FileHandleT) -> None:
         """RELEASE: the last descriptor of a handle was closed."""
-        self._handles.pop(fh).node.release()
+        self._handles.pop(fh).node.release(fh)
         self._released.set()
 
     @_answered

@@ -226,6 +226,7 @@ class FuseSession:
             changes.register(table, select.EPOLLPRI | select.EPOLLERR)
             task_status.started()
             while any(each == self._mount for each in mountpoint.mounts()):
+                self._note_mounts()
                 with trio.move_on_after(MOUNT_CHECK_S):
                     await trio.lowlevel.wait_readable(changes.fileno())
                 changes.poll(0)
@@ -235,6 +236,9 @@ class FuseSession:
         await trio.sleep(GRACE_S)  # the session ends now, unless there is a copy that we may not see
         log.warning("the mount at %s was detached, and a copy of it remains somewhere: it ends", self._options.path)
         pyfuse3.terminate()
+
+    def _note_mounts(self) -> None:
+        """Called when the mount table may have changed."""
 
     async def _wait_for_copies(self) -> None:
         """Return when no client is inside and no copy of the detached mount is left."""

@@ -1,8 +1,9 @@
 """The frames of the virtual WAL: which page each one holds, and where that page lies in the store.
 
-Frames are counted from 1, as in the wal-index. The file has a 32-byte header and frames of 24 + page size bytes; of
-both headers only the page number is filled in, since clients never read them. Content is fetched when it is read,
-from the same files as the database's pages. Holds no page and does no I/O.
+Frames are counted from 1, as in the wal-index. The file has a 32-byte header and frames of 24 + page size bytes; the
+former is one that recovery refuses (`wal.refused_header`), and of the latter only the page number is filled in, since
+clients that see our locks read neither. Content is fetched when it is read, from the same files as the database's
+pages. Holds no page and does no I/O.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class VirtualWal:
     def __init__(self, page_size: int, holders: FileHolders | None = None) -> None:
         self.page_size = page_size
         self.frame_size = wal.FRAME_HEADER_SIZE + page_size
-        self.size = wal.HEADER_SIZE
+        self.header = wal.refused_header(page_size)
+        self.size = self.offset(2)
         self.frames = 0
         self._commits: list[Commit] = []
         self._pgnos = np.empty(_INITIAL_FRAMES, np.uint32)
@@ -63,7 +65,7 @@ class VirtualWal:
 
     def truncate(self) -> None:
         """Shrink the file to what its frames need."""
-        self.size = self.offset(self.frames + 1)
+        self.size = self.offset(max(1, self.frames) + 1)
 
     def offset(self, frame: int) -> int:
         """Byte offset of a frame's header."""

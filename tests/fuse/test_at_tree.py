@@ -93,7 +93,7 @@ class Scene:
         return await self.inodes.get(inode).read(offset, size)
 
     def release(self, inode: int) -> None:
-        self.inodes.get(inode).release()
+        self.inodes.get(inode).release(0)
 
     def forget(self, inode: int, count: int) -> None:
         self.inodes.get(inode).forget(count)
