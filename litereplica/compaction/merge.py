@@ -31,6 +31,7 @@ from litereplica.format import ltx
 from litereplica.format.compactor import FramesInput, compact, compacted_header
 from litereplica.format.decoder import Decoder
 from litereplica.ltxstore.file_stream import FEED_BYTES, PIECE_BYTES, ListedObject, piece_jobs
+from litereplica.ltxstore.limits import most_pages, require_commit
 from litereplica.ltxstore.progress import Advance
 from litereplica.ltxstore.spooled_file import SUFFIX, SpooledFile
 from litereplica.ltxstore.store import LTXStore, check_name
@@ -124,6 +125,7 @@ class Merge:
 
         def merge(streams: Sequence[_PageStream]) -> ltx.Header:
             headers = [stream.header() for stream in streams]
+            self._require_commits(inputs, headers)
             headers[0] = replace(headers[0], min_txid=min_txid)
             # damage of one input is raised for that input; if they are not contiguous, the error names the first one
             with self._store.blame(inputs[0].info):
@@ -136,6 +138,15 @@ class Merge:
             return header
 
         return spool, await self._in_thread(inputs, merge, advance)
+
+    def _require_commits(self, inputs: Sequence[_Input], headers: Sequence[ltx.Header]) -> None:
+        """Raise `DamagedFile` for an input that makes the database grow by more pages than it can have."""
+        commit = 0
+        for i, (each, header) in enumerate(zip(inputs, headers, strict=True)):
+            with self._store.blame(each.info):
+                if i or header.is_snapshot:
+                    require_commit(header, commit + most_pages(each.info.size))
+            commit = header.commit
 
     async def _in_thread(
         self, inputs: Sequence[_Input], work: Callable[[Sequence[_PageStream]], T], advance: Advance

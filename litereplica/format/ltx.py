@@ -312,6 +312,16 @@ def decode_index_size(tail: bytes | memoryview, *, file_size: int) -> int:
     return int(size)
 
 
+def require_index_piece(data: bytes, *, is_last: bool) -> None:
+    """Raise `LTXError` if a piece of an index has its end mark and is not its last one, or has it too early.
+
+    Only the end mark is a zero byte, so that an index that merely claims to be long is found out by its first piece.
+    """
+    end = data.find(0)
+    if end >= 0 and (not is_last or end != len(data) - 1):
+        raise LTXError("LTX page index ends before its size says so")
+
+
 def decode_page_index(data: bytes | memoryview, *, header: Header, file_size: int) -> PageIndex:
     """Decode and check the varints of an index (without its size) against the header and the file's size.
 

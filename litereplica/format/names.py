@@ -14,7 +14,9 @@ from litereplica.types import SNAPSHOT_LEVEL as SNAPSHOT_LEVEL
 from litereplica.types import TXID
 
 LEVELS = range(SNAPSHOT_LEVEL + 1)
-MAX_TXID = (1 << 64) - 1
+MAX_TXID = (1 << 63) - 1
+"""The last TXID that a file may have. Greater ones fit into a header, but could not be continued: a file with such a
+name is refused."""
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.ltx", re.ASCII)
 _TXID = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -29,7 +31,7 @@ class Layout(Enum):
 
 def format_txid(txid: TXID) -> str:
     """Format a TXID as 16 lower-case hexadecimal digits. Raises `LTXError` if it is out of range."""
-    if not 0 <= txid <= MAX_TXID:
+    if not 0 <= txid < 1 << 64:
         raise LTXError(f"TXID {txid} is out of range")
     return f"{txid:016x}"
 
@@ -43,7 +45,7 @@ def parse_txid(text: str) -> TXID:
 
 def format_name(min_txid: TXID, max_txid: TXID) -> str:
     """The file name `<min>-<max>.ltx`. Raises `LTXError` for an invalid range."""
-    if not 1 <= min_txid <= max_txid:
+    if not 1 <= min_txid <= max_txid <= MAX_TXID:
         raise LTXError(f"TXID range {min_txid}-{max_txid} is not valid")
     return f"{format_txid(min_txid)}-{format_txid(max_txid)}.ltx"
 
@@ -54,7 +56,13 @@ def parse_name(name: str) -> tuple[TXID, TXID] | None:
     if match is None:
         return None
     low, high = int(match[1], 16), int(match[2], 16)
-    return (low, high) if 1 <= low <= high else None
+    return (low, high) if 1 <= low <= high <= MAX_TXID else None
+
+
+def is_beyond_limit(name: str) -> bool:
+    """True if a file has the name of an LTX file, except that its last TXID is greater than `MAX_TXID`."""
+    match = _NAME.fullmatch(name)
+    return match is not None and int(match[2], 16) > MAX_TXID
 
 
 def level_prefix(layout: Layout, level: int) -> str:

@@ -213,6 +213,7 @@ class Session(FuseSession):
 
     async def _follow(self) -> None:
         """Apply what polls bring, as long as the files go on with our page size."""
+        said = ""
         while True:
             try:
                 await run_poller(self._replica, self._apply, schedule=self._schedule)
@@ -220,7 +221,9 @@ class Session(FuseSession):
                 log.error("serving TXID %016x from now on: %s", self.live.pos.txid, exc)
                 return
             except LiteReplicaError as exc:
-                log.warning("the first poll failed, trying again: %s", exc)
+                if str(exc) != said:
+                    log.warning("the first poll failed, trying again: %s", exc)
+                said = str(exc)
                 await trio.sleep(self._options.poll_interval_s)
 
     async def _push_blocks(self, blocks: trio.MemoryReceiveChannel[Block]) -> None:

@@ -7,15 +7,19 @@ again, it is avoided as long as other files contain its transactions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from litereplica.concurrent import gather
 from litereplica.errors import DamagedFile, NotFound, TransientStorageError
+from litereplica.ltxstore.limits import require_growth
 from litereplica.ltxstore.replan import FailedFiles, Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.types import TXID, FileInfo
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -51,12 +55,19 @@ class Catalog:
         """Return the files of all levels with a max TXID greater than `after`; see `LTXStore.list_levels`."""
         return await self.store.list_levels(after=after, in_order=in_order)
 
-    async def open(self, choose: Chooser, *, after: TXID = 0) -> list[OpenedFile]:
+    async def open(self, choose: Chooser, *, after: TXID = 0, onto: int | None = 0) -> list[OpenedFile]:
         """Return the files that `choose` picks from those with a max TXID greater than `after`, opened.
+
+        `onto` is the number of pages of the database that they are applied to; None if it is unknown.
 
         Raises the errors of `choose`; `DamagedFile` if only a damaged file would complete the plan.
         """
         failed = FailedFiles(self.store, damaged=self.damaged)
+
+        def note(error: NotFound | DamagedFile) -> None:
+            if isinstance(error, DamagedFile) and error.key not in self.damaged:
+                log.info("%s is not used: %s", error.key, error.reason)
+            failed.note(error)
 
         async def choose_files(listing: Listing) -> list[FileInfo]:
             return choose(listing.present)
@@ -65,10 +76,16 @@ class Catalog:
             opened = await gather([partial(self._open, info) for info in plan], width=PARALLEL_REQUESTS)
             errors = [each for each in opened if not isinstance(each, OpenedFile)]
             for error in errors:
-                failed.note(error)
+                note(error)
             if errors:
                 raise errors[-1]
-            return [each for each in opened if isinstance(each, OpenedFile)]
+            files = [each for each in opened if isinstance(each, OpenedFile)]
+            try:
+                require_pages(self.store, files, onto=onto)
+            except DamagedFile as exc:
+                note(exc)
+                raise
+            return files
 
         try:
             return await plan_and_read(
@@ -88,6 +105,22 @@ class Catalog:
             return await again_if_damaged(partial(self.store.open, info))
         except (NotFound, DamagedFile) as exc:
             return exc
+
+
+def require_pages(store: LTXStore, files: Sequence[OpenedFile], *, onto: int | None) -> None:
+    """Raise `DamagedFile` for the first file that makes the database grow by pages that it does not have.
+
+    `files` are applied in their order to a database of `onto` pages; None: nobody knows how many.
+    """
+    page_size = files[0].header.page_size if files else 0
+    for file in files:
+        header = file.header
+        if header.page_size != page_size:
+            page_size, onto = header.page_size, 0  # a database of another page size is made anew
+        if onto is not None:
+            with store.blame(file.info):
+                require_growth(header, file.index, commit=onto)
+        onto = header.commit
 
 
 async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:

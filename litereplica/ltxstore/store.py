@@ -2,11 +2,12 @@
 
 Maps levels and TXIDs to keys, and defines which requests each access makes. Every header, index and page that is
 returned has passed the checks of `litereplica.format`; anything that fails them raises `DamagedFile` with the key.
-There is no state, no cache and no clock here. `plan.py` makes plans, and the storage retries.
+There is no cache and no clock here. `plan.py` makes plans, and the storage retries.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from litereplica.format import decoder, ltx, names
 from litereplica.format.frame_checksums import HEAD_SIZE, crc32c
 from litereplica.format.names import Layout
 from litereplica.ltxstore.frame_checksums import FRAME_CHECKSUMS_PREFIX, FileSums, frame_checksums_key
+from litereplica.ltxstore.limits import require_index_size
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.open import open_storage
@@ -27,12 +29,17 @@ from litereplica.storage.url import parse_url
 from litereplica.storage.wrappers import MeteredStorage, PrefixStorage
 from litereplica.types import TXID, FileInfo
 
+log = logging.getLogger(__name__)
+
 WHOLE_FILE_LIMIT = 256 * 1024
 """A file of up to this many bytes is read whole, in one request: most files of level 0."""
 
 TAIL_READ = 64 * 1024
 """Bytes read first from the end of a large file. The index of about 10,000 pages fits; a larger one takes another
 request."""
+
+INDEX_PIECE = 8 << 20
+"""Bytes of a large index that are read at a time: the index of a million pages takes two requests."""
 
 DECODE_HERE = 64 * 1024
 """An index up to this size is decoded in trio's thread, in some milliseconds; a large one takes up to a second."""
@@ -67,6 +74,7 @@ class LTXStore:
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self.storage = storage
         self.layout = layout
+        self._refused: set[str] = set()  # keys that were reported
         self._prefixes = {level: names.level_prefix(layout, level) for level in names.LEVELS}
 
     @property
@@ -88,9 +96,13 @@ class LTXStore:
         start = prefix + names.format_name(after, after) if level == 0 and after else None
         files = []
         for item in await self.storage.list(prefix, start_after=start):
-            txids = names.parse_name(item.key[len(prefix) :])
+            name = item.key[len(prefix) :]
+            txids = names.parse_name(name)
             if txids is not None and txids[1] > after:
                 files.append(FileInfo(level, *txids, item.size, item.modified_ms))
+            elif txids is None and names.is_beyond_limit(name) and item.key not in self._refused:
+                self._refused.add(item.key)
+                log.warning("%s in %s is not used: its TXIDs are beyond the limit", item.key, self.url)
         return files
 
     async def list_levels(self, *, after: TXID = 0, in_order: bool = False) -> list[FileInfo]:
@@ -147,6 +159,8 @@ class LTXStore:
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
         """Return the level 0 file of exactly this TXID, or None: a poll takes one request."""
+        if txid > names.MAX_TXID:
+            return None
         info = FileInfo(0, txid, txid, 0)
         try:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
@@ -202,14 +216,10 @@ class LTXStore:
             check_name(info, header)
             file_checksum = ltx.decode_trailer(tail.data[-ltx.TRAILER_SIZE :])
             index_size = ltx.decode_index_size(tail.data[-ltx.TAIL_SIZE :], file_size=tail.size)
-            if index_size > header.commit * ltx.MAX_INDEX_ENTRY_SIZE + 1:
-                raise FormatError(f"page index claims {index_size} bytes for a database of {header.commit} pages")
+            require_index_size(index_size, header, file_size=tail.size)
         varints = tail.data[-ltx.TAIL_SIZE - index_size : -ltx.TAIL_SIZE]
         if len(varints) < index_size:
-            index_end = tail.size - ltx.TAIL_SIZE
-            middle = await self.get(info, ByteRange(index_end - index_size, index_end))
-            self.require_same(info, start, middle)
-            varints = middle.data
+            varints = await self._read_index(info, start, index_size)
         with self.blame(info):
             decode = partial(ltx.decode_page_index, varints, header=header, file_size=tail.size)
             index = decode() if index_size <= DECODE_HERE else await trio.to_thread.run_sync(decode)
@@ -220,6 +230,18 @@ class LTXStore:
             else:
                 sums.note_missing()
         return OpenedFile(replace(info, size=tail.size), header, index, file_checksum, None, start.etag, sums)
+
+    async def _read_index(self, info: FileInfo, start: Blob, size: int) -> bytes:
+        """Return the varints of a large index, read in pieces, so that memory follows what is there."""
+        end = start.size - ltx.TAIL_SIZE
+        parts = []
+        for first in range(end - size, end, INDEX_PIECE):
+            piece = await self.get(info, ByteRange(first, min(first + INDEX_PIECE, end)))
+            self.require_same(info, start, piece)
+            with self.blame(info):
+                ltx.require_index_piece(piece.data, is_last=first + INDEX_PIECE >= end)
+            parts.append(piece.data)
+        return b"".join(parts)
 
     async def _get_checksums_head(self, info: FileInfo) -> Blob:
         """Return the head of a file's frame checksums; empty data if they are missing or access is denied."""

@@ -29,7 +29,7 @@ from litereplica.concurrent import gather
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
 from litereplica.format.ltx import Header
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged
+from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged, require_pages
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.request_costs import Purpose, RequestCosts
@@ -118,15 +118,17 @@ class NextFiles:
         if not self._diverged:
             files, damage = await self._next_l0s(position)
             if files and await self._is_our_successor(position, files[0]):
+                files, damage = self._with_all_pages(position, files, damage)
+            elif files:
+                self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
+                files, damage, self._listed_at = [], None, -self._list_interval_s
+            if files:
                 for file in files:
                     self.catalog.trust(file.info)
                 self._remember(files)
                 self._tip = files[-1].info
                 self.newest_txid = self._tip.max_txid
                 return FoundFiles(files)
-            if files:
-                self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
-                damage, self._listed_at = None, -self._list_interval_s
         news = damage is not None and self.catalog.avoid(damage)
         found = None
         if news or self._clock() - self._listed_at >= self._list_interval_s:
@@ -180,6 +182,27 @@ class NextFiles:
                 files.append(result)
         return files, None
 
+    def _commit_at(self, position: TXID) -> int | None:
+        """Return the number of pages of the database at `position`; None if it is unknown."""
+        here = self._here.get(position)
+        return None if here is None else here.header.commit
+
+    def _with_all_pages(
+        self, position: TXID, files: list[OpenedFile], damage: DamagedFile | None
+    ) -> tuple[list[OpenedFile], DamagedFile | None]:
+        """Return the files before the first that lacks pages by which it grows the database, and the damage after them.
+
+        `files` follow `position`; `damage` is what comes after them.
+        """
+        commit = self._commit_at(position)
+        for i, file in enumerate(files):
+            try:
+                require_pages(self._store, [file], onto=commit)
+            except DamagedFile as exc:
+                return files[:i], exc
+            commit = file.header.commit
+        return files, damage
+
     async def _is_our_successor(self, position: TXID, following: OpenedFile) -> bool:
         """True if this file is proved to continue the one that we have of `position`.
 
@@ -221,7 +244,8 @@ class NextFiles:
             return None
         self._fully_listed_at = self._clock()
         if not self._diverged:
-            files = await self.catalog.open(partial(self._steps, position), after=position - 1)
+            commit = self._commit_at(position)
+            files = await self.catalog.open(partial(self._steps, position), after=position - 1, onto=commit)
             if files and files[0].header.min_txid > 1 and not await self._is_our_successor(position, files[0]):
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
             elif files or not self._diverged:

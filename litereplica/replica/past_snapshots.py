@@ -259,7 +259,7 @@ class PastSnapshots(ReplicaObserver):
             return plan if base is None else plan[1:]
 
         live, history = self._current.snapshot, self._history
-        opened = await self._listed.open(choose)
+        opened = await self._listed.open(choose, onto=None)
         ids = [self._files.add(file) for file in opened]
         held = HeldFiles(ids, self._files.holders)
         entries = sum(len(file.index) for file in opened)

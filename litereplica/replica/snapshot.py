@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from litereplica.errors import PageSizeChanged, ReplicaError
+from litereplica.errors import FormatError, PageSizeChanged, ReplicaError
 from litereplica.format.sqlite import lock_pgno
+from litereplica.ltxstore.limits import require_growth
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.file_table import FileTable
@@ -196,27 +197,12 @@ def _exchanged(own: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np
     return exchanged
 
 
-def _require_growth(file: OpenedFile, commit: int) -> None:
-    """Raise `ReplicaError` unless a file has all pages by which it makes a database of `commit` pages grow.
-
-    Writers always supply them. Memory follows the pages that a file has, not the number that it claims.
-    """
-    claimed, lock_page = file.header.commit, lock_pgno(file.header.page_size)
-    new = file.index.pgno[np.searchsorted(file.index.pgno, commit, side="right") :]
-    if len(new) >= claimed - commit - (commit < lock_page <= claimed):
-        return
-    expected = np.arange(commit + 1, commit + len(new) + 3, dtype=np.int64)
-    expected = expected[expected != lock_page][: len(new) + 1]
-    missing = expected[int(np.sum(expected[:-1] == new))]
-    raise ReplicaError(
-        f"{file.info} makes the database grow from {commit} to {claimed} pages, and page {missing} is in no file",
-        hint="run 'litereplica verify' on the replica",
-    )
-
-
 def _apply(pages: PageMap, files: Sequence[OpenedFile], file_ids: Sequence[int]) -> Snapshot:
     for file, file_id in zip(files, file_ids, strict=True):
-        _require_growth(file, pages.commit)
+        try:
+            require_growth(file.header, file.index, commit=pages.commit)
+        except FormatError as exc:
+            raise ReplicaError(f"{file.info}: {exc.message}", hint="run 'litereplica verify' on the replica") from exc
         for start in range(0, max(1, len(file.index)), APPLIED_AT_ONCE):
             part = slice(start, start + APPLIED_AT_ONCE)
             locations = locations_of(file, file_id, part)

@@ -27,10 +27,8 @@ from litereplica.errors import FormatError
 from litereplica.file_io import write_all
 from litereplica.format import ltx
 from litereplica.format.sqlite import lock_pgno, page_offset
+from litereplica.ltxstore.limits import most_pages, require_commit
 from litereplica.types import TXID, FileInfo, Pgno
-
-MIN_BYTES_PER_PAGE = ltx.FRAME_HEADER_SIZE + 1 + 3
-"""The least bytes that a page takes in a file, as frame and index entry: it bounds the database that files can hold."""
 
 _FINAL = 0xFFFFFFFF
 
@@ -113,7 +111,7 @@ class Assembly:
         self._unclaimed = self._missing
         self._limit = self.commit
         self._claims = 0
-        self._most_pages = (self._base_bytes + sum(info.size for info in plan)) // MIN_BYTES_PER_PAGE
+        self._most_pages = most_pages(self._base_bytes + sum(info.size for info in plan))
 
     def is_done(self, info: FileInfo) -> bool:
         """True if nothing more has to be read of this file."""
@@ -216,8 +214,7 @@ class Assembly:
 
     def _enter(self, info: FileInfo, header: ltx.Header) -> int:
         """Return the number under which the next file claims pages."""
-        if header.commit > self._most_pages:
-            raise FormatError(f"header claims a database of {header.commit} pages, more than the files can hold")
+        require_commit(header, self._most_pages)
         if info.max_txid == self._txid:
             self._begin_database(header)
         elif header.page_size != self.page_size:

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.concurrent import Job, in_order
-from litereplica.errors import DamagedFile, FormatError, NotFound, ReplicaError
+from litereplica.errors import DamagedFile, NotFound, ReplicaError
 from litereplica.format import ltx
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
+from litereplica.ltxstore.limits import most_pages, require_commit
 from litereplica.ltxstore.plan import plan_restore, plan_steps
 from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
-from litereplica.restore.database_builder import MIN_BYTES_PER_PAGE
 from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
 from litereplica.writer.database.published import Version
@@ -132,7 +132,7 @@ class _Reader:
             "reading %d bytes of %s for the checksums of its pages", sum(info.size for info in files), self._store.url
         )
         self._known, self._reading = onto, None
-        self._most_pages = len(onto) + 1 + sum(info.size for info in files) // MIN_BYTES_PER_PAGE
+        self._most_pages = len(onto) + 1 + most_pages(sum(info.size for info in files))
 
         async def consume(piece: _Piece) -> bool:
             await self._database.run(lambda: self._take(piece))
@@ -174,8 +174,7 @@ class _Reader:
     def _apply(self, header: ltx.Header, reading: _FilePages) -> None:
         """Apply a file that was read to its end and whose CRC is right."""
         check_page_size(header, self._database.page_size, url=self._store.url)
-        if header.commit > self._most_pages:
-            raise FormatError(f"header claims a database of {header.commit} pages, more than the files can hold")
+        require_commit(header, self._most_pages)
         if header.commit != len(self._known):
             grown = max(0, header.commit - len(self._known))
             self._known = np.concatenate((self._known[: header.commit], np.zeros(grown, np.uint64)))
