@@ -38,8 +38,8 @@ TAIL_READ = 64 * 1024
 """Bytes read first from the end of a large file. The index of about 10,000 pages fits; a larger one takes another
 request."""
 
-INDEX_PIECE = 8 << 20
-"""Bytes of a large index that are read at a time: the index of a million pages takes two requests."""
+INDEX_PIECE = 4 << 20
+"""Bytes of a large index that are read at a time: the index of a million pages takes three requests."""
 
 DECODE_HERE = 64 * 1024
 """An index up to this size is decoded in trio's thread, in some milliseconds; a large one takes up to a second."""

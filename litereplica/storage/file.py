@@ -34,6 +34,7 @@ from litereplica.errors import PreconditionFailed, StorageError
 from litereplica.storage import file_operations as files
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.pace import ListingPace
 
 T = TypeVar("T")
 
@@ -120,7 +121,12 @@ class FileStorage(Storage):
         directory = listing.prefix.rpartition("/")[0]
         try:
             with files.open_directory(self._root, _components(directory)) as fd:
-                return list(listing.walk(fd, directory + "/" if directory else ""))
+                found = []
+                pace = ListingPace(self.url)
+                for info in listing.walk(fd, directory + "/" if directory else ""):
+                    pace.received(1)
+                    found.append(info)
+                return found
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
-from litereplica.storage import s3_client, s3_errors, s3_upload
+from litereplica.storage import s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.pace import ListingPace
 from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, send_content_md5
 from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import Target, upload_in_parts
@@ -48,8 +48,6 @@ TIMESTAMP_METADATA = "litestream-timestamp"
 DELETE_BATCH = 1000
 """S3's limit for one request."""
 READ_CHUNK_BYTES = 1 << 20
-MIN_BYTES_PER_S = 64 << 10
-"""A body may take `READ_TIMEOUT_S` plus its size at this rate; a slower one is given up."""
 IGNORED_RANGE_LIMIT = 16 << 20
 """Maximum size that is read for a range from a store that ignores ranges, where larger objects cannot be read in
 parts."""
@@ -126,9 +124,12 @@ class S3Storage(Storage):
 
         def fetch(client: S3Client) -> list[ObjectInfo]:
             found: list[ObjectInfo] = []
+            pace = ListingPace(self.url)
             for page in client.get_paginator("list_objects_v2").paginate(**request):
                 trio.from_thread.check_cancelled()
-                found += [self._info(entry) for entry in page.get("Contents", ())]
+                entries = page.get("Contents", ())
+                pace.received(len(entries))
+                found += [self._info(entry) for entry in entries]
             return found
 
         found = await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
@@ -325,9 +326,8 @@ def _whole_limit(range: Range | None, length: int | None) -> int | None:
 
 
 def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
-    """Read the first `limit` bytes of a body (None: all). Stops on cancellation, or if it is too slow."""
+    """Read the first `limit` bytes of a body (None: all). Stops on cancellation; `s3_paced` limits the time."""
     announced = answer.get("ContentLength")
-    deadline = time.monotonic() + s3_client.READ_TIMEOUT_S + (limit or 0) / MIN_BYTES_PER_S
     # boto's own wrapper blocks until it has all bytes of a read, however slowly they arrive.
     stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
     parts: list[bytes] = []
@@ -336,8 +336,6 @@ def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
         parts.append(part)
         received += len(part)
         trio.from_thread.check_cancelled()
-        if time.monotonic() > deadline + (received / MIN_BYTES_PER_S if limit is None else 0):
-            raise TimeoutError(f"the answer arrived at less than {MIN_BYTES_PER_S} bytes a second")
         if limit is None and received > UNANNOUNCED_LIMIT:
             raise ValueError(f"the answer has no length, and more than {UNANNOUNCED_LIMIT} bytes")
     if limit is not None and received < limit:

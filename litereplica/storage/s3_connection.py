@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from litereplica.storage import s3_client
 from litereplica.storage.credentials import Credentials, static_credentials
+from litereplica.storage.pace import MIN_BYTES_PER_S
 
 if TYPE_CHECKING:
     import botocore.session
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 
 REQUEST_TIMEOUT_S = 600.0
-"""Time limit of a request, for headers that arrive slowly. Bodies have a minimum rate, and listings a deadline."""
+"""Longest time limit of a request, for headers that arrive slowly."""
 RENEW_INTERVAL_S = 10.0
 """Minimum interval between lookups of refused credentials: each one costs a request and reads some files."""
 CREDENTIAL_LIFE = timedelta(minutes=5)
@@ -84,8 +85,18 @@ class Connection(Generic[C]):
             return client
 
 
-def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
-    """Make a client. Blocks; makes no request to the store. Raises botocore's errors about credentials."""
+def request_timeout_s(size: int) -> float:
+    """Return the time limit of a request of `size` bytes, headers included, in seconds."""
+    return min(REQUEST_TIMEOUT_S, s3_client.READ_TIMEOUT_S + size / MIN_BYTES_PER_S)
+
+
+def connect(
+    url: ReplicaURL, credentials: Credentials | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> S3Store:
+    """Make a client whose requests take `timeout_s` seconds at most.
+
+    Blocks; makes no request to the store. Raises botocore's errors about credentials.
+    """
     from obstore.store import S3Store
 
     endpoint = url.endpoint or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
@@ -111,7 +122,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Store:
         url.bucket,
         prefix=url.path or None,
         config=config,
-        client_options=_client_options(endpoint),
+        client_options=_client_options(endpoint, timeout_s),
         retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
         credential_provider=provider,
     )
@@ -139,12 +150,12 @@ class _Provider:
         }
 
 
-def _client_options(endpoint: str) -> ClientConfig:
+def _client_options(endpoint: str, timeout_s: float) -> ClientConfig:
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=s3_client.CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=s3_client.READ_TIMEOUT_S),
-        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+        "timeout": timedelta(seconds=timeout_s),
     }
     authorities = os.environ.get("AWS_CA_BUNDLE")
     if authorities:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +28,9 @@ from litereplica.errors import NotFound, PreconditionFailed, StorageError, Trans
 from litereplica.storage import s3_client, s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
-from litereplica.storage.s3 import MIN_BYTES_PER_S, TIMESTAMP_METADATA, S3Storage, given_time_ms, is_empty
-from litereplica.storage.s3_connection import Connection, connect
+from litereplica.storage.pace import ListingPace, Pace
+from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage, given_time_ms, is_empty
+from litereplica.storage.s3_connection import Connection, connect, request_timeout_s
 from litereplica.times import format_time_nano, milliseconds
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ T = TypeVar("T")
 
 LIST_CHUNK = 1000
 """Number of keys in a page of a listing; cancellation and the deadline are checked between pages."""
-LIST_TIMEOUT_S = 120.0
-"""Time limit for a store that sends pages endlessly; a listing of 100,000 keys has some 100 pages."""
 BODY_CHUNK_BYTES = 1
 """Chunks are passed on as they arrive, so that a slow body is noticed."""
+
+REQUEST_SIZES = (1 << 20, 4 << 20, 16 << 20, 1 << 40)
+"""Requests of up to this many bytes have a client of their own, since obstore limits the time of a whole request only,
+and that per client. The smallest are those of mounts, and listings."""
 
 _DEBUG = "\n\nDebug source:"
 """Separates the message of obstore's errors from a dump of its internals."""
@@ -71,7 +74,10 @@ class ObstoreS3Storage(Storage):
         self._complete = S3Storage(url, credentials)
         self._use_complete = False
         self._limiter = trio.CapacityLimiter(s3_client.MAX_CONNECTIONS)
-        self._connection = Connection(lambda: connect(url, credentials))
+        self._connections = {
+            size: Connection(partial(connect, url, credentials, timeout_s=request_timeout_s(size)))
+            for size in REQUEST_SIZES
+        }
 
     @property
     def url(self) -> str:
@@ -90,7 +96,8 @@ class ObstoreS3Storage(Storage):
             return _blob(obstore.get(store, key, options=options), range)
 
         try:
-            return await self._run(f"read {key}", fetch, lambda: self._complete.get(key, range), key=key)
+            size = _requested(range)
+            return await self._run(f"read {key}", fetch, lambda: self._complete.get(key, range), key=key, size=size)
         except _BeyondTheEnd:
             return await self._get_nothing(key)
 
@@ -137,7 +144,7 @@ class ObstoreS3Storage(Storage):
             import obstore
 
             pages = obstore.list(store, directory or None, offset=start_after or None, chunk_size=LIST_CHUNK)
-            return [_info(meta, meta["path"]) for page in _bounded(pages) for meta in page]
+            return [_info(meta, meta["path"]) for page in _paced(pages, self.url) for meta in page]
 
         doing = f"list {prefix or 'objects'}"
         found = await self._run(doing, fetch, lambda: self._complete.list(prefix, start_after=start_after), key=prefix)
@@ -155,7 +162,8 @@ class ObstoreS3Storage(Storage):
         await self._complete.delete_if_match(key, etag)
 
     async def aclose(self) -> None:
-        self._connection.take()
+        for connection in self._connections.values():
+            connection.take()
         await self._complete.aclose()
 
     async def _get_nothing(self, key: str) -> Blob:
@@ -166,7 +174,8 @@ class ObstoreS3Storage(Storage):
         self, key: str, body: Body, modified_ms: int | None, mode: PutMode, complete: Callable[[], Any]
     ) -> str:
         validate_key(key)
-        if isinstance(body, Path) and (await trio.to_thread.run_sync(body.stat)).st_size >= s3_upload.MULTIPART_BYTES:
+        size = len(body) if isinstance(body, bytes) else (await trio.to_thread.run_sync(body.stat)).st_size
+        if isinstance(body, Path) and size >= s3_upload.MULTIPART_BYTES:
             etag: str = await complete()
             return etag
         attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: format_time_nano(modified_ms)}
@@ -178,7 +187,7 @@ class ObstoreS3Storage(Storage):
             sent = obstore.put(store, key, data, attributes=attributes, mode=mode, use_multipart=False)
             return sent["e_tag"] or ""
 
-        return await self._run(f"write {key}", send, complete, key=key, conditional=mode != "overwrite")
+        return await self._run(f"write {key}", send, complete, key=key, conditional=mode != "overwrite", size=size)
 
     async def _run(
         self,
@@ -188,15 +197,18 @@ class ObstoreS3Storage(Storage):
         *,
         key: str,
         conditional: bool = False,
+        size: int = 0,
     ) -> T:
         """Run `action` in a thread and translate its errors; await `complete()` if obstore does not suffice.
 
-        `doing` is a verb with its object, for messages.
+        `doing` is a verb with its object, for messages. `size` is the number of bytes to be sent or received.
         """
+        connection = self._connections[next((limit for limit in REQUEST_SIZES if size <= limit), REQUEST_SIZES[-1])]
+        failure = s3_errors.Failure(doing, key=key, url=self.url, conditional=conditional)
         if not self._use_complete:
             try:
                 return await trio.to_thread.run_sync(
-                    lambda: self._translating(doing, action, key=key, conditional=conditional),
+                    lambda: _translating(connection, action, failure),
                     limiter=self._limiter,
                     abandon_on_cancel=True,
                 )
@@ -209,18 +221,18 @@ class ObstoreS3Storage(Storage):
         found: T = await complete()
         return found
 
-    def _translating(self, doing: str, action: Callable[[S3Store], T], *, key: str, conditional: bool) -> T:
-        failure = s3_errors.Failure(doing, key=key, url=self.url, conditional=conditional)
-        try:
-            store = self._connection.client()
-        except Exception as exc:
-            raise s3_errors.translated(exc, failure) or exc from exc
-        try:
-            return action(store)
-        except Exception as exc:
-            if _refuses_credentials(exc) and self._connection.renew(store):
-                return self._translating(doing, action, key=key, conditional=conditional)
-            raise translated(exc, failure) from exc
+
+def _translating(connection: Connection[S3Store], action: Callable[[S3Store], T], failure: s3_errors.Failure) -> T:
+    try:
+        store = connection.client()
+    except Exception as exc:
+        raise s3_errors.translated(exc, failure) or exc from exc
+    try:
+        return action(store)
+    except Exception as exc:
+        if _refuses_credentials(exc) and connection.renew(store):
+            return _translating(connection, action, failure)
+        raise translated(exc, failure) from exc
 
 
 class _BeyondTheEnd(Exception):
@@ -274,6 +286,13 @@ def translated(exc: Exception, failure: s3_errors.Failure) -> Exception:
     return exc
 
 
+def _requested(range: Range | None) -> int:
+    """The number of bytes that a range asks for; of a whole object, as many as a request may have."""
+    if range is None:
+        return REQUEST_SIZES[-1]
+    return range.stop - range.start if isinstance(range, ByteRange) else range.length
+
+
 def _options(range: Range | None) -> GetOptions:
     if range is None:
         return {}
@@ -286,7 +305,7 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
     size = meta["size"]
     start, stop = answer.range
     wanted = resolve_range(range, size)
-    deadline = time.monotonic() + s3_client.READ_TIMEOUT_S + (wanted.stop - wanted.start) / MIN_BYTES_PER_S
+    pace = Pace(s3_client.READ_TIMEOUT_S)
     parts: list[bytes] = []
     received = 0
     for part in answer.stream(min_chunk_size=BODY_CHUNK_BYTES):
@@ -295,8 +314,7 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
         received += len(part)
         if received > stop - start:
             raise ConnectionError(f"the answer is longer than the {stop - start} bytes that it announced")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the answer arrived at less than {MIN_BYTES_PER_S} bytes a second")
+        pace.received(len(part))
     if received != stop - start:
         raise ConnectionError(f"the answer ended after {received} of {stop - start} bytes")
     data = b"".join(parts)
@@ -305,14 +323,13 @@ def _blob(answer: GetResult, range: Range | None) -> Blob:
     return Blob(data=data, size=size, etag=meta["e_tag"] or "")
 
 
-def _bounded(pages: Iterable[Sequence[ObjectMeta]]) -> Iterable[Sequence[ObjectMeta]]:
-    """The pages of a listing. Raises on cancellation, and `TimeoutError` after `LIST_TIMEOUT_S`."""
-    deadline = time.monotonic() + LIST_TIMEOUT_S
+def _paced(pages: Iterable[Sequence[ObjectMeta]], url: str) -> Iterable[Sequence[ObjectMeta]]:
+    """The pages of a listing. Raises on cancellation, and as `ListingPace`."""
+    pace = ListingPace(url)
     for page in pages:
         trio.from_thread.check_cancelled()
+        pace.received(len(page))
         yield page
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the listing has not ended after {LIST_TIMEOUT_S:g} s")
 
 
 def _info(meta: ObjectMeta, key: str) -> ObjectInfo:

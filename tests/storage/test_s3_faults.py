@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import trio
@@ -25,6 +23,7 @@ from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_errors import Failure, of_code
 from litereplica.storage.s3_obstore import ObstoreS3Storage
 from litereplica.storage.url import parse_url
+from tests.helpers.tcp_store import Backend, answer, headers, tcp_server
 from tests.helpers.waiting import wait_until
 
 SILENCE_S = 20.0
@@ -77,60 +76,11 @@ def test_each_code_of_s3_has_its_error(code: str, status: int, kind: type[Storag
     assert len(str(error)) < 600
 
 
-Serve = Callable[[socket.socket, bytes], None]
-Backend = type[S3Storage] | type[ObstoreS3Storage]
-
-
 @pytest.fixture(params=[S3Storage, ObstoreS3Storage], ids=["boto3", "obstore"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each of the two clients."""
     chosen: Backend = request.param
     return chosen
-
-
-@contextmanager
-def tcp_server(backend: Backend, serve: Serve) -> Iterator[tuple[Storage, list[bytes]]]:
-    """A server that reads the head of one request per connection, then does what the test says."""
-    requests: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(10)
-
-    def run() -> None:
-        with listener:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.settimeout(10)
-                    head = b""
-                    while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
-                        head += data
-                    if head == b"stop\r\n\r\n":
-                        return
-                    requests.append(head)
-                    try:
-                        serve(connection, head)
-                    except OSError:
-                        continue  # the client has gone
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    port = listener.getsockname()[1]
-    try:
-        yield backend(parse_url(f"s3://bucket/path?endpoint=127.0.0.1:{port}")), requests
-    finally:
-        with socket.create_connection(("127.0.0.1", port)) as last:
-            last.sendall(b"stop\r\n\r\n")
-            thread.join(timeout=20)
-        assert not thread.is_alive()
-
-
-def answer(body: bytes, *, length: int | None = None, status: str = "200 OK", extra: str = "") -> bytes:
-    length = len(body) if length is None else length
-    headers = f'ETag: "e"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {length}\r\n{extra}'
-    return f"HTTP/1.1 {status}\r\n{headers}Connection: close\r\n\r\n".encode() + body
 
 
 async def error_of_get(storage: Storage) -> StorageError:
@@ -266,10 +216,6 @@ async def test_a_put_carries_no_checksum_trailer(backend: Backend) -> None:
 
 
 # Answers of another shape than S3's
-
-
-def headers(*lines: str, body: bytes = b"0123456789", status: str = "200 OK") -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "Connection: close", "", ""]).encode() + body
 
 
 TIME = "Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT"

@@ -1,0 +1,101 @@
+"""HTTP connections for botocore that give up an answer which is too slow, or a message which is too long.
+
+http.client and urllib3 limit the time between two bytes, not that of an answer, and botocore reads listings and error
+messages to their end. Here every read of an answer passes a `Pace`.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from functools import partial
+from http.client import HTTPResponse
+from typing import Any
+
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
+
+from litereplica.storage import s3_client
+from litereplica.storage.pace import Pace
+
+LISTING_PAGE_BYTES = 16 << 20
+"""A page of 1,000 keys of 1,024 characters each, all of them escaped, is half as large."""
+
+MESSAGE_BYTES = 1 << 20
+"""An error, or the answer to a request that changes something: the largest is that of a deletion of 1,000 keys."""
+
+CHANGE_PATIENCE_S = 600.0
+"""For a change: a store may take minutes to join the parts of an upload, and sends spaces meanwhile."""
+
+_OK = range(200, 300)
+
+
+class _PacedBytes(io.RawIOBase):
+    """The bytes of an answer. `limit` is the largest number of them; None: no limit."""
+
+    def __init__(self, raw: io.RawIOBase, pace: Pace) -> None:
+        self._raw = raw
+        self._pace = pace
+        self.limit: int | None = MESSAGE_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count: int | None = self._raw.readinto(buffer)
+        self._pace.received(count or 0)
+        if self.limit is not None and self._pace.bytes > self.limit:
+            raise ConnectionAbortedError(f"the answer has more than {self.limit} bytes, which were not requested")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class PacedResponse(HTTPResponse):
+    """An answer that arrives in time, or fails."""
+
+    def __init__(self, sock: socket.socket, *, is_listing: bool, method: str | None = None, **named: Any) -> None:
+        super().__init__(sock, method=method, **named)
+        self.fp.close()
+        self._is_listing = is_listing
+        self._is_read = method == "GET"
+        reads = method in ("GET", "HEAD")
+        pace = Pace(s3_client.READ_TIMEOUT_S if reads else CHANGE_PATIENCE_S)
+        self._paced = _PacedBytes(sock.makefile("rb", buffering=0), pace)
+        self.fp = io.BufferedReader(self._paced)
+
+    def begin(self) -> None:
+        """Read status and headers, and set the limit of the body."""
+        super().begin()
+        if self._is_read and self.status in _OK:
+            self._paced.limit = LISTING_PAGE_BYTES if self._is_listing else None
+
+
+class _Paced:
+    """Mixin for the connections of botocore."""
+
+    response_class: Any
+
+    def putrequest(self, method: str, url: str, *args: Any, **named: Any) -> None:
+        self.response_class = partial(PacedResponse, is_listing="list-type=" in url)
+        super().putrequest(method, url, *args, **named)  # type: ignore[misc] # the connection's
+
+
+class PacedHTTPConnection(_Paced, AWSHTTPConnection):  # type: ignore[misc] # so is botocore's own
+    """A connection without TLS."""
+
+
+class PacedHTTPSConnection(_Paced, AWSHTTPSConnection):  # type: ignore[misc] # so is botocore's own
+    """A connection with TLS."""
+
+
+def pace_answers() -> None:
+    """Let all clients of botocore in this process use these connections."""
+    AWSHTTPConnectionPool.ConnectionCls = PacedHTTPConnection
+    AWSHTTPSConnectionPool.ConnectionCls = PacedHTTPSConnection
