@@ -129,11 +129,15 @@ class S3Storage(Storage):
                 trio.from_thread.check_cancelled()
                 entries = page.get("Contents", ())
                 pace.received(len(entries))
-                found += [self._info(entry) for entry in entries]
+                found += [self._info(entry) for entry in entries if entry["Key"].startswith(self._base)]
             return found
 
         found = await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
-        wanted = (info for info in found if is_key(info.key) and info.key > (start_after or ""))
+        wanted = (
+            info
+            for info in found
+            if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
+        )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
 
     async def delete(self, keys: Sequence[str]) -> None:
