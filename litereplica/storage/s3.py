@@ -65,7 +65,7 @@ class S3Storage(Storage):
         self._url = url
         self._base = url.path + "/" if url.path else ""
         self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
-        self._connection = Connection(lambda: connect(url, credentials))
+        self._connection = Connection(partial(_connect, url, credentials))
         self._deletes_singly = False  # Google's interoperability API has no DeleteObjects
 
     @property
@@ -258,6 +258,13 @@ class S3Storage(Storage):
         if s3_errors.refuses_credentials(error.get("Code", "")):
             return self._connection.renew(client)
         return s3_errors.wants_content_md5(error.get("Message", "")) and send_content_md5(client)
+
+
+def _connect(url: ReplicaURL, credentials: Credentials | None) -> S3Client:
+    from litereplica.storage.s3_paced import pace_answers  # imports botocore
+
+    pace_answers()
+    return connect(url, credentials)
 
 
 def _delete_one(where: dict[str, Any], client: S3Client) -> object:

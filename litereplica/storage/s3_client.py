@@ -41,10 +41,6 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
     import botocore.session
     from botocore.config import Config
 
-    from litereplica.storage.s3_paced import pace_answers
-
-    pace_answers()
-
     class S3Loader(botocore.loaders.Loader):
         """A loader that does not list the directories of all 400 services, which would take 50 ms."""
 
