@@ -173,6 +173,16 @@ class SourceReplaced(LiteReplicaError):
     exit_code = ExitCode.SOURCE_REPLACED
 
 
+class SourceChanged(SourceReplaced):
+    """A database was written to other than through its WAL, or its path leads to another file: open it again."""
+
+
+class SourceMalformed(LiteReplicaError):
+    """SQLite calls a database malformed, so it is not published over a good replica."""
+
+    exit_code = ExitCode.DAMAGED
+
+
 class Unpublished(LiteReplicaError):
     """Replication was stopped before all was published; the next start continues from there.
 

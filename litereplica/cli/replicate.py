@@ -37,6 +37,7 @@ class Overrides:
     sync_interval_s: float | None
     restore_if_missing: bool
     take_over: bool = False
+    verify_source: bool = False
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database."""
@@ -52,6 +53,8 @@ class Overrides:
             settings = replace(settings, lease=self.lease)
         if self.take_over:
             settings = replace(settings, take_over=True)
+        if self.verify_source:
+            settings = replace(settings, verify_source=True)
         if self.sync_interval_s is not None:
             settings = replace(settings, sync_interval_s=self.sync_interval_s)
         return replace(
@@ -91,6 +94,18 @@ class Overrides:
     "history only. Without it such a database is refused.",
 )
 @click.option(
+    "--verify-source",
+    is_flag=True,
+    help="Compare each database with its replica at the start, page by page, and publish what differs. Without it this "
+    "is done if its file is not as it was left.",
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="When the database is moved, deleted or replaced, wait for the one that takes its place and publish that. "
+    "Without it replicate ends then, with exit code 9, unless a configuration file names the database.",
+)
+@click.option(
     "--restore-if-db-not-exists",
     is_flag=True,
     help="Restore a database that does not exist from its replica before anything else.",
@@ -116,6 +131,8 @@ def command(
     no_lease: bool,
     wait_lease: bool,
     take_over: bool,
+    verify_source: bool,
+    watch: bool,
     restore_if_db_not_exists: bool,
     command_line: str | None,
     once: bool,
@@ -156,6 +173,7 @@ def command(
         lease=LeaseMode.OFF if no_lease else LeaseMode.WAIT if wait_lease else None,
         sync_interval_s=sync_interval if given("sync_interval") else None,
         take_over=take_over,
+        verify_source=verify_source,
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:
@@ -174,7 +192,7 @@ def command(
     configure_logging(log_file, level=config.logging.level, as_json=config.logging.json)
     if file is not None:
         _warn_about_file(config, file)
-    replication = Replication(config, file=file, reread=reread)
+    replication = Replication(config, file=file, reread=reread, follow=watch or reread is not None)
     if not once:
         ctx.exit(trio.run(replication.run))
     done = trio.run(replication.publish_once)

@@ -54,10 +54,21 @@ _PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Replication:
-    """One run. `file` is the configuration file and `reread` loads it again; both are None without such a file."""
+    """One run. `file` is the configuration file and `reread` loads it again; both are None without such a file.
 
-    def __init__(self, config: Config, *, file: Path | None = None, reread: Callable[[], Config] | None = None) -> None:
+    `follow`: a single database that is replaced while it is replicated does not end the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        file: Path | None = None,
+        reread: Callable[[], Config] | None = None,
+        follow: bool = False,
+    ) -> None:
         self._config = config
+        self._follow = follow
         self._reread = reread
         self._process = {
             "pid": os.getpid(),
@@ -144,7 +155,7 @@ class Replication:
     async def _replicate(self) -> None:
         has_program = bool(self._config.command)
         async with (
-            open_fleet(self._config.targets, conflicts_end=has_program) as fleet,
+            open_fleet(self._config.targets, conflicts_end=has_program, follow=self._follow) as fleet,
             trio.open_nursery() as nursery,
         ):
             self._fleet = fleet

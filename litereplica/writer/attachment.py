@@ -54,8 +54,7 @@ class Attachment:
             await self._attach()
         if self.content is not None:
             async with self._context.lease.kept():
-                commit = self.content.page_count if self.content.sealed else None
-                published = await publish_content(self._context, self.publisher, commit=commit)
+                published = await publish_content(self._context, self.publisher, self.content)
             if published is not None:
                 self._published(published)
             self.content = None
@@ -95,7 +94,7 @@ class Attachment:
         else:
             start, hold = await resume(self._context, self.publisher, self._parked)
             self._resumed = True
-        self.content = hold if start in (Start.FIRST, Start.DIFFERENCE) else None
+        self.content = hold if start in (Start.FIRST, Start.DIFFERENCE, Start.COMPARED) else None
         self.is_attached = True
         self.schedule = Schedule(last_s=trio.current_time())
         self.mark_if_sealed()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from litereplica.errors import SourceChanged
 from litereplica.writer.attachment import Attachment
 from litereplica.writer.database.parked import Parked, certain_now, mark_of
 from litereplica.writer.database.wal_follower import WalChange
 from litereplica.writer.publish.context import WriterContext
+from litereplica.writer.publish.source_check import require_unchanged
 
 
 class Parker:
@@ -27,7 +31,11 @@ class Parker:
         files = certain_now(database.path)
         if files is None or not self._attachment.is_attached:
             return None
-        if files.database != database.identity() or not wal.is_in_place():
+        with contextlib.suppress(SourceChanged):  # then the identity is not certain
+            require_unchanged(self._context, self._attachment.publisher.last)
+        if files.database != database.certain_identity() or not wal.is_in_place():
+            return None
+        if database.real_path() != database.path:
             return None
         if wal.look() is not WalChange.NONE or wal.committed > wal.position:
             return None
@@ -38,8 +46,12 @@ class Parker:
         return Parked(last.txid, files, complete, last, self._token, self._context.lease.known_epoch())
 
     def end(self) -> None:
-        """End the held read; after a `leave` that was complete, end the WAL as SQLite would. Blocks."""
+        """End the held read. Blocks.
+
+        After a `leave` that was complete, end the WAL as SQLite would; also if something else has written to the file,
+        because the WAL's index still has the size of the database before.
+        """
         database, wal = self._context.database, self._context.wal
         database.release_read()
-        if self._complete and wal.is_sealed and wal.look() is WalChange.NONE:
+        if (self._complete or database.is_distrusted) and wal.is_sealed and wal.look() is WalChange.NONE:
             database.leave_to_sqlite()

@@ -27,31 +27,31 @@ from pathlib import Path
 import apsw
 import trio
 
-from litereplica.errors import EnvironmentProblem, NotFound, SourceReplaced, StorageError, TransientStorageError
+from litereplica.errors import EnvironmentProblem, NotFound, SourceMalformed, StorageError, TransientStorageError
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
 from litereplica.writer.attachment import Attachment
 from litereplica.writer.backoff import Pace, retry_delay_s
 from litereplica.writer.database.checkpoint import Outcome, checkpoint, move_ahead
-from litereplica.writer.database.litestream_guard import LitestreamWatch, refuse_if_litestream_runs
+from litereplica.writer.database.litestream_guard import refuse_if_litestream_runs
 from litereplica.writer.database.parked import Parked, quiet_for_s
 from litereplica.writer.database.sqlite_database import open_database
-from litereplica.writer.database.state_directory import StateDirectory
+from litereplica.writer.database.state_directory import Lineage, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, WalChange, WalFollower
 from litereplica.writer.parker import Parker
+from litereplica.writer.place_check import PLACE_INTERVAL_S, PlaceCheck
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.lease_keeper import LeaseKeeper, LeaseMode, open_lease_keeper
 from litereplica.writer.publish.outage_log import OutageLog
 from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, WalMoved
+from litereplica.writer.publish.source_check import require_unchanged
 from litereplica.writer.settings import STOP_LIMIT_S, SYNC_INTERVAL_S
 from litereplica.writer.statistics import ReplicationCounters, Statistics
 
 log = logging.getLogger(__name__)
 
-IN_PLACE_INTERVAL_S = 1.0
-"""Between checks that the open files are still those under their names."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After this time the ctime of a file shows every later write."""
 PARK_RETRY_S = 5.0
@@ -65,12 +65,16 @@ MayPark = Callable[[float, int], bool]
 class ReplicatorOptions:
     """How `open_replicator` replicates a database.
 
-    `take_over`: see `WriterContext`. `lease` is the mode of the replica's own lease; `lease_keeper` replaces it by
-    another one. `parked` is what the last run of this process returned. `on_published` is called for every file.
+    `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
+    own lease; `lease_keeper` replaces it by another one. `parked` is what the last run of this process returned.
+    `on_published` is called for every file.
     """
 
     lease: LeaseMode = LeaseMode.OFF
     take_over: bool = False
+    verify_source: bool = False
+    in_doubt: bool = False
+    lineage: Lineage | None = None
     lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
@@ -93,13 +97,17 @@ class Replicator:
         self._wal = context.wal
         self._attachment = Attachment(context, parked=parked, published=self._count)
         self._parker = Parker(context, self._attachment, token)
-        self._litestream = LitestreamWatch(context.database.path)
+        self._place = PlaceCheck(context)
         self._counters = ReplicationCounters(context.database.path)
         self._publish_at_s = 0.0
-        self._check_place_at_s = 0.0
         self._park_at_s = 0.0
         self._active_s = trio.current_time() - quiet_s
         self._is_parked = False
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """The node ids of the files that it publishes; None before it is attached."""
+        return self._attachment.publisher.lineage
 
     def statistics(self) -> Statistics:
         """Returns a record of the present state. Makes no request."""
@@ -210,7 +218,7 @@ class Replicator:
             except WalMoved:
                 self._detach()
                 continue
-            except (StorageError, OSError, apsw.Error, EnvironmentProblem) as exc:
+            except (StorageError, OSError, apsw.Error, EnvironmentProblem, SourceMalformed) as exc:
                 failures += 1
                 await self._pause(exc, failures, stop)
                 continue
@@ -222,14 +230,14 @@ class Replicator:
     async def _round(self) -> float:
         """Do what is due. Returns the seconds until something else may be due."""
         now_s = trio.current_time()
-        if now_s >= self._check_place_at_s:
-            self._check_place()
-            self._check_place_at_s = now_s + IN_PLACE_INTERVAL_S
+        self._place.check(now_s, is_attached=self._attachment.is_attached)
         if not self._attachment.is_complete:
             await self._attachment.complete()
+        if self._database.is_in_doubt:
+            await self._database.run(lambda: require_unchanged(self._context, self._attachment.publisher.last))
         await self._renew_read()
         if now_s < self._publish_at_s:
-            longest_s = self._options.pace.look_interval_s() if self._database.may_restart else IN_PLACE_INTERVAL_S
+            longest_s = self._options.pace.look_interval_s() if self._database.may_restart else PLACE_INTERVAL_S
             return min(self._publish_at_s - now_s, longest_s)
         if self._wal.look() is WalChange.FRAMES:
             await self._database.run(lambda: move_ahead(self._database, self._wal))
@@ -330,14 +338,6 @@ class Replicator:
         self._attachment.detach()
         self._counters.note_behind()
 
-    def _check_place(self) -> None:
-        self._litestream.check()
-        if self._attachment.is_attached and not (self._database.is_in_place() and self._wal.is_in_place()):
-            raise SourceReplaced(
-                f"{self._database.path} or its WAL was deleted or replaced while it was replicated",
-                hint="start again: the database that is there now is then published",
-            )
-
     async def _pause(self, error: Exception, failures: int, stop: trio.Event) -> None:
         self._counters.note_behind()
         delay_s = retry_delay_s(failures, self._options.rng, busy=isinstance(error, apsw.BusyError))
@@ -383,8 +383,9 @@ async def open_replicator(
                 lease = open_lease_keeper(store.storage, options.lease, writer_id=state.writer_id)
             wal, outages = WalFollower(database.wal_path), OutageLog(store.url)
             context = WriterContext(
-                database, wal, store, state, checksums, lease, outages, options.now_ms, options.take_over
-            )
+                database, wal, store, state, checksums, lease, outages, options.now_ms, options.take_over,
+                options.verify_source, options.in_doubt, options.lineage,
+            )  # fmt: skip
             replicator = Replicator(
                 context,
                 options,

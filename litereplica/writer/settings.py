@@ -24,13 +24,15 @@ STOP_LIMIT_S = 5.0
 class WriterSettings:
     """How databases are replicated. If `levels` is None, nothing is compacted and only the first snapshot is made.
 
-    `take_over`: publish a database even if it does not continue what another writer has published.
+    `take_over`: publish a database even if it does not continue what another writer has published. `verify_source`:
+    compare every database with its replica at the start, page by page.
     """
 
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
     lease: LeaseMode = LeaseMode.HOLD
     take_over: bool = False
+    verify_source: bool = False
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from litereplica.types import TXID
 from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.state_directory import CheckpointMark, StateDirectory
-from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 
 
 class MarkWriter:
@@ -34,14 +31,14 @@ class MarkWriter:
         self._due = None
 
     def write_if_certain(self) -> bool:
-        """Write the requested mark if any later write to the database file will change its ctime.
+        """Write the requested mark if nothing is in doubt, and any later write to the database file will show.
 
         Returns True if no mark is due any more.
         """
         if self._due is None:
             return True
-        identity = self._database.identity()
-        if abs(time.time_ns() - identity.ctime_ns) < MTIME_GRANULARITY_NS:
+        identity = self._database.certain_identity()
+        if identity is None:
             return False
         self.write(CheckpointMark(self._url, self._due, identity))
         return True

@@ -32,7 +32,6 @@ import contextlib
 import logging
 import os
 import stat
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -43,9 +42,11 @@ from typing import TypeVar
 import apsw
 import trio
 
-from litereplica.errors import AlreadyReplicated, DamagedFile, EnvironmentProblem, SQLiteFormatError, UsageError
-from litereplica.format.sqlite import HEADER_SIZE, MAGIC, DatabaseHeader, page_offset
+from litereplica.errors import DamagedFile, EnvironmentProblem, UsageError
+from litereplica.format.sqlite import page_offset
 from litereplica.types import Pgno
+from litereplica.writer.database.file_watch import Doubt, FileStatus, FileWatch
+from litereplica.writer.database.open_files import close_file, open_file
 from litereplica.writer.database.state_directory import FileIdentity
 
 T = TypeVar("T")
@@ -63,6 +64,10 @@ BARRIER_PAUSE_S = 0.0005
 
 LARGE_WAL_BYTES = 64 << 20
 """Sixteen times the size at which SQLite checkpoints. SQLite keeps the file at its largest size."""
+
+PROGRESS_STEPS = 10_000
+"""Of SQLite's virtual machine between two questions whether to go on: some milliseconds."""
+DAMAGE_PREFIX = "*** in database main ***"
 
 STATE_ATTEMPTS = 100
 """Attempts, `BARRIER_PAUSE_S` apart, to read the state of the WAL: a commit changes the WAL index for microseconds, and
@@ -85,12 +90,14 @@ class WalState:
 class SQLiteDatabase:
     """An open database. Obtain one from `open_database`.
 
-    `path` is absolute and without links, as SQLite derives the WAL's name from it. `switched` is True if the database
-    was in a rollback journal mode before, `may_restart` if the held read is of kind 1.
+    `path` is absolute and without links, as SQLite derives the WAL's name from it; `given` led to it. `switched` is
+    True if the database was in a rollback journal mode before, `may_restart` if the held read is of kind 1,
+    `is_distrusted` if the file is known to have been written to by something else than SQLite.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, given: Path) -> None:
         self.path = path
+        self.given = given
         self.wal_path = path.with_name(path.name + "-wal")
         self.page_size = 0
         self.switched = False
@@ -98,6 +105,8 @@ class SQLiteDatabase:
         self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of kind 1
         self._fd = -1
         self._claimed = (0, 0)
+        self.is_distrusted = False
+        self._watch = FileWatch()
         self._limiter = trio.CapacityLimiter(1)
         self._connections = contextlib.ExitStack()
         self._reader: apsw.Connection
@@ -110,7 +119,7 @@ class SQLiteDatabase:
 
     def open_file(self) -> None:
         """Open the file. Raises `UsageError`, `EnvironmentProblem`, or `AlreadyReplicated` if it is open already."""
-        self._fd, self._claimed = _open_file(self.path)
+        self._fd, self._claimed = open_file(self.path)
 
     def connect(self) -> None:
         """Open the connections. Raises `UsageError`, `EnvironmentProblem` or `DamagedFile` if SQLite cannot open it."""
@@ -125,15 +134,14 @@ class SQLiteDatabase:
         """Close the connections and the file. The WAL is not changed."""
         self._connections.close()
         if self._fd >= 0:
-            os.close(self._fd)
-            _files.release(self._claimed)
+            close_file(self._fd, self._claimed)
             self._fd = -1
 
     def take_read(self) -> WalState:
         """Begin the held read of what is committed now, under the barrier. Returns the state of the WAL."""
         self._reader.execute("BEGIN")
         self._read_schema(self._reader)
-        state = self.wal_state()
+        state = self._judge()
         self.may_restart = state.sealed
         self._held_log = 0 if state.sealed else state.log
         return state
@@ -191,13 +199,38 @@ class SQLiteDatabase:
     def checkpoint(self) -> bool:
         """Copy frames of the WAL into the database file, as far as readers, including ours, allow.
 
-        False if another connection is checkpointing.
+        False if another connection is checkpointing, or may be: a change of the file is not explained yet.
         """
+        self._judge()
+        if self._watch.is_unexplained:
+            return False
         try:
-            self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            _, backfilled = self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.BusyError:
             return False
+        self._watch.note(FileStatus.of(self._fd), backfilled=backfilled)
         return True
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """True if something else than a checkpoint may have written to the file. Does not block."""
+        return self._watch.is_due(FileStatus.of(self._fd))
+
+    def take_doubt(self) -> Doubt:
+        """What of the file has to be compared, because something else than a checkpoint may have written to it."""
+        if self._watch.is_certain(FileStatus.of(self._fd)):
+            return Doubt.NONE
+        self._judge()
+        return self._watch.take_doubt()
+
+    def distrust(self) -> None:
+        """Record that something else than SQLite has written to the file: connections must not go on from caches."""
+        self.is_distrusted = True
+
+    def certain_identity(self) -> FileIdentity | None:
+        """The identity of the file if nothing is in doubt and every later write will change it."""
+        status = os.fstat(self._fd)
+        return FileIdentity.of(status) if self._watch.is_certain(FileStatus.of(self._fd)) else None
 
     def wal_state(self) -> WalState:
         """The state of the WAL; exact under the barrier with the read held. Not within a checkpointer transaction.
@@ -214,6 +247,23 @@ class SQLiteDatabase:
     def page_count(self) -> int:
         """Size of the database in pages, as the held read sees it."""
         return int(self._reader.pragma("page_count"))
+
+    def structure_problem(self, give_up: Callable[[], bool]) -> str | None:
+        """What SQLite finds wrong with the structure of the database, as the held read sees it; None if nothing.
+
+        `give_up` is called now and then, and ends the check if it returns True.
+        """
+        self._reader.set_progress_handler(give_up, PROGRESS_STEPS)
+        try:
+            found = str(self._reader.execute("PRAGMA quick_check(1)").fetchone()[0])  # type: ignore[index]
+        except (apsw.CorruptError, apsw.NotADBError) as exc:
+            return str(exc)
+        except apsw.Error:  # it was ended, or needs a function or a collation of the application
+            return None
+        finally:
+            self._reader.set_progress_handler(None)
+        # constraints that the content violates are no damage
+        return found.removeprefix(DAMAGE_PREFIX).strip() if found.startswith(DAMAGE_PREFIX) else None
 
     def read_page(self, pgno: Pgno) -> bytes:
         """A page of the database file, padded with zeros beyond its end."""
@@ -233,6 +283,18 @@ class SQLiteDatabase:
             return os.path.samestat(self.path.stat(), os.fstat(self._fd))
         except OSError:
             return False
+
+    def real_path(self) -> Path | None:
+        """Where the path by which the user named the database leads now, through all its links; None: to no file."""
+        try:
+            return self.given.resolve(strict=True)
+        except (OSError, RuntimeError):
+            return None
+
+    def _judge(self) -> WalState:
+        state = self.wal_state()  # first: a checkpoint that ends between the two has changed the file before that
+        self._watch.judge(FileStatus.of(self._fd), backfilled=state.backfilled)
+        return state
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -264,7 +326,8 @@ async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
         )
-    source = SQLiteDatabase(await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1)))
+    real = await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1))
+    source = SQLiteDatabase(real, Path.cwd() / path)
     try:
         await source.run(source.open_file)
         yield source
@@ -276,108 +339,6 @@ async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
 def _wait_for_write_lock(attempts: int) -> bool:
     time.sleep(BARRIER_PAUSE_S)
     return attempts < BARRIER_ATTEMPTS
-
-
-def looks_like_database(path: Path) -> bool:
-    """True if a file begins with SQLite's magic string, or if this process has it open. Blocks. Raises `OSError`."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size < HEADER_SIZE:
-        return False
-    key = (status.st_dev, status.st_ino)
-    if not _files.claim(key):
-        return True
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            return os.pread(fd, len(MAGIC), 0) == MAGIC
-        finally:
-            _close(fd, key)
-    finally:
-        _files.release(key)
-
-
-class _Files:
-    """The files, as (device, inode), that this process has open: opening one again and closing it drops the locks."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._claimed: set[tuple[int, int]] = set()
-
-    def claim(self, key: tuple[int, int]) -> bool:
-        """Claim a file. False if it is claimed already."""
-        with self._lock:
-            if key in self._claimed:
-                return False
-            self._claimed.add(key)
-            return True
-
-    def release(self, key: tuple[int, int]) -> None:
-        """End the claim, after the file is closed."""
-        with self._lock:
-            self._claimed.discard(key)
-
-
-_files = _Files()
-
-
-def _open_file(path: Path) -> tuple[int, tuple[int, int]]:
-    """Return a descriptor of a file that may be a database, and its claim. Releases both on an error."""
-    try:
-        status = path.stat()
-        claimed = (status.st_dev, status.st_ino)
-        if not _files.claim(claimed):
-            raise AlreadyReplicated(f"{path} is being replicated by this process", hint="replicate it once")
-        try:
-            return _open_claimed(path, claimed), claimed
-        except BaseException:
-            _files.release(claimed)
-            raise
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist", hint="name an existing SQLite database") from None
-    except OSError as exc:
-        raise EnvironmentProblem(f"cannot open {path}: {exc.strerror}", hint="check its permissions") from exc
-
-
-def _open_claimed(path: Path, claimed: tuple[int, int]) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if _key(fd) != claimed:
-            raise EnvironmentProblem(f"{path} was replaced while it was opened", hint="try again")
-        _check_file(path, fd)
-    except BaseException:
-        _close(fd, claimed)
-        raise
-    return fd
-
-
-def _close(fd: int, claimed: tuple[int, int]) -> None:
-    """Close a descriptor opened for the claimed file. One of another file that is open is leaked, to keep its locks."""
-    key = _key(fd)
-    if key == claimed:
-        os.close(fd)
-    elif _files.claim(key):
-        os.close(fd)
-        _files.release(key)
-
-
-def _key(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _check_file(path: Path, fd: int) -> None:
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISDIR(mode):
-        raise UsageError(f"{path} is a directory", hint="name the database file in it")
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} is not a regular file", hint="name a SQLite database")
-    head = os.pread(fd, HEADER_SIZE, 0)
-    if not head:
-        raise UsageError(f"{path} is empty", hint="create a table in it first")
-    try:
-        DatabaseHeader.decode(head)
-    except SQLiteFormatError as exc:
-        raise UsageError(f"{path} is not a SQLite database: {exc.message}", hint="name a SQLite database") from exc
 
 
 @contextmanager

@@ -76,6 +76,8 @@ class WalFollower:
         self._fd = -1
         self._head = b""  # the header of the generation, as bytes
         self._sealed_at: int | None = None
+        self._backfilled = 0
+        self._commit_at_position = 0  # size of the database in pages after the frames before `position`
         self._published: list[NDArray[np.uint32]] = []  # page numbers of the frames before `position`
         self._pgno = np.empty(0, np.uint32)  # of the frames from `position` on
         self._commit = np.empty(0, np.uint32)
@@ -119,6 +121,10 @@ class WalFollower:
     def seal(self, at: int | None) -> None:
         """Record that the WAL may be restarted without loss once `at` frames are published; None: that it may not."""
         self._sealed_at = at
+
+    def note_backfilled(self, frames: int) -> None:
+        """Record that readers take the pages of the first `frames` frames from the database file."""
+        self._backfilled = frames
 
     @property
     def is_sealed(self) -> bool:
@@ -186,15 +192,16 @@ class WalFollower:
         return Batch(self.position, self.position + count, commit, pgno, frame)
 
     def whole(self, *, page_size: int, commit: int | None = None) -> Batch:
-        """All pages of the database as of the last committed frame.
+        """All pages of the database as of the last committed frame, from where SQLite reads them.
 
         If `commit` is given, the database file alone contains that state, with this number of pages; no frame is used.
         """
         frames_of = np.empty(0, np.uint32)
         if commit is None:
-            frames_of = np.concatenate([*self._published, self._pgno])
-            commit = int(self._commit[-1])
+            frames_of = self._pages_of_frames()
+            commit = int(self._commit[-1]) if len(self._commit) else self._commit_at_position
         pgno, frame = _inside(*_newest(frames_of, 0), commit, page_size)
+        pgno, frame = pgno[frame >= self._backfilled], frame[frame >= self._backfilled]
         source = np.full(commit + 1, FROM_DATABASE, np.int64)
         source[pgno] = frame
         pages = np.arange(1, commit + 1, dtype=np.uint32)
@@ -204,6 +211,8 @@ class WalFollower:
     def advance(self, end: int) -> None:
         """Record that the frames before `end` are published."""
         count = end - self.position
+        if count:
+            self._commit_at_position = int(self._commit[count - 1])
         self._published.append(self._pgno[:count])
         self._pgno, self._commit = self._pgno[count:], self._commit[count:]
         self.position = end
@@ -214,8 +223,8 @@ class WalFollower:
         return int(self._commit[index]) if 0 <= index < len(self._commit) else 0
 
     def pgno_at(self, frame: int) -> Pgno:
-        """Page number of an unpublished committed frame."""
-        return int(self._pgno[frame - self.position])
+        """Page number of a committed frame."""
+        return int(self._pages_of_frames()[frame] if frame < self.position else self._pgno[frame - self.position])
 
     def waiting_pages(self, end: int, *, commit: int) -> Iterator[tuple[Pgno, int]]:
         """Yield (page number, its newest frame) of the unpublished frames before `end`, up to page `commit`."""
@@ -223,6 +232,23 @@ class WalFollower:
         newest = _newest(self._pgno[: end - self.position], self.position)
         pgno, frame = _inside(*newest, commit, self.header.page_size)
         return zip(pgno.tolist(), frame.tolist(), strict=True)
+
+    def settled_pages(self, count: int, *, backfilled: int, commit: int) -> NDArray[np.uint32]:
+        """Return pages that the database file must have as they were published: the newest, and some all over the file.
+
+        There are at most 1.5 × `count`. `backfilled` is the number of frames in the file by SQLite's count, `commit`
+        the size of what is published.
+        """
+        frames_of = self._pages_of_frames()
+        settled = min(self.position, backfilled)
+        if len(self._commit):
+            commit = min(commit, int(self._commit[-1]))
+        spread = np.arange(1, commit + 1, dtype=np.uint32)
+        if count < commit:
+            spread = spread[np.linspace(0, commit - 1, count).astype(np.int64)]
+        newest = frames_of[max(0, settled - count // 2) : settled]
+        pages = np.setdiff1d(np.union1d(newest, spread), frames_of[settled:])
+        return pages[pages <= commit]
 
     def frame_at(self, offset: int) -> int:
         """The frame that contains an offset of the file."""
@@ -264,6 +290,7 @@ class WalFollower:
         self._head, self.header = head, header
         self.position = 0
         self._sealed_at = None
+        self._backfilled = self._commit_at_position = 0
         self._published = []
         self._pgno = self._commit = np.empty(0, np.uint32)
         self._committed_checksum = header.checksum if header else (0, 0)
@@ -313,6 +340,10 @@ class WalFollower:
         ahead = WALFrames(last.pgno[complete:], last.commit[complete:], last.checksums[complete:])
         self._ahead = [ahead] if len(ahead) else []
 
+    def _pages_of_frames(self) -> NDArray[np.uint32]:
+        """Page numbers of all committed frames, in their order."""
+        return np.concatenate([*self._published, self._pgno])
+
     def _frame_header(self, frame: int) -> bytes:
         assert self.header is not None
         return os.pread(self._fd, FRAME_HEADER_SIZE, self.header.frame_offset(frame))
@@ -322,8 +353,7 @@ class WalFollower:
 
     def _earlier(self, pgnos: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Newest frame before `position` of each page, or FROM_DATABASE."""
-        earlier = np.concatenate(self._published) if self._published else np.empty(0, np.uint32)
-        known, frame = _newest(earlier, 0)
+        known, frame = _newest(self._pages_of_frames()[: self.position], 0)
         row = np.searchsorted(known, pgnos)
         found = np.zeros(len(pgnos), bool)
         inside = row < len(known)

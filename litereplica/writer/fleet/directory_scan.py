@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from litereplica.writer.database.sqlite_database import looks_like_database
+from litereplica.writer.database.open_files import looks_like_database
 from litereplica.writer.fleet.replica_root import DIRECTORY_STATE
 from litereplica.writer.settings import DirectoryTarget
 

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 import apsw
 import trio
 
-from litereplica.errors import ConditionsIgnored, ConflictError, LeaseConflict
+from litereplica.errors import (
+    ConditionsIgnored,
+    ConflictError,
+    DamagedFile,
+    EnvironmentProblem,
+    LeaseConflict,
+    SourceChanged,
+    SourceMalformed,
+    SourceReplaced,
+    UsageError,
+)
 from litereplica.writer.backoff import Pace
 from litereplica.writer.settings import DatabaseTarget, Target
 
@@ -73,13 +83,15 @@ class Admission:
 class ErrorPolicy:
     """Decides which error of one database ends the whole fleet.
 
-    With `conflicts_end`, a conflict about a database that is a target itself does, until `tolerate_conflicts`.
+    With `conflicts_end`, a conflict about a database that is a target itself does, until `tolerate_conflicts`. With
+    `follow`, a database that is moved, deleted or replaced while it is replicated does not.
     """
 
-    def __init__(self, *, conflicts_end: bool = False) -> None:
+    def __init__(self, *, conflicts_end: bool = False, follow: bool = False) -> None:
         self.is_strict = False
         self._one_root = False
         self._conflicts_end = conflicts_end
+        self._follow = follow
 
     def set_targets(self, targets: Sequence[Target]) -> None:
         """Set the policy for these targets.
@@ -94,10 +106,17 @@ class ErrorPolicy:
         """Let the fleet continue after a conflict about one of several databases, from now on."""
         self._conflicts_end = False
 
-    def ends_fleet(self, error: Exception, *, named: bool) -> bool:
-        """True if the fleet ends with this error of a database. `named`: the database is a target itself."""
+    def ends_fleet(self, error: Exception, *, named: bool, has_run: bool = True) -> bool:
+        """True if the fleet ends with this error of a database.
+
+        `named`: the database is a target itself. `has_run`: it was published before, so that it is not the argument
+        that is wrong, but what has become of the database.
+        """
         if self.is_strict:
-            return not _lacks_room(error)
+            if isinstance(error, SourceReplaced):
+                return not (self._follow or isinstance(error, SourceChanged))
+            is_broken = isinstance(error, DamagedFile | SourceMalformed | UsageError | EnvironmentProblem)
+            return not (_lacks_room(error) or (has_run and is_broken))
         if self._one_root and isinstance(error, LeaseConflict | ConditionsIgnored):
             return True
         return named and self._conflicts_end and isinstance(error, ConflictError)

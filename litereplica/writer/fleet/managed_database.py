@@ -4,11 +4,13 @@ An open database has a task, `ManagedDatabase.run`, which ends when the database
 has no open file; `parking.py` watches it, and the supervisor starts another task when it has changed.
 
 An error is logged once, and the database is tried again with back-off. A conflict with another writer is final: the
-database is not replicated until the process is started again.
+database is not replicated until the process is started again. A database that was replaced, or written to by something
+else than SQLite, is opened again once nobody writes to the file any more: what differs is published then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -22,13 +24,14 @@ from litereplica.errors import (
     ConflictError,
     LeaseConflict,
     LiteReplicaError,
+    SourceReplaced,
     Unpublished,
     UsageError,
 )
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
-from litereplica.writer.database.parked import Parked
-from litereplica.writer.database.state_directory import StateDirectory, state_path
+from litereplica.writer.database.parked import Parked, look_at
+from litereplica.writer.database.state_directory import Lineage, StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import FleetContext
 from litereplica.writer.fleet.replica_root import ReplicaRoot
@@ -41,6 +44,11 @@ from litereplica.writer.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+WRITTEN_FOR_S = 1.0
+"""A file that has not changed for so long is taken for written: a copy goes on all the time."""
+WRITTEN_WITHIN_S = 60.0
+"""Limit for waiting for that."""
+
 
 class ManagedDatabase:
     """The database at `path`, replicated to `prefix` below `root` (an empty prefix is the root itself).
@@ -49,9 +57,9 @@ class ManagedDatabase:
     """
 
     __slots__ = (
-        "_before", "_failed_s", "_failures", "_fleet", "_lease", "_maintained", "_maintaining", "_maintenance",
-        "_replicator", "closed", "done_once", "error", "parked", "path", "prefix", "root", "settings",
-        "state", "stop", "unpublished", "url",
+        "_before", "_failed_s", "_failures", "_fleet", "_has_run", "_in_doubt", "_lease", "_lineage", "_maintained",
+        "_maintaining", "_maintenance", "_replicator", "closed", "done_once", "error", "parked", "path", "prefix",
+        "root", "settings", "state", "stop", "unpublished", "url",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +85,9 @@ class ManagedDatabase:
         self._maintaining: trio.CancelScope | None = None
         self._maintained = trio.Event()
         self._before = NOTHING_DONE  # counts of the replicators that have been closed
+        self._lineage: Lineage | None = None  # of the files that this process has published
+        self._has_run = False  # True once it has been published
+        self._in_doubt = False  # True while what something else than SQLite has written is not published
         self._failures = 0  # successive ones
         self._failed_s = 0.0  # trio time of the first of them
 
@@ -175,8 +186,14 @@ class ManagedDatabase:
                 self.unpublished = exc
                 continue
             except Exception as exc:  # the failure of one database must not end the others
-                if self._fleet.errors.ends_fleet(exc, named=not self.prefix):
+                if self._fleet.errors.ends_fleet(exc, named=not self.prefix, has_run=self._has_run):
                     raise
+                if isinstance(exc, SourceReplaced):
+                    self._in_doubt = True
+                    self._note_failure(exc)
+                    log.warning("%s", exc)
+                    await self._until_written()
+                    continue
                 if not await self._after_failure(exc):
                     return
                 failure = exc
@@ -211,6 +228,7 @@ class ManagedDatabase:
                         return await replicator.run(self.stop, may_park=may_park, task_status=started)
                 finally:
                     self._remember(replicator.statistics())
+                    self._lineage = replicator.lineage or self._lineage
                     self._replicator = None
                     if self.stop.is_set():
                         await self._end_maintenance()
@@ -224,6 +242,9 @@ class ManagedDatabase:
             now_ms=self._fleet.now_ms,
             rng=self._fleet.rng,
             take_over=self.settings.take_over,
+            verify_source=self.settings.verify_source and not self._has_run,
+            in_doubt=self._in_doubt,
+            lineage=self._lineage,
             lease_keeper=self._take_lease,
             pace=self._fleet.pace,
             parked=parked,
@@ -238,6 +259,7 @@ class ManagedDatabase:
     def _begun(self, nursery: trio.Nursery) -> None:
         """Called when the replicator has published everything that was committed when it started."""
         self.state, self.error, self._failures = State.ACTIVE, None, 0
+        self._has_run, self._in_doubt = True, False
         self._fleet.beginning.end(self)
         self.done_once.set()
         self._maintain(nursery)
@@ -248,21 +270,36 @@ class ManagedDatabase:
         if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._fleet.files):
             self.state = State.GONE
             return False
-        if self._failures == 0:
-            self._failed_s = trio.current_time()
-        self._failures += 1
-        self.state = State.FAILED
+        is_new = self._note_failure(error)
         if not self._fleet.errors.is_strict:  # a strict fleet waits for its only database
             self.done_once.set()
         final = isinstance(error, ConflictError) and not isinstance(error, AlreadyReplicated | LeaseConflict)
-        if self.error != str(error):
-            self.error = str(error)
+        if is_new:
             self._log_failure(error, final=final)
         if final:
             await self._end_maintenance()
         with trio.move_on_after(math.inf if final else retry_delay_s(self._failures, self._fleet.rng)):
             await self.stop.wait()
         return True
+
+    def _note_failure(self, error: Exception) -> bool:
+        """Record a failure for the statistics. Returns False if the last one was the same."""
+        if self._failures == 0:
+            self._failed_s = trio.current_time()
+        self._failures += 1
+        before, self.state, self.error = self.error, State.FAILED, str(error)
+        return self.error != before
+
+    async def _until_written(self) -> None:
+        """Wait until nobody has written to the file for a moment: the copy that replaces it may be under way."""
+        before = None
+        with trio.move_on_after(WRITTEN_WITHIN_S), contextlib.suppress(OSError):
+            while not self.stop.is_set():
+                now = await trio.to_thread.run_sync(look_at, str(self.path), limiter=self._fleet.files)
+                if now.database is not None and now.database == before:
+                    return
+                before = now.database
+                await trio.sleep(WRITTEN_FOR_S)
 
     def _log_failure(self, error: Exception, *, final: bool) -> None:
         then = "it is not replicated until this process is restarted" if final else "retrying"

@@ -251,7 +251,7 @@ class Supervisor:
             )
             group.members[path] = member
             added.append(member)
-        if not self._context.errors.is_strict:
+        if not (self._context.errors.is_strict or group.target.settings.verify_source):
             parked = await trio.to_thread.run_sync(lambda: [parked_by_mark(each.path, each.url) for each in added])
             for member, each in zip(added, parked, strict=True):
                 if each is not None:
@@ -353,18 +353,18 @@ async def open_fleet(
     rng: random.Random | None = None,
     open_store: OpenStore = lambda url, credentials: open_ltx_store(url, credentials=credentials),
     conflicts_end: bool = False,
+    follow: bool = False,
 ) -> AsyncIterator[Supervisor]:
     """Open a fleet of these targets: directories are locked and scanned; no database is opened or published yet.
 
-    `conflicts_end`: until `tolerate_conflicts`, another writer of any `DatabaseTarget` ends the fleet.
+    `conflicts_end` and `follow`: see `ErrorPolicy`.
 
     Raises `UsageError` for invalid targets, `EnvironmentProblem` or `ConflictError` if a directory cannot be locked.
     """
     if len(targets) > 1 or any(isinstance(target, DirectoryTarget) for target in targets):
         raise_descriptor_limit()
-    fleet = Supervisor(
-        FleetContext(now_ms, rng or random.Random(), ErrorPolicy(conflicts_end=conflicts_end)), open_store
-    )
+    errors = ErrorPolicy(conflicts_end=conflicts_end, follow=follow)
+    fleet = Supervisor(FleetContext(now_ms, rng or random.Random(), errors), open_store)
     try:
         await fleet.open(targets)
         yield fleet

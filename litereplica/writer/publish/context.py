@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from litereplica.ltxstore.store import LTXStore
 from litereplica.writer.database.sqlite_database import SQLiteDatabase
-from litereplica.writer.database.state_directory import StateDirectory
+from litereplica.writer.database.state_directory import Lineage, StateDirectory
 from litereplica.writer.database.wal_follower import WalFollower
 from litereplica.writer.publish.lease_keeper import LeaseKeeper
 from litereplica.writer.publish.outage_log import OutageLog
@@ -18,7 +18,10 @@ from litereplica.writer.publish.page_checksums import PageChecksums
 class WriterContext:
     """One database and its replica: what is read from, what is written to, and what is kept beside the database.
 
-    `take_over`: the database is published as the newest state although another writer's is newer.
+    `take_over`: the database is published as the newest state although another writer's is newer. `verify_source`:
+    the database is compared with its replica at the start in any case. `in_doubt`: something
+    else than SQLite has written to its file. `lineage` is the one with which this process has published the replica,
+    maybe from another file.
     """
 
     database: SQLiteDatabase
@@ -30,3 +33,6 @@ class WriterContext:
     outages: OutageLog
     now_ms: Callable[[], int]
     take_over: bool = False
+    verify_source: bool = False
+    in_doubt: bool = False
+    lineage: Lineage | None = None

@@ -124,6 +124,16 @@ class PageChecksums:
         checksums[: len(found)] = found
         return checksums
 
+    def at(self, pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Return the checksums of some pages, whose numbers are ascending. Raises `OSError`."""
+        checksums = np.zeros(len(pgnos), np.uint64)
+        with self._path.open("rb") as file:
+            for start, end in consecutive(pgnos):
+                file.seek(_HEADER_SIZE + (int(pgnos[start]) - 1) * _CHECKSUM_SIZE)
+                found = np.frombuffer(data := file.read((end - start) * _CHECKSUM_SIZE), np.uint64, len(data) // 8)
+                checksums[start : start + len(found)] = found
+        return checksums
+
     def record(self, previous: Version, version: Version, changes: PageChanges) -> None:
         """Update the checksums by a file that brought the replica from `previous` to `version`.
 

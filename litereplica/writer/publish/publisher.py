@@ -22,14 +22,17 @@ from numpy.typing import NDArray
 from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
+from litereplica.format.names import format_txid
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litereplica.ltxstore.spooled_file import SpooledFile, publish
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo, Pgno
 from litereplica.writer.database.published import Published
+from litereplica.writer.database.state_directory import Lineage
 from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChanges, page_checksum
+from litereplica.writer.publish.source_check import require_sound, require_unchanged
 from litereplica.writer.publish.wal_match import frames_covered, newest_file
 
 log = logging.getLogger(__name__)
@@ -78,10 +81,14 @@ class Adopted:
 
 
 class Publisher:
-    """Publishes what the WAL has, one file after the other. `last` is the newest file of the replica."""
+    """Publishes what the WAL has, one file after the other.
+
+    `last` is the newest file of the replica; `lineage` is set once the database is attached.
+    """
 
     def __init__(self, context: WriterContext) -> None:
         self.last = Published()
+        self._context = context
         self._store = context.store
         self._database = context.database
         self._wal = context.wal
@@ -91,15 +98,15 @@ class Publisher:
         self._outages = context.outages
         self._now_ms = context.now_ms
         self._prepared: Prepared | None = None
-        self._node_id = 0
+        self.lineage: Lineage | None = None
 
     def resume(self, last: Published) -> None:
         """Continue after `last`, the newest file of the replica."""
         self.last = last
 
-    def begin_lineage(self, node_id: int) -> None:
-        """Write files with this node id from now on."""
-        self._node_id = node_id
+    def begin_lineage(self, lineage: Lineage) -> None:
+        """Write files with its current node id from now on."""
+        self.lineage = lineage
 
     async def finish(self) -> Prepared | None:
         """Put the file that was prepared but not put, if there is one. Raises as `publish_next`."""
@@ -111,13 +118,19 @@ class Publisher:
             self._prepared = await self._database.run(lambda: self._encode(self._all(commit), check=commit is None))
         return await self._put(self._prepared)
 
-    async def publish_difference(self, known: NDArray[np.uint64], *, commit: int | None) -> Prepared | None:
+    async def publish_difference(
+        self, known: NDArray[np.uint64], *, commit: int | None, goes_on: bool = False, in_doubt: bool = False
+    ) -> Prepared | None:
         """Publish the pages whose checksums differ from `known`, those of the replica, as one file; None if none do.
 
-        Otherwise as `publish_whole`.
+        `goes_on`: the WAL goes on from the replica, so that nothing is published here unless other pages differ than
+        those of its new frames. Such pages are logged, and all that differ if the file is `in_doubt`, because it was
+        replaced or overwritten. Raises `SourceMalformed`, else as `publish_whole`.
         """
         if self._prepared is None:
-            self._prepared = await self._database.run(lambda: self._prepare_difference(known, commit))
+            self._prepared = await self._database.run(
+                lambda: self._prepare_difference(known, commit, goes_on, in_doubt)
+            )
         return await self._put(self._prepared) if self._prepared is not None else None
 
     async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
@@ -154,9 +167,14 @@ class Publisher:
         if self._wal.committed == self._wal.position:
             self._wal.scan()
         batch = self._wal.batch(max_bytes=MAX_BATCH_BYTES, previous_commit=self.last.commit)
-        return self._encode(batch, check=True) if batch is not None else None
+        if batch is None:
+            return None
+        require_unchanged(self._context, self.last)  # the frames of the batch are made for what the file has
+        return self._encode(batch, check=True)
 
-    def _prepare_difference(self, known: NDArray[np.uint64], commit: int | None) -> Prepared | None:
+    def _prepare_difference(
+        self, known: NDArray[np.uint64], commit: int | None, goes_on: bool, in_doubt: bool
+    ) -> Prepared | None:
         batch = self._all(commit)
         rows = self._differing(batch, known)
         if commit is None and not self._wal.is_intact():
@@ -165,10 +183,26 @@ class Publisher:
             self._wal.advance(batch.end)
             self.last = replace(self.last, commit=batch.commit)
             return None
+        foreign = self._foreign_pages(batch, rows, len(known))
+        if goes_on and foreign == 0:
+            return None
+        require_sound(self._database, in_doubt=goes_on or in_doubt)
+        if goes_on or in_doubt:
+            log.warning(
+                "%d pages of %s differ from TXID %s of %s, and not by its WAL: they are published",
+                foreign, self._database.path, format_txid(self.last.txid), self._store.url,
+            )  # fmt: skip
         if batch.end:  # by this page a later start finds where in the WAL the file ends
             last = np.flatnonzero(batch.pgno == self._wal.pgno_at(batch.end - 1))
             rows = np.union1d(rows, last)
         return self._encode(replace(batch, pgno=batch.pgno[rows], frame=batch.frame[rows]), check=commit is None)
+
+    def _foreign_pages(self, batch: Batch, rows: NDArray[np.int64], known: int) -> int:
+        """How many of the differing `rows`, and of `known` pages that are gone, no unpublished frame explains."""
+        unexplained = batch.frame[rows] < self._wal.position
+        if self._wal.committed > self._wal.position:  # a transaction grows or shrinks the database
+            return int(np.count_nonzero(unexplained & (batch.pgno[rows] <= known)))
+        return int(np.count_nonzero(unexplained)) + max(0, known - batch.commit)
 
     def _all(self, commit: int | None) -> Batch:
         return self._wal.whole(page_size=self._database.page_size, commit=commit)
@@ -236,7 +270,7 @@ class Publisher:
             wal_size=(batch.end - batch.first) * frame_size,
             wal_salt1=wal.salt1 if wal else 0,
             wal_salt2=wal.salt2 if wal else 0,
-            node_id=self._node_id,
+            node_id=self.lineage.current if self.lineage is not None else 0,
         )
 
     async def _put(self, prepared: Prepared) -> Prepared:

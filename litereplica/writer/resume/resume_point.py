@@ -7,7 +7,8 @@ take_hold            under the barrier, so that nothing moves: takes the held re
 decide               compares the newest file with the WAL and the checkpoint mark:
 
     the replica is empty                                   the whole database is TXID 1
-    its newest file was made from this WAL's frames        continue after them
+    its newest file was made from this WAL's frames        continue after them, if the database file is as at our last
+                                                             checkpoint; else the pages that differ are the next TXID
     the database file is as at our last checkpoint,        all frames of the WAL are new
       and the newest file is still that of then
     anything else                                          the pages that differ are the next TXID
@@ -39,6 +40,7 @@ from litereplica.writer.database.wal_follower import WalFollower
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, Publisher
+from litereplica.writer.publish.source_check import require_sound
 from litereplica.writer.publish.wal_match import check_page_size, frames_covered, newest_file, same_generation
 from litereplica.writer.resume.replica_pages import carry_on, keep_checksums, known_pages
 
@@ -56,6 +58,7 @@ class Start(Enum):
     FIRST = "first snapshot"
     WAL = "resumed from the WAL"
     CHECKPOINT = "resumed from the last checkpoint"
+    COMPARED = "comparing the pages, because the database file has changed since the last checkpoint"
     DIFFERENCE = "publishing what differs, because the WAL does not reach back to the newest file"
 
 
@@ -63,11 +66,15 @@ class Start(Enum):
 class Hold:
     """The database under the barrier. `sealed`: its file is complete, and stays so while the read is held.
 
-    `page_count` is the size in pages as the held read sees it, `identity` that of the database file."""
+    `page_count` is the size in pages as the held read sees it, `identity` that of the database file. `goes_on`: the
+    WAL goes on from the replica. `in_doubt`: the file was replaced or overwritten since it was published.
+    """
 
     sealed: bool
     page_count: int
     identity: FileIdentity
+    goes_on: bool = False
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,13 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
         remote = await _remote_as_parked(context, parked) or await read_remote(context.store)
         await _require_listed(context, remote, lineage=lineage, mark=mark)
     hold = await database.run(lambda: take_hold(database, context.wal))
-    is_ours = lineage is not None and lineage.has(remote.node_id)
+    is_noted = lineage is not None and lineage.has(remote.node_id)
+    was_elsewhere = not is_noted and context.lineage is not None and context.lineage.has(remote.node_id)
+    is_ours, is_replaced = is_noted or was_elsewhere, checksums.are_of_another_file or was_elsewhere
     with context.outages.waiting():
         start, last = await decide(
-            context.store, database, context.wal, hold=hold, remote=remote, mark=mark if is_ours else None,
-            same_file=not checksums.are_of_another_file,
+            context.store, database, context.wal, hold=hold, remote=remote,
+            mark=mark if is_noted and not context.verify_source else None, same_file=not is_replaced,
         )  # fmt: skip
         publisher.resume(last)
         if remote.file is not None and start is not Start.DIFFERENCE:
@@ -110,16 +119,16 @@ async def resume(context: WriterContext, publisher: Publisher, parked: Parked | 
             is_ours = False
         elif not is_ours:
             await require_continuation(context, publisher, hold)
-        elif checksums.are_of_another_file:
+        elif is_replaced:
             is_ours = False
             log.warning(
                 "%s was replaced while it was not replicated: its content follows TXID %s of %s as the newest state",
                 database.path, format_txid(last.txid), context.store.url,
             )  # fmt: skip
-    if lineage is None or not is_ours:
+    if lineage is None or not is_ours or was_elsewhere:
         lineage = await database.run(lambda: state.begin_lineage(context.store.url, previous=remote.node_id))
-    publisher.begin_lineage(lineage.current)
-    return start, hold
+    publisher.begin_lineage(lineage)
+    return start, replace(hold, goes_on=start is Start.COMPARED, in_doubt=is_replaced or context.in_doubt)
 
 
 async def _require_listed(
@@ -137,14 +146,16 @@ async def _require_listed(
         log.warning("the replica at %s, published up to TXID %s, is gone: beginning anew", url, format_txid(known))
 
 
-async def publish_content(context: WriterContext, publisher: Publisher, *, commit: int | None) -> Prepared | None:
-    """Publish the whole database, or its pages that differ from the replica; `commit` as in `WalFollower.whole`."""
+async def publish_content(context: WriterContext, publisher: Publisher, hold: Hold) -> Prepared | None:
+    """Publish the whole database, or its pages that differ from the replica. Raises as `publish_difference`."""
+    commit = hold.page_count if hold.sealed else None
     if publisher.last.txid == 0:
         return await publisher.publish_whole(commit=commit)
     known = await known_pages(context, last=publisher.last.version)
     if known is None:
+        await context.database.run(lambda: require_sound(context.database, in_doubt=hold.in_doubt))
         return await publisher.publish_whole(commit=commit)
-    return await publisher.publish_difference(known, commit=commit)
+    return await publisher.publish_difference(known, commit=commit, goes_on=hold.goes_on, in_doubt=hold.in_doubt)
 
 
 async def _remote_as_parked(context: WriterContext, parked: Parked | None) -> Remote | None:
@@ -187,6 +198,7 @@ def take_hold(database: SQLiteDatabase, wal: WalFollower) -> Hold:
         # Without a committed frame in the WAL (an import that was rolled back or killed) the file is all there is.
         hold = replace(hold, sealed=wal.committed == 0)
     wal.seal(wal.committed if hold.sealed else None)
+    wal.note_backfilled(state.backfilled)
     return hold
 
 
@@ -224,7 +236,8 @@ async def decide(
     frames = await frames_covered(store, file, wal) if same_file else None
     if frames is not None:
         wal.advance(frames)
-        return Start.WAL, published
+        as_left = mark is not None and (mark.url, mark.database) == (store.url, hold.identity)
+        return Start.WAL if as_left else Start.COMPARED, published
     if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, wal):
         return Start.CHECKPOINT, published
     return Start.DIFFERENCE, published

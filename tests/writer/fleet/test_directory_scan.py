@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.writer.database.sqlite_database import looks_like_database, open_database
+from litereplica.writer.database.open_files import looks_like_database, open_database
 from litereplica.writer.fleet import directory_scan as directory_module
 from litereplica.writer.fleet.directory_scan import Directory
 from litereplica.writer.fleet.statistics import State
@@ -148,7 +148,7 @@ async def test_renamed_database_goes_on_under_its_new_name(tmp_path: Path) -> No
     assert await txids(replica(tmp_path, "old.db")) == [1]
 
 
-@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated")
+@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated", "and not by its WAL")
 async def test_database_that_is_deleted_and_made_anew_is_followed(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create([target.path / "app.db"])

@@ -504,7 +504,7 @@ async def test_databases_of_a_directory_share_one_lease_which_is_gone_after_a_cl
     assert not lock_files(tmp_path)
 
 
-@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated")
+@pytest.mark.logs("was deleted or replaced", "was replaced while it was not replicated", "and not by its WAL")
 async def test_database_that_fails_or_vanishes_leaves_the_shared_lease_to_the_others(tmp_path: Path) -> None:
     target = directory(tmp_path)
     create(named(tmp_path, 3))

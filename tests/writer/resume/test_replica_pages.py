@@ -244,7 +244,7 @@ async def test_start_after_a_difference_goes_on_from_the_wal(tmp_path: Path, cap
         assert "resumed from the WAL" in caplog.text
 
 
-@pytest.mark.logs("was replaced while it was not replicated")
+@pytest.mark.logs("was replaced while it was not replicated", "and not by its WAL")
 async def test_older_copy_in_the_databases_place_is_published_as_what_differs(tmp_path: Path) -> None:
     store = memory_store()
     with Application(tmp_path / "app.db") as app:
@@ -260,7 +260,7 @@ async def test_older_copy_in_the_databases_place_is_published_as_what_differs(tm
     assert max((await page_counts(store))[1:]) < 10
 
 
-@pytest.mark.logs("was replaced while it was not replicated")
+@pytest.mark.logs("was replaced while it was not replicated", "and not by its WAL")
 async def test_replaced_database_that_has_the_old_wal_is_compared(tmp_path: Path) -> None:
     """SQLite takes a WAL for that of the file beside it, whatever file that is."""
     store = memory_store()
