@@ -73,5 +73,5 @@ def _configured(database: Path, config: Config) -> ReplicaOf | None:
 def _published_to(database: Path) -> str | None:
     from litereplica.writer.database.state_directory import StateDirectory
 
-    mark = StateDirectory(database).read_mark()
+    mark = StateDirectory(database.resolve()).read_mark()
     return mark.url if mark is not None else None

@@ -43,7 +43,8 @@ class Parker:
         self._complete = complete
         if complete:
             self._attachment.marks.write(mark_of(self._context.store.url, last.txid, files))
-        return Parked(last.txid, files, complete, last, self._token, self._context.lease.known_epoch())
+        real = str(database.path) if database.path != database.given else ""
+        return Parked(last.txid, files, complete, last, self._token, self._context.lease.known_epoch(), real)
 
     def end(self) -> None:
         """End the held read. Blocks.

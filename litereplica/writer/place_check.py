@@ -8,7 +8,7 @@ from litereplica.writer.publish.context import WriterContext
 
 PLACE_INTERVAL_S = 1.0
 """Between checks, each of which costs a few system calls."""
-HINT = "open it again: the database that is there now is then published"
+HINT = "start again: the database that is there now is then published"
 
 
 class PlaceCheck:

@@ -66,8 +66,8 @@ class ReplicatorOptions:
     """How `open_replicator` replicates a database.
 
     `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
-    own lease; `lease_keeper` replaces it by another one. `parked` is what the last run of this process returned.
-    `on_published` is called for every file.
+    own lease; `lease_keeper` replaces it by another one. `within` is the directory that links must not lead out of.
+    `parked` is what the last run of this process returned. `on_published` is called for every file.
     """
 
     lease: LeaseMode = LeaseMode.OFF
@@ -75,6 +75,7 @@ class ReplicatorOptions:
     verify_source: bool = False
     in_doubt: bool = False
     lineage: Lineage | None = None
+    within: Path | None = None
     lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
@@ -366,7 +367,7 @@ async def open_replicator(
     `EnvironmentProblem` if it cannot be accessed.
     """
     options = options or ReplicatorOptions()
-    async with open_database(path) as database:
+    async with open_database(path, within=options.within) as database:
         refuse_if_litestream_runs(database.path)
         store.storage.limit_mode(database.mode())
         with StateDirectory(database.path) as state:

@@ -38,7 +38,7 @@ class Process:
         program: str = USUAL,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.log = database.with_name(f"{database.name}-{time.monotonic_ns()}.log")
+        self.log = database.parent.resolve() / f"{database.name}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [

@@ -16,6 +16,7 @@ import trio
 
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.testing.mounts import litereplica_binary
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.writer.programs import Process, processes
@@ -273,3 +274,102 @@ async def test_malformed_source_is_refused_at_the_start_and_its_replica_stays_as
 def _written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def released(tmp_path: Path, name: str, rows: int) -> Path:
+    """A database in a directory of its own."""
+    (tmp_path / name).mkdir()
+    return make(tmp_path / name / "app.db", rows)
+
+
+@pytest.mark.parametrize("link", ["current", "current/app.db"])
+async def test_link_that_is_repointed_is_a_replaced_database(
+    tmp_path: Path, store: LTXStore, started: list[Process], link: str
+) -> None:
+    """Any component of the path may be a link: the directory of a release, or the file itself."""
+    first, second = released(tmp_path, "release-1", 100), released(tmp_path, "release-2", 300)
+    path = tmp_path / "current"
+    targets = (first.parent, second.parent) if link == "current" else (first, second)
+    if link != "current":
+        path.mkdir()
+        path /= "app.db"
+    path.symlink_to(targets[0])
+    database = tmp_path / "current" / "app.db"
+    writer = start(started, database, store)
+    await until_same(store, first)
+    (tmp_path / "new").symlink_to(targets[1])
+    (tmp_path / "new").replace(path)
+    await writer.until_said(f"leads to {second} now")
+    insert(second)
+    await until_same(store, second)
+    assert writer.has_said("was replaced while it was not replicated")
+    (tmp_path / "new").symlink_to(targets[0])
+    (tmp_path / "new").replace(path)
+    insert(first, "in the old release again")
+    await until_same(store, first)
+    assert await writer.stop() == ExitCode.OK, writer.log.read_text()
+
+
+@pytest.mark.parametrize("change", ["replaced", "replaced beside its WAL", "deleted", "hard link", "vacuumed"])
+async def test_database_that_is_replaced_is_followed_if_that_is_wanted(
+    tmp_path: Path, store: LTXStore, started: list[Process], change: str
+) -> None:
+    database = make(tmp_path / "app.db", 300)
+    new = make(tmp_path / "new.db", 100)
+    writer = start(started, database, store, "--watch")
+    insert(database)
+    await until_settled(database, store)
+    if change == "vacuumed":
+        new.unlink()
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("VACUUM INTO ?", (str(new),))
+    if change != "replaced beside its WAL":
+        for suffix in ("-wal", "-shm"):
+            (tmp_path / f"app.db{suffix}").unlink(missing_ok=True)
+    if change == "deleted":
+        database.unlink()
+        await writer.until_said("does not exist")
+    if change == "hard link":
+        (tmp_path / "link.db").hardlink_to(new)
+        (tmp_path / "link.db").replace(database)
+    else:
+        new.replace(database)
+    await writer.until_said("was deleted or replaced")
+    await until_same(store, database)
+    insert(database)
+    await until_same(store, database)
+    assert await writer.stop() == ExitCode.OK, writer.log.read_text()
+
+
+async def test_database_of_a_configuration_is_followed_when_it_is_replaced(
+    tmp_path: Path, store: LTXStore, started: list[Process]
+) -> None:
+    database = make(tmp_path / "app.db", 300)
+    file = tmp_path / "litereplica.yml"
+    file.write_text(f"dbs: [{{path: {database}, replica: {{url: '{store.url}'}}}}]\nsocket: {{enabled: false}}\n")
+    with (tmp_path / "log").open("wb") as log:
+        command = [litereplica_binary(), "replicate", "--config", file]
+        process = subprocess.Popen(command, stderr=log)  # noqa: ASYNC220 - in no time
+    try:
+        await until_same(store, database)
+        make(tmp_path / "new.db", 100).replace(database)
+        await until_same(store, database)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert process.wait(20) == ExitCode.OK, (tmp_path / "log").read_text()
+
+
+async def test_file_of_another_page_size_ends_its_writer(
+    tmp_path: Path, store: LTXStore, started: list[Process]
+) -> None:
+    database = make(tmp_path / "app.db", 300)
+    writer = start(started, database, store)
+    insert(database)
+    await until_settled(database, store)
+    before = await txids(store)
+    overwrite(database, make(tmp_path / "new.db", 300, page_size=1024))
+    await writer.until_said("has pages of 1024 bytes, the replica")
+    assert "replicate to another URL" in writer.error
+    assert await txids(store) == before
+    await writer.stop()

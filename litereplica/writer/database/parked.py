@@ -63,7 +63,8 @@ class Parked:
     """A parked database: everything in its `files` is published. `complete`: the database file alone contains it.
 
     `last` is the newest file of the replica, `token` that of the state directory, and `epoch` the lease's when the
-    replica was last read; after a restart of the process they are None, empty and 0.
+    replica was last read; after a restart of the process they are None, empty and 0. `real` is the path without links,
+    empty if the path of the database has none: its WAL is there, and a link that leads elsewhere is a change.
     """
 
     txid: TXID
@@ -72,6 +73,7 @@ class Parked:
     last: Published | None = None
     token: bytes = b""
     epoch: int = 0
+    real: str = ""
 
     def changed(self, files: Files) -> bool:
         """True if something may have been committed since."""
@@ -83,14 +85,16 @@ def parked_by_mark(database: Path, url: str) -> Parked | None:
 
     Blocks; opens only the mark.
     """
-    mark = read_mark(database)
+    real = os.path.realpath(database)
+    mark = read_mark(Path(real))
     if mark is None or mark.url != url:
         return None
     try:
-        files = look_at(str(database))
+        files = look_at(real)
     except OSError:
         return None
-    parked = Parked(mark.txid, Files(mark.database, mark.wal), complete=True)
+    link = real if real != str(database) else ""
+    parked = Parked(mark.txid, Files(mark.database, mark.wal), complete=True, real=link)
     return None if parked.changed(files) else replace(parked, files=files)
 
 
@@ -123,6 +127,10 @@ def mark_of(url: str, txid: TXID, files: Files) -> CheckpointMark:
 
 def _has_changed(path: str, parked: Parked) -> bool:
     try:
+        if parked.real:
+            if os.path.realpath(path) != parked.real:
+                return True
+            path = parked.real
         same = _is_same(path, parked.files.database) and _is_same(path + "-wal", parked.files.wal)
         return not same and parked.changed(look_at(path))
     except OSError:

@@ -320,13 +320,20 @@ class SQLiteDatabase:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[SQLiteDatabase]:
-    """Open the file at `path`, without connecting. Raises as `SQLiteDatabase.open_file`."""
+async def open_database(path: Path, *, within: Path | None = None) -> AsyncIterator[SQLiteDatabase]:
+    """Open the file at `path`, without connecting. Raises as `SQLiteDatabase.open_file`.
+
+    Raises `UsageError` also if links lead out of the directory `within`.
+    """
     if apsw.SQLITE_VERSION_NUMBER < MIN_SQLITE:
         raise EnvironmentProblem(
             f"apsw has SQLite {apsw.sqlite_lib_version()}, expected 3.51.3 or later", hint="upgrade apsw"
         )
-    real = await trio.to_thread.run_sync(path.resolve, limiter=trio.CapacityLimiter(1))
+    real, root = await trio.to_thread.run_sync(
+        lambda: (path.resolve(), within.resolve() if within is not None else None), limiter=trio.CapacityLimiter(1)
+    )
+    if root is not None and not real.is_relative_to(root):
+        raise UsageError(f"{path} leads to {real}, out of {within}", hint="replicate it as a database of its own")
     source = SQLiteDatabase(real, Path.cwd() / path)
     try:
         await source.run(source.open_file)

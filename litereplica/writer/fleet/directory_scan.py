@@ -1,9 +1,9 @@
 """Finds the databases of a directory, and waits for changes of the directory.
 
 A database is a regular file that begins with SQLite's header and whose name matches the pattern. Files that belong to a
-database or to a writer (`-wal`, `-shm`, `-journal`, `.<file>-litereplica`, `.<file>-litestream`) are skipped. Symbolic
-links to directories are not followed, so that there are no loops; a link to a database elsewhere is a database under
-the link's name.
+database or to a writer (`-wal`, `-shm`, `-journal`, `.<file>-litereplica`, `.<file>-litestream`) are skipped. So are
+symbolic links: there are no loops and no doubles, and nothing outside the directory is replicated. A link to a database
+elsewhere is reported once.
 
 Changes are noticed within a second through inotify, and by scanning the directory at intervals in any case. A file that
 this process has open is not opened for the check (`looks_like_database`).
@@ -11,6 +11,7 @@ this process has open is not opened for the check (`looks_like_database`).
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import os
@@ -50,6 +51,7 @@ class Directory:
     def __init__(self, target: DirectoryTarget) -> None:
         self.target = target
         self._others: dict[str, tuple[int, int, int]] = {}  # files that match the pattern but are not databases
+        self._links: set[str] = set()  # reported ones
         self._limiter = trio.CapacityLimiter(1)
         self._watcher = trio.CapacityLimiter(1)
         self._notify: RustNotify | None = None
@@ -93,17 +95,24 @@ class Directory:
                             yield from self._candidates(entry.path)
                         except OSError as exc:
                             log.debug("cannot read the directory %s: %s", entry.path, exc)
-                elif fnmatch.fnmatchcase(entry.name, self.target.pattern) and not self._is_double(entry):
-                    yield entry.path
+                elif fnmatch.fnmatchcase(entry.name, self.target.pattern):
+                    if entry.is_symlink():
+                        self._report_link(entry)
+                    else:
+                        yield entry.path
 
-    def _is_double(self, entry: os.DirEntry[str]) -> bool:
-        """True for a link to another file of the directory, and for a dangling link."""
-        if not entry.is_symlink():
-            return False
-        try:
-            return Path(entry.path).resolve(strict=True).is_relative_to(self.target.path.resolve())
-        except (OSError, RuntimeError):
-            return True
+    def _report_link(self, entry: os.DirEntry[str]) -> None:
+        """Log once that a link leads to a database outside the directory."""
+        with contextlib.suppress(OSError, RuntimeError):
+            real = Path(entry.path).resolve(strict=True)
+            if entry.path in self._links or real.is_relative_to(self.target.path.resolve()):
+                return
+            if looks_like_database(real):
+                self._links.add(entry.path)
+                log.warning(
+                    "%s is a link to %s outside %s: it is not replicated; replicate it as a database of its own",
+                    printable(Path(entry.path)), printable(real), printable(self.target.path),
+                )  # fmt: skip
 
     def _is_database(self, path: str, others: dict[str, tuple[int, int, int]]) -> bool:
         try:

@@ -191,7 +191,9 @@ class ManagedDatabase:
                 if isinstance(exc, SourceReplaced):
                     self._in_doubt = True
                     self._note_failure(exc)
-                    log.warning("%s", exc)
+                    log.warning("%s; opening what is there now", exc.message)
+                    await self._end_maintenance()
+                    self._maintenance = None  # the state directory may be another one
                     await self._until_written()
                     continue
                 if not await self._after_failure(exc):
@@ -245,6 +247,7 @@ class ManagedDatabase:
             verify_source=self.settings.verify_source and not self._has_run,
             in_doubt=self._in_doubt,
             lineage=self._lineage,
+            within=self.root.path if self.prefix else None,
             lease_keeper=self._take_lease,
             pace=self._fleet.pace,
             parked=parked,
@@ -296,7 +299,7 @@ class ManagedDatabase:
         with trio.move_on_after(WRITTEN_WITHIN_S), contextlib.suppress(OSError):
             while not self.stop.is_set():
                 now = await trio.to_thread.run_sync(look_at, str(self.path), limiter=self._fleet.files)
-                if now.database is not None and now.database == before:
+                if now.database is None or now.database == before:
                     return
                 before = now.database
                 await trio.sleep(WRITTEN_FOR_S)
@@ -329,7 +332,7 @@ class ManagedDatabase:
                 policy=self.settings.retention,
                 lease=self._lease,
                 limiter=self._fleet.merges,
-                spool_dir=state_path(self.path),
+                spool_dir=state_path(self.path.resolve()),
                 rng=self._fleet.rng,
             )
         self._maintaining, self._maintained = trio.CancelScope(), trio.Event()

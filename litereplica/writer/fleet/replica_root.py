@@ -9,7 +9,7 @@ not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import trio
 
@@ -49,6 +49,11 @@ class ReplicaRoot:
         self._directory: LockedDirectory | None = None
         self._shared: RootLease | None = None
         self._open: NoLease | None = None
+
+    @property
+    def path(self) -> Path:
+        """The path of the target."""
+        return self._target.path
 
     def lock(self) -> None:
         """Lock the directory of the target, if it is one. Raises `AlreadyReplicated`, `EnvironmentProblem`. Blocks."""

@@ -41,9 +41,7 @@ def require_unchanged(context: WriterContext, last: Published) -> None:
         what = str(exc)
     if what:
         database.distrust()
-        raise SourceChanged(
-            f"something else than SQLite wrote to {database.path}: {what}", hint="all its pages are compared"
-        )
+        raise SourceChanged(f"something else than SQLite wrote to {database.path}: {what}", hint="start again")
 
 
 def _differing_pages(context: WriterContext, last: Published, *, whole: bool) -> list[int]:
