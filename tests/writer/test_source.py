@@ -348,7 +348,7 @@ async def test_database_of_a_configuration_is_followed_when_it_is_replaced(
     file = tmp_path / "litereplica.yml"
     file.write_text(f"dbs: [{{path: {database}, replica: {{url: '{store.url}'}}}}]\nsocket: {{enabled: false}}\n")
     with (tmp_path / "log").open("wb") as log:
-        command = [litereplica_binary(), "replicate", "--config", file]
+        command = [litereplica_binary(), "replicate", "--config", str(file)]
         process = subprocess.Popen(command, stderr=log)  # noqa: ASYNC220 - in no time
     try:
         await until_same(store, database)
