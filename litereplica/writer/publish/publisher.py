@@ -187,7 +187,7 @@ class Publisher:
         if goes_on and foreign == 0:
             return None
         require_sound(self._database, in_doubt=goes_on or in_doubt)
-        if goes_on or in_doubt:
+        if foreign and (goes_on or in_doubt):
             log.warning(
                 "%d pages of %s differ from TXID %s of %s, and not by its WAL: they are published",
                 foreign, self._database.path, format_txid(self.last.txid), self._store.url,
