@@ -29,10 +29,11 @@ Plan: TypeAlias = Callable[[Sequence[FileInfo]], Compaction | None]
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """The result of a compaction: the file, and whether it existed already (`adopted`)."""
+    """The result of a compaction: the file, its checksum, and whether it existed already (`adopted`)."""
 
     compaction: Compaction
     info: FileInfo
+    checksum: int
     adopted: bool
 
 
@@ -54,13 +55,13 @@ async def run_compaction(
     try:
         with (progress or no_progress)(compaction.size) as advance:
             spool, header = await merge.run(compaction, advance)
-        await merge.verify(spool, header)
+        checksum = await merge.verify(spool, header)
         info = FileInfo(compaction.level, compaction.min_txid, compaction.max_txid, spool.size, header.timestamp_ms)
         try:
             await publish(store, info, spool, timestamp_ms=header.timestamp_ms)
         except PreconditionFailed:
-            return Compacted(compaction, await _adopted(store, merge, spool, info), adopted=True)
-        return Compacted(compaction, info, adopted=False)
+            return Compacted(compaction, await _adopted(store, merge, spool, info), checksum, adopted=True)
+        return Compacted(compaction, info, checksum, adopted=False)
     finally:
         merge.discard()
 

@@ -93,9 +93,12 @@ class Merge:
             inputs[1:] = [await self._combined(inputs[start : start + FAN_IN], advance) for start in starts]
         return await self._merged(inputs, compaction.min_txid, advance)
 
-    async def verify(self, spool: SpooledFile, expected: ltx.Header) -> None:
-        """Read the result back. Raises `EnvironmentProblem` unless it is a valid file with this header."""
-        await trio.to_thread.run_sync(_verify, spool, expected)
+    async def verify(self, spool: SpooledFile, expected: ltx.Header) -> int:
+        """Read the result back, and return its checksum.
+
+        Raises `EnvironmentProblem` unless it is a valid file with this header.
+        """
+        return await trio.to_thread.run_sync(_verify, spool, expected)
 
     async def compare(self, spool: SpooledFile, info: FileInfo) -> bool:
         """True if a file of the store has the same pages as the result. Raises as `run` does for an input."""
@@ -263,15 +266,16 @@ def remove_left_over(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _verify(spool: SpooledFile, expected: ltx.Header) -> None:
-    """Raise `EnvironmentProblem` unless the result is a valid file with this header. Runs in a thread."""
+def _verify(spool: SpooledFile, expected: ltx.Header) -> int:
+    """Return the checksum of the result; raises `EnvironmentProblem` unless it has this header. Runs in a thread."""
     with _own():
         decoder = Decoder()
         for data in _slices(spool.chunks(PIECE_BYTES), FEED_BYTES):
             decoder.feed_frames(data)
-        header = decoder.finish().header
-        if header != expected:
-            raise FormatError(f"header is {header}, expected {expected}")
+        file = decoder.finish()
+        if file.header != expected:
+            raise FormatError(f"header is {file.header}, expected {expected}")
+    return file.file_checksum
 
 
 def _equal(streams: Sequence[_PageStream]) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import trio
 
+from litereplica.compaction.checked_files import CheckedFiles
 from litereplica.compaction.retention import Deletion, RetentionPolicy, due_deletions, next_deletion_ms
 from litereplica.ltxstore.frame_checksums import parse_frame_checksums_key
 from litereplica.ltxstore.store import LTXStore
@@ -23,21 +25,29 @@ FILES_AT_ONCE = 256
 class Pruner:
     """Deletes superfluous files of the replica in `store`.
 
-    Keep one for the life of the process: it remembers when files appeared.
+    Keep one for the life of the process: it remembers when files appeared, and which are checked; those also in
+    `directory`, if there is one.
     """
 
-    def __init__(self, store: LTXStore, policy: RetentionPolicy, clock: SteadyClock) -> None:
+    def __init__(
+        self, store: LTXStore, policy: RetentionPolicy, clock: SteadyClock, *, directory: Path | None = None
+    ) -> None:
         self.store = store
+        self.checked = CheckedFiles(store, directory)
         self._policy = policy
         self._clock = clock
         self._seen_ms: dict[FileName, int] | None = None
-        self._readable: set[FileName] = set()  # files that have been read once
         self._sweep_ms = clock.steady_ms()  # when the next sweep of frame checksums is due
 
     def appeared(self, info: FileInfo) -> None:
         """Record that a file has just appeared in the store, before it is in a listing."""
         if self._seen_ms is not None:
             self._seen_ms.setdefault(info.name, self._clock.steady_ms())
+
+    async def made(self, info: FileInfo, checksum: int) -> None:
+        """Record that a file was made here; `checksum` is that of its trailer."""
+        self.checked.add(info, checksum)
+        await trio.to_thread.run_sync(self.checked.save)
 
     async def due(self, files: Sequence[FileInfo]) -> list[Deletion]:
         """Return the files to delete now, in this order. `files` are the known files of all levels."""
@@ -50,15 +60,20 @@ class Pruner:
     async def delete(self, due: Sequence[Deletion], *, deleted: Callable[[FileInfo], None] = lambda info: None) -> None:
         """Delete these files one by one; `deleted` is called for each.
 
-        First reads header and page index of every file that covers a deleted one. An interrupted run leaves a valid
-        replica.
+        First reads every file whole that covers a deleted one, unless that was made or read here before. An interrupted
+        run leaves a valid replica.
 
         Raises:
             DamagedFile, NotFound: a covering file cannot be read; nothing has been deleted.
             StorageError: a request failed.
         """
-        for info in {deletion.covered_by for deletion in due}:
-            await self._require_readable(info)
+        try:
+            for info in {deletion.covered_by for deletion in due}:
+                await self.checked.require(info)
+        finally:
+            if due:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self.checked.save)
         for deletion in due:
             await self.store.delete([deletion.info])
             deleted(deletion.info)
@@ -73,17 +88,10 @@ class Pruner:
         self._seen_ms = (
             dict.fromkeys(names, 0) if before is None else {name: before.get(name, now_ms) for name in names}
         )
-        self._readable &= self._seen_ms.keys()
+        if before is None:
+            self.checked.load()
+        self.checked.keep(names)
         return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[info.name])) for info in files]
-
-    async def _require_readable(self, info: FileInfo) -> None:
-        """Read the file the first time; afterwards only check that it still exists, with a HEAD request."""
-        name = info.name
-        if name in self._readable:
-            await self.store.storage.head(self.store.key(info))
-        else:
-            await self.store.open(info)
-            self._readable.add(name)
 
 
 async def sweep_frame_checksums(store: LTXStore, now_ms: int) -> list[str]:

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from litereplica.concurrent import Job
+from litereplica.concurrent import Job, in_order
 from litereplica.errors import FileVanished
 from litereplica.format import ltx
 from litereplica.format.decoder import Decoder, LTXFile
@@ -26,6 +26,9 @@ from litereplica.types import FileInfo, Pgno
 PIECE_BYTES = 2 << 20
 """Bytes of one request: its transfer takes longer than its round trip, and several fit in memory."""
 
+PARALLEL_PIECES = 4
+"""Concurrent requests for a file that is only checked: nobody waits for it."""
+
 FEED_BYTES = 128 * 1024
 """Bytes decoded at a time. A page is compressed to a 250th of its size at best, so these are at most 32 MB of pages."""
 
@@ -35,6 +38,26 @@ def piece_jobs(store: LTXStore, info: FileInfo, *, piece_bytes: int | None = Non
     step = piece_bytes or PIECE_BYTES
     for start in range(0, max(info.size, 1), step):
         yield partial(store.get, info, ByteRange(start, start + step))
+
+
+async def read_whole(store: LTXStore, info: FileInfo) -> LTXFile:
+    """Read a file whole, and check it. Returns header, index and checksum, without pages.
+
+    Raises `DamagedFile`, `NotFound` (also if it is not the listed file), and the errors of storage.
+    """
+    stream = FileStream(store, info)
+
+    async def take(piece: Blob) -> bool:
+        await trio.to_thread.run_sync(_consume, stream, piece)
+        return True
+
+    await in_order(piece_jobs(store, info), take, width=PARALLEL_PIECES)
+    return await trio.to_thread.run_sync(stream.finish)
+
+
+def _consume(stream: FileStream, piece: Blob) -> None:
+    for _ in stream.feed(piece):
+        pass
 
 
 class ListedObject:

@@ -61,8 +61,9 @@ RETRY_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatistics:
-    """Counts since the start. `merges` includes `snapshots`; `bytes_read` and `bytes_written` are those of merges.
+    """Counts since the start. `merges` includes `snapshots`.
 
+    `bytes_read` and `bytes_written` are those of merges, and of files that are read whole before others are deleted.
     `files` and `file_bytes` count the replica's files according to the listing. `error` is that of the last attempt, or
     "".
     """
@@ -103,7 +104,7 @@ class Maintenance:
         self._spool_dir = spool_dir
         self._clock = clock or SteadyClock()
         self._rng = rng or random.Random()
-        self._pruner = Pruner(store, policy, self._clock)
+        self._pruner = Pruner(store, policy, self._clock, directory=spool_dir)
         self._files: dict[FileName, FileInfo] = {}
         self._listed_ms: int | None = None  # None: the listing must be read
         self._added: set[FileName] = set()  # since the listing was begun
@@ -149,7 +150,7 @@ class Maintenance:
         return MaintenanceStatistics(
             merges=self._merges,
             snapshots=self._snapshots,
-            bytes_read=self._read,
+            bytes_read=self._read + self._pruner.checked.bytes_read,
             bytes_written=self._written,
             deletions=self._deletions,
             files=len(self._files),
@@ -227,6 +228,8 @@ class Maintenance:
             done = await run_compaction(self._store, compaction, spool_dir=self._spool_dir)
             newest_ms = max(info.modified_ms for info in compaction.inputs)
             self._add(replace(done.info, modified_ms=newest_ms))
+            if not done.adopted:
+                await self._pruner.made(done.info, done.checksum)
         if done.adopted:
             await self._make_way()
             return

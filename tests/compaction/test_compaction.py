@@ -57,9 +57,12 @@ async def test_snapshot_is_the_whole_database_whatever_levels_it_is_made_from() 
         await publish(store, history, level, low, high)
     done = await snapshot(store)
     assert done is not None
-    assert done == Compacted(done.compaction, FileInfo(9, 1, 12, done.info.size, TIMESTAMP_MS), adopted=False)
+    assert done == Compacted(
+        done.compaction, FileInfo(9, 1, 12, done.info.size, TIMESTAMP_MS), done.checksum, adopted=False
+    )
     file = decode_file(await content(store, done.info))
     assert b"".join(file.pages) == history.database(12)
+    assert file.file_checksum == done.checksum
     assert await snapshot(store) is None
 
 

@@ -39,7 +39,7 @@ async def test_file_of_another_compactor_with_the_same_pages_is_adopted() -> Non
     other = encode_file(header, zip(file.index.pgno.tolist(), file.pages, strict=True))
     await put(store, 1, 1, 5, other)
     done = await run_compaction(store, compaction)
-    assert done == Compacted(compaction, FileInfo(1, 1, 5, len(other), TIMESTAMP_MS), adopted=True)
+    assert done == Compacted(compaction, FileInfo(1, 1, 5, len(other), TIMESTAMP_MS), done.checksum, adopted=True)
     assert storage.objects[store.key(done.info)].data == other
 
 
