@@ -6,10 +6,10 @@ replica from the files in its store.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,8 @@ def command(
 
 
 def _show_writers(path: Path | None, *, socket: Path | None = None, as_json: bool) -> None:
-    records = _databases(_running(socket))
+    with _of_the_usual_form("a writer"):
+        records = _databases(_running(socket))
     if path is not None:
         wanted = Path(os.path.realpath(path))
         records = [each for each in records if wanted in (own := _real(each), *own.parents)]
@@ -94,7 +95,8 @@ def _show_writers(path: Path | None, *, socket: Path | None = None, as_json: boo
 
 
 def _show_config(config: Config, *, as_json: bool) -> None:
-    records = _databases(_running(config.socket.path))
+    with _of_the_usual_form("a writer"):
+        records = _databases(_running(config.socket.path))
     shown: list[dict[str, Any]] = []
     for target in config.targets:
         root = Path(os.path.realpath(target.path))
@@ -105,12 +107,13 @@ def _show_config(config: Config, *, as_json: bool) -> None:
 
 def _running(path: Path | None) -> list[dict[str, Any]]:
     """The status of the writer whose socket is `path`; without one, of all writers of this user."""
-    from litereplica.writer.fleet.control_socket import SUFFIX, ask, socket_directory
+    from litereplica.writer.fleet.control_socket import SUFFIX, ask, require_private, socket_directory
 
     if path is not None:
         sockets = [path]
     else:
         directory = socket_directory(os.environ, uid=os.geteuid())
+        require_private(directory)
         sockets = sorted(directory.glob(f"*{SUFFIX}"))
     return [answer for each in sockets if (answer := ask(each)) is not None]
 
@@ -139,7 +142,9 @@ def _print_databases(records: Sequence[dict[str, Any]], *, as_json: bool, nothin
     if as_json:
         output.print_json({"databases": records})
     elif records:
-        output.print_table(_WRITER_COLUMNS, [_row(each) for each in records], right=("behind",))
+        with _of_the_usual_form("a writer"):
+            rows = [_row(each) for each in records]
+        output.print_table(_WRITER_COLUMNS, rows, right=("behind",))
     else:
         output.note(nothing)
 
@@ -169,23 +174,33 @@ def _is_mount(path: Path) -> bool:
 
 
 def _show_mount(path: Path, *, as_json: bool) -> None:
+    from litereplica.cli.mount_status import read_status
     from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.nodes import STATUS_NAME
 
     place = mountpoints.absolute(path)
     try:
-        status: dict[str, Any] = json.loads(mountpoints.ask((place / STATUS_NAME).read_bytes))
-    except TimeoutError:
-        hint = "see its log, or end it with 'litereplica umount --lazy'"
-        raise EnvironmentProblem(f"the daemon of the mount at {path} does not answer", hint=hint) from None
+        status = read_status(place)
     except OSError as exc:
         if not mountpoints.is_dead_error(exc):
-            raise
+            raise EnvironmentProblem(f"cannot ask the mount at {path}: {exc.strerror}", hint="ask as its user") from exc
         raise EnvironmentProblem(f"the daemon of the mount at {path} is dead", hint="mount it again") from exc
     if as_json:
         output.print_json(status)
         return
-    output.print_table(("what", "value"), _mount_rows(status))
+    with _of_the_usual_form(f"the mount at {path}"):
+        rows = _mount_rows(status)
+    output.print_table(("what", "value"), rows)
+
+
+@contextmanager
+def _of_the_usual_form(what: str) -> Iterator[None]:
+    """Turn the errors of reading a status of another form, made by another program, into `EnvironmentProblem`."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as exc:
+        raise EnvironmentProblem(
+            f"the status of {what} has an unexpected form", hint="see it as it is with --json"
+        ) from exc
 
 
 def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:

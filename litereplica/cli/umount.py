@@ -1,17 +1,14 @@
 """`litereplica umount`: end a mount, or detach it with `--lazy`.
 
 The daemon is asked to end with SIGUSR1, repeatedly, until it has ended and the mount is gone. It refuses while a file
-is open; the command then names the processes.
+is open; the command then names the processes. The pid comes from the mount's status, and is signalled only if the
+kernel confirms that it is the daemon of the user who mounted (`mount_status.py`); else the mount is only taken away.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +17,7 @@ import click
 from litereplica.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
+    from litereplica.cli.mount_status import Daemon
     from litereplica.fuse.mountpoint import Copy, Mount
 
 END_LIMIT_S = 10.0
@@ -54,31 +52,36 @@ def command(mountpoint: Path, lazy: bool) -> None:
     mount = mountpoints.mount_at(path)
     if mount is None or mount.type != mountpoints.FILE_SYSTEM_TYPE:
         raise UsageError(f"no replica is mounted at {path}", hint="see 'findmnt -t fuse.litereplica'")
-    pid = None if lazy else _daemon(path)
-    if pid is None:
+    if lazy:
         mountpoints.unmount(path, lazy=True)
-    else:
-        _end(mount, path, pid)
+        return
+    daemon = _daemon(mount, path)
+    if daemon is not None:
+        with daemon:
+            _end(mount, path, daemon)
+    elif mountpoints.is_dead(path):
+        mountpoints.unmount(path, lazy=True)
+    elif not mountpoints.unmount(path, lazy=False):
+        raise EnvironmentProblem(f"{path} is in use", hint="end the processes that use it first, or use --lazy")
 
 
-def _end(mount: Mount, path: Path, pid: int) -> None:
-    """Ask the daemon `pid` to end, and wait until it has ended. Raises `EnvironmentProblem` if the mount is in use."""
+def _end(mount: Mount, path: Path, daemon: Daemon) -> None:
+    """Ask the daemon to end, and wait until it has ended. Raises `EnvironmentProblem` if the mount is in use."""
     from litereplica.fuse import mountpoint as mountpoints
 
     deadline = time.monotonic() + END_LIMIT_S
     ask_again_at, has_asked = 0.0, False
-    while mountpoints.mount_at(path) == mount or _runs(pid):
+    while mountpoints.mount_at(path) == mount or daemon.runs:
         now = time.monotonic()
         if now > deadline:
             raise EnvironmentProblem(f"the mount at {path} has not ended", hint="see its log, or use --lazy")
-        if now >= ask_again_at and _runs(pid):
-            _refuse_if_used(mount, path, pid)
+        if now >= ask_again_at and daemon.runs:
+            _refuse_if_used(mount, path, daemon.pid)
             copies = mountpoints.copies(mount)
             if copies and has_asked:
                 _refuse_for(copies, path)
             if not copies:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR1)
+                daemon.ask_to_end()
             ask_again_at, has_asked = now + ASK_INTERVAL_S, True
         time.sleep(CHECK_INTERVAL_S)
 
@@ -102,23 +105,16 @@ def _refuse_for(copies: Sequence[Copy], path: Path) -> NoReturn:
     )
 
 
-def _daemon(path: Path) -> int | None:
-    """The pid of the mount's daemon, from its status file; None if the daemon is dead."""
+def _daemon(mount: Mount, path: Path) -> Daemon | None:
+    """The mount's daemon; None if it is dead, or if the pid in its status is not that of this mount's daemon."""
+    from litereplica.cli.mount_status import daemon_of, read_status
     from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.nodes import STATUS_NAME
 
     try:
-        return int(json.loads(mountpoints.ask((path / STATUS_NAME).read_bytes))["pid"])
-    except TimeoutError:
-        raise EnvironmentProblem(f"the daemon of the mount at {path} does not answer", hint="use --lazy") from None
+        return daemon_of(mount, read_status(path).get("pid"))
     except OSError as exc:
         if mountpoints.is_dead_error(exc):
             return None
-        raise
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
+        raise EnvironmentProblem(
+            f"cannot ask the mount at {path}: {exc.strerror}", hint="run this as its user, or use --lazy"
+        ) from exc

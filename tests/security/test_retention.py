@@ -24,7 +24,7 @@ from tests.helpers.pruning import prune_due
 from tests.ltxstore.replicas import TIMESTAMP_MS, History, memory_store
 
 NOW = TIMESTAMP_MS + HOUR_MS
-PAGES = 700
+PAGES = 9000
 POLICY = RetentionPolicy(l0_ms=1)
 
 

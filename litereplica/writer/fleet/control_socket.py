@@ -132,7 +132,15 @@ def listening(path: Path, *, own_directory: bool) -> Iterator[socket.socket]:
 def make_private(directory: Path) -> None:
     """Create a directory with mode 0700 if it does not exist. Raises `EnvironmentProblem` unless it is private."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
+    require_private(directory)
+
+
+def require_private(directory: Path) -> None:
+    """Raise `EnvironmentProblem` if a directory exists and is not a private one of this user, perhaps a planted one."""
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise EnvironmentProblem(
             f"{directory} is not a private directory of this user", hint=f"remove it, or run 'chmod 700 {directory}'"

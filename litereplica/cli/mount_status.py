@@ -1,0 +1,121 @@
+"""What a mount says of itself in its hidden status file, for `status` and `umount`.
+
+The file is written by whoever runs the mount's daemon, perhaps another user: its size is limited, its form is checked,
+and a pid in it counts only if the kernel confirms it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from pathlib import Path
+from typing import Any
+
+from litereplica.errors import EnvironmentProblem
+from litereplica.fuse import mountpoint as mountpoints
+from litereplica.fuse.mountpoint import FUSE_DEVICE, Mount
+from litereplica.fuse.nodes import STATUS_NAME
+
+MAX_STATUS_BYTES = 1 << 20
+"""A status has some 10 KB."""
+
+_USER_OPTION = "user_id="
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return the status of the mount at an absolute path. Blocks. Must not be called when there are other threads.
+
+    Raises:
+        EnvironmentProblem: the daemon does not answer in time, or the answer is no status.
+        OSError: as `mountpoints.is_dead_error` tells, the daemon has ended; or the file cannot be read.
+    """
+    try:
+        text = mountpoints.ask(lambda: _read(path / STATUS_NAME))
+    except TimeoutError:
+        raise EnvironmentProblem(
+            f"the daemon of the mount at {path} does not answer",
+            hint="see its log, or end it with 'litereplica umount --lazy'",
+        ) from None
+    try:
+        status = json.loads(text)
+    except (ValueError, RecursionError):
+        status = None
+    if not isinstance(status, dict):
+        raise EnvironmentProblem(
+            f"the mount at {path} has no status of litereplica", hint="detach it with 'litereplica umount --lazy'"
+        )
+    return status
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_STATUS_BYTES)
+
+
+class Daemon:
+    """A process that serves a mount, as the kernel confirms; use as a context manager. It is signalled by descriptor.
+
+    `pid` is for messages.
+    """
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._pidfd)
+
+    @property
+    def runs(self) -> bool:
+        """True until the process has ended."""
+        return not select.select([self._pidfd], [], [], 0)[0]
+
+    def ask_to_end(self) -> None:
+        """Send SIGUSR1; no error if it has ended."""
+        if self.runs:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1)
+
+
+def daemon_of(mount: Mount, pid: object) -> Daemon | None:
+    """Return the process `pid` if it belongs to the user of this mount and serves a FUSE file system, else None.
+
+    The descriptor is opened first, so that what is checked is what is signalled.
+    """
+    if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 1 << 31:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    daemon = Daemon(pid, pidfd)
+    if _owner(mount) == _uid(pid) and _serves(pid) and daemon.runs:
+        return daemon
+    os.close(pidfd)
+    return None
+
+
+def _owner(mount: Mount) -> int:
+    """The user who mounted, according to the kernel; -1 if it does not say."""
+    options = mount.options.split(",")
+    found = next((option.removeprefix(_USER_OPTION) for option in options if option.startswith(_USER_OPTION)), "")
+    return int(found) if found.isdecimal() else -1
+
+
+def _uid(pid: int) -> int | None:
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+
+
+def _serves(pid: int) -> bool:
+    """True if a process has a connection of FUSE open: no other program of that user is ended by mistake."""
+    try:
+        return any(os.readlink(link) == str(FUSE_DEVICE) for link in Path(f"/proc/{pid}/fd").iterdir())  # noqa: PTH115
+    except OSError:
+        return False
