@@ -237,3 +237,18 @@ class Assembly:
     def _write_run(self, first: Pgno, run: Sequence[bytes]) -> None:
         if run and self._fd is not None:
             write_all(self._fd, b"".join(run), page_offset(first, self.page_size))
+
+
+class PageSums(Assembly):
+    """An assembly that keeps the checksum of each page instead of the page: `sums`, by page number, 0 for none."""
+
+    def __init__(self, checksum: Callable[[bytes], int]) -> None:
+        super().__init__(None)
+        self.sums: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._checksum = checksum
+
+    def write(self, pgnos: Sequence[Pgno], pages: Sequence[bytes]) -> None:
+        """Take the checksums of pages."""
+        if len(self.sums) != self.commit + 1:
+            self.sums = np.zeros(self.commit + 1, np.uint64)
+        self.sums[np.array(pgnos, np.int64)] = np.array([self._checksum(page) for page in pages], np.uint64)

@@ -74,14 +74,16 @@ class _Large:
 
 
 class SourceReader:
-    """Reads plans. `file` reports errors of writing. If it is None, only indexes are read, to fill `reads`."""
+    """Reads plans. `file` reports errors of writing. If `is_dry`, only indexes are read, to fill `reads`."""
 
-    def __init__(self, store: LTXStore, assembly: Assembly, file: OutputFile | None, progress: Progress) -> None:
+    def __init__(
+        self, store: LTXStore, assembly: Assembly, file: OutputFile | None, progress: Progress, *, is_dry: bool = False
+    ) -> None:
         self.reads: list[FileRead] = []
         self.bytes_read = 0
         self._store = store
         self._assembly = assembly
-        self._is_dry = file is None
+        self._is_dry = is_dry
         self._reporting: Callable[[], AbstractContextManager[None]] = (
             file.reporting if file is not None else nullcontext
         )

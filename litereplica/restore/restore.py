@@ -11,7 +11,7 @@ listing (`replan.py`), for the same TXID if there is one; pages that are known t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.progress import Progress, no_progress
 from litereplica.ltxstore.replan import Listing, find_point, plan_and_read
 from litereplica.ltxstore.store import LTXStore
-from litereplica.restore.database_builder import Assembly
+from litereplica.restore.database_builder import Assembly, PageSums
 from litereplica.restore.integrity_check import IntegrityCheck, require_integrity
 from litereplica.restore.output_file import OutputFile
 from litereplica.restore.plan_reader import PARALLELISM, FileRead, SourceReader
@@ -92,16 +92,8 @@ async def restore(
     planner = _Planner(store, target, before_ms)
     assembly = Assembly(file.open)
     reader = SourceReader(store, assembly, file, progress or no_progress)
-
-    async def read(plan: list[FileInfo]) -> list[FileInfo]:
-        await reader.read(plan, parallelism=parallelism)
-        if not assembly.is_complete:
-            missing = assembly.first_missing()
-            raise DamagedFile(store.key(plan[0]), f"page {missing} is neither in this file nor in a later one")
-        return plan
-
     try:
-        plan = await plan_and_read(store, planner.choose, read)
+        plan = await plan_and_read(store, planner.choose, _all_pages(store, assembly, reader, parallelism))
         await trio.to_thread.run_sync(_finish, assembly, file)
         if integrity_check is not IntegrityCheck.NONE:
             await trio.to_thread.run_sync(require_integrity, file.temporary, integrity_check, store.url)
@@ -121,10 +113,36 @@ async def preview(store: LTXStore, *, target: TXID | None = None, before_ms: int
     """Return what `restore` would do now. Reads small files and the indexes of large ones. Raises as `restore`."""
     plan = await find_point(store, _Planner(store, target, before_ms).choose)
     assembly = Assembly(None)
-    reader = SourceReader(store, assembly, None, no_progress)
+    reader = SourceReader(store, assembly, None, no_progress, is_dry=True)
     await reader.read(plan, parallelism=PARALLELISM)
     by_end = sorted(reader.reads, key=lambda read: read.info.max_txid)
     return RestorePreview(plan[-1].max_txid, assembly.page_size, assembly.commit, assembly.size, tuple(by_end))
+
+
+async def page_checksums(
+    store: LTXStore, checksum: Callable[[bytes], int], *, target: TXID, progress: Progress | None = None
+) -> PageSums:
+    """Return the checksum of each page of the database at `target`. Writes nothing. Raises as `restore`."""
+    sums = PageSums(checksum)
+    reader = SourceReader(store, sums, None, progress or no_progress)
+    read = _all_pages(store, sums, reader, PARALLELISM)
+    await plan_and_read(store, _Planner(store, target, None).choose, read)
+    return sums
+
+
+def _all_pages(
+    store: LTXStore, assembly: Assembly, reader: SourceReader, parallelism: int
+) -> Callable[[list[FileInfo]], Awaitable[list[FileInfo]]]:
+    """Return what reads a plan into `assembly` and returns it. It raises `DamagedFile` if a page is missing then."""
+
+    async def read(plan: list[FileInfo]) -> list[FileInfo]:
+        await reader.read(plan, parallelism=parallelism)
+        if not assembly.is_complete:
+            missing = assembly.first_missing()
+            raise DamagedFile(store.key(plan[0]), f"page {missing} is neither in this file nor in a later one")
+        return plan
+
+    return read
 
 
 def _finish(assembly: Assembly, file: OutputFile) -> None:

@@ -123,7 +123,7 @@ class SQLiteDatabase:
 
     def connect(self) -> None:
         """Open the connections. Raises `UsageError`, `EnvironmentProblem` or `DamagedFile` if SQLite cannot open it."""
-        with _explained(self.path):
+        with explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._barrier.set_busy_handler(_wait_for_write_lock)
             self.switched = self._switch_to_wal()
@@ -349,7 +349,7 @@ def _wait_for_write_lock(attempts: int) -> bool:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Translate SQLite's errors while opening into ours."""
     try:
         yield

@@ -196,10 +196,16 @@ class WalFollower:
 
         If `commit` is given, the database file alone contains that state, with this number of pages; no frame is used.
         """
-        frames_of = np.empty(0, np.uint32)
-        if commit is None:
-            frames_of = self._pages_of_frames()
-            commit = int(self._commit[-1]) if len(self._commit) else self._commit_at_position
+        if commit is not None:
+            return self._view(np.empty(0, np.uint32), commit, page_size)
+        commit = int(self._commit[-1]) if len(self._commit) else self._commit_at_position
+        return self._view(self._pages_of_frames(), commit, page_size)
+
+    def published(self, *, page_size: int) -> Batch:
+        """All pages of the database as of the frames before `position`, which must not be 0."""
+        return self._view(self._pages_of_frames()[: self.position], self._commit_at_position, page_size)
+
+    def _view(self, frames_of: NDArray[np.uint32], commit: int, page_size: int) -> Batch:
         pgno, frame = _inside(*_newest(frames_of, 0), commit, page_size)
         pgno, frame = pgno[frame >= self._backfilled], frame[frame >= self._backfilled]
         source = np.full(commit + 1, FROM_DATABASE, np.int64)
