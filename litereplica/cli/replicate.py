@@ -38,6 +38,7 @@ class Overrides:
     restore_if_missing: bool
     take_over: bool = False
     verify_source: bool = False
+    force_snapshot: bool = False
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database."""
@@ -55,6 +56,8 @@ class Overrides:
             settings = replace(settings, take_over=True)
         if self.verify_source:
             settings = replace(settings, verify_source=True)
+        if self.force_snapshot:
+            settings = replace(settings, force_snapshot=True)
         if self.sync_interval_s is not None:
             settings = replace(settings, sync_interval_s=self.sync_interval_s)
         return replace(
@@ -118,6 +121,12 @@ class Overrides:
     "that of replicate.",
 )
 @click.option("--once", is_flag=True, help="Publish all committed transactions, then exit.")
+@click.option(
+    "--force-snapshot",
+    is_flag=True,
+    help="With --once: also publish a snapshot that is made from the database itself, not from files of the replica, "
+    "so that its newest state depends on no other file.",
+)
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
 @click.pass_context
@@ -136,6 +145,7 @@ def command(
     restore_if_db_not_exists: bool,
     command_line: str | None,
     once: bool,
+    force_snapshot: bool,
     log_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -160,6 +170,8 @@ def command(
     """
     if as_json and not once:
         raise UsageError("--json needs --once", hint="add --once, or remove --json")
+    if force_snapshot and not once:
+        raise UsageError("--force-snapshot needs --once", hint="add --once, or remove --force-snapshot")
     if sync_interval <= 0:
         raise UsageError("--sync-interval must be greater than zero", hint="write for instance --sync-interval 100ms")
     if no_lease and wait_lease:
@@ -174,6 +186,7 @@ def command(
         sync_interval_s=sync_interval if given("sync_interval") else None,
         take_over=take_over,
         verify_source=verify_source,
+        force_snapshot=force_snapshot,
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:

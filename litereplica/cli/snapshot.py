@@ -19,7 +19,8 @@ def command(replica_url: str, as_json: bool) -> None:
     """Merge a replica's files into one file that contains the whole database in its latest state, now.
 
     A restore or a mount then starts from this file. It is made from the files of the replica alone, without the
-    database. Every file that is read is checked, and so is the result before it is published.
+    database; 'replicate --once --force-snapshot' makes one from the database. Every file that is read is checked, and
+    so is the result before it is published.
     With --json, a summary is printed: file (as in 'ltx --json', or null if this state has a snapshot already), inputs,
     seconds.
 

@@ -174,6 +174,10 @@ class Replicator:
             except WalMoved:
                 self._detach()
 
+    async def publish_snapshot(self) -> None:
+        """After `publish_once`: publish a snapshot that is made from the database. Raises as `publish_once`."""
+        self._count(await self._attachment.publisher.publish_snapshot())
+
     async def aclose(self) -> None:
         """Let go of the WAL, and give the lease back; that of a parked database is left to lapse."""
         with trio.CancelScope(shield=True):
@@ -387,13 +391,8 @@ async def open_replicator(
                 database, wal, store, state, checksums, lease, outages, options.now_ms, options.take_over,
                 options.verify_source, options.in_doubt, options.lineage,
             )  # fmt: skip
-            replicator = Replicator(
-                context,
-                options,
-                parked=parked if undisturbed else None,
-                token=state.begin_tenancy(),
-                quiet_s=quiet_s,
-            )
+            parked = parked if undisturbed else None
+            replicator = Replicator(context, options, parked=parked, token=state.begin_tenancy(), quiet_s=quiet_s)
             try:
                 yield replicator
             finally:

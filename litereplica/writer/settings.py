@@ -25,7 +25,8 @@ class WriterSettings:
     """How databases are replicated. If `levels` is None, nothing is compacted and only the first snapshot is made.
 
     `take_over`: publish a database even if it does not continue what another writer has published. `verify_source`:
-    compare every database with its replica at the start, page by page.
+    compare every database with its replica at the start, page by page. `force_snapshot`: when everything is published
+    once, publish a snapshot that is made from the database.
     """
 
     sync_interval_s: float = SYNC_INTERVAL_S
@@ -33,8 +34,14 @@ class WriterSettings:
     lease: LeaseMode = LeaseMode.HOLD
     take_over: bool = False
     verify_source: bool = False
+    force_snapshot: bool = False
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+
+    @property
+    def opens_all(self) -> bool:
+        """True if databases that have not changed since the last run are opened, too."""
+        return self.verify_source or self.force_snapshot
 
 
 @dataclass(frozen=True, slots=True)

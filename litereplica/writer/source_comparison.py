@@ -29,7 +29,7 @@ from litereplica.restore.restore import page_checksums
 from litereplica.types import TXID, Pgno
 from litereplica.writer.database.open_files import close_file, open_file
 from litereplica.writer.database.sqlite_database import BUSY_TIMEOUT_MS, explained
-from litereplica.writer.database.wal_follower import FROM_DATABASE, Batch, WalChange, WalFollower
+from litereplica.writer.database.wal_follower import FROM_DATABASE, WalChange, WalFollower
 from litereplica.writer.publish.page_checksums import page_checksum
 from litereplica.writer.publish.wal_match import frames_covered
 from litereplica.writer.resume.resume_point import Remote, read_remote
@@ -166,7 +166,7 @@ class Source:
 
     def checksums(self) -> NDArray[np.uint64]:
         """Return the checksums of the pages of the chosen state, by page number; 0 for the lock page."""
-        batch = self._batch()
+        batch = self.wal.published(page_size=self.page_size, commit=self._page_count)
         sums = np.zeros(batch.commit + 1, np.uint64)
         for row, (pgno, frame) in enumerate(zip(batch.pgno.tolist(), batch.frame.tolist(), strict=True)):
             if row % 1000 == 0:
@@ -182,11 +182,6 @@ class Source:
         if self._has_wal:
             return self.wal.is_intact()
         return not self.wal.path.exists() or self.wal.path.stat().st_size == 0
-
-    def _batch(self) -> Batch:
-        if self.wal.position:
-            return self.wal.published(page_size=self.page_size)
-        return self.wal.whole(page_size=self.page_size, commit=self._page_count)
 
     def _read_page(self, pgno: Pgno) -> bytes:
         return os.pread(self._fd, self.page_size, page_offset(pgno, self.page_size)).ljust(self.page_size, b"\0")

@@ -201,9 +201,15 @@ class WalFollower:
         commit = int(self._commit[-1]) if len(self._commit) else self._commit_at_position
         return self._view(self._pages_of_frames(), commit, page_size)
 
-    def published(self, *, page_size: int) -> Batch:
-        """All pages of the database as of the frames before `position`, which must not be 0."""
-        return self._view(self._pages_of_frames()[: self.position], self._commit_at_position, page_size)
+    def published(self, *, page_size: int, commit: int) -> Batch:
+        """All pages of the database as of the frames before `position`. `commit` is its size if there is none."""
+        commit = self._commit_at_position if self.position else commit
+        return self._view(self._pages_of_frames()[: self.position], commit, page_size)
+
+    @property
+    def is_in_database(self) -> bool:
+        """True if everything that is published is in the database file."""
+        return self._sealed_at is not None and self._sealed_at == self.position
 
     def _view(self, frames_of: NDArray[np.uint32], commit: int, page_size: int) -> Batch:
         pgno, frame = _inside(*_newest(frames_of, 0), commit, page_size)

@@ -122,6 +122,8 @@ class ManagedDatabase:
         try:
             async with self._open() as replicator:
                 await replicator.publish_once()
+                if self.settings.force_snapshot:
+                    await replicator.publish_snapshot()
                 self._remember(replicator.statistics())
         except BaseException as exc:
             self.state, self.error = State.FAILED, str(exc)

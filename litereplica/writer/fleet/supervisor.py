@@ -251,7 +251,7 @@ class Supervisor:
             )
             group.members[path] = member
             added.append(member)
-        if not (self._context.errors.is_strict or group.target.settings.verify_source):
+        if not (self._context.errors.is_strict or group.target.settings.opens_all):
             parked = await trio.to_thread.run_sync(lambda: [parked_by_mark(each.path, each.url) for each in added])
             for member, each in zip(added, parked, strict=True):
                 if each is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from litereplica.errors import ConflictError, PreconditionFailed
 from litereplica.format import ltx
 from litereplica.format.encoder import Encoder
-from litereplica.format.names import format_txid
+from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.format.wal import HEADER_SIZE as WAL_HEADER_SIZE
 from litereplica.ltxstore.spooled_file import SpooledFile, publish
 from litereplica.storage.base import Suffix
@@ -133,6 +133,25 @@ class Publisher:
             )
         return await self._put(self._prepared) if self._prepared is not None else None
 
+    async def publish_snapshot(self) -> Prepared:
+        """Publish the newest published state as a snapshot that is made from the database, not from other files.
+
+        If that state has a snapshot already, the whole database is published as the next TXID first. Nothing may be
+        left to publish by `publish_next`. Raises as that.
+        """
+        while True:
+            prepared = await self._database.run(self._prepare_snapshot)
+            try:
+                with self._outages.waiting():
+                    async with self._lease.kept():
+                        await self._send(prepared)
+                return prepared
+            except PreconditionFailed:
+                commit = self.last.commit if self._wal.is_in_database else None
+                await self.publish_whole(commit=commit)
+            finally:
+                prepared.file.discard()
+
     async def differs(self, known: NDArray[np.uint64], *, commit: int | None) -> bool:
         """True if the database has other pages than `known`. Publishes nothing; arguments as in `publish_difference`.
 
@@ -162,6 +181,24 @@ class Publisher:
         if self._prepared is not None:
             self._prepared.file.discard()
             self._prepared = None
+
+    def _prepare_snapshot(self) -> Prepared:
+        require_unchanged(self._context, self.last)
+        require_sound(self._database, in_doubt=True)
+        in_database, page_size, commit = self._wal.is_in_database, self._database.page_size, self.last.commit
+        if in_database:
+            batch = self._wal.whole(page_size=page_size, commit=commit)
+        else:
+            batch = self._wal.published(page_size=page_size, commit=commit)
+        header = ltx.Header(
+            page_size=page_size,
+            commit=batch.commit,
+            min_txid=1,
+            max_txid=self.last.txid,
+            timestamp_ms=self.last.timestamp_ms,
+            node_id=self.lineage.current if self.lineage is not None else 0,
+        )
+        return self._encode_file(batch, header, level=SNAPSHOT_LEVEL, check=not in_database)
 
     def _prepare_next(self) -> Prepared | None:
         if self._wal.committed == self._wal.position:
@@ -234,7 +271,9 @@ class Publisher:
             yield pgnos, pages
 
     def _encode(self, batch: Batch, *, check: bool) -> Prepared:
-        header = self._header(batch)
+        return self._encode_file(batch, self._header(batch), level=0, check=check)
+
+    def _encode_file(self, batch: Batch, header: ltx.Header, *, level: int, check: bool) -> Prepared:
         encoder = Encoder(header)
         file = self._state.spool()
         checksums = array("Q")
@@ -251,7 +290,7 @@ class Publisher:
         except BaseException:
             file.discard()
             raise
-        info = FileInfo(0, header.min_txid, header.max_txid, file.size, header.timestamp_ms)
+        info = FileInfo(level, header.min_txid, header.max_txid, file.size, header.timestamp_ms)
         changes = PageChanges(batch.commit, batch.pgno, np.frombuffer(checksums, np.uint64))
         checksum = ltx.decode_trailer(end[-ltx.TRAILER_SIZE :])
         return Prepared(info, header, file, batch.end, changes, checksum, len(batch.pgno) == header.snapshot_page_count)
