@@ -22,6 +22,7 @@ ALLOWED = {
     "runs": set(),
     "file_io": set(),
     "memory": set(),
+    "foreign_directory": {"errors"},
     "types": set(),
     "concurrent": {"errors"},
     "format": {"errors", "types", "times"},
@@ -30,6 +31,7 @@ ALLOWED = {
     "ltxstore": {"errors", "types", "times", "memory", "concurrent", "storage", "format"},
     "restore": {
         "errors",
+        "foreign_directory",
         "types",
         "times",
         "memory",
@@ -40,11 +42,12 @@ ALLOWED = {
         "ltxstore",
         "history",
     },
-    "compaction": {"errors", "types", "times", "concurrent", "storage", "format", "ltxstore"},
+    "compaction": {"errors", "foreign_directory", "types", "times", "concurrent", "storage", "format", "ltxstore"},
     "history": {"errors", "types", "times", "concurrent", "storage", "format", "ltxstore"},
     "replica": {"errors", "types", "times", "runs", "concurrent", "storage", "format", "ltxstore", "history"},
     "writer": {
         "errors",
+        "foreign_directory",
         "types",
         "times",
         "runs",
@@ -60,6 +63,7 @@ ALLOWED = {
     "fuse": {"errors", "types", "times", "runs", "format", "replica"},
     "cli": {
         "errors",
+        "foreign_directory",
         "types",
         "times",
         "concurrent",

@@ -129,6 +129,7 @@ def command(
     from litereplica.cli.background import Ready, run_in_background
     from litereplica.cli.logging_setup import configure_logging
     from litereplica.errors import UsageError
+    from litereplica.foreign_directory import open_own_directory
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.mount import serve
     from litereplica.fuse.nodes import check_database_name
@@ -156,6 +157,8 @@ def command(
             "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
         )
     mountpoints.prepare(path)
+    if log_file is None and not foreground:
+        os.close(open_own_directory(cache, owner=os.geteuid()))
     configure_logging(log_file.absolute() if log_file else None if foreground else cache / LOG_NAME)
 
     def work(ready: Ready) -> None:

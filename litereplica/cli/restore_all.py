@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from litereplica.errors import LiteReplicaError, ReplicaError
+from litereplica.errors import LiteReplicaError, ReplicaError, UsageError
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename, parse_url
@@ -61,6 +61,14 @@ def require_safe_name(prefix: str) -> None:
         )
 
 
+def require_no_links(path: Path, directory: Path) -> None:
+    """Raise `UsageError` if a symbolic link below `directory` leads away from where a file is to be restored."""
+    below = [path, *path.parents]
+    for each in below[: below.index(directory)]:
+        if each.is_symlink():
+            raise UsageError(f"{each} is a symbolic link", hint="remove it, or restore to another directory")
+
+
 async def restore_all(
     store: LTXStore, directory: Path, restore_one: RestoreOne, *, leave: bool, done: Callable[[Restored], None]
 ) -> list[Restored] | None:
@@ -87,6 +95,7 @@ async def restore_all(
             outcome: RestoreResult | LiteReplicaError
             try:
                 require_safe_name(prefix)
+                await trio.to_thread.run_sync(require_no_links, path, directory)
                 await trio.to_thread.run_sync(lambda: path.parent.mkdir(parents=True, exist_ok=True))
                 outcome = await restore_one(below, path, PARALLELISM_EACH)
             except LiteReplicaError as exc:

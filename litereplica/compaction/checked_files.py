@@ -16,6 +16,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from litereplica.foreign_directory import open_regular, read_note
 from litereplica.ltxstore.file_stream import read_whole
 from litereplica.ltxstore.store import LTXStore
 from litereplica.types import FileInfo, FileName
@@ -45,10 +46,8 @@ class CheckedFiles:
         if self._path is None:
             return
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
-                note = json.loads(file.read(MAX_NOTE_BYTES))
-            if note["url"] == self._store.url and os.stat(self._path).st_uid == os.geteuid():  # noqa: PTH116
+            note = json.loads(read_note(self._path, limit=MAX_NOTE_BYTES))
+            if note["url"] == self._store.url:
                 self._known |= {
                     (int(level), int(low, 16), int(high, 16)): (int(size), int(checksum, 16))
                     for level, low, high, size, checksum in note["files"]
@@ -66,8 +65,7 @@ class CheckedFiles:
         ]
         temporary = self._path.with_name(f"spool-{FILE_NAME}")
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(temporary, flags, 0o600), "wb") as file:  # noqa: PTH123 - a descriptor
+            with os.fdopen(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
                 file.write(json.dumps({"url": self._store.url, "files": files}).encode())
             temporary.replace(self._path)
             self._changed = False

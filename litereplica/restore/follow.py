@@ -40,6 +40,7 @@ from litereplica.errors import (
     StorageError,
     UsageError,
 )
+from litereplica.foreign_directory import read_note
 from litereplica.format.names import format_txid, parse_txid
 from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader, page_offset, with_journal_mode
 from litereplica.ltxstore.plan import plan_newest, plan_steps
@@ -87,7 +88,7 @@ def position_of(path: Path) -> TXID:
     """
     place = Path(f"{path}{TXID_SUFFIX}")
     try:
-        stored = parse_txid(place.read_text().strip())
+        stored = parse_txid(read_note(place).decode().strip())
     except (OSError, ValueError, LTXError):
         hint = "name another file, or add --force to restore it anew"
         raise UsageError(f"{path} exists, but no {place.name} that says which TXID it is", hint=hint) from None
@@ -102,7 +103,7 @@ def position_of(path: Path) -> TXID:
 
 def write_position(path: Path, txid: TXID) -> None:
     """Write `<file>-txid` durably and atomically. Blocks."""
-    place = OutputFile(Path(f"{path}{TXID_SUFFIX}"), force=True)
+    place = OutputFile(Path(f"{path}{TXID_SUFFIX}"), force=True, follow=False)
     try:
         os.write(place.open(), f"{format_txid(txid)}\n".encode())
         place.publish()

@@ -42,12 +42,15 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 class OutputFile:
     """The file `path` while it is written: `check`, `open`, then `publish` or `discard`.
 
-    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use. `temporary` is its
-    name until it is published.
+    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use, unless it leads to
+    nothing: others may have put it there. Without `follow` a link itself is replaced. `temporary` is the file's name
+    until it is published.
     """
 
-    def __init__(self, path: Path, *, force: bool) -> None:
-        self.path = Path(os.path.realpath(path))
+    def __init__(self, path: Path, *, force: bool, follow: bool = True) -> None:
+        self._is_dangling = follow and path.is_symlink() and not path.exists()
+        self._given = path
+        self.path = Path(os.path.realpath(path)) if follow else Path(os.path.realpath(path.parent)) / path.name
         self._force = force
         self.temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
         self._fd = -1
@@ -55,6 +58,10 @@ class OutputFile:
 
     def check(self) -> None:
         """Raise `UsageError` unless the file may be written, or replaced."""
+        if self._is_dangling:
+            raise UsageError(
+                f"{self._given} is a symbolic link to {self.path}, which does not exist", hint="remove the link"
+            )
         nearest = next(parent for parent in self.path.parents if os.path.lexists(parent))
         if not nearest.is_dir():
             raise UsageError(f"{nearest} is not a directory", hint="name another place")

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
 from litereplica.file_io import fsync_directory, write_all
+from litereplica.foreign_directory import open_regular
 from litereplica.format.sqlite import PENDING_BYTE, page_offset
 from litereplica.types import Pgno
 
@@ -108,7 +109,9 @@ def _write_journal(path: Path, fd: int, pgnos: list[Pgno], *, page_size: int, ol
     nonce = secrets.randbits(32)
     # beside its header, and complete only then: nobody takes a part of it for a journal
     header = _HEADER.pack(_MAGIC, len(pgnos), nonce, old_pages, SECTOR_SIZE, page_size)
-    with path.open("wb") as journal:  # one that is there is not hot: `roll_back` came before
+    with os.fdopen(
+        open_regular(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "r+b"
+    ) as journal:  # one that is there is not hot: `roll_back` came before
         journal.write(bytes(SECTOR_SIZE))
         for pgno in pgnos:
             page = os.pread(fd, page_size, page_offset(pgno, page_size))

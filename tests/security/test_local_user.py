@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary
 from tests.security import fake_mount
-from tests.security.limited import limited, require_orderly
+from tests.security.limited import Ended, limited, require_orderly
 
 ALICE = 65_534
 """Another user's id."""
@@ -178,3 +179,187 @@ def test_status_asks_no_socket_in_a_directory_that_another_user_made(tmp_path: P
     ended = limited("status", as_user=bob, environment=environment)
     require_orderly(ended, ExitCode.ENVIRONMENT)
     assert "is not a private directory of this user" in ended.stderr
+
+
+# --- directories of others -------------------------------------------------------------------------------------------
+
+VICTIM = b"of root\n"
+REFUSED_CODES = (ExitCode.ENVIRONMENT, ExitCode.USAGE)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file of root that must stay as it is."""
+    path = tmp_path / "victim"
+    path.write_bytes(VICTIM)
+    path.chmod(0o600)
+    return path
+
+
+def database_of(directory: Path, name: str = "app.db", *, owner: int = ALICE) -> Path:
+    """A database of a user, with a table `t` of one row."""
+    path = directory / name
+    with closing(sqlite3.connect(path, isolation_level=None)) as client:
+        client.execute("PRAGMA journal_mode=wal")
+        client.execute("CREATE TABLE t(x)")
+        client.execute("INSERT INTO t VALUES (1)")
+    for made in directory.glob(f"{name}*"):
+        os.chown(made, owner, owner)
+    return path
+
+
+def replicate_once(database: Path, replica: Path) -> Ended:
+    return limited("replicate", database, f"file://{replica}", "--once")
+
+
+def give(path: Path, owner: int = ALICE) -> None:
+    os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def test_control_root_replicates_the_database_of_another_user(tmp_path: Path, alices: Path) -> None:
+    require_orderly(replicate_once(database_of(alices), tmp_path / "replica"))
+    require_orderly(replicate_once(alices / "app.db", tmp_path / "replica"))
+
+
+def test_state_directory_is_not_followed_through_a_link(tmp_path: Path, alices: Path) -> None:
+    database = database_of(alices)
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    (roots / "checkpoint.json").write_bytes(VICTIM)
+    state = alices / ".app.db-litereplica"
+    state.symlink_to(roots)
+    give(state)
+    ended = replicate_once(database, tmp_path / "replica")
+    require_orderly(ended, ExitCode.ENVIRONMENT)
+    assert (roots / "checkpoint.json").read_bytes() == VICTIM
+    assert [path.name for path in roots.iterdir()] == ["checkpoint.json"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_state_directory_that_others_may_write_to_is_refused(tmp_path: Path, alices: Path, mode: int) -> None:
+    database = database_of(alices)
+    state = alices / ".app.db-litereplica"
+    state.mkdir()
+    state.chmod(mode)
+    ended = replicate_once(database, tmp_path / "replica")
+    require_orderly(ended, ExitCode.ENVIRONMENT)
+    assert f"chmod 700 {state}" in ended.stderr
+
+
+def test_state_directory_of_a_third_user_is_refused(tmp_path: Path, alices: Path) -> None:
+    database = database_of(alices)
+    state = alices / ".app.db-litereplica"
+    state.mkdir(mode=0o700)
+    give(state, 65_532)
+    require_orderly(replicate_once(database, tmp_path / "replica"), ExitCode.ENVIRONMENT)
+
+
+STATE_FILES = ["lock", "checkpoint.json", "pages.sums", "writer.json", "lineage.json", "checked.json"]
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "directory", "garbage"])
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_file_of_the_state_directory_that_another_user_planted_is_neither_followed_nor_waited_for(
+    tmp_path: Path, alices: Path, victim: Path, name: str, kind: str
+) -> None:
+    database = database_of(alices)
+    state = alices / ".app.db-litereplica"
+    state.mkdir(mode=0o700)
+    planted = state / name
+    match kind:
+        case "link":
+            planted.symlink_to(victim)
+        case "hard link":
+            planted.hardlink_to(victim)
+        case "pipe":
+            os.mkfifo(planted)
+        case "directory":
+            planted.mkdir()
+        case _:
+            planted.write_bytes(b"LRsums1\n" + b"\xff" * 300)
+    give(state)
+    ended = replicate_once(database, tmp_path / "replica")
+    require_orderly(ended, ExitCode.OK, ExitCode.ENVIRONMENT)
+    assert victim.read_bytes() == VICTIM
+
+
+def restored_as_root(replica: Path, *arguments: str | Path) -> Ended:
+    return limited("restore", *arguments, f"file://{replica}")
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    database = database_of(tmp_path / "source", owner=0)
+    require_orderly(replicate_once(database, tmp_path / "replica"))
+    return tmp_path / "replica"
+
+
+def test_restore_does_not_create_what_a_dangling_link_names(tmp_path: Path, alices: Path, replica: Path) -> None:
+    output = alices / "restored.db"
+    output.symlink_to(tmp_path / "created")
+    give(output)
+    for options in ([], ["--force"]):
+        require_orderly(restored_as_root(replica, *options, "-o", output), *REFUSED_CODES)
+    assert not (tmp_path / "created").exists()
+
+
+def test_following_restore_does_not_write_through_a_link_in_place_of_its_txid_file(
+    alices: Path, replica: Path, victim: Path
+) -> None:
+    output = alices / "restored.db"
+    (alices / "restored.db-txid").symlink_to(victim)
+    give(alices / "restored.db-txid")
+    ended = restored_as_root(replica, "-f", "-o", output)
+    require_orderly(ended, *REFUSED_CODES)
+    assert victim.read_bytes() == VICTIM
+    assert not output.exists()
+
+
+def test_restore_of_all_writes_through_no_link_below_its_directory(tmp_path: Path, alices: Path) -> None:
+    source = tmp_path / "source" / "sub"
+    source.mkdir(parents=True)
+    require_orderly(replicate_once(database_of(source, owner=0), tmp_path / "replica" / "sub" / "app.db"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (alices / "sub").symlink_to(elsewhere)
+    give(alices / "sub")
+    ended = restored_as_root(tmp_path / "replica", "--all", "-o", alices)
+    require_orderly(ended, *REFUSED_CODES)
+    assert "is a symbolic link" in ended.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_directory_does_not_publish_what_another_users_link_leads_to(tmp_path: Path, alices: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    database_of(private, "secret.db", owner=0)
+    database_of(alices, "own.db")
+    (alices / "linked.db").symlink_to(private / "secret.db")
+    give(alices / "linked.db")
+    config = tmp_path / "litereplica.yml"
+    replica = {"url": f"file://{tmp_path}/replica"}
+    config.write_text(json.dumps({"dbs": [{"dir": str(alices), "pattern": "*.db", "replica": replica}]}))
+    ended = limited("replicate", "--config", config, "--once")
+    require_orderly(ended)
+    published = {path.name for path in (tmp_path / "replica").iterdir()}
+    assert "own.db" in published
+    assert "linked.db" not in published
+    assert "linked to a file of another user" in ended.stderr
+
+
+def test_mount_does_not_open_its_log_in_a_directory_of_another_user(
+    tmp_path: Path, alices: Path, replica: Path, victim: Path
+) -> None:
+    cache = alices / "cache"
+    (tmp_path / "mnt").mkdir()
+    first = limited("mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache)
+    require_orderly(first)
+    require_orderly(limited("umount", tmp_path / "mnt"))
+    (directory,) = {path.parent for path in cache.rglob("mount.log")}
+    (directory / "mount.log").unlink()
+    (directory / "mount.log").symlink_to(victim)
+    give(directory)
+    ended = limited("mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache)
+    require_orderly(ended, ExitCode.ENVIRONMENT)
+    assert victim.read_bytes() == VICTIM

@@ -25,9 +25,10 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from litereplica.errors import AlreadyReplicated, EnvironmentProblem
+from litereplica.foreign_directory import open_own_directory, open_regular, read_note
 from litereplica.ltxstore.spooled_file import SpooledFile
 from litereplica.types import TXID
 
@@ -96,7 +97,7 @@ def read_mark(database: Path) -> CheckpointMark | None:
     It need not be removed: it speaks of one TXID and one state of the file, and says nothing about any other.
     """
     try:
-        fields = json.loads((state_path(database) / _MARK).read_bytes())
+        fields = json.loads(_read(state_path(database), _MARK, owner=database.stat().st_uid))
         wal = fields.get("wal")
         return CheckpointMark(
             str(fields["url"]),
@@ -104,8 +105,17 @@ def read_mark(database: Path) -> CheckpointMark | None:
             FileIdentity(**fields["database"]),
             FileIdentity(**wal) if wal is not None else None,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (EnvironmentProblem, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _read(directory: Path, name: str, *, owner: int) -> bytes:
+    """Return a note in a directory that need not be locked."""
+    fd = open_own_directory(directory, owner=owner)
+    try:
+        return read_note(name, dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 class LockedDirectory:
@@ -114,13 +124,16 @@ class LockedDirectory:
     def __init__(self, path: Path, subject: Path) -> None:
         self.path = path
         self._subject = subject
-        self._lock_fd = -1
+        self._fd = self._lock_fd = -1
 
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
-            self._lock_fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._fd = open_own_directory(self.path, owner=self._subject.stat().st_uid)
+            self._lock_fd = open_regular(_LOCK, os.O_RDWR | os.O_CREAT, dir_fd=self._fd)
         except OSError as exc:
+            if self._fd >= 0:
+                os.close(self._fd)
             raise EnvironmentProblem(
                 f"cannot write to {self.path}: {exc.strerror}",
                 hint=f"run as the user that owns the {'directory' if self._subject.is_dir() else 'database'}",
@@ -128,18 +141,24 @@ class LockedDirectory:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock_fd)
+            self._close()
             raise AlreadyReplicated(
                 f"another process replicates {self._subject}", hint="stop it first, or leave it to it"
             ) from None
-        for left_over in self.path.glob(f"{_SPOOL_PREFIX}*"):
-            left_over.unlink(missing_ok=True)
+        for name in os.listdir(self._fd):  # noqa: PTH208 - a descriptor
+            if name.startswith(_SPOOL_PREFIX):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self._fd)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         os.close(self._lock_fd)
+        os.close(self._fd)
 
     def writer_id(self) -> str:
         """What tells the writer of this directory from all others, now and after a restart.
@@ -167,19 +186,22 @@ class LockedDirectory:
     def _read_own(self, name: str) -> dict[str, Any]:
         """Return the fields of a file that `_replace_own` wrote; none if it was copied here with the directory."""
         try:
-            fields: dict[str, Any] = json.loads((self.path / name).read_bytes())
-            return fields if fields["inode"] == self.path.stat().st_ino else {}
-        except (OSError, ValueError, TypeError, KeyError):
+            fields: dict[str, Any] = json.loads(read_note(name, dir_fd=self._fd))
+            return fields if fields["inode"] == os.fstat(self._fd).st_ino else {}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {}
 
     def _replace_own(self, name: str, fields: dict[str, Any]) -> None:
         """Replace a file that counts in this directory only, not in a copy of it."""
-        self._replace(name, {**fields, "inode": self.path.stat().st_ino})
+        self._replace(name, {**fields, "inode": os.fstat(self._fd).st_ino})
 
     def _replace(self, name: str, fields: dict[str, Any]) -> None:
-        temporary = self.path / f"{_SPOOL_PREFIX}{name}"
-        _write_durably(temporary, json.dumps(fields).encode())
-        temporary.replace(self.path / name)
+        temporary = f"{_SPOOL_PREFIX}{name}"
+        with os.fdopen(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=self._fd), "wb") as file:
+            file.write(json.dumps(fields).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
 
 class StateDirectory(LockedDirectory):
@@ -222,15 +244,3 @@ class StateDirectory(LockedDirectory):
     def read_mark(self) -> CheckpointMark | None:
         """The mark of the last checkpoint, if there is a readable one."""
         return read_mark(self._subject)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with _private_file(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _private_file(path: Path) -> BinaryIO:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    return os.fdopen(fd, "wb")

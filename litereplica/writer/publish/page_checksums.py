@@ -30,6 +30,7 @@ from fastcrc import crc64
 from numpy.typing import NDArray
 
 from litereplica.file_io import write_all
+from litereplica.foreign_directory import open_regular
 from litereplica.runs import consecutive
 from litereplica.types import TXID
 from litereplica.writer.database.published import Version
@@ -98,11 +99,12 @@ class PageChecksums:
         """Read the header. `inode` is the database file's."""
         self._inode, self._page_size = inode, page_size
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
                 header = _Header.decode(file.read(_HEADER_SIZE))
+                size = os.fstat(file.fileno()).st_size
         except OSError:
             return
-        if header is None or header.page_size != page_size:
+        if header is None or header.page_size != page_size or header.commit > size // _CHECKSUM_SIZE:
             return
         self._known_inode = header.inode
         if header.txid and header.checksum and (header.on_disk or header.boot == _boot_id()):
@@ -117,7 +119,7 @@ class PageChecksums:
     def load(self) -> NDArray[np.uint64]:
         """Return the checksums of pages 1, 2, … up to the database's size. Raises `OSError`."""
         checksums = np.zeros(self._commit, np.uint64)
-        with self._path.open("rb") as file:
+        with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
             file.seek(_HEADER_SIZE)
             data = file.read(self._commit * _CHECKSUM_SIZE)
         found = np.frombuffer(data, np.uint64, len(data) // _CHECKSUM_SIZE)
@@ -178,7 +180,7 @@ class PageChecksums:
             self._give_up(exc)
 
     def _open_file(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return open_regular(self._path, os.O_RDWR | os.O_CREAT)
 
     def _invalidate(self, fd: int) -> None:
         was_on_disk = self._on_disk
