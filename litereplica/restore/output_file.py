@@ -42,13 +42,13 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 class OutputFile:
     """The file `path` while it is written: `check`, `open`, then `publish` or `discard`.
 
-    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use, unless it leads to
-    nothing: others may have put it there. Without `follow` a link itself is replaced. `temporary` is the file's name
+    A symbolic link is followed, so that the file and its sidecars are those that SQLite would use, unless
+    another user made the link. Without `follow` a link itself is replaced. `temporary` is the file's name
     until it is published.
     """
 
     def __init__(self, path: Path, *, force: bool, follow: bool = True) -> None:
-        self._is_dangling = follow and path.is_symlink() and not path.exists()
+        self._is_others_link = follow and path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid())
         self._given = path
         self.path = Path(os.path.realpath(path)) if follow else Path(os.path.realpath(path.parent)) / path.name
         self._force = force
@@ -58,10 +58,8 @@ class OutputFile:
 
     def check(self) -> None:
         """Raise `UsageError` unless the file may be written, or replaced."""
-        if self._is_dangling:
-            raise UsageError(
-                f"{self._given} is a symbolic link to {self.path}, which does not exist", hint="remove the link"
-            )
+        if self._is_others_link:
+            raise UsageError(f"{self._given} is a symbolic link that another user made", hint="name the file itself")
         nearest = next(parent for parent in self.path.parents if os.path.lexists(parent))
         if not nearest.is_dir():
             raise UsageError(f"{nearest} is not a directory", hint="name another place")

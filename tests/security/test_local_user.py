@@ -295,6 +295,14 @@ def replica(tmp_path: Path) -> Path:
     return tmp_path / "replica"
 
 
+def test_restore_does_not_replace_what_a_link_of_another_user_names(alices: Path, replica: Path, victim: Path) -> None:
+    output = alices / "restored.db"
+    output.symlink_to(victim)
+    give(output)
+    require_orderly(restored_as_root(replica, "--force", "-o", output), *REFUSED_CODES)
+    assert victim.read_bytes() == VICTIM
+
+
 def test_restore_does_not_create_what_a_dangling_link_names(tmp_path: Path, alices: Path, replica: Path) -> None:
     output = alices / "restored.db"
     output.symlink_to(tmp_path / "created")
