@@ -236,7 +236,7 @@ def test_merge_keys_and_aliases_are_followed() -> None:
 )
 def test_variables_are_replaced_as_go_does(text: str, expected: str, unset: tuple[str, ...]) -> None:
     done = expand(text, {"A": "1", "B": "2 3"}, pid=4711)
-    assert (done.text, done.unset) == (expected, unset)
+    assert (done.fill(done.text), done.unset) == (expected, unset)
 
 
 def test_variables_are_left_alone_when_that_is_asked_for() -> None:

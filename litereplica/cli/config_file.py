@@ -6,6 +6,7 @@ The file is that of `--config`, else that of the variable LITEREPLICA_CONFIG, el
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,9 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
 
     file = path or DEFAULT_PATH
     try:
-        with file.open("rb") as stream:
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UsageError(f"{file} is not a regular file", hint="name a configuration file")
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         hint = "name one with --config" if path is None else "name an existing file"

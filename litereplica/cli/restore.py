@@ -30,7 +30,7 @@ from litereplica.format.names import format_name, format_txid
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
 from litereplica.restore.integrity_check import IntegrityCheck
-from litereplica.restore.restore import RestorePreview, RestoreResult, preview, restore
+from litereplica.restore.restore import RestorePreview, RestoreResult, preview, require_database, restore
 from litereplica.storage.url import redacted
 
 PLAN_COLUMNS = ("level", "file", "size", "read", "requests")
@@ -192,8 +192,8 @@ async def _restore(
     options: dict[str, Any] = {} if parallelism is None else {"parallelism": parallelism}
     if bar:
         options["progress"] = partial(output.progress, "Restoring")
-    if arguments.follow_interval_s is not None:
-        options["prepare"] = partial(prepare, path)
+    follows = arguments.follow_interval_s is not None
+    options["prepare"] = partial(prepare, path) if follows else require_database
     return await restore(
         store,
         path,

@@ -89,10 +89,11 @@ class Config:
 def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
     """Parse the text of a configuration. Raises `UsageError`, which names `file`, the line and the key."""
     unset: tuple[str, ...] = ()
+    fill: Callable[[str], str] = str
     if surroundings.variables is not None:
         expanded = expand(text, surroundings.variables, pid=surroundings.pid)
-        text, unset = expanded.text, expanded.unset
-    document = parse_document(text, file=file)
+        text, unset, fill = expanded.text, expanded.unset, expanded.fill
+    document = parse_document(text, file=file, fill=fill)
     notes = keys.check(document, keys.DOCUMENT)
 
     def absolute(path: str) -> str:

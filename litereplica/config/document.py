@@ -8,7 +8,7 @@ key, and none repeats a value or a part of the text, which may be a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -140,8 +140,8 @@ class Section:
         return _section(node, file=self.file, path=path)
 
 
-def parse_document(text: str, *, file: str) -> Section:
-    """Parse a document into a section. Raises `UsageError`."""
+def parse_document(text: str, *, file: str, fill: Callable[[str], str] = str) -> Section:
+    """Parse a document into a section; each scalar is replaced by what `fill` makes of it. Raises `UsageError`."""
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -154,16 +154,46 @@ def parse_document(text: str, *, file: str) -> Section:
         problem = _QUOTED.sub("…", exc.problem or "it cannot be read")
         raise UsageError(
             f"{file}{line}: this is not YAML: {problem}", hint="check the indentation and the quotes"
-        ) from exc
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{file}: this is not YAML: it has a control character", hint="remove it") from exc
-    except RecursionError as exc:
-        raise UsageError(f"{file}: the document is nested too deeply", hint="see the example of a file") from exc
+        ) from None  # the error has the line, in which a secret may be
+    except yaml.YAMLError:
+        raise UsageError(f"{file}: this is not YAML: it has a control character", hint="remove it") from None
+    except RecursionError:
+        raise UsageError(f"{file}: the document is nested too deeply", hint="see the example of a file") from None
     if root is None:
         return Section({}, file=file, path="", line=1)
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{file}, line 1: the document is a {_kind(root)}", hint="begin it with 'dbs:'")
+    _fill(root, file, fill)
     return _section(root, file=file, path="")
+
+
+def _fill(root: yaml.Node, file: str, fill: Callable[[str], str]) -> None:
+    """Put the values of variables into all scalars but keys, and refuse what cannot be a name of anything."""
+    left, seen = [root], {id(root)}
+    while left:
+        node = left.pop()
+        if isinstance(node, yaml.ScalarNode):
+            value = fill(node.value)
+            if not value and node.value:
+                node.tag = _NULL
+            node.value = _name_of(value, node, file)
+            continue
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            children = [value for _, value in node.value]
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and fill(_name_of(key.value, key, file)) != key.value:
+                    raise _error(file, key, "a key has a variable", "write the name of the key")
+        new = [each for each in children if id(each) not in seen]
+        seen.update(map(id, new))
+        left += new
+
+
+def _name_of(text: str, node: yaml.Node, file: str) -> str:
+    """Return a text that has no NUL and no lone surrogate, which no path and no URL can have."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise _error(file, node, "a value has a character that no name can have", "remove it")
+    return text
 
 
 def _section(node: yaml.MappingNode, *, file: str, path: str) -> Section:

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import apsw
 
 from litereplica.difference.rows import AFTER, TableDifference, compare_table, prepare
 from litereplica.difference.schema import Schema, SchemaObject, Table, read_schema
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, UsageError
+from litereplica.foreign_database import damage_of_structure, open_untrusted, uri
 
 CHECK_STEPS = 200_000
 """Instructions of SQLite between two calls of `check`: some milliseconds."""
+
+_HINT_DAMAGED = "restore it and run 'PRAGMA integrity_check'"
 
 INTERNAL_PREFIX = "sqlite_"
 """The prefix of SQLite's internal tables, which are compared only if they are named."""
@@ -73,8 +75,8 @@ def compare_databases(
         if "encoding" in settings:
             note = "the text encoding differs: rows are not compared"
             return DatabaseDifference(settings, objects, (), (), note)
-        with _opened(before, check) as connection:
-            connection.execute(f"ATTACH ? AS {AFTER}", (_uri(after),))
+        with _opened(before, after, check) as connection:
+            connection.execute(f"ATTACH ? AS {AFTER}", (uri(after),))
             tables, virtual = _compare_tables(connection, old, new, names, limit)
     return DatabaseDifference(settings, objects, tables, virtual)
 
@@ -153,23 +155,18 @@ def _require_tables(names: Sequence[str], *schemas: Schema) -> None:
 
 
 def _schema(path: Path, check: Callable[[], None]) -> Schema:
-    with _opened(path, check) as connection:
+    with _opened(path, path, check) as connection:
+        damage = damage_of_structure(connection)
+        if damage is not None:
+            raise UnreadableDatabase(f"the database is damaged: {damage}", hint=_HINT_DAMAGED)
         return read_schema(connection)
 
 
 @contextmanager
-def _opened(path: Path, check: Callable[[], None]) -> Iterator[apsw.Connection]:
-    """A read-only connection to a file that does not change meanwhile. Its schema is not trusted."""
-
-    def go_on() -> bool:
-        check()
-        return False
-
-    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    with closing(apsw.Connection(_uri(path), flags=flags)) as connection:
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-        connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-        connection.set_progress_handler(go_on, CHECK_STEPS)
+def _opened(path: Path, other: Path, check: Callable[[], None]) -> Iterator[apsw.Connection]:
+    """A read-only connection to a file, to which `other` may be attached. Neither changes, nor is trusted."""
+    connection = open_untrusted(path, check, steps=CHECK_STEPS, size=other.stat().st_size)
+    with closing(connection):
         connection.collation_needed(_any_order)
         prepare(connection)
         yield connection
@@ -178,10 +175,6 @@ def _opened(path: Path, check: Callable[[], None]) -> Iterator[apsw.Connection]:
 def _any_order(connection: apsw.Connection, name: str) -> None:
     """Define a collation of the application, without which SQLite cannot open its tables. No comparison uses it."""
     connection.create_collation(name, lambda one, other: (one > other) - (one < other))
-
-
-def _uri(path: Path) -> str:
-    return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 
 @contextmanager
@@ -193,7 +186,5 @@ def _translated() -> Iterator[None]:
         raise EnvironmentProblem(
             f"SQLite ran out of space while it compared rows: {exc}", hint="free some space, or set TMPDIR"
         ) from exc
-    except (apsw.NotADBError, apsw.CorruptError) as exc:
-        raise UnreadableDatabase(
-            f"SQLite cannot read the database: {exc}", hint="restore it and run 'PRAGMA integrity_check'"
-        ) from exc
+    except (apsw.NotADBError, apsw.CorruptError, apsw.TooBigError) as exc:
+        raise UnreadableDatabase(f"SQLite cannot read the database: {exc}", hint=_HINT_DAMAGED) from exc

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from enum import Enum
 from pathlib import Path
-from urllib.parse import quote
 
 import trio
 
 from litereplica.errors import DamagedFile
+from litereplica.foreign_database import open_untrusted
 
 
 class IntegrityCheck(Enum):
@@ -32,20 +33,10 @@ def require_integrity(path: Path, check: IntegrityCheck, source: str) -> None:
     """
     import apsw
 
-    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     try:
-        connection = apsw.Connection(f"file:{quote(str(path))}?immutable=1", flags)
-        try:
-            connection.set_progress_handler(_look, STEPS_BETWEEN_LOOKS)
+        with closing(open_untrusted(path, trio.from_thread.check_cancelled, steps=STEPS_BETWEEN_LOOKS)) as connection:
             answer = next(connection.execute(f"PRAGMA {_PRAGMAS[check]}"))[0]
-        finally:
-            connection.close()
     except apsw.Error as exc:
         answer = str(exc)
     if answer != "ok":
         raise DamagedFile(source, f"the restored database fails the {check.value} integrity check: {answer}")
-
-
-def _look() -> bool:
-    trio.from_thread.check_cancelled()
-    return False

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import trio
 
-from litereplica.errors import DamagedFile, ReplicaError
+from litereplica.errors import DamagedFile, ReplicaError, SQLiteFormatError
+from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader
 from litereplica.history.timeline import find_txid, require_point
 from litereplica.ltxstore.plan import plan_restore
 from litereplica.ltxstore.progress import Progress, no_progress
@@ -143,6 +144,18 @@ def _all_pages(
         return plan
 
     return read
+
+
+def require_database(temporary: Path, txid: TXID) -> None:
+    """Raise `DamagedFile` unless the file begins as a SQLite database does: for `prepare` of `restore`. Blocks.
+
+    A bucket may hold pages of anything, which must not become a file that another program believes.
+    """
+    with temporary.open("rb") as file:
+        try:
+            DatabaseHeader.decode(file.read(HEADER_SIZE))
+        except SQLiteFormatError as exc:
+            raise DamagedFile(f"TXID {txid:016x}", exc.message, hint="restore another point") from exc
 
 
 def _finish(assembly: Assembly, file: OutputFile) -> None:

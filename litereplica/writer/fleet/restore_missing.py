@@ -17,7 +17,7 @@ from litereplica.errors import EnvironmentProblem, NoReplica, UsageError
 from litereplica.format.sqlite import HEADER_SIZE
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.output_file import SIDECARS
-from litereplica.restore.restore import restore
+from litereplica.restore.restore import require_database, restore
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
@@ -87,7 +87,7 @@ async def _restore_below(
         log.info("%s does not exist: restoring it from %s", path, store.url)
         try:
             async with limiter, lease.kept():
-                result = await restore(store, path)
+                result = await restore(store, path, prepare=require_database)
         except NoReplica:
             log.info("%s is empty: not restoring %s", store.url, path)
             return
