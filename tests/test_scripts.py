@@ -13,7 +13,7 @@ from lines import code_lines
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
-STRICT = ["setup", "check", "demo", "provision-store", "provision-primary", "provision-replica"]
+STRICT = ["setup", "check", "demo", "fuzz", "provision-store", "provision-primary", "provision-replica"]
 
 
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
