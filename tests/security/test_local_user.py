@@ -362,13 +362,15 @@ def test_mount_does_not_open_its_log_in_a_directory_of_another_user(
 ) -> None:
     cache = alices / "cache"
     (tmp_path / "mnt").mkdir()
-    first = limited("mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache)
-    require_orderly(first)
-    require_orderly(limited("umount", "--lazy", tmp_path / "mnt"))
-    (directory,) = {path.parent for path in cache.rglob("mount.log")}
-    (directory / "mount.log").unlink()
-    (directory / "mount.log").symlink_to(victim)
-    give(directory)
-    ended = limited("mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache)
-    require_orderly(ended, ExitCode.ENVIRONMENT)
+    command = ["mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache]
+    try:
+        require_orderly(limited(*command))
+        require_orderly(limited("umount", "--lazy", tmp_path / "mnt"))
+        (directory,) = {path.parent for path in cache.rglob("mount.log")}
+        (directory / "mount.log").unlink()
+        (directory / "mount.log").symlink_to(victim)
+        give(directory)
+        require_orderly(limited(*command), ExitCode.ENVIRONMENT)
+    finally:
+        limited("umount", "--lazy", tmp_path / "mnt")
     assert victim.read_bytes() == VICTIM
