@@ -362,7 +362,7 @@ def test_mount_does_not_open_its_log_in_a_directory_of_another_user(
 ) -> None:
     cache = alices / "cache"
     (tmp_path / "mnt").mkdir()
-    command = ["mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache]
+    command: list[str | Path] = ["mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache]
     try:
         require_orderly(limited(*command))
         require_orderly(limited("umount", "--lazy", tmp_path / "mnt"))
