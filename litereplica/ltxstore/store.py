@@ -143,8 +143,8 @@ class LTXStore:
     async def open(self, info: FileInfo) -> OpenedFile:
         """Read header and index of a file, and the pages if it is small.
 
-        A small file takes one request; a large one three concurrent ones, and one more if its index is large. The size
-        in `info` need not be correct.
+        A small file takes one request; a large one three concurrent ones, of which two are made later if `info` has
+        too small a size, and one more if its index is large.
 
         Raises:
             NotFound: the file does not exist.
@@ -153,22 +153,17 @@ class LTXStore:
         """
         if info.size <= WHOLE_FILE_LIMIT:
             blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
-            if len(blob.data) == blob.size:
-                return self._decode(info, blob)
+            return self._decode(info, blob) if len(blob.data) == blob.size else await self._open_large(info, blob)
         return await self._open_large(info)
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
-        """Return the level 0 file of exactly this TXID, or None: a poll takes one request."""
+        """Return the level 0 file of exactly this TXID, or None: a poll takes one request, three for a large file."""
         if txid > names.MAX_TXID:
             return None
-        info = FileInfo(0, txid, txid, 0)
         try:
-            blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
+            return await self.open(FileInfo(0, txid, txid, 0))
         except NotFound:
             return None
-        if len(blob.data) == blob.size:
-            return self._decode(info, blob)
-        return await self._open_large(info)
 
     async def put(self, info: FileInfo, body: Body, *, timestamp_ms: int) -> None:
         """Publish a file under its name. Raises `PreconditionFailed` if the name is taken.
@@ -202,14 +197,13 @@ class LTXStore:
         """Close the storage."""
         await self.storage.aclose()
 
-    async def _open_large(self, info: FileInfo) -> OpenedFile:
-        start, tail, beside = await gather(
-            [
-                partial(self.get, info, ByteRange(0, ltx.HEADER_SIZE)),
-                partial(self.get, info, Suffix(TAIL_READ)),
-                partial(self._get_checksums_head, info),
-            ]
-        )
+    async def _open_large(self, info: FileInfo, start: Blob | None = None) -> OpenedFile:
+        """Open a file that is not read whole; `start` are its first bytes, if they have been read already."""
+        jobs = [partial(self.get, info, Suffix(TAIL_READ)), partial(self._get_checksums_head, info)]
+        if start is None:
+            jobs.append(partial(self.get, info, ByteRange(0, ltx.HEADER_SIZE)))
+        tail, beside, *first = await gather(jobs)
+        start = start or first[0]
         self.require_same(info, start, tail)
         with self.blame(info):
             header = ltx.Header.decode(start.data)

@@ -44,6 +44,9 @@ from litereplica.replica.throughput_model import ThroughputModel
 PARALLEL_FETCHES = 8
 """Requests at the same time for readers. With those for read-ahead they fit a usual pool of 16 connections."""
 
+RETRY_PAUSE_S = 0.5
+"""Pause after a request that has failed, and its retries too: a reader would rather wait than get an error."""
+
 PARALLEL_AHEAD = 4
 """Requests at the same time for read-ahead."""
 
@@ -128,13 +131,19 @@ class Fetcher:
     ) -> dict[PageKey, bytes]:
         """The pages by their keys, with what `around` has in the same `window` bytes.
 
-        Raises `FileVanished`, `DamagedFile`, or what the store raises, `TransientStorageError` when the time is up.
+        A store that fails is asked again until the time is up. Raises `FileVanished`, `DamagedFile`, or what the store
+        raises; `TransientStorageError` when the time is up.
         """
         started = trio.current_time()
         is_probe = self._outage.starts_probe()
         while True:
-            with trio.move_on_at(self._outage.deadline(started)):
-                return await self._fetch(pgnos, locations, around, window, is_probe=is_probe)
+            try:
+                with trio.move_on_at(self._outage.deadline(started)):
+                    return await self._fetch(pgnos, locations, around, window, is_probe=is_probe)
+            except TransientStorageError:
+                if trio.current_time() + RETRY_PAUSE_S >= self._outage.deadline(started):
+                    raise
+                await trio.sleep(RETRY_PAUSE_S)
             if trio.current_time() >= self._outage.deadline(started):
                 waited_s = trio.current_time() - started
                 raise TransientStorageError(f"no answer from {self._store.url} in {waited_s:.1f} s")

@@ -197,8 +197,8 @@ class Hydrator:
             await self._stream(file_id, self._file(file_id), pages)
         if self._is_first or incomplete - streamed:
             await self._fetch_rest(pages, streamed, everything=self._is_first)
-        if self._state is not HydrationState.COMPLETE:
-            log.info("all %d pages are at hand", pages.commit)
+        if self._is_first:
+            log.info("all %d pages are cached", pages.commit)
         self._state, self._done, self._missing, self._is_first = HydrationState.COMPLETE, pages, 0, False
 
     async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int]]:

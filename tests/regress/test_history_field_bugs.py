@@ -16,9 +16,9 @@ from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.testing.latency import LatencyStorage
+from litereplica.testing.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy
 from tests.conftest import S3Bucket
 from tests.helpers.history import FIRST_TIMESTAMP_MS, History
-from tests.helpers.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy
 from tests.ltxstore.replicas import memory_store
 
 SECONDS = 60

@@ -20,6 +20,7 @@ from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.storage.wrappers import Operation
 from litereplica.testing.memory import MemoryStorage
+from litereplica.testing.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy
 from litereplica.writer.database import checkpoint
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
@@ -27,7 +28,6 @@ from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless
 from tests.helpers.fold import fold
-from tests.helpers.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published
 
 COMPARED_BYTES = 16 << 20

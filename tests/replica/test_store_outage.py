@@ -14,6 +14,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.store_outage import PROBE_INTERVAL_S, PROBE_WAIT_S, SHORT_WAIT_S
+from litereplica.testing.faults import Fault, FaultStorage, Request
 from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage
 from tests.helpers.history import History
@@ -162,3 +163,22 @@ async def test_requests_that_nobody_waits_for_any_more_are_not_sent(autojump_clo
         bench.near.get = counted  # type: ignore[method-assign, assignment]
         await trio.sleep(TIMEOUT_S)
         assert sent == 0
+
+
+async def test_a_read_outlives_errors_of_the_store_that_end_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    """A store that restarts answers 503 or resets connections: to fail is not better than to be silent."""
+    bench = Bench()
+    async with bench.replica() as replica:
+        began = trio.current_time()
+
+        def plan(request: Request) -> Fault | None:
+            return Fault() if trio.current_time() < began + 0.8 * TIMEOUT_S else None
+
+        bench.storage._inner = FaultStorage(bench.near, plan)
+        await read_one(replica, 7)
+        assert trio.current_time() >= began + 0.8 * TIMEOUT_S
+        bench.storage._inner = FaultStorage(bench.near, lambda request: Fault())
+        began = trio.current_time()
+        with pytest.raises(TransientStorageError, match="as planned"):
+            await read_one(replica, 8)
+        assert 0.8 * TIMEOUT_S < trio.current_time() - began <= TIMEOUT_S

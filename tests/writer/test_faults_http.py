@@ -15,9 +15,9 @@ from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.testing.ltx_files import read_file
+from litereplica.testing.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
-from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from tests.writer.programs import Process, processes
 from tests.writer.running import until_published
 

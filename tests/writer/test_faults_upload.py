@@ -16,9 +16,9 @@ from litereplica.errors import ExitCode
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.storage import s3_upload
+from litereplica.testing.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
-from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from tests.helpers.waiting import wait_until
 from tests.writer.programs import Process, processes
 from tests.writer.running import txids, until_published

@@ -20,12 +20,12 @@ from litereplica.errors import ConflictError, ExitCode
 from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Lease
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
+from litereplica.testing.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
-from tests.helpers.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy
 from tests.helpers.waiting import wait_until
 from tests.writer.programs import DEADLINE_S, SHORT, SHORT_TERM_S, Process, processes
 from tests.writer.running import memory_store, page_counts, publish_once, txids, until_published

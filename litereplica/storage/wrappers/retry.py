@@ -1,4 +1,4 @@
-"""Retries failed operations. No other layer retries.
+"""Retries failed operations. No other layer retries, except a read of a mount, which has a time limit of its own.
 
 Only `TransientStorageError` is retried, after a random delay between 0 and a limit that doubles with each failure
 ("full jitter"). The effect of a failed attempt is unknown, so a conditional operation that is refused *after* such a

@@ -4,7 +4,7 @@ Requests are handed on as they came: clients sign for the proxy's address, which
 tells for each one whether, and how, it goes wrong; conditions can be left out, as stores do that ignore them. What
 was stored under which name is written down.
 
-Threads of the test's own process; they end with it at the latest.
+Threads of the caller's own process; they end with it at the latest.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Exchange:
 
     @property
     def is_conditional(self) -> bool:
+        """True if the store is to look at its object first."""
         return any(name in self.headers for name in CONDITIONS)
 
 
@@ -91,6 +92,7 @@ class S3Proxy:
         return f"s3://{bucket}/{path}?endpoint=http://{HOST}:{self.port}&region={REGION}&forcePathStyle=true"
 
     def is_to_fail(self, exchange: Exchange) -> Misbehaviour | None:
+        """Return what the plan says, and write down what the request is about."""
         with self._lock:
             misbehaviour = self.plan(exchange)
             if misbehaviour is not None:
@@ -102,6 +104,7 @@ class S3Proxy:
             return misbehaviour
 
     def has_answered(self, exchange: Exchange, status: int) -> None:
+        """Write down what the store has said to a put."""
         if exchange.method != "PUT":
             return
         with self._lock:
@@ -110,6 +113,7 @@ class S3Proxy:
                 self.stored[exchange.path].append(hashlib.sha256(exchange.body).hexdigest())
 
     def headers_for_store(self, exchange: Exchange, raw: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the headers to hand on: those that came, unless the store is to ignore conditions."""
         if not (self.ignores_conditions and exchange.is_conditional):
             return raw
         return self._signed_anew(exchange)

@@ -1,0 +1,75 @@
+"""The report of a soak test, in Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from soaking.judge import Verdict
+from soaking.soak import Run, command_line
+
+MAX_PROBLEMS = 50
+
+
+def markdown(run: Run, verdict: Verdict) -> str:
+    """The whole report: what ran, what happened to it, what was seen, what stayed flat, what was wrong."""
+    minutes = (run.ended - run.began) / 60
+    moment = datetime.fromtimestamp(run.began, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    lines = [
+        f"`{command_line(run.plan)}`, {moment}, {minutes:.0f} minutes, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, Linux {platform.release()}.",
+        "",
+        "| what | count |",
+        "|---|---|",
+        *_rows(_counts(run, verdict)),
+        "",
+        "| curve | median of the second third | median of the last third | largest |",
+        "|---|---|---|---|",
+        *(f"| {curve.name} | {curve.middle:,.0f} | {curve.last:,.0f} | {curve.largest:,.0f} |" for curve in run.curves),
+        "",
+    ]
+    if verdict.problems:
+        lines += [f"**{len(verdict.problems)} problems:**", ""]
+        lines += [f"- {problem}" for problem in verdict.problems[:MAX_PROBLEMS]]
+    else:
+        lines += ["No wrong read, and no error beyond those that SEMANTICS allows."]
+    return "\n".join([*lines, ""])
+
+
+def _counts(run: Run, verdict: Verdict) -> Iterable[tuple[str, str]]:
+    yield "transactions of the application", f"{len(run.ledger) - 1:,}"
+    kinds = run.application["counts"]
+    yield "of these", ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    yield "its longest commit", f"{run.application['longest_s'] * 1000:,.0f} ms"
+    happened = Counter(window.what for window in run.windows)
+    for what, count in sorted(happened.items()):
+        lengths = sorted(window.end - window.begin for window in run.windows if window.what == what)
+        yield (
+            f"{'the store was cut off' if what == 'cut' else f'kill -9 of the {what}'}",
+            f"{count}, for {lengths[0]:.1f} to {lengths[-1]:.1f} s",
+        )
+    yield "requests that failed", ", ".join(f"{count:,} × {what}" for what, count in sorted(run.troubles.items()))
+    yield "times that the kernel's pages of a file were dropped", f"{run.drops:,}"
+    by_kind: Counter[str] = Counter()
+    for seen in run.readers:
+        by_kind[seen.kind] += seen.transactions
+    yield f"transactions of {len(run.readers)} readers", ", ".join(f"{n:,} {kind}" for kind, n in by_kind.items())
+    yield "different states seen", f"{len({counter for seen in run.readers for counter in seen.states}):,}"
+    yield "integrity checks", f"{sum(seen.checks for seen in run.readers):,}"
+    for reason, count in sorted(verdict.allowed.items()):
+        yield f"failed transactions because {reason}", f"{count:,}"
+    for name, requests in run.requests.items():
+        purposes = ", ".join(f"{count:,} {purpose}" for purpose, count in sorted(requests.gets.items()))
+        yield f"files applied by the {name}", f"{requests.applied:,}"
+        yield "its GETs with a body, by purpose", purposes
+        yield "of these, to start and to follow, for each file applied", f"{requests.to_follow:.2f}"
+    for name, count in sorted(run.warnings.items()):
+        if count:
+            yield f"log lines: {name}", f"{count:,}"
+
+
+def _rows(pairs: Iterable[tuple[str, str]]) -> Iterable[str]:
+    return (f"| {name} | {value} |" for name, value in pairs)
