@@ -55,7 +55,7 @@ def _not_in_the_ledger(seen: Seen, run: Run) -> list[str]:
         state = tuple(state_)
         if state[0] not in run.ledger or run.ledger[state[0]][1] != state:
             wrong.append(f"past state {state} is not in the ledger")
-        elif run.ledger[state[0] - 1][0] > at if state[0] > 1 else False:
+        elif run.ledger[state[0]][0] > at + SLACK_S:
             wrong.append(f"{state} is later than the time that was asked for")
     return wrong
 

@@ -123,7 +123,10 @@ class Reader:
         state = read_state(query, ballast=self._random.randrange(1, BALLAST_ROWS))
         if self._random.randrange(CHECK_EVERY) == 0:
             self.note("check")
-            if (verdict := query("PRAGMA integrity_check")) != [("ok",)]:
+            verdict = [str(row[0]) for row in query("PRAGMA integrity_check")]
+            if any("unable to get the page" in line for line in verdict):  # an I/O error, in its words
+                raise sqlite3.OperationalError(f"integrity_check: {verdict[0][:200]}")
+            if verdict != ["ok"]:
                 raise WrongRead(f"integrity at {state[0]}: {verdict}")
         return state
 

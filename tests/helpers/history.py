@@ -39,7 +39,7 @@ class History:
     """The writer's side. `databases[txid]` is pgno → page, without the lock page; `commits[txid]` the page count.
 
     `with_sums`: beside each file lie its sums. `lineage` is the files' node id, each history's own; 0: as Litestream
-    has it.
+    has it. `clock_ms` is the writer's clock, to which each TXID adds a millisecond.
     """
 
     storage: Storage = field(default_factory=MemoryStorage)
@@ -51,6 +51,7 @@ class History:
     wal_salts: tuple[int, int] = (1, 1)
     with_sums: bool = False
     lineage: int = field(default_factory=partial(next, count(1)))
+    clock_ms: int = FIRST_TIMESTAMP_MS
 
     @property
     def store(self) -> LTXStore:
@@ -94,7 +95,7 @@ class History:
             commit=self.commits[last],
             min_txid=first,
             max_txid=last,
-            timestamp_ms=FIRST_TIMESTAMP_MS + last,
+            timestamp_ms=self.clock_ms + last,
             wal_offset=wal[0],
             wal_size=wal[1],
             wal_salt1=wal[2],

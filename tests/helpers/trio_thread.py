@@ -42,6 +42,17 @@ class TrioThread:
             raise outcome[0]
         return outcome[0]
 
+    def leave(self) -> None:
+        """Leave all contexts that were entered so far."""
+
+        async def leave() -> None:
+            await self._stack.aclose()
+            done.set()
+
+        done = threading.Event()
+        self._token.run_sync_soon(self._send.send_nowait, leave)
+        done.wait()
+
     def close(self) -> None:
         self._token.run_sync_soon(self._send.close)
         self._thread.join()

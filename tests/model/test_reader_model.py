@@ -1,8 +1,8 @@
 """The read side against a naive model: any history, any compaction, loss, delay and damage in the store, any order of
-polls.
+polls; replicas that are made anew under the same name, restarts, and clocks that step.
 
-Whatever happens, the database read at a snapshot is the model's at that TXID, as are its past states, and an update
-names every page that has changed.
+Whatever happens, the database read at a snapshot is that of one history at that TXID, as are its past states, and an
+update names every page that has changed. A reader that has come to a newer history never returns to an older one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from litereplica.errors import DamagedFile, FileVanished, GapError, NoReplica, ReplicaError, TransientStorageError
+from litereplica.errors import (
+    DamagedFile,
+    FileVanished,
+    GapError,
+    NoReplica,
+    NotFound,
+    ReplicaError,
+    TransientStorageError,
+)
 from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest, reachable_txids
@@ -45,6 +53,9 @@ SMALL = 300
 
 TRAILER = 16
 """Bytes that tell a file from others: flipped, they make it another one."""
+
+FORGET_EVERY = 5
+"""Files before unused ones are forgotten, instead of 1,024."""
 
 MAX_PAGES = 40
 """Small databases: that pages meet each other matters, not that they are many."""
@@ -75,6 +86,8 @@ class ReaderMachine(RuleBasedStateMachine):
         self.lag = LaggingStorage(self.memory)
         self.faults = FaultStorage(self.lag, lambda request: None)
         self.history = History(self.memory)
+        self.histories = [self.history]  # each made anew in the place of the one before
+        self.seen: dict[int, tuple[Snapshot, set[int]]] = {}  # by id of a snapshot: which histories it may be of
         self.now = 0.0
         self.directory = TemporaryDirectory(prefix="reader-model-")
         self.pinned: list[Snapshot] = []
@@ -95,7 +108,7 @@ class ReaderMachine(RuleBasedStateMachine):
         with_sums=st.booleans(),
     )
     def start(self, pages: int, memory_size: int, cache_size: int, with_sums: bool) -> None:
-        self.history.with_sums = with_sums
+        self.with_sums = self.history.with_sums = with_sums
         for module in (ltx_store, file_reader):
             self.limits.setattr(module, "WHOLE_FILE_LIMIT", SMALL)
 
@@ -103,14 +116,20 @@ class ReaderMachine(RuleBasedStateMachine):
             await self.history.commit({}, pages=pages)
 
         self.trio.run(first)
-        store = LTXStore(self.faults, Layout.S3)
-        cache_dir = Path(self.directory.name) / "cache" if cache_size else None
-        self.replica: Replica = self.trio.enter(
-            open_replica(
-                store, cache_dir=cache_dir, cache_size=cache_size, memory_size=memory_size, clock=lambda: self.now
-            )
-        )
+        self.sizes = cache_size, memory_size
+        self.open()
 
+    def open(self) -> None:
+        cache_size, memory_size = self.sizes
+        opened = open_replica(
+            LTXStore(self.faults, Layout.S3),
+            cache_dir=Path(self.directory.name) / "cache" if cache_size else None,
+            cache_size=cache_size,
+            memory_size=memory_size,
+            forget_every=FORGET_EVERY,
+            clock=lambda: self.now,
+        )
+        self.replica: Replica = self.trio.enter(opened)
         self.past = self.replica.past_snapshots()
 
     @rule(
@@ -122,6 +141,33 @@ class ReaderMachine(RuleBasedStateMachine):
             await self.history.commit(changes, pages=resize)
 
         self.trio.run(run)
+
+    @rule(commits=st.integers(1, 12), pages=st.integers(1, MAX_PAGES), keep=st.integers(0, 2), lineage=st.booleans())
+    def make_anew(self, commits: int, pages: int, keep: int, lineage: bool) -> None:
+        """Another database under the same name, of a writer of ours or of Litestream; some of its L0 are pruned."""
+        with_sums, salts = self.with_sums, (len(self.histories) + 1, 7)
+        anew = History(self.memory, with_sums=with_sums, wal_salts=salts)
+        if not lineage:
+            anew.lineage = 0
+
+        async def run() -> None:
+            await self.memory.delete([item.key for item in await self.memory.list("")])
+            for number in range(commits):
+                await anew.commit({1: b"of %d" % len(self.histories)}, pages=pages if number == 0 else None)
+            if commits > keep + 1:
+                await anew.compact(3, 1, commits - keep)
+                for txid in range(1, commits - keep):
+                    await anew.delete(0, txid)
+
+        self.trio.run(run)
+        self.history = anew
+        self.histories.append(anew)
+
+    @rule(minutes=st.sampled_from([1, 60, 10_000]))
+    def clock_steps(self, minutes: int) -> None:
+        """The reader's machine was suspended; and somebody set the clock of the writer, which stamps the files."""
+        self.now += minutes * 60.0
+        self.history.clock_ms += (minutes - 30) * 60_000
 
     @rule(data=st.data(), level=st.integers(1, 3))
     def compact(self, data: st.DataObject, level: int) -> None:
@@ -172,10 +218,28 @@ class ReaderMachine(RuleBasedStateMachine):
     @rule()
     def poll_with_a_listing_reaches_the_newest(self) -> None:
         self.lag.shown = None
+        before = self.replica.snapshot.pos.txid
         for _ in range(3):
             self.now += LIST_INTERVAL_S * 11
             self.check_update(self.replica.snapshot, self.trio.run(self.replica.poll))
-        assert self.replica.snapshot.pos.txid == self.history.txid
+        assert self.replica.snapshot.pos.txid == max(before, self.history.txid)
+
+    @rule()
+    def restart(self) -> None:
+        """With the cache of before, if it has one: then never before what was served, unless that has gone."""
+        before, of = self.replica.snapshot.pos.txid, self.may_be_of(self.replica.snapshot)
+        self.trio.leave()
+        self.pinned, self.pasts, self.seen = [], [], {}
+        try:
+            self.open()
+        except (ReplicaError, FileVanished, TransientStorageError, NotFound):
+            assert self.lag.shown is not None
+            self.lag.shown = None
+            self.open()
+        served = f"ltx/0/{before:016x}-{before:016x}.ltx" in self.memory.objects
+        same = of == {len(self.histories) - 1}
+        if same and (self.lag.shown is None or (served and self.sizes[0])):
+            assert self.replica.snapshot.pos.txid >= before
 
     @rule(n=st.integers(1, 12))
     def poll_with_a_fault(self, n: int) -> None:
@@ -199,7 +263,7 @@ class ReaderMachine(RuleBasedStateMachine):
         try:
             self.check_update(before, self.trio.run(self.replica.heal))
         except (GapError, NoReplica, TransientStorageError):
-            assert self.lag.shown is not None
+            assert self.lag.shown is not None or self.was_left_behind()
             assert self.replica.snapshot is before
 
     @rule()
@@ -222,7 +286,7 @@ class ReaderMachine(RuleBasedStateMachine):
             return
         if self.replica.statistics().hydration.state is HydrationState.COMPLETE:
             fetched = self.replica.statistics().pages_from_store
-            assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+            self.check_content(snapshot)
             assert self.replica.statistics().pages_from_store == fetched
 
     @rule()
@@ -234,7 +298,7 @@ class ReaderMachine(RuleBasedStateMachine):
     def read_pinned(self, data: st.DataObject) -> None:
         snapshot = data.draw(st.sampled_from(self.pinned))
         try:
-            assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+            self.check_content(snapshot)
         except FileVanished:
             names = {(info.level, info.min_txid, info.max_txid) for info in self.files()}
             used = [self.replica._current.files.get(int(file_id)) for file_id in snapshot.pages.files()]
@@ -271,7 +335,8 @@ class ReaderMachine(RuleBasedStateMachine):
             pages = self.trio.run(run)
         except (ReplicaError, FileVanished, TransientStorageError):
             return
-        assert dict(enumerate(pages, 1)) == self.history.at(past.snapshot.pos.txid)
+        txid = past.snapshot.pos.txid
+        assert dict(enumerate(pages, 1)) in [each.at(txid) for each in self.histories if each.txid >= txid]
 
     @precondition(lambda self: self.history.with_sums)
     @rule(data=st.data(), bit=st.integers(0, 7))
@@ -287,14 +352,14 @@ class ReaderMachine(RuleBasedStateMachine):
         self.replica._current.pages._memory.clear()
         try:
             for _ in range(2):
-                assert self.content(self.replica.snapshot) == self.history.at(self.replica.snapshot.pos.txid)
+                self.check_content(self.replica.snapshot)
                 self.check_update(before, self.trio.run(self.replica.poll))
                 before = self.replica.snapshot
         except (DamagedFile, FileVanished):
             try:
                 self.check_update(before, self.trio.run(self.replica.heal))
-                assert self.content(self.replica.snapshot) == self.history.at(self.replica.snapshot.pos.txid)
-            except (DamagedFile, FileVanished, GapError, TransientStorageError):
+                self.check_content(self.replica.snapshot)
+            except (DamagedFile, FileVanished, GapError, NoReplica, TransientStorageError):
                 pass
         self.memory.objects[key] = stored
         self.replica._next_files.catalog.damaged.clear()
@@ -307,13 +372,29 @@ class ReaderMachine(RuleBasedStateMachine):
         for _ in range(2):
             snapshot = self.replica.snapshot
             try:
-                assert self.content(snapshot) == self.history.at(snapshot.pos.txid)
+                self.check_content(snapshot)
             except FileVanished:
                 self.lag.shown = None
-                self.check_update(snapshot, self.trio.run(self.replica.heal))
+                try:
+                    self.check_update(snapshot, self.trio.run(self.replica.heal))
+                except (GapError, NoReplica):
+                    assert self.was_left_behind()
+                    return
             else:
                 return
         raise AssertionError("pages cannot be read after healing")
+
+    @invariant()
+    def every_location_names_a_file(self) -> None:
+        """And after a cleaning no other file is kept."""
+        if not hasattr(self, "replica"):
+            return
+        files = self.replica._current.files
+        held = [*self.pinned, self.replica.snapshot, *(past.snapshot for past in self.pasts)]
+        for snapshot in held:
+            assert all(files.get(file_id) is not None for file_id in snapshot.pages.files().tolist())
+        files.forget_unused()
+        assert set(files._files) == files.holders.files()
 
     # --- helpers -----------------------------------------------------------------------------
 
@@ -328,6 +409,24 @@ class ReaderMachine(RuleBasedStateMachine):
 
         return dict(zip(pgnos.tolist(), self.trio.run(read), strict=True))
 
+    def may_be_of(self, snapshot: Snapshot) -> set[int]:
+        """The numbers of the histories that a snapshot may be of, as far as is known."""
+        txid = snapshot.pos.txid
+        every = {number for number, history in enumerate(self.histories) if history.txid >= txid}
+        _, numbers = self.seen.setdefault(id(snapshot), (snapshot, every))
+        return numbers
+
+    def check_content(self, snapshot: Snapshot) -> None:
+        """A snapshot is of one history, and all that is read of it, now and later, is of that one."""
+        content, numbers = self.content(snapshot), self.may_be_of(snapshot)
+        fitting = {number for number in numbers if self.histories[number].at(snapshot.pos.txid) == content}
+        assert fitting, f"the content at TXID {snapshot.pos.txid} is of none of the histories {numbers}"
+        self.seen[id(snapshot)] = (snapshot, fitting)
+
+    def was_left_behind(self) -> bool:
+        """The replica was made anew, and has not come as far as the reader: it serves what it has."""
+        return len(self.histories) > 1 and self.history.txid < self.replica.snapshot.pos.txid
+
     def check_update(self, before: Snapshot, update: Update | None) -> None:
         after = self.replica.snapshot
         if update is None:
@@ -338,12 +437,18 @@ class ReaderMachine(RuleBasedStateMachine):
         changed = update.changed.tolist()
         assert changed == sorted(set(changed))
         assert not changed or changed[-1] <= after.commit
-        old, new = self.history.at(before.pos.txid), self.history.at(after.pos.txid)
-        assert after.commit == len(new)
-        assert {pgno for pgno, page in new.items() if old.get(pgno) != page} <= set(changed)
+        froms, tos = self.may_be_of(before), self.may_be_of(after)
+        follow = {to for to in tos if any(self.leads(before, a, after, to, set(changed)) for a in froms if a <= to)}
+        assert follow, f"nothing leads from {before.pos.txid} of {froms} to {after.pos.txid} of {tos} by {changed}"
+        self.seen[id(after)] = (after, follow)
         if not update.relocated:
             rest = np.setdiff1d(np.arange(1, after.commit + 1, dtype=np.uint32), update.changed)
             assert (before.pages.lookup(rest) == after.pages.lookup(rest)).all()
+
+    def leads(self, before: Snapshot, old_of: int, after: Snapshot, new_of: int, changed: set[Pgno]) -> bool:
+        """Whether these pages are all that differ between two states of two histories."""
+        old, new = self.histories[old_of].at(before.pos.txid), self.histories[new_of].at(after.pos.txid)
+        return after.commit == len(new) and {pgno for pgno, page in new.items() if old.get(pgno) != page} <= changed
 
 
 def leads_to(files: list[FileInfo], txid: int) -> bool:
