@@ -15,11 +15,11 @@ from soaking.chaos import Window
 from soaking.judge import judge
 from soaking.reader import Seen
 from soaking.soak import Plan, Requests, Run
-from soaking.state import WrongRead, read_state
+from soaking.state import State, WrongRead, read_state
 from soaking.watch import Curve
 
 ROOT = Path(__file__).parents[1]
-LEDGER = {1: (100.0, (1, 2, 3, 4)), 2: (200.0, (2, 5, 6, 7))}
+LEDGER: dict[int, tuple[float, State]] = {1: (100.0, (1, 2, 3, 4)), 2: (200.0, (2, 5, 6, 7))}
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ file that we are at:
     our file is still in the store, with the same trailer: one more GET
     it is a snapshot, and replaces every page
 
+A plan for our own position, which is read when files have vanished, is proved in the same ways, or by the time in the
+header of its last file.
+
 The next files of another replica do not fit our pages, so without proof nothing is applied file by file; when the store
 has reached our position again, the whole plan is read as at the start and every page counts as changed.
 """
@@ -152,7 +155,7 @@ class NextFiles:
 
         files = await self.catalog.open(self._newest_plan(position) if self._diverged else choose)
         self._listed_at = -self._list_interval_s  # there may be a gap before the next L0, too
-        if self._diverged:
+        if self._diverged or not await self._is_our_history(position, files[-1]):
             return self._found_whole(files)
         self._remember(files)
         return FoundFiles(files)
@@ -219,6 +222,17 @@ class NextFiles:
         except NotFound:
             self._unproven = True
             return False
+
+    async def _is_our_history(self, position: TXID, last: OpenedFile) -> bool:
+        """True if a plan that ends in `last` is proved to be of the history that we have: its pages may replace ours.
+
+        Merges keep the time of their last input, to the millisecond, so it tells who made a position.
+        """
+        here = self._here.get(position)
+        if here is None or last.header.max_txid != position or is_other_lineage(here.header, last.header):
+            return await self._is_our_successor(position, last)
+        same = (here.header.timestamp_ms, here.header.commit) == (last.header.timestamp_ms, last.header.commit)
+        return same or await self._is_our_successor(position, last)
 
     def _remember(self, files: Sequence[OpenedFile]) -> None:
         """`files` lead to the position or on from it; a caller that fails to apply them stays where it is."""
@@ -323,6 +337,11 @@ def goes_on(before: Header, after: Header) -> bool:
 def is_one_lineage(before: Header, after: Header) -> bool:
     """True if both files are known to be of one history; False if they are not, or if it is not known."""
     return before.node_id != 0 and before.node_id == after.node_id
+
+
+def is_other_lineage(before: Header, after: Header) -> bool:
+    """True if the files are known to be of different histories."""
+    return before.node_id != after.node_id and before.node_id != 0 != after.node_id
 
 
 def left_behind(in_use: Iterable[FileInfo], lasting: Collection[FileInfo]) -> bool:

@@ -52,6 +52,7 @@ class History:
     with_sums: bool = False
     lineage: int = field(default_factory=partial(next, count(1)))
     clock_ms: int = FIRST_TIMESTAMP_MS
+    timestamps: dict[TXID, int] = field(default_factory=dict)
 
     @property
     def store(self) -> LTXStore:
@@ -80,6 +81,7 @@ class History:
         self.databases[self.txid] = {pgno: page for pgno, page in merged.items() if pgno <= after}
         self.commits[self.txid] = after
         self.supplied[self.txid] = set(new)
+        self.timestamps[self.txid] = self.clock_ms + self.txid
         if publish:
             await self.publish(0, self.txid, self.txid)
         return self.txid
@@ -95,7 +97,7 @@ class History:
             commit=self.commits[last],
             min_txid=first,
             max_txid=last,
-            timestamp_ms=self.clock_ms + last,
+            timestamp_ms=self.timestamps[last],
             wal_offset=wal[0],
             wal_size=wal[1],
             wal_salt1=wal[2],

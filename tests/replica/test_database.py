@@ -732,6 +732,7 @@ async def test_a_damaged_frame_is_an_error_that_names_file_and_page_and_healing_
         assert await read_one(replica, 700) == bench.history.at(1)[700]
 
 
+@pytest.mark.logs("reading the whole database anew")
 async def test_a_file_that_was_replaced_under_its_name_is_not_read() -> None:
     bench = Bench(memory_size=0)
     await large(bench.history)
@@ -816,4 +817,5 @@ def made_anew(history: History) -> None:
     history.commits = {0: 0}
     history.supplied = {}
     history.wal_salts = (history.wal_salts[0] + 1, 7)
+    history.clock_ms += 1000
     history.lineage += 1000 if history.lineage else 0

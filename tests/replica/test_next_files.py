@@ -110,6 +110,30 @@ async def test_a_replica_made_anew_is_noticed_before_its_next_file_is_applied() 
         assert await content(replica) == bench.history.at(5)
 
 
+@pytest.mark.logs("reading the whole database anew")
+@pytest.mark.parametrize("lineage", [0, 7])
+@pytest.mark.parametrize("commits", [3, 4])
+async def test_a_replica_made_anew_is_noticed_when_pages_are_looked_for_in_other_files(
+    lineage: int, commits: int
+) -> None:
+    """It has come as far as ours, and the file that we are at has a name that it never had, or another content."""
+    bench = Bench(memory_size=0)
+    bench.history.lineage = lineage
+    for n in range(1, 4):
+        await bench.history.commit({1: b"%d" % n, n: b"%d" % n})
+    await bench.history.compact(3, 1, 3)
+    for n in range(1, 4):
+        await bench.history.delete(0, n)
+    async with bench.replica() as replica:
+        made_anew(bench.history)
+        for n in range(1, commits + 1):
+            await bench.history.commit({1: b"other %d" % n}, pages=3)
+        update = await replica.heal()
+        assert update is not None
+        assert update.changed.tolist() == [1, 2, 3]
+        assert await content(replica) == bench.history.at(3)
+
+
 @pytest.mark.parametrize("lineage", [0, 7])
 async def test_a_restart_of_the_wal_costs_one_small_request_at_most(lineage: int) -> None:
     """Litestream's files have no lineage."""
