@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
+QUEUED_READS_S = 3.0
+"""Time within the read timeout for reads that the kernel sends later, or once more: they fail early, but in turns."""
 WAIT_INTERVAL_S = 1.0
 """Between attempts to open the replica with `--wait`."""
-KERNEL_ATTEMPTS = 2
-"""When a readahead request of the kernel fails, it requests the needed page once more."""
 
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
@@ -224,7 +224,7 @@ async def _opened(
             store,
             cache_dir=cache_dir,
             cache_size=cache_size,
-            read_timeout_s=read_timeout_s / KERNEL_ATTEMPTS,
+            read_timeout_s=read_timeout_s - min(QUEUED_READS_S, read_timeout_s / 2),
             at=at,
         ) as replica:
             yield replica

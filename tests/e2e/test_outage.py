@@ -84,7 +84,7 @@ def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_
             started = time.monotonic()
             with pytest.raises(sqlite3.Error):
                 reader.execute(far).fetchone()
-            # half of it when the kernel asks only once
+            # so short a timeout is halved
             assert READ_TIMEOUT_S / 2 - 1 < time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
             assert seconds(reader, near, right[near]) < SLACK_S
         assert seconds(reader, far, right[far]) < READ_TIMEOUT_S + SLACK_S
