@@ -396,14 +396,13 @@ async def test_states_with_another_page_size_are_not_there_and_the_log_says_what
 
 
 async def test_a_replica_made_anew_gets_inodes_of_its_own(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with opened() as scene:
         old = await scene.file(txid_name(5))
         for info in await scene.history.store.list_levels():
             await scene.history.store.delete([info])
-        monkeypatch.setattr("tests.helpers.history.FIRST_TIMESTAMP_MS", FIRST_TIMESTAMP_MS + 5000)
-        other = History(storage=scene.history.storage)
+        other = History(storage=scene.history.storage, clock_ms=FIRST_TIMESTAMP_MS + 5000)
         for txid in range(1, 14):
             await other.commit({1: b"another %d" % txid}, pages=8 + txid % 3)
         await trio.sleep(2 * IDLE_S)

@@ -381,14 +381,14 @@ async def test_a_damaged_file_is_left_for_others_that_have_its_pages(caplog: pyt
 
 @pytest.mark.parametrize(("vouched", "later"), [(True, True), (False, False), (False, True)])
 async def test_snapshots_with_a_time_of_their_own_are_taken_when_the_live_database_vouches_for_them(
-    vouched: bool, later: bool, monkeypatch: pytest.MonkeyPatch
+    vouched: bool, later: bool
 ) -> None:
     """`later`: as Litestream makes them, with the time of the snapshot, not that of the transaction."""
     history = await large(6)
     async with opened(history, memory_size=0) as scene:
         past = await scene.past.open(4)
         if later:
-            monkeypatch.setattr("tests.helpers.history.FIRST_TIMESTAMP_MS", FIRST_TIMESTAMP_MS + 12345)
+            history.timestamps[4] += 12345
         await history.publish(9, 1, 4)
         for txid in range(1, 5 if vouched else 7):
             await history.delete(0, txid)
@@ -402,7 +402,7 @@ async def test_snapshots_with_a_time_of_their_own_are_taken_when_the_live_databa
 @pytest.mark.parametrize("noticed", [False, True])
 @pytest.mark.logs("was replaced or restored", "reading the whole database anew")
 async def test_a_replica_made_anew_is_not_mixed_with_what_was_opened_before(
-    noticed: bool, monkeypatch: pytest.MonkeyPatch
+    noticed: bool,
 ) -> None:
     history = await large(6)
     async with opened(history, memory_size=0) as scene:
@@ -410,8 +410,7 @@ async def test_a_replica_made_anew_is_not_mixed_with_what_was_opened_before(
         await content(past)
         for info in await history.store.list_levels():
             await history.store.delete([info])
-        monkeypatch.setattr("tests.helpers.history.FIRST_TIMESTAMP_MS", FIRST_TIMESTAMP_MS + 12345)
-        other = History(storage=history.storage, wal_salts=(2, 2))
+        other = History(storage=history.storage, wal_salts=(2, 2), clock_ms=FIRST_TIMESTAMP_MS + 12345)
         await other.commit({pgno: np.random.default_rng(7 * pgno).bytes(512) for pgno in range(1, PAGES + 1)})
         for txid in range(2, 8):
             await other.commit({1: b"another %d" % txid, 50 + txid: b"changed at %d" % txid})
