@@ -22,6 +22,7 @@ from litereplica.testing.ltx_files import encode_file
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.conftest import S3Bucket
 from tests.format.builders import CraftedFile, block_frame, craft, make_header, make_page
+from tests.helpers.namespaces import in_a_namespace
 from tests.helpers.publisher import Publisher
 
 pytestmark = pytest.mark.slow
@@ -305,7 +306,7 @@ def test_a_mount_point_where_something_else_is_mounted(place: Place, publisher: 
 def test_a_machine_without_dev_fuse(place: Place, publisher: Publisher) -> None:
     """In a mount namespace of its own, where /dev/fuse is hidden: the machine's is not touched."""
     script = 'mount -t tmpfs none /dev && exec "$@"'
-    prefix = ("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh")
+    prefix = (*in_a_namespace(), "sh", "-c", script, "sh")
     outcome = litereplica("mount", publisher.url, place.mountpoint, "--name", "app.db", prefix=prefix)
     check(outcome, ExitCode.ENVIRONMENT, "/dev/fuse does not exist", "modprobe fuse")
     assert Path("/dev/fuse").exists()
@@ -313,7 +314,7 @@ def test_a_machine_without_dev_fuse(place: Place, publisher: Publisher) -> None:
 
 def test_a_dev_fuse_that_cannot_be_opened(place: Place, publisher: Publisher) -> None:
     script = 'mount -t tmpfs -o nodev none /dev && mknod /dev/fuse c 10 229 && exec "$@"'
-    prefix = ("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh")
+    prefix = (*in_a_namespace(), "sh", "-c", script, "sh")
     outcome = litereplica("mount", publisher.url, place.mountpoint, "--name", "app.db", prefix=prefix)
     check(outcome, ExitCode.ENVIRONMENT, "/dev/fuse cannot be opened", "Permission denied")
 
