@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from litereplica import times
 from litereplica.errors import LiteReplicaError
 from litereplica.ltxstore import lease, spooled_file
 from litereplica.ltxstore.conditions import PROBE_PREFIX
@@ -32,7 +33,7 @@ from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.base import Storage
 from litereplica.storage.wrappers import Call, Operation, WrapperStorage
 from litereplica.testing.faults import When
-from litereplica.writer.database import checkpoint
+from litereplica.writer.database import checkpoint, file_watch
 from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.replicator import ReplicatorOptions, open_replicator
@@ -136,6 +137,12 @@ class WriterProcess:
         self._pid = 0
 
     @property
+    def pid(self) -> int:
+        """The process of the writer that runs."""
+        assert self.runs
+        return self._pid
+
+    @property
     def runs(self) -> bool:
         """Is a writer meant to be running?"""
         return self._pid != 0
@@ -147,11 +154,13 @@ class WriterProcess:
         lease: LeaseMode = LeaseMode.OFF,
         barrier_frames: int = MAX_BARRIER_FRAMES,
         take_over: bool = False,
+        clock_offset_ms: int = 0,
     ) -> str:
         """Start a writer; returns when it has published once, or with the error that ended it ("" is none).
 
         `crash_at` is a crash point and the number of the pass, as in `sending:3`, or the same with one of
         `STORE_POINTS`; the writer may then be dead. `barrier_frames`: `checkpoint.MAX_BARRIER_FRAMES`.
+        The clock that stamps files is ahead by `clock_offset_ms`.
         """
         answer = self._nursery.ask(
             database=str(self._database),
@@ -160,6 +169,7 @@ class WriterProcess:
             lease=lease.value,
             barrier_frames=barrier_frames,
             take_over=take_over,
+            clock_offset_ms=clock_offset_ms,
         )
         self._pid = answer["pid"]
         error: str = answer.get("error", "")
@@ -222,6 +232,7 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
     checkpoint.AHEAD_FRAMES = AHEAD_FRAMES
     checkpoint.MAX_BARRIER_FRAMES = request["barrier_frames"]
     checkpoint.PARTIAL_RETRY_S = 0.1
+    file_watch.EXPLAIN_WITHIN_S = 0.5
     spooled_file.MEMORY_BYTES = MEMORY_LIMIT
     publisher.MAX_BATCH_BYTES = 200_000
     lease.TERM_MS, lease.RENEW_BEFORE_MS = LEASE_TERM_MS, 2 * LEASE_TERM_MS // 3
@@ -233,7 +244,10 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
         crash_points.install(CrashPoint(name), int(passes))
     try:
         options = ReplicatorOptions(
-            lease=LeaseMode(request["lease"]), take_over=request["take_over"], sync_interval_s=SYNC_INTERVAL_S
+            lease=LeaseMode(request["lease"]),
+            take_over=request["take_over"],
+            sync_interval_s=SYNC_INTERVAL_S,
+            now_ms=lambda: times.wall_clock_ms() + int(request["clock_offset_ms"]),
         )
         trio.run(_replicate, Path(request["database"]), store, options, out)
     except LiteReplicaError as exc:

@@ -2,7 +2,8 @@
 
 The application changes its database in every way that SQLite has, checkpoints, disconnects, is killed; the writer is
 started, stopped, and killed, at any moment or at a named point; while it is down its local state is lost, the journal
-mode is switched there and back, an older copy takes the database's place.
+mode is switched there and back, an older copy takes the database's place, the link that leads to it is repointed, the
+clock is set. An older copy also overwrites the database while it is replicated.
 
 Whenever all is published, the replica is the database, byte for byte. Each TXID on the way is a state that the
 application had committed, none older than the one before, and no object that was once there has ever changed.
@@ -10,8 +11,10 @@ application had committed, none older than the one before, and no object that wa
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import time
@@ -22,6 +25,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from litereplica.errors import SourceChanged
 from tests.helpers.app import Application
 from tests.helpers.crash_points import CrashPoint
 from tests.helpers.follower import Follower
@@ -50,9 +54,14 @@ class WriterMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="writer-model-"))
-        self.database = self.directory / "app.db"
-        self.state = self.directory / ".app.db-litereplica"
+        self.places = [self.directory / "one", self.directory / "two"]
+        for place in self.places:
+            place.mkdir()
+        self.link = self.directory / "current"
+        self.link.symlink_to(self.places[0])
+        self.database = self.link / "app.db"
         self.state_was_lost = False
+        self.clock_offset_ms = 0
         self.copy = self.directory / "copy"
         self.follower = Follower(self.directory / "replica")
         self.writer = WriterProcess(self.database, f"file://{self.directory}/replica")
@@ -64,7 +73,8 @@ class WriterMachine(RuleBasedStateMachine):
     )
     def create(self, page_size: int, auto_vacuum: str) -> None:
         self.page_size = page_size
-        self.app = Application(self.database, page_size=page_size, setup=f"PRAGMA auto_vacuum = {auto_vacuum};")
+        setup = f"PRAGMA auto_vacuum = {auto_vacuum};"
+        self.app = Application(self.database, page_size=page_size, setup=setup)
         self.reader = Application(self.database)
         self.app.call("PRAGMA cache_size = 10")
         self.do("CREATE TABLE t (n INTEGER PRIMARY KEY, x)")
@@ -176,7 +186,7 @@ class WriterMachine(RuleBasedStateMachine):
     @precondition(writer_is_down)
     @rule()
     def writer_starts(self) -> None:
-        error = self.writer.start()
+        error = self.writer.start(clock_offset_ms=self.clock_offset_ms)
         if self.state_was_lost and "does not continue" in error:  # who published the newest file is not known
             error = self.writer.start(take_over=True)
         assert error == ""
@@ -243,6 +253,54 @@ class WriterMachine(RuleBasedStateMachine):
                 self.app.call("PRAGMA journal_mode = delete")
             self.app.call(BUSY_TIMEOUT)
 
+    @precondition(writer_is_down)
+    @rule(minutes=st.sampled_from([-60, -1, 1, 60]))
+    def clock_is_set(self, minutes: int) -> None:
+        self.clock_offset_ms += minutes * 60_000
+
+    @precondition(lambda self: writer_is_down(self) and self.copy.exists())
+    @rule()
+    def link_is_repointed(self) -> None:
+        """To an older copy in another directory, which has none of the writer's notes, or those of a former time."""
+        self.app.disconnect()
+        self.reader.disconnect()
+        self.places.reverse()
+        for suffix in ("-wal", "-shm", "-journal"):
+            (self.places[0] / f"app.db{suffix}").unlink(missing_ok=True)
+        shutil.copyfile(self.copy, self.places[0] / "app.db")
+        new = self.directory / "new-link"
+        new.symlink_to(self.places[0])
+        new.rename(self.link)
+        self.state_was_lost = True
+        self.database_was_changed()
+
+    @precondition(lambda self: writer_runs(self) and self.copy.exists())
+    @rule(commits=st.integers(0, 3))
+    def copy_overwrites_the_database_meanwhile(self, commits: int) -> None:
+        """Once all of the WAL is in the database: what becomes of frames that are laid over other pages is chance.
+
+        The writer ends with the next look at the file, and starts again.
+        """
+        self.reader.disconnect()
+        self.everything_is_published()
+        self.app.disconnect()
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.is_settled():
+            assert time.monotonic() < deadline, "the writer does not settle"
+            time.sleep(POLL_S)
+        os.kill(self.writer.pid, signal.SIGSTOP)  # a file that is half written has no right content
+        self.database.write_bytes(self.copy.read_bytes())
+        self.database_was_changed()
+        differs = self.committed[-1] != self.follower.digests[-1]
+        self.commits_in_a_row(commits)
+        os.kill(self.writer.pid, signal.SIGCONT)
+        if differs:
+            while not self.writer.has_ended:
+                assert time.monotonic() < deadline, "the writer does not notice"
+                time.sleep(POLL_S)
+            assert self.writer.stop() == SourceChanged.exit_code
+            self.writer_starts()
+
     @rule()
     def copy_is_made(self) -> None:
         self.app.save(self.copy)
@@ -259,10 +317,27 @@ class WriterMachine(RuleBasedStateMachine):
         else:
             shutil.copyfile(self.copy, self.directory / "new")
             (self.directory / "new").rename(self.database)
-        self.tables = self.app.call("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'u%'")[0][0]
-        self.record()
+        self.database_was_changed()
 
     # --- helpers -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> Path:
+        """The writer's notes, beside the database itself."""
+        return self.places[0] / ".app.db-litereplica"
+
+    def is_settled(self) -> bool:
+        """Everything is published and in the database file, and noted."""
+        try:
+            mark = json.loads((self.state / "checkpoint.json").read_bytes())
+        except FileNotFoundError:
+            return False
+        return bool(mark["txid"] == self.follower.txid)
+
+    def database_was_changed(self) -> None:
+        """By something else than the application."""
+        self.tables = self.app.call("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'u%'")[0][0]
+        self.record()
 
     def do(self, sql: str, *parameters: object) -> None:
         """One transaction of the application."""
