@@ -136,7 +136,10 @@ class MountedReplica:
 
     def umount(self, *, lazy: bool = False) -> None:
         """`litereplica umount`, which must succeed; without `lazy` the daemon has ended afterwards."""
-        done = _run([litereplica_binary(), "umount", str(self.mountpoint), *(["--lazy"] if lazy else [])])
+        command = [litereplica_binary(), "umount", str(self.mountpoint), *(["--lazy"] if lazy else [])]
+        deadline = time.monotonic() + END_DEADLINE_S
+        while "is also mounted" in (done := _run(command)).stderr and time.monotonic() < deadline:
+            time.sleep(WAIT_S)  # another program has just begun a mount namespace, with a copy of every mount
         if done.returncode != 0:
             raise MountError(f"umount: exit code {done.returncode}: {done.stderr}")
         if not lazy:
