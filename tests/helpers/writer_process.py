@@ -17,6 +17,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -251,7 +252,8 @@ def _run_writer(request: dict[str, Any], out: int) -> int:
         )
         trio.run(_replicate, Path(request["database"]), store, options, out)
     except LiteReplicaError as exc:
-        os.write(out, f"error {exc}\n".encode())
+        with suppress(BrokenPipeError):  # nobody listens any more once it has started
+            os.write(out, f"error {exc}\n".encode())
         return int(exc.exit_code)
     except BaseException:  # whatever it is, the test is to see it
         os.write(out, f"error {traceback.format_exc()!r}\n".encode())
