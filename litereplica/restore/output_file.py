@@ -16,25 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
-from litereplica.file_io import fsync_directory
+from litereplica.file_io import fsync_directory, lock_holder
 from litereplica.format.walindex import LOCK_DMS
 
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _NAME_CHARACTERS = 50
 """Characters of the final name in the temporary one, so that it does not become too long for a file name."""
-
-_FLOCK = struct.Struct("hhqqi4x")
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -148,13 +144,12 @@ class OutputFile:
         except OSError:
             return
         try:
-            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCK_DMS, 1, 0)
-            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, wanted))
+            process = lock_holder(fd, LOCK_DMS)
         finally:
             os.close(fd)
-        if kind != fcntl.F_UNLCK:
+        if process is not None:
             hint = "stop it first: it would not notice, and what it writes would be lost"
-            raise UsageError(f"{self.path} is open in process {pid}", hint=hint)
+            raise UsageError(f"{self.path} is open in process {process}", hint=hint)
 
     def _sidecars(self) -> list[Path]:
         paths = [self.path.with_name(self.path.name + suffix) for suffix in SIDECARS]

@@ -2,7 +2,7 @@
 
     Attachment   holds the database, and publishes its content when it is attached
     Publisher    publishes the transactions that the WAL has gained
-    checkpoint   moves the WAL into the database file
+    Checkpointer moves the WAL into the database file, and lets the application do so
     Parker       records the state of an idle database that can be closed
     Replicator   the loop that does these in turn, in one task; a second task logs outages of the store
 
@@ -33,14 +33,15 @@ from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
 from litereplica.writer.attachment import Attachment
 from litereplica.writer.backoff import Pace, retry_delay_s
-from litereplica.writer.database.checkpoint import Outcome, checkpoint, move_ahead
+from litereplica.writer.checkpointer import Checkpointer
+from litereplica.writer.database.checkpoint import Outcome, move_ahead
 from litereplica.writer.database.litestream_guard import refuse_if_litestream_runs
 from litereplica.writer.database.parked import Parked, quiet_for_s
 from litereplica.writer.database.sqlite_database import open_database
 from litereplica.writer.database.state_directory import Lineage, StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, WalChange, WalFollower
 from litereplica.writer.parker import Parker
-from litereplica.writer.place_check import PLACE_INTERVAL_S, PlaceCheck
+from litereplica.writer.place_check import PlaceCheck
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.lease_keeper import LeaseKeeper, LeaseMode, open_lease_keeper
 from litereplica.writer.publish.outage_log import OutageLog
@@ -52,6 +53,9 @@ from litereplica.writer.statistics import ReplicationCounters, Statistics
 
 log = logging.getLogger(__name__)
 
+LOCK_INTERVAL_S = 0.1
+"""Between checks, while publishing waits for the sync interval, whether a checkpoint of the application waits for us:
+short beside any busy timeout."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After this time the ctime of a file shows every later write."""
 PARK_RETRY_S = 5.0
@@ -96,10 +100,11 @@ class Replicator:
         self._options = options
         self._database = context.database
         self._wal = context.wal
+        self._counters = ReplicationCounters(context.database.path)
         self._attachment = Attachment(context, parked=parked, published=self._count)
         self._parker = Parker(context, self._attachment, token)
+        self._checkpointer = Checkpointer(context, self._attachment, self._counters, publish=self._publish)
         self._place = PlaceCheck(context)
-        self._counters = ReplicationCounters(context.database.path)
         self._publish_at_s = 0.0
         self._park_at_s = 0.0
         self._active_s = trio.current_time() - quiet_s
@@ -119,7 +124,7 @@ class Replicator:
             counters.pages,
             counters.bytes,
             counters.checkpoints,
-            self._wal_frames(),
+            self._checkpointer.frames,
             self._context.lease.held(),
             (wal.committed - wal.position) * wal.frame_size,
             counters.behind_s,
@@ -240,17 +245,19 @@ class Replicator:
             await self._attachment.complete()
         if self._database.is_in_doubt:
             await self._database.run(lambda: require_unchanged(self._context, self._attachment.publisher.last))
-        await self._renew_read()
-        if now_s < self._publish_at_s:
-            longest_s = self._options.pace.look_interval_s() if self._database.may_restart else PLACE_INTERVAL_S
+        await self._checkpointer.renew_read()
+        if now_s < self._publish_at_s and not self._checkpointer.take_turn():
+            soon = await self._checkpointer.give_way() or self._database.may_restart
+            longest_s = max(self._options.pace.look_interval_s(), 0.0 if soon else LOCK_INTERVAL_S)
             return min(self._publish_at_s - now_s, longest_s)
         if self._wal.look() is WalChange.FRAMES:
             await self._database.run(lambda: move_ahead(self._database, self._wal))
         if await self._publish():
             self._active_s = now_s
             self._publish_at_s = now_s + self._options.sync_interval_s
-        if self._attachment.schedule.due(trio.current_time(), frames=self._wal_frames()):
-            await self._checkpoint(self._attachment.schedule.publish_limit_s)
+        await self._checkpointer.give_way()
+        await self._checkpointer.checkpoint_if_due()
+        await self._checkpointer.shrink_if_due(now_s - self._active_s)
         if self._attachment.marks.is_due:
             await self._database.run(self._attachment.marks.write_if_certain)
         return self._options.pace.look_interval_s(now_s - self._active_s)
@@ -270,8 +277,8 @@ class Replicator:
 
     async def _settle(self) -> None:
         """Checkpoint and write the mark, so that the next start needs no comparison even if the WAL is gone by then."""
-        if self._wal_frames():
-            await self._checkpoint(self._attachment.schedule.publish_limit_s)
+        if self._checkpointer.frames:
+            await self._checkpointer.checkpoint()
         if await self._database.run(self._parker.leave) is None:
             await trio.sleep(MARK_DELAY_S)
             if await self._database.run(self._parker.leave) is None:
@@ -285,17 +292,12 @@ class Replicator:
         now_s = trio.current_time()
         if not self._attachment.is_complete or now_s < max(self._park_at_s, self._attachment.schedule.not_before_s):
             return None
-        if self._wal_frames():
-            outcome = await self._checkpoint(self._attachment.schedule.publish_limit_s)
+        if self._checkpointer.frames:
+            outcome = await self._checkpointer.checkpoint()
             if outcome not in (Outcome.DONE, Outcome.PARTIAL):
                 self._park_at_s = now_s + PARK_RETRY_S
                 return None
         return await self._database.run(self._parker.leave)
-
-    async def _renew_read(self) -> None:
-        """Renew the held read once the WAL has been restarted (`SQLiteDatabase.renew_read`)."""
-        if self._database.may_restart and not (self._wal.is_sealed and self._wal.is_intact()):
-            await self._database.run(self._database.renew_read)
 
     # --- publishing
 
@@ -316,26 +318,9 @@ class Replicator:
         return files
 
     def _count(self, published: Prepared) -> None:
-        self._counters.count(published, wal_frames=self._wal_frames())
+        self._counters.count(published, wal_frames=self._checkpointer.frames)
         if self._options.on_published is not None:
             self._options.on_published(published.info)
-
-    def _wal_frames(self) -> int:
-        return 0 if self._wal.is_sealed else self._wal.committed
-
-    # --- checkpoints
-
-    async def _checkpoint(self, limit_s: float) -> Outcome:
-        self._attachment.marks.forget()
-        outcome = await checkpoint(self._database, self._wal, self._publish, publish_limit_s=limit_s)
-        self._attachment.schedule.record(trio.current_time(), outcome)
-        log.debug("checkpoint: %s, %d frames", outcome.value, self._wal.position)
-        if outcome is Outcome.DONE:
-            self._counters.count_checkpoint()
-            self._attachment.mark_if_sealed()
-        elif outcome is Outcome.LOST:
-            self._detach()
-        return outcome
 
     # --- errors
 

@@ -17,6 +17,14 @@ committed until then, as the application's own checkpoints may at any time. That
 throughout: restarting the WAL needs the lock that the read holds, so all frames stay in the WAL as well, and the next
 file has them. It also leaves little to sync to disk while commits wait: without it the longest commit takes 1.1 to 3.4
 times as long.
+
+`give_way` lets a checkpoint of the application restart the WAL although we hold a read (FULL, RESTART, TRUNCATE):
+
+    some frames are not published                  the held read is renewed: what was committed until now is copied
+    some frames are not in the database file       a guard takes the held read's place: everything is copied
+    all is in the database file, and published     the held read, or the guard, is replaced by a read of kind 1
+
+A read or the guard is held throughout, so nothing can be lost between, and no comparison is needed afterwards.
 """
 
 from __future__ import annotations
@@ -100,6 +108,28 @@ def move_ahead(database: SQLiteDatabase, wal: WalFollower) -> None:
         return
     wal.sync()
     database.checkpoint()
+
+
+def give_way(database: SQLiteDatabase, wal: WalFollower) -> bool:
+    """Let a checkpoint of another process that waits for readers go on, as far as the held read is concerned. Blocks.
+
+    Returns True if it may restart the WAL now. Otherwise frames are to be published, or it has some to copy. Call it
+    again while the checkpoint waits, in any case (a read that begins while a checkpoint ends its copying gets a read
+    mark although everything is copied), and also afterwards, while a guard is in the held read's place.
+    """
+    published = wal.position
+    is_current = wal.is_intact()  # frames of a WAL that is restarted after this are not copied: we hold a read
+    if not is_current or wal.committed != published:
+        database.renew_read()
+        return False
+    if database.allow_restart(published):
+        wal.seal(published)
+        return True
+    if database.awaits_readers():
+        database.guard()
+    else:
+        database.renew_read()
+    return False
 
 
 async def checkpoint(

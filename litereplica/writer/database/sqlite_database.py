@@ -13,14 +13,21 @@ database file. There are two kinds of held read:
 So everything committed while the read is held stays in the WAL until it is released, and the database file receives
 only frames from before. Pages read from the file, overlaid with the frames of the WAL, are consistent.
 
+One kind is replaced by the other (`renew_read`, `allow_restart`) by another connection, which begins its read before
+the held one ends: at each moment at least one is held.
+
 A read of kind 1 slows commits down: a connection that checkpoints automatically, as SQLite does from 1,000 frames on,
 sorts the whole WAL with each commit, only to find that it may not copy anything. So when the WAL has been restarted,
-the read is replaced by one of kind 2 (`renew_read`); at each moment at least one read is held.
+the read is replaced by one of kind 2.
 
-POSIX locks belong to the process, and closing *any* descriptor of a file drops its locks. Therefore the database is
-read through one descriptor that is opened before the connections and closed after them, and no other code of this
-process may open the file meanwhile, not even briefly: `looks_like_database`, which tests whether a file is a database,
-does not open those that are open. The `-wal` file carries no locks.
+A read of kind 2 makes a checkpoint of the application that wants to restart the WAL (FULL, RESTART, TRUNCATE) wait, and
+with it all commits, because such a checkpoint holds the write lock. It shows by its locks on the `-shm`
+(`awaits_readers`); once everything is published, `allow_restart` replaces the read by one of kind 1. A checkpoint waits
+for the lock of a read mark even if the mark has been raised meanwhile. Then a *guard* takes the read's place: a lock of
+a read mark that is not in use (`WalGuard`), with which everything may be copied, and the WAL still not be restarted.
+
+The database and the `-shm` are each opened once, and closed after the connections: closing *any* descriptor of a file
+drops the process's locks on it (`open_files.py`). The `-wal` file carries no locks.
 
 Nothing here writes to the database, except for the switch to WAL mode and the checkpoints that are asked for. All
 methods block; `run` calls them in a thread, one at a time.
@@ -29,62 +36,48 @@ methods block; `run` calls them in a thread, one at a time.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 import trio
 
-from litereplica.errors import DamagedFile, EnvironmentProblem, UsageError
+from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_io import lock_holder
 from litereplica.format.sqlite import page_offset
+from litereplica.format.walindex import LOCK_CHECKPOINT, LOCK_WRITE
 from litereplica.types import Pgno
+from litereplica.writer.database.connections import (
+    BUSY_TIMEOUT_MS,
+    WalState,
+    explained,
+    open_connection,
+    read_schema,
+    read_wal_state,
+    structure_problem,
+    switch_to_wal,
+)
 from litereplica.writer.database.file_watch import Doubt, FileStatus, FileWatch
 from litereplica.writer.database.open_files import close_file, open_file
 from litereplica.writer.database.state_directory import FileIdentity
+from litereplica.writer.database.wal_guard import WalGuard
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 MIN_SQLITE = 3_051_003
 """3.51.3 is the first release without the WAL-reset bug, which an outside checkpointer would trigger."""
 
-BUSY_TIMEOUT_MS = 1000
-"""Litestream's value: other programs may open, switch or recover the database meanwhile."""
 BARRIER_ATTEMPTS = 200
 BARRIER_PAUSE_S = 0.0005
 """Attempts to take the write lock, for about 0.1 s. SQLite's own busy handler sleeps too long to find a gap."""
 
 LARGE_WAL_BYTES = 64 << 20
 """Sixteen times the size at which SQLite checkpoints. SQLite keeps the file at its largest size."""
-
-PROGRESS_STEPS = 10_000
-"""Of SQLite's virtual machine between two questions whether to go on: some milliseconds."""
-DAMAGE_PREFIX = "*** in database main ***"
-
-STATE_ATTEMPTS = 100
-"""Attempts, `BARRIER_PAUSE_S` apart, to read the state of the WAL: a commit changes the WAL index for microseconds, and
-longer only if its process is suspended meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class WalState:
-    """The state of the WAL by SQLite's count, in frames; `log` is 0 if the next writer will restart it."""
-
-    log: int
-    backfilled: int
-
-    @property
-    def sealed(self) -> bool:
-        """True if all frames are in the database file."""
-        return self.log == self.backfilled
 
 
 class SQLiteDatabase:
@@ -102,8 +95,9 @@ class SQLiteDatabase:
         self.page_size = 0
         self.switched = False
         self.may_restart = False
-        self._held_log = 0  # frames of the WAL when the read was taken, or more; 0 for a read of kind 1
         self._fd = -1
+        self._shm_fd = -1
+        self._guard = WalGuard()
         self._claimed = (0, 0)
         self.is_distrusted = False
         self._watch = FileWatch()
@@ -126,13 +120,19 @@ class SQLiteDatabase:
         with explained(self.path):
             self._reader, self._barrier, self._checkpointer = (self._connect() for _ in range(3))
             self._barrier.set_busy_handler(_wait_for_write_lock)
-            self.switched = self._switch_to_wal()
+            self.switched = switch_to_wal(self._reader, self.path)
             self.page_size = int(self._reader.pragma("page_size"))
-            self._read_schema(self._checkpointer)  # a connection opens the WAL with its first read
+            read_schema(self._checkpointer)  # a connection opens the WAL with its first read
+        with contextlib.suppress(OSError):
+            self._shm_fd = os.open(self.path.with_name(self.path.name + "-shm"), os.O_RDONLY | os.O_CLOEXEC)
+            self._guard.open(self._shm_fd)
 
     def close(self) -> None:
-        """Close the connections and the file. The WAL is not changed."""
+        """Close the connections and the files. The WAL is not changed."""
         self._connections.close()
+        if self._shm_fd >= 0:
+            os.close(self._shm_fd)
+            self._shm_fd = -1
         if self._fd >= 0:
             close_file(self._fd, self._claimed)
             self._fd = -1
@@ -140,36 +140,69 @@ class SQLiteDatabase:
     def take_read(self) -> WalState:
         """Begin the held read of what is committed now, under the barrier. Returns the state of the WAL."""
         self._reader.execute("BEGIN")
-        self._read_schema(self._reader)
+        read_schema(self._reader)
         state = self._judge()
         self.may_restart = state.sealed
-        self._held_log = 0 if state.sealed else state.log
         return state
 
     def renew_read(self) -> bool:
-        """Replace the held read by one of kind 2, without the barrier. False if nothing was committed since.
+        """Replace the held read by one of kind 2 of what is committed now, without the barrier.
 
-        Another connection holds a read meanwhile. It is of kind 2 as well, since the held read has kept some frames
-        from being copied.
+        False if all frames are in the database file: a read that begins now would not keep the WAL. They are counted
+        while both reads are held. If some are left, either the new read has a read mark, or, as READ(0), it keeps these
+        from being copied, so that the WAL is not restarted either.
         """
-        if self.wal_state().log <= self._held_log:
-            return False
-        self._checkpointer.execute("BEGIN")
-        try:
-            self._read_schema(self._checkpointer)
-            self.release_read()
-            self._reader.execute("BEGIN")
-            self._read_schema(self._reader)
-        finally:
-            self._checkpointer.execute("ROLLBACK")
+        with self._second_read():
+            if read_wal_state(self._barrier).sealed:
+                return False
+            self._exchange()
+        self._guard.release()
         self.may_restart = False
-        self._held_log = self.wal_state().log
         return True
 
+    def allow_restart(self, frames: int) -> bool:
+        """Replace the held read by one of kind 1, without the barrier.
+
+        Done only if the WAL has exactly these `frames`, which must be published, and all are in the database file; else
+        returns False. They are counted while the other connection holds its read: that keeps any later frame in the
+        WAL, and this count shows that no earlier one is missing.
+        """
+        with self._second_read():
+            if read_wal_state(self._barrier) != WalState(frames, frames):
+                return False
+            self._watch.judge(FileStatus.of(self._fd), backfilled=frames)
+            self._exchange()
+        self._guard.release()
+        self.may_restart = True
+        return True
+
+    @property
+    def is_guarded(self) -> bool:
+        """True if a guard has taken the held read's place."""
+        return self._guard.is_held
+
+    def guard(self) -> bool:
+        """Let a guard take the held read's place. False if it cannot, or has done so before."""
+        if self._guard.is_held or not self._guard.take():
+            return False
+        self._end_read(self._reader)
+        self.may_restart = False
+        return True
+
+    def awaits_readers(self) -> bool:
+        """True if another process has a checkpoint under way that holds the write lock: FULL, RESTART or TRUNCATE.
+
+        Such a checkpoint waits for readers for as long as its busy timeout. Two system calls; does not block.
+        """
+        if self._shm_fd < 0:
+            return False
+        process = lock_holder(self._shm_fd, LOCK_CHECKPOINT)
+        return process is not None and process == lock_holder(self._shm_fd, LOCK_WRITE)
+
     def release_read(self) -> None:
-        """End the held read, if there is one."""
-        if self._reader.in_transaction:
-            self._reader.execute("ROLLBACK")
+        """End the held read, if there is one, or what has taken its place."""
+        self._end_read(self._reader)
+        self._guard.release()
 
     def leave_to_sqlite(self) -> None:
         """Let SQLite delete the WAL if ours are the last connections to close; truncate it now if it is large.
@@ -179,9 +212,22 @@ class SQLiteDatabase:
         for connection in (self._reader, self._barrier, self._checkpointer):
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         if self.wal_path.stat().st_size > LARGE_WAL_BYTES:
-            self._checkpointer.set_busy_timeout(0)
-            with contextlib.suppress(apsw.BusyError):
-                self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self.truncate_wal()
+
+    def truncate_wal(self) -> bool:
+        """Empty the WAL file, of which everything must be published. False if another connection uses the WAL.
+
+        While a read of kind 1 is held, nothing that was committed since then can be lost: SQLite empties a WAL only
+        once all of it is in the database file, and that read keeps later frames out of it.
+        """
+        self._checkpointer.set_busy_timeout(0)
+        try:
+            self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        finally:
+            self._checkpointer.set_busy_timeout(BUSY_TIMEOUT_MS)
+        return True
 
     def begin_barrier(self) -> bool:
         """Take the write lock, so that no other connection commits. False if another connection keeps holding it."""
@@ -233,37 +279,16 @@ class SQLiteDatabase:
         return FileIdentity.of(status) if self._watch.is_certain(FileStatus.of(self._fd)) else None
 
     def wal_state(self) -> WalState:
-        """The state of the WAL; exact under the barrier with the read held. Not within a checkpointer transaction.
-
-        While a commit changes the WAL index, SQLite answers BUSY, and this tries again.
-        """
-        for _ in range(STATE_ATTEMPTS):
-            self._read_schema(self._checkpointer)
-            with contextlib.suppress(apsw.BusyError):
-                return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
-            time.sleep(BARRIER_PAUSE_S)
-        return WalState(*self._checkpointer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP))
+        """The state of the WAL; exact under the barrier with the read held."""
+        return read_wal_state(self._checkpointer)
 
     def page_count(self) -> int:
         """Size of the database in pages, as the held read sees it."""
         return int(self._reader.pragma("page_count"))
 
     def structure_problem(self, give_up: Callable[[], bool]) -> str | None:
-        """What SQLite finds wrong with the structure of the database, as the held read sees it; None if nothing.
-
-        `give_up` is called now and then, and ends the check if it returns True.
-        """
-        self._reader.set_progress_handler(give_up, PROGRESS_STEPS)
-        try:
-            found = str(self._reader.execute("PRAGMA quick_check(1)").fetchone()[0])  # type: ignore[index]
-        except (apsw.CorruptError, apsw.NotADBError) as exc:
-            return str(exc)
-        except apsw.Error:  # it was ended, or needs a function or a collation of the application
-            return None
-        finally:
-            self._reader.set_progress_handler(None)
-        # constraints that the content violates are no damage
-        return found.removeprefix(DAMAGE_PREFIX).strip() if found.startswith(DAMAGE_PREFIX) else None
+        """What SQLite finds wrong with the database, as the held read sees it; as `connections.structure_problem`."""
+        return structure_problem(self._reader, give_up)
 
     def read_page(self, pgno: Pgno) -> bytes:
         """A page of the database file, padded with zeros beyond its end."""
@@ -296,27 +321,28 @@ class SQLiteDatabase:
         self._watch.judge(FileStatus.of(self._fd), backfilled=state.backfilled)
         return state
 
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
-        self._connections.callback(connection.close)
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        connection.pragma("wal_autocheckpoint", 0)
-        return connection
-
-    def _switch_to_wal(self) -> bool:
-        mode = self._reader.pragma("journal_mode")
-        if mode == "wal":
-            return False
-        switched = self._reader.pragma("journal_mode", "wal")
-        if switched != "wal":
-            raise UsageError(f"{self.path} cannot leave journal mode {switched}", hint="replicate a WAL database")
-        log.info("switched %s from journal mode %s to WAL, which replication needs", self.path, mode)
-        return True
+    @contextmanager
+    def _second_read(self) -> Iterator[None]:
+        """Hold a read on the checkpointer during the block; if the block exchanges the two, the old read ends."""
+        self._checkpointer.execute("BEGIN")
+        try:
+            read_schema(self._checkpointer)
+            yield
+        finally:
+            self._end_read(self._checkpointer)
 
     @staticmethod
-    def _read_schema(connection: apsw.Connection) -> None:
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    def _end_read(connection: apsw.Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+    def _exchange(self) -> None:
+        self._reader, self._checkpointer = self._checkpointer, self._reader
+
+    def _connect(self) -> apsw.Connection:
+        connection = open_connection(self.path)
+        self._connections.callback(connection.close)
+        return connection
 
 
 @asynccontextmanager
@@ -346,22 +372,3 @@ async def open_database(path: Path, *, within: Path | None = None) -> AsyncItera
 def _wait_for_write_lock(attempts: int) -> bool:
     time.sleep(BARRIER_PAUSE_S)
     return attempts < BARRIER_ATTEMPTS
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Translate SQLite's errors while opening into ours."""
-    try:
-        yield
-    except apsw.NotADBError as exc:
-        raise UsageError(f"{path} is not a SQLite database", hint="name a SQLite database") from exc
-    except apsw.BusyError as exc:
-        raise EnvironmentProblem(
-            f"{path} is locked by another program", hint="try again when its transaction has ended"
-        ) from exc
-    except apsw.CorruptError as exc:
-        raise DamagedFile(str(path), str(exc), hint="run 'PRAGMA integrity_check' on it") from exc
-    except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError, apsw.FullError) as exc:
-        raise EnvironmentProblem(
-            f"SQLite cannot open {path}: {exc}", hint="check space and permissions of the file and of its directory"
-        ) from exc

@@ -142,6 +142,8 @@ class WalFollower:
         if header is None:
             return WalChange.NONE
         if self._end and not self._ends_as_read():
+            if self.is_sealed and not self.is_intact():
+                return self.look()  # restarted since its header was read above
             self._forget_ahead()
             return WalChange.FRAMES if self._end == 0 or self._ends_as_read() else WalChange.LOST
         at = self._frame_header(self._end)

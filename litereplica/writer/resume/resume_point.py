@@ -32,9 +32,10 @@ from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.restore.provenance import read_provenance
 from litereplica.types import FileInfo
+from litereplica.writer.database.connections import WalState
 from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.published import Published, Version
-from litereplica.writer.database.sqlite_database import SQLiteDatabase, WalState
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity, Lineage
 from litereplica.writer.database.wal_follower import WalFollower
 from litereplica.writer.publish.context import WriterContext
