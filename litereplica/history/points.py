@@ -18,7 +18,7 @@ from litereplica.format import ltx
 from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.history.timeline import PARALLEL_HEADERS, find_txid
 from litereplica.ltxstore.plan import reachable_txids, require_files
-from litereplica.ltxstore.store import LTXStore, check_name
+from litereplica.ltxstore.store import LTXStore, again_if_damaged, check_name
 from litereplica.storage.base import ByteRange
 from litereplica.types import TXID, FileInfo
 
@@ -125,7 +125,7 @@ async def _read_point(store: LTXStore, txid: TXID, infos: Sequence[FileInfo], co
     gone = 0
     for info in infos:
         try:
-            header, changed = await _read_header(store, info, counting)
+            header, changed = await again_if_damaged(partial(_read_header, store, info, counting))
         except NotFound:
             gone += 1
         except DamagedFile:

@@ -24,11 +24,9 @@ from functools import partial
 
 from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
-from litereplica.format import ltx
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.plan import reachable_txids, require_files
-from litereplica.ltxstore.store import LTXStore, check_name
-from litereplica.storage.base import ByteRange
+from litereplica.ltxstore.store import LTXStore
 from litereplica.times import format_time
 from litereplica.types import TXID, FileInfo
 
@@ -100,11 +98,7 @@ async def timestamps(store: LTXStore, infos: Iterable[FileInfo]) -> dict[FileInf
 
 async def header_timestamp(store: LTXStore, info: FileInfo) -> int:
     """Return the timestamp of a file's header. Raises `NotFound`, `DamagedFile`, and the errors of storage."""
-    blob = await store.get(info, ByteRange(0, ltx.HEADER_SIZE))
-    with store.blame(info):
-        header = ltx.Header.decode(blob.data)
-        check_name(info, header)
-    return header.timestamp_ms
+    return (await store.read_header(info)).timestamp_ms
 
 
 def require_point(files: Sequence[FileInfo], txid: TXID) -> None:

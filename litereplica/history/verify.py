@@ -159,6 +159,10 @@ async def _read_new(
     if unread:
         with progress(sum(info.size for info in unread)) as advance:
             answers.update(await read(store, unread, advance))
+    damaged = [info for info in unread if isinstance(answers[info], DamagedFile)]
+    if damaged:  # in transit, perhaps
+        with progress(sum(info.size for info in damaged)) as advance:
+            answers.update(await read(store, damaged, advance))
 
 
 async def _wrong_frame_checksums(

@@ -8,7 +8,7 @@ again, it is avoided as long as other files contain its transactions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -62,7 +62,7 @@ class Catalog:
 
         Raises the errors of `choose`; `DamagedFile` if only a damaged file would complete the plan.
         """
-        failed = FailedFiles(self.store, damaged=self.damaged)
+        failed = FailedFiles(self.store, damaged=self.damaged, trusting=False)
 
         def note(error: NotFound | DamagedFile) -> None:
             if isinstance(error, DamagedFile) and error.key not in self.damaged:
@@ -102,7 +102,7 @@ class Catalog:
 
     async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | NotFound:
         try:
-            return await again_if_damaged(partial(self.store.open, info))
+            return await self.store.open(info)
         except (NotFound, DamagedFile) as exc:
             return exc
 
@@ -121,11 +121,3 @@ def require_pages(store: LTXStore, files: Sequence[OpenedFile], *, onto: int | N
             with store.blame(file.info):
                 require_growth(header, file.index, commit=onto)
         onto = header.commit
-
-
-async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `read`. It is called once more on `DamagedFile`: the damage may have happened in transit."""
-    try:
-        return await read()
-    except DamagedFile:
-        return await read()

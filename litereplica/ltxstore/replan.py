@@ -5,7 +5,8 @@
         └──────────────┴──────────┘
 
 A listing and the reading of what it names are not atomic: compaction moves transactions to higher levels, and retention
-deletes files. So `plan_and_read` lists again, up to a limit, and then avoids the files that failed.
+deletes files. So `plan_and_read` lists again, up to a limit, and then avoids the files that failed. A damaged file is
+avoided only when it has been damaged twice: the damage may have happened in transit.
 
 Concurrent listings of the levels are not atomic either: a file that is compacted in between may be missing from both
 its old and its new level. So before a plan is considered impossible, the levels are listed once more, one after the
@@ -17,6 +18,7 @@ through which a mount opens its files, at the start and after a 404 (`replica/re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -30,6 +32,8 @@ from litereplica.types import FileInfo
 
 P = TypeVar("P")
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 MAX_PLANS = 8
 """A file may vanish between listing and reading; a replica in which this happens so often cannot be read."""
@@ -53,19 +57,31 @@ class Listing:
 
 
 class FailedFiles:
-    """Files of one store that have vanished or are damaged, by key. `damaged` may be shared with other objects."""
+    """Files of one store that have vanished or are damaged, by key. `damaged` may be shared with other objects.
 
-    def __init__(self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None) -> None:
+    A file is `damaged` from its second failure on. `trusting` is False if its reader has read it twice already.
+    """
+
+    def __init__(
+        self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None, trusting: bool = True
+    ) -> None:
         self.damaged: dict[str, DamagedFile] = {} if damaged is None else damaged
         self._store = store
+        self._trusting = trusting
+        self._suspected: set[str] = set()
         self._vanished: set[str] = set()
 
-    def note(self, error: NotFound | DamagedFile) -> None:
-        """Record the file that `error` is about."""
-        if isinstance(error, DamagedFile):
-            self.damaged[error.key] = error
-        else:
+    def note(self, error: NotFound | DamagedFile) -> bool:
+        """Record the file that `error` is about. Returns False if it is to be read once more."""
+        if not isinstance(error, DamagedFile):
             self._vanished.add(error.key)
+        elif self._trusting and error.key not in self._suspected:
+            log.info("%s is read again: %s", error.key, error.reason)
+            self._suspected.add(error.key)
+            return False
+        else:
+            self.damaged[error.key] = error
+        return True
 
     def sound(self, files: Iterable[FileInfo]) -> list[FileInfo]:
         """Return the files that are not known to be damaged."""

@@ -2,16 +2,18 @@
 
 Maps levels and TXIDs to keys, and defines which requests each access makes. Every header, index and page that is
 returned has passed the checks of `litereplica.format`; anything that fails them raises `DamagedFile` with the key.
-There is no cache and no clock here. `plan.py` makes plans, and the storage retries.
+What fails is requested once more before, as the damage may have happened in transit. There is no cache and no clock
+here. `plan.py` makes plans, and the storage retries.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -28,6 +30,8 @@ from litereplica.storage.open import open_storage
 from litereplica.storage.url import parse_url
 from litereplica.storage.wrappers import MeteredStorage, PrefixStorage
 from litereplica.types import TXID, FileInfo
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +140,11 @@ class LTXStore:
 
         Raises `NotFound`, and `DamagedFile` if the file does not end in a trailer.
         """
-        blob = await self.get(info, Suffix(ltx.TRAILER_SIZE))
-        with self.blame(info):
-            return ltx.decode_trailer(blob.data)
+        return await again_if_damaged(partial(self._read_checksum, info))
+
+    async def read_header(self, info: FileInfo) -> ltx.Header:
+        """Read the header of a file: one small request. Raises `NotFound`, and `DamagedFile` if it fails a check."""
+        return await again_if_damaged(partial(self._read_header, info))
 
     async def open(self, info: FileInfo) -> OpenedFile:
         """Read header and index of a file, and the pages if it is small.
@@ -151,10 +157,7 @@ class LTXStore:
             FileVanished: it was replaced between two requests.
             DamagedFile: it fails a check.
         """
-        if info.size <= WHOLE_FILE_LIMIT:
-            blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
-            return self._decode(info, blob) if len(blob.data) == blob.size else await self._open_large(info, blob)
-        return await self._open_large(info)
+        return await again_if_damaged(partial(self._open, info))
 
     async def next_l0(self, txid: TXID) -> OpenedFile | None:
         """Return the level 0 file of exactly this TXID, or None: a poll takes one request, three for a large file."""
@@ -162,6 +165,8 @@ class LTXStore:
             return None
         try:
             return await self.open(FileInfo(0, txid, txid, 0))
+        except FileVanished:
+            raise
         except NotFound:
             return None
 
@@ -196,6 +201,24 @@ class LTXStore:
     async def aclose(self) -> None:
         """Close the storage."""
         await self.storage.aclose()
+
+    async def _read_checksum(self, info: FileInfo) -> int:
+        blob = await self.get(info, Suffix(ltx.TRAILER_SIZE))
+        with self.blame(info):
+            return ltx.decode_trailer(blob.data)
+
+    async def _read_header(self, info: FileInfo) -> ltx.Header:
+        blob = await self.get(info, ByteRange(0, ltx.HEADER_SIZE))
+        with self.blame(info):
+            header = ltx.Header.decode(blob.data)
+            check_name(info, header)
+        return header
+
+    async def _open(self, info: FileInfo) -> OpenedFile:
+        if info.size <= WHOLE_FILE_LIMIT:
+            blob = await self.get(info, ByteRange(0, WHOLE_FILE_LIMIT))
+            return self._decode(info, blob) if len(blob.data) == blob.size else await self._open_large(info, blob)
+        return await self._open_large(info)
 
     async def _open_large(self, info: FileInfo, start: Blob | None = None) -> OpenedFile:
         """Open a file that is not read whole; `start` are its first bytes, if they have been read already."""
@@ -265,6 +288,14 @@ class LTXStore:
             raise DamagedFile(
                 self.key(info), exc.message, hint="run 'litereplica verify' to see what can be restored"
             ) from exc
+
+
+async def again_if_damaged(read: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `read`. It is called once more on `DamagedFile`: the damage may have happened in transit."""
+    try:
+        return await read()
+    except DamagedFile:
+        return await read()
 
 
 def check_name(info: FileInfo, header: ltx.Header) -> None:

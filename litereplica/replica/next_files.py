@@ -32,7 +32,7 @@ from litereplica.concurrent import gather
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
 from litereplica.format.ltx import Header
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, again_if_damaged, require_pages
+from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, require_pages
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.request_costs import Purpose, RequestCosts
@@ -241,7 +241,7 @@ class NextFiles:
 
     async def _next_l0(self, txid: TXID) -> OpenedFile | DamagedFile | None:
         try:
-            return await again_if_damaged(partial(self._store.next_l0, txid))
+            return await self._store.next_l0(txid)
         except NotFound:
             return None
         except DamagedFile as exc:

@@ -155,8 +155,8 @@ class Follower:
                 if step is not None:
                     await applied(step)
             except DamagedFile as exc:
-                self._failed.note(exc)
-                log.error("%s: looking for other files that hold its transactions", exc)
+                if self._failed.note(exc):
+                    log.error("%s: looking for other files that hold its transactions", exc)
             except (StorageError, DatabaseBusy) as exc:
                 log.warning("%s: trying again in %g s", exc.message, interval_s)
             await trio.sleep(interval_s)

@@ -111,6 +111,7 @@ class Maintenance:
         self._newest: TXID = 0
         self._epoch = 0  # of the lease, when the listing was begun
         self._damaged: set[FileName] = set()
+        self._suspected: set[str] = set()  # keys of files that were damaged once
         self._merge_due_ms: int | None = 0
         self._delete_due_ms: int | None = 0
         self._looked_ms = 0  # when deletions were last checked for
@@ -202,6 +203,10 @@ class Maintenance:
                 if not isinstance(exc, NotFound) or vanished == MAX_PLANS:
                     raise
             except DamagedFile as exc:
+                if exc.key not in self._suspected:  # the damage may have happened in transit
+                    log.info("%s is read again: %s", exc.key, exc.reason)
+                    self._suspected.add(exc.key)
+                    continue
                 self._damaged |= {name for name, info in self._files.items() if self._store.key(info) == exc.key}
                 raise
         if self._error and not self._damaged:
@@ -296,6 +301,7 @@ class Maintenance:
         self._listed_ms = now_ms
         self._epoch = epoch
         self._damaged.clear()
+        self._suspected.clear()
 
     def _was_interrupted(self) -> bool:
         """True if another writer may have published since the listing, which must then be read again."""

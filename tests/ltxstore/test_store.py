@@ -187,7 +187,7 @@ async def test_index_length_that_cannot_be_is_refused_before_it_is_read(
     before = distant.requests()
     with pytest.raises(DamagedFile):
         await distant.store.open(info)
-    assert distant.requests() - before == 3
+    assert distant.requests() - before == 2 * 3, "once more, as the damage may have happened in transit"
 
 
 class ReplacingStorage(WrapperStorage):
