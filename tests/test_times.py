@@ -16,7 +16,7 @@ from litereplica.cli.point import TIMESTAMP
 from litereplica.config import Surroundings, parse_config
 from litereplica.errors import DamagedFile, UsageError
 from litereplica.fuse.at_names import Wanted, parse
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.storage.s3 import given_time_ms
 from litereplica.times import (
     ABOVE_ZERO_HINT,

@@ -311,7 +311,7 @@ async def _replica_status(store: LTXStore) -> dict[str, Any]:
 
 
 async def _lease(store: LTXStore) -> dict[str, Any] | None:
-    from litereplica.ltxstore.lease import LOCK_KEY, MAX_LEASE_BYTES, Lease
+    from litereplica.ltxstore.lease_record import LOCK_KEY, MAX_LEASE_BYTES, Lease
     from litereplica.storage.base import ByteRange
     from litereplica.times import format_time
 

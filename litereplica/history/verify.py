@@ -29,7 +29,7 @@ from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.history.coverage import Contents, PageRange, difference, restore_steps, sources, uncovered
 from litereplica.history.file_scan import Answer, Read, read_indexes, read_whole, wrong_frame_checksums
 from litereplica.ltxstore.frame_checksums import frame_checksums_key, parse_frame_checksums_key
-from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.progress import Progress, no_progress
 from litereplica.ltxstore.replan import Listing, plan_and_read

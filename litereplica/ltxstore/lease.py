@@ -12,6 +12,8 @@ number cannot.
     held by us, soon to expire        put with If-Match: its etag, and the same generation
     held by another writer            refused
     released                          conditional delete
+    not a lease, or with an expiry    read again; if its etag has not changed for `LONGEST_TERM_S` by this machine's
+    that no writer gives              monotonic clock, no writer renews it: put with If-Match, and the next generation
 
 Invariants: each write and delete is conditional on the etag that was read or written before, so of two writers that
 decide at the same time one is refused; after a refusal the object is read again. While the lease is ours and valid, no
@@ -22,17 +24,19 @@ One lease may cover several databases, whose replicas are below its root. Each h
 each must read what another writer may have published to its replica.
 
 `acquire` and `renew` are pure: they decide by the lease that was read and the time. `ReplicaLease` carries their
-decisions out; it has no task, and waits only for the store. `conditions` probes whether the store honours conditions.
+decisions out; it has no task, and waits for the store, and to see whether a lease is abandoned. `lease_record` is the
+format; `conditions` probes whether the store honours conditions.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import trio
 
 from litereplica.errors import (
     ConflictError,
@@ -44,29 +48,27 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
+from litereplica.ltxstore.lease_record import LATEST_MS, LOCK_KEY, MAX_LEASE_BYTES, Lease
 from litereplica.storage.base import ByteRange, Storage
-from litereplica.times import format_time, parse_time_ms
+from litereplica.times import format_time
 
 log = logging.getLogger(__name__)
 
-LOCK_KEY = "lock.json"
 TERM_MS = 30_000
 """Litestream's value: a standby takes over half a minute after a writer was killed."""
+LONGEST_TERM_S = 30.0
+"""The longest term that any version of litereplica or Litestream writes."""
+IMPLAUSIBLE_MS = 300_000
+"""An expiry that is further away than this is the result of a wrong clock: it leaves room for clocks that differ."""
+WATCH_LOOKS = 6
+"""How often a lease that may be abandoned is looked at in this time."""
+REREAD_DELAY_S = 0.25
+"""Before a lease that could not be decoded is read again: it may have been damaged in transit."""
 RENEW_BEFORE_MS = 20_000
 """The lease is renewed when less than this is left: one small request every 10 s while publishing, and time for an
 outage of 20 s."""
-MAX_LEASE_BYTES = 4096
-"""A lease has some 150 bytes. Also the size up to which a `file://` store compares content, not inodes."""
-MAX_OWNER_CHARACTERS = 300
-"""A host name has at most 253."""
-MAX_GENERATION = 2**62
-"""Litestream reads a signed 64-bit number; this leaves room for increments."""
-LATEST_MS = 253_370_764_800_000
-"""The year 9999: a later time cannot be encoded, and is treated like this one."""
 MAX_ATTEMPTS = 4
 """Attempts to acquire the lease: one fails only if another writer was faster."""
-
-_HINT_DAMAGED = "make sure that no other writer publishes there, then delete it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,47 +92,12 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """The content of `lock.json`. `expires_ms` is since the epoch; `id` is empty in a lease of another program."""
-
-    generation: int
-    expires_ms: int
-    owner: str
-    id: str = ""
-
-    def encode(self) -> bytes:
-        """Return the lease as JSON."""
-        fields = {
-            "generation": self.generation,
-            "expires_at": format_time(self.expires_ms),
-            "owner": self.owner,
-            "id": self.id,
-        }
-        return json.dumps(fields).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Lease:
-        """Decode a lease. Raises `DamagedFile` for anything else."""
-        if len(data) > MAX_LEASE_BYTES:
-            raise _damaged(f"a lease has at most {MAX_LEASE_BYTES} bytes")
-        try:
-            fields = json.loads(data)
-        except (ValueError, RecursionError) as exc:
-            raise _damaged("it is not JSON") from exc
-        if not isinstance(fields, dict):
-            raise _damaged("it is not a JSON object")
-        generation = fields.get("generation")
-        if type(generation) is not int or not 0 <= generation < MAX_GENERATION:
-            raise _damaged("'generation' is not a number of 0 or more")
-        return cls(generation, _expiry_ms(fields), _text(fields, "owner"), _text(fields, "id"))
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
-    """The lease in the store, and its etag."""
+    """The lease in the store, and its etag. With `damage` it could not be decoded; `lease` is one without an end."""
 
     lease: Lease
     etag: str
+    damage: DamagedFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +192,7 @@ class ReplicaLease:
         Raises:
             LeaseHeld: another writer holds it.
             LeaseLost: another writer has acquired it since this one held it.
-            DamagedFile: `lock.json` is not a lease.
+            DamagedFile: `lock.json` is not a lease, and was written while this writer waited.
             StorageError: a request failed.
         """
         async with self._lock:
@@ -254,8 +221,12 @@ class ReplicaLease:
         for _ in range(MAX_ATTEMPTS):
             found = await self._read()
             step = acquire(found, self._me, generation=self._generation, now=self._now())
-            if isinstance(step, Refuse):
-                raise self._refused(step.lease)
+            if found is not None and isinstance(step, Refuse):
+                if not await self._is_abandoned(found):
+                    raise found.damage or self._refused(step.lease)
+                expired = replace(found, lease=replace(found.lease, expires_ms=0))
+                step = acquire(expired, self._me, generation=self._generation, now=self._now())
+            assert isinstance(step, Write)
             if found is None or found.lease.id != self._me.id:
                 self.epoch += 1
             if await self._write(step):
@@ -269,11 +240,37 @@ class ReplicaLease:
         )
 
     async def _read(self) -> Found | None:
+        found = await self._read_once()
+        if found is not None and found.damage is not None:
+            await trio.sleep(REREAD_DELAY_S)
+            found = await self._read_once()
+        return found
+
+    async def _read_once(self) -> Found | None:
         try:
             blob = await self._storage.get(LOCK_KEY, ByteRange(0, MAX_LEASE_BYTES + 1))
         except NotFound:
             return None
-        return Found(Lease.decode(blob.data), blob.etag)
+        try:
+            return Found(Lease.decode(blob.data), blob.etag)
+        except DamagedFile as exc:
+            return Found(Lease(0, LATEST_MS, ""), blob.etag, exc)
+
+    async def _is_abandoned(self, found: Found) -> bool:
+        """True if the lease has an expiry that no writer gives it, and nobody writes it for `LONGEST_TERM_S`."""
+        if not found.etag or found.lease.expires_ms - self._now().wall_ms <= IMPLAUSIBLE_MS:
+            return False
+        what = found.damage.reason if found.damage else f"it expires at {format_time(found.lease.expires_ms)}"
+        log.warning(
+            "%s of %s may be abandoned (%s): it is replaced if nobody renews it within %.0f s",
+            LOCK_KEY, self._storage.url, what, LONGEST_TERM_S,
+        )  # fmt: skip
+        for _ in range(WATCH_LOOKS):
+            await trio.sleep(LONGEST_TERM_S / WATCH_LOOKS)
+            now = await self._read_once()
+            if now is None or now.etag != found.etag:
+                return False
+        return True
 
     async def _write(self, step: Write) -> bool:
         """Returns True if the write took effect. The term runs from before the request."""
@@ -369,28 +366,8 @@ def _granted(me: Identity, generation: int, now: Moment) -> Lease:
     return Lease(generation, now.wall_ms + TERM_MS, me.owner, me.id)
 
 
-def _expiry_ms(fields: dict[str, Any]) -> int:
-    try:
-        expires_ms = parse_time_ms(_text(fields, "expires_at"))
-    except ValueError as exc:
-        raise _damaged("'expires_at' is not an RFC 3339 time") from exc
-    return min(max(expires_ms, 0), LATEST_MS)
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    """A short printable text; empty if the field is missing."""
-    text = fields.get(name, "")
-    if not isinstance(text, str):
-        raise _damaged(f"'{name}' is not a text")
-    return "".join(character if character.isprintable() else "?" for character in text[:MAX_OWNER_CHARACTERS])
-
-
 def _predecessor(found: Found | None, me: Identity) -> str:
     """The previous holder of the lease, for the log."""
     if found is None:
         return ""
     return "; it was ours" if found.lease.id == me.id else f"; that of {found.lease.owner or 'another'} has expired"
-
-
-def _damaged(reason: str) -> DamagedFile:
-    return DamagedFile(LOCK_KEY, reason, hint=_HINT_DAMAGED)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.types import TXID
 from litereplica.writer.database.checkpoint import LARGE_WAL_FRAMES
 from litereplica.writer.publish.publisher import Prepared

@@ -17,7 +17,7 @@ import trio
 
 from litereplica.cli.status import _mount_rows, _row
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.storage.file import FileStorage
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.cli.program import DEADLINE_S, program

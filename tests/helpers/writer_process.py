@@ -29,7 +29,7 @@ from litereplica import times
 from litereplica.errors import LiteReplicaError
 from litereplica.ltxstore import lease, spooled_file
 from litereplica.ltxstore.conditions import PROBE_PREFIX
-from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.base import Storage
 from litereplica.storage.wrappers import Call, Operation, WrapperStorage

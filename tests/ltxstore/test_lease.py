@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,15 +22,12 @@ from litereplica.errors import (
 )
 from litereplica.ltxstore.conditions import PROBE_PREFIX, require_conditions
 from litereplica.ltxstore.lease import (
-    LOCK_KEY,
-    MAX_GENERATION,
-    MAX_LEASE_BYTES,
+    LONGEST_TERM_S,
     RENEW_BEFORE_MS,
     TERM_MS,
     Found,
     Held,
     Identity,
-    Lease,
     Moment,
     Publication,
     Refuse,
@@ -36,7 +36,8 @@ from litereplica.ltxstore.lease import (
     acquire,
     renew,
 )
-from litereplica.storage.base import Body
+from litereplica.ltxstore.lease_record import LOCK_KEY, MAX_GENERATION, MAX_LEASE_BYTES, Lease
+from litereplica.storage.base import Blob, Body, Range
 from litereplica.storage.wrappers import MeteredStorage, Operation, WrapperStorage
 from litereplica.testing.faults import Fault, FaultAt, FaultStorage, When
 from litereplica.testing.memory import MemoryStorage, StoredObject
@@ -134,12 +135,16 @@ def test_lease_of_litestream_is_understood(expires_at: str, expires_ms: int) -> 
         Lease(1, NOW_MS, "here:1").encode() + b" " * MAX_LEASE_BYTES,
     ],
 )
-async def test_what_is_no_lease_is_an_error_that_names_it_and_is_left_alone(data: bytes) -> None:
+@pytest.mark.logs("lock.json of .* may be abandoned")
+async def test_what_stays_no_lease_is_replaced_when_nobody_has_written_it_for_a_term(
+    data: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
     storage = MemoryStorage()
     storage.objects[LOCK_KEY] = StoredObject(data, 0)
-    with pytest.raises(DamagedFile, match=r"lock\.json: .*then delete it"):
-        await ReplicaLease(storage, ME, now=Clock()).ensure()
-    assert storage.objects[LOCK_KEY].data == data
+    before_s = trio.current_time()
+    await ReplicaLease(storage, ME, now=Clock()).ensure()
+    assert trio.current_time() - before_s >= LONGEST_TERM_S
+    assert stored(storage) == Lease(1, NOW_MS + TERM_MS, ME.owner, ME.id)
 
 
 json_values = st.recursive(
@@ -471,6 +476,58 @@ async def test_lease_is_kept_while_a_put_of_any_database_may_still_take_effect(s
     await second.put(nothing, verify=nothing)
     await stage.lease.release()
     assert not stage.memory.objects
+
+
+@pytest.mark.logs("lock.json of .* may be abandoned")
+@pytest.mark.parametrize("found", ["torn", "hours ahead"])
+async def test_lease_that_may_be_abandoned_is_left_to_a_writer_that_renews_it(
+    stage: Stage, found: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The other's clock is hours ahead, or its lease was damaged while it was read."""
+    theirs = Lease(3, NOW_MS + 4 * 3_600_000, OTHER.owner, OTHER.id)
+    data = theirs.encode() if found == "hours ahead" else theirs.encode()[:20]
+    await stage.memory.put(LOCK_KEY, data)
+
+    async def renew_once() -> None:
+        await trio.sleep(LONGEST_TERM_S - 1)
+        await stage.memory.put(LOCK_KEY, data + b" ")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(renew_once)
+        with pytest.raises(LeaseHeld if found == "hours ahead" else DamagedFile):
+            await stage.lease.ensure()
+    assert stage.memory.objects[LOCK_KEY].data == data + b" "
+
+
+@pytest.mark.logs("lock.json of .* may be abandoned")
+async def test_lease_of_a_writer_whose_clock_was_wrong_is_replaced_in_the_next_generation(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    await stage.memory.put(LOCK_KEY, Lease(3, NOW_MS + 4 * 3_600_000, OTHER.owner, OTHER.id).encode())
+    await stage.lease.ensure()
+    assert stored(stage.memory) == Lease(4, NOW_MS + TERM_MS, ME.owner, ME.id)
+    assert stage.lease.epoch == 1, "another writer may have published"
+
+
+async def test_lease_that_is_damaged_in_transit_is_read_again(
+    stage: Stage, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Flipping(WrapperStorage):
+        flips = 1
+
+        async def get(self, key: str, range: Range | None = None) -> Blob:
+            blob = await super().get(key, range)
+            self.flips, flip = 0, self.flips
+            return replace(blob, data=b"\0" + blob.data[1:]) if flip else blob
+
+    await stage.lease_of(OTHER).ensure()
+    before_s = trio.current_time()
+    with pytest.raises(LeaseHeld):
+        await ReplicaLease(Flipping(stage.memory), ME, now=stage.clock).ensure()
+    assert trio.current_time() - before_s < LONGEST_TERM_S / 10
+    stage.clock.advance(31)
+    await ReplicaLease(Flipping(stage.memory), ME, now=stage.clock).ensure()
+    assert stored(stage.memory).owner == ME.owner
 
 
 async def test_lease_that_is_contended_without_end_is_an_error(stage: Stage) -> None:

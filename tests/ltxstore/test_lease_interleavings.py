@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from litereplica.errors import ConflictError, LeaseHeld, PreconditionFailed, StorageError, TransientStorageError
-from litereplica.ltxstore.lease import LOCK_KEY, Identity, Moment, Publication, ReplicaLease
+from litereplica.ltxstore.lease import Identity, Moment, Publication, ReplicaLease
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.storage.base import Body, ObjectInfo, Storage
 from litereplica.storage.wrappers import Call, WrapperStorage
 from litereplica.testing.faults import Fault, FaultAt, FaultPlan, FaultStorage, When

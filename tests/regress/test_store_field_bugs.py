@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from litereplica.errors import ConditionsIgnored, ConflictError
-from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.storage.wrappers import Operation

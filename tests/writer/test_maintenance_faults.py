@@ -17,7 +17,8 @@ from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import LeaseLost, TransientStorageError
 from litereplica.format.decoder import decode_file
 from litereplica.format.names import Layout
-from litereplica.ltxstore.lease import LOCK_KEY, Identity, Lease, ReplicaLease
+from litereplica.ltxstore.lease import Identity, ReplicaLease
+from litereplica.ltxstore.lease_record import LOCK_KEY, Lease
 from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage

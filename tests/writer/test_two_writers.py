@@ -17,7 +17,8 @@ import trio
 
 from litereplica.compaction.compaction import compact_level
 from litereplica.errors import ConflictError, ExitCode
-from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Lease
+from litereplica.ltxstore.lease import TERM_MS
+from litereplica.ltxstore.lease_record import LOCK_KEY, Lease
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.restore import restore
 from litereplica.testing.s3_proxy import Exchange, Misbehaviour, S3Proxy, Trouble, s3_proxy

@@ -24,7 +24,7 @@ from typing import Any
 import trio
 
 from litereplica.errors import EnvironmentProblem
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.times import format_time
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import trio
 
 from litereplica.errors import UsageError
-from litereplica.ltxstore.lease import LOCK_KEY, Lease
+from litereplica.ltxstore.lease_record import LOCK_KEY, Lease
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.keys import is_key

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.types import TXID
 from litereplica.writer.statistics import Statistics
 

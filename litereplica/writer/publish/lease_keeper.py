@@ -31,7 +31,8 @@ from litereplica.errors import (
     TransientStorageError,
 )
 from litereplica.ltxstore.conditions import require_conditions, require_exclusive_create
-from litereplica.ltxstore.lease import Identity, Lease, Moment, Publication, ReplicaLease
+from litereplica.ltxstore.lease import Identity, Moment, Publication, ReplicaLease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.storage.base import Storage
 from litereplica.times import wall_clock_ms
 

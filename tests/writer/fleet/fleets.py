@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.wrappers import MeteredStorage

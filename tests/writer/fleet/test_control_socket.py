@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from litereplica.errors import EnvironmentProblem
-from litereplica.ltxstore.lease import Lease
+from litereplica.ltxstore.lease_record import Lease
 from litereplica.writer.fleet import control_socket
 from litereplica.writer.fleet.control_socket import ask, encode, listening, serve, socket_directory
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State

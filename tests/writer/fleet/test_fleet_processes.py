@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from litereplica.errors import ExitCode
-from litereplica.ltxstore.lease import LOCK_KEY
+from litereplica.ltxstore.lease_record import LOCK_KEY
 from litereplica.ltxstore.store import LTXStore
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until

@@ -15,7 +15,8 @@ from trio.testing import MockClock
 
 from litereplica.errors import ConditionsIgnored, ConflictError, LeaseHeld, LeaseLost
 from litereplica.ltxstore import lease as lease_module
-from litereplica.ltxstore.lease import LOCK_KEY, TERM_MS, Identity, Lease, Moment
+from litereplica.ltxstore.lease import TERM_MS, Identity, Moment
+from litereplica.ltxstore.lease_record import LOCK_KEY, Lease
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.wrappers import MeteredStorage, Operation
 from litereplica.testing.latency import LatencyStorage
