@@ -27,8 +27,8 @@ from litereplica.ltxstore.progress import Progress
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import page_checksums
 from litereplica.types import TXID, Pgno
+from litereplica.writer.database.connections import BUSY_TIMEOUT_MS, explained
 from litereplica.writer.database.open_files import close_file, open_file
-from litereplica.writer.database.sqlite_database import BUSY_TIMEOUT_MS, explained
 from litereplica.writer.database.wal_follower import FROM_DATABASE, WalChange, WalFollower
 from litereplica.writer.publish.page_checksums import page_checksum
 from litereplica.writer.publish.wal_match import frames_covered
