@@ -71,6 +71,13 @@ async def until_same(store: LTXStore, path: Path) -> None:
         await until_published(store, app)
 
 
+async def until_published_as(store: LTXStore, txid: int) -> None:
+    """Wait until the replica has this TXID."""
+    with trio.fail_after(20):
+        while txid not in await txids(store):  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
 async def until_settled(database: Path, store: LTXStore) -> None:
     """Wait until everything is published and in the database file, and noted."""
     mark = database.with_name(f".{database.name}-litereplica") / "checkpoint.json"
@@ -95,22 +102,18 @@ def start(started: list[Process], database: Path, store: LTXStore, *options: str
     return writer
 
 
-OTHERS = {
-    "larger": {"rows": 900},
-    "smaller": {"rows": 20},
-    "in rollback mode": {"rows": 500, "mode": "delete"},
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", ["larger", "smaller", "in rollback mode"])
 @pytest.mark.parametrize("suspended", [False, True])
 async def test_database_that_is_overwritten_in_place_while_it_is_replicated_is_published(
     tmp_path: Path, store: LTXStore, started: list[Process], other: str, suspended: bool
 ) -> None:
     database = make(tmp_path / "app.db", 300)
-    new = make(tmp_path / "new.db", **OTHERS[other])  # type: ignore[arg-type]
+    rows = {"larger": 900, "smaller": 20, "in rollback mode": 500}
+    new = make(tmp_path / "new.db", rows[other], mode="delete" if other == "in rollback mode" else "wal")
     writer = start(started, database, store)
-    insert(database)
+    await writer.until_said("published")
+    insert(database)  # the WAL has frames, and its index the size of this database
+    await until_published_as(store, 2)
     await until_settled(database, store)
     if suspended:
         os.kill(writer.pid, signal.SIGSTOP)
@@ -123,6 +126,9 @@ async def test_database_that_is_overwritten_in_place_while_it_is_replicated_is_p
     await writer.until_said(DIFFER)
     assert await writer.stop() == ExitCode.OK, writer.log.read_text()
     assert await fold(store) == image(database)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (rows[other] + 1,)
 
 
 @pytest.mark.parametrize("copy", ["another", "older", "one page"])
@@ -170,9 +176,11 @@ async def test_overwrite_that_a_writer_published_frames_over_is_noticed_at_its_n
             file.seek(4096 * 5 + 4000)
             file.write(bytes(50))
     again = start(started, database, store)
+    await again.until_said("comparing the pages, because the database file has changed")
     await again.until_said(DIFFER)
     await until_same(store, database)
     assert await again.stop() == ExitCode.OK, again.log.read_text()
+    assert not again.has_said(WROTE), "the start has found it"
 
 
 @pytest.mark.parametrize("verify", [False, True])

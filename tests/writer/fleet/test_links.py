@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from litereplica.errors import UsageError
 from litereplica.ltxstore.store import open_ltx_store
+from litereplica.writer.database.sqlite_database import open_database
 from litereplica.writer.fleet.statistics import State
 from litereplica.writer.settings import DatabaseTarget
 from tests.helpers.app import Application
@@ -74,3 +76,6 @@ async def test_directory_is_not_left_through_a_link_that_takes_the_place_of_a_su
         with closing(sqlite3.connect(tmp_path / "outside/app.db")) as connection, connection:
             connection.execute("INSERT INTO t VALUES ('not to be published')")
     assert await fold(replica(tmp_path, "sub/app.db")) == before
+    with pytest.raises(UsageError, match=r"leads to .*outside/app.db, out of"):
+        async with open_database(target.path / "sub/app.db", within=target.path):
+            raise AssertionError
