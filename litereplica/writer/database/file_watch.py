@@ -81,13 +81,17 @@ class FileWatch:
             return True
         return self._unexplained_s is not None and time.monotonic() >= self._unexplained_s + EXPLAIN_WITHIN_S
 
-    def judge(self, status: FileStatus, *, backfilled: int) -> None:
-        """Compare with the status that was noted last, and note this one."""
+    def judge(self, status: FileStatus, *, backfilled: int, was_held: bool = True) -> None:
+        """Compare with the status that was noted last, and note this one.
+
+        Unless a read `was_held` since, a checkpoint of another program may have ended and the WAL begun anew, without a
+        trace in the count.
+        """
         before = self._known
         if before is not None:
             if backfilled not in (0, self._backfilled):
                 self._unexplained_s = None
-            elif (status.size, status.mtime_ns) != (before.size, before.mtime_ns) and self._unexplained_s is None:
+            elif was_held and self._unexplained_s is None and _was_written(before, status):
                 self._unexplained_s = time.monotonic()
             self._is_sample_due = self._is_sample_due or self._is_young or status != before
         self.note(status, backfilled=backfilled)
@@ -100,6 +104,11 @@ class FileWatch:
             return Doubt.WHOLE
         is_due, self._is_sample_due = self._is_sample_due, False
         return Doubt.SAMPLE if is_due else Doubt.NONE
+
+
+def _was_written(before: FileStatus, status: FileStatus) -> bool:
+    """True unless only owner, mode or links have changed."""
+    return (status.size, status.mtime_ns) != (before.size, before.mtime_ns)
 
 
 def _is_young(status: FileStatus) -> bool:

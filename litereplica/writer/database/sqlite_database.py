@@ -141,7 +141,7 @@ class SQLiteDatabase:
         """Begin the held read of what is committed now, under the barrier. Returns the state of the WAL."""
         self._reader.execute("BEGIN")
         read_schema(self._reader)
-        state = self._judge()
+        state = self._judge(was_held=False)
         self.may_restart = state.sealed
         return state
 
@@ -316,9 +316,9 @@ class SQLiteDatabase:
         except (OSError, RuntimeError):
             return None
 
-    def _judge(self) -> WalState:
+    def _judge(self, *, was_held: bool = True) -> WalState:
         state = self.wal_state()  # first: a checkpoint that ends between the two has changed the file before that
-        self._watch.judge(FileStatus.of(self._fd), backfilled=state.backfilled)
+        self._watch.judge(FileStatus.of(self._fd), backfilled=state.backfilled, was_held=was_held)
         return state
 
     @contextmanager

@@ -78,3 +78,11 @@ def test_a_file_just_written_is_sampled_until_a_write_would_show(monkeypatch: py
     assert watch.is_due(young)
     assert doubt(watch, young) is Doubt.SAMPLE
     assert watch.is_certain(young)
+
+
+def test_what_happened_while_no_read_was_held_needs_a_sample_only(watch: FileWatch) -> None:
+    """Another program may have checkpointed all frames and begun the WAL anew."""
+    watch.judge(WRITTEN, backfilled=0, was_held=False)
+    assert watch.take_doubt() is Doubt.SAMPLE
+    assert not watch.is_unexplained
+    assert watch.is_certain(WRITTEN)
