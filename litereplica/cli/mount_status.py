@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import select
 import signal
 from pathlib import Path
@@ -21,23 +22,27 @@ from litereplica.fuse.nodes import STATUS_NAME
 MAX_STATUS_BYTES = 1 << 20
 """A status has some 10 KB."""
 
-_USER_OPTION = "user_id="
 
+def read_status(mount: Mount) -> dict[str, Any] | None:
+    """Return the status of a mount, None if its daemon has ended. Root asks as the user who mounted.
 
-def read_status(path: Path) -> dict[str, Any]:
-    """Return the status of the mount at an absolute path. Blocks. Must not be called when there are other threads.
-
-    Raises:
-        EnvironmentProblem: the daemon does not answer in time, or the answer is no status.
-        OSError: as `mountpoints.is_dead_error` tells, the daemon has ended; or the file cannot be read.
+    Blocks. Must not be called when there are other threads. Raises `EnvironmentProblem` if the mount belongs to another
+    user, if the daemon does not answer in time, or if the answer is no status.
     """
+    path = Path(mount.path)
     try:
-        text = mountpoints.ask(lambda: _read(path / STATUS_NAME))
+        text = mountpoints.ask(lambda: _read(path / STATUS_NAME), owner=mount.owner)
     except TimeoutError:
         raise EnvironmentProblem(
             f"the daemon of the mount at {path} does not answer",
             hint="see its log, or end it with 'litereplica umount --lazy'",
         ) from None
+    except PermissionError as exc:
+        raise _not_yours(mount) from exc
+    except OSError as exc:
+        if mountpoints.is_dead_error(exc):
+            return None
+        raise EnvironmentProblem(f"cannot ask the mount at {path}: {exc.strerror}", hint="see its log") from exc
     try:
         status = json.loads(text)
     except (ValueError, RecursionError):
@@ -47,6 +52,24 @@ def read_status(path: Path) -> dict[str, Any]:
             f"the mount at {path} has no status of litereplica", hint="detach it with 'litereplica umount --lazy'"
         )
     return status
+
+
+def require_yours(mount: Mount) -> None:
+    """Raise `EnvironmentProblem` unless this user may end the mount."""
+    if mount.owner is not None and os.geteuid() not in (0, mount.owner.uid):
+        raise _not_yours(mount)
+
+
+def _not_yours(mount: Mount) -> EnvironmentProblem:
+    user = "another user"
+    if mount.owner is not None:
+        try:
+            user = pwd.getpwuid(mount.owner.uid).pw_name
+        except KeyError:
+            user = f"user {mount.owner.uid}"
+    return EnvironmentProblem(
+        f"the mount at {mount.path} belongs to {user}", hint="run the command as that user, or as root"
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -93,17 +116,10 @@ def daemon_of(mount: Mount, pid: object) -> Daemon | None:
     except OSError:
         return None
     daemon = Daemon(pid, pidfd)
-    if _owner(mount) == _uid(pid) and _serves(pid) and daemon.runs:
+    if mount.owner is not None and mount.owner.uid == _uid(pid) and _serves(pid) and daemon.runs:
         return daemon
     os.close(pidfd)
     return None
-
-
-def _owner(mount: Mount) -> int:
-    """The user who mounted, according to the kernel; -1 if it does not say."""
-    options = mount.options.split(",")
-    found = next((option.removeprefix(_USER_OPTION) for option in options if option.startswith(_USER_OPTION)), "")
-    return int(found) if found.isdecimal() else -1
 
 
 def _uid(pid: int) -> int | None:

@@ -24,6 +24,7 @@ from litereplica.times import format_duration
 
 if TYPE_CHECKING:
     from litereplica.config import Config
+    from litereplica.fuse.mountpoint import Mount
     from litereplica.ltxstore.store import LTXStore
 
 GONE = "gone"
@@ -62,12 +63,13 @@ def command(
     """
     given = ctx.get_parameter_source("config_path") is ParameterSource.COMMANDLINE
     is_url = subject is not None and "://" in subject
-    if given and subject is not None and (is_url or _is_mount(Path(subject))):
+    mount = None if subject is None or is_url else _mount_of(Path(subject))
+    if given and (is_url or mount is not None):
         raise UsageError("--config cannot be combined with a replica or a mount", hint="remove --config")
     if subject is not None and is_url:
         _show_replica(subject, as_json=as_json)
-    elif subject is not None and _is_mount(Path(subject)):
-        _show_mount(Path(subject), as_json=as_json)
+    elif mount is not None:
+        _show_mount(mount, as_json=as_json)
     elif config_path is not None and (given or subject is None):
         config = read_config(config_path, expand_env=not no_expand_env)
         if subject is None:
@@ -166,28 +168,23 @@ def _row(record: dict[str, Any]) -> list[str]:
 # --- a mount
 
 
-def _is_mount(path: Path) -> bool:
+def _mount_of(path: Path) -> Mount | None:
     from litereplica.fuse import mountpoint as mountpoints
 
     mount = mountpoints.mount_at(mountpoints.absolute(path))
-    return mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE
+    return mount if mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE else None
 
 
-def _show_mount(path: Path, *, as_json: bool) -> None:
+def _show_mount(mount: Mount, *, as_json: bool) -> None:
     from litereplica.cli.mount_status import read_status
-    from litereplica.fuse import mountpoint as mountpoints
 
-    place = mountpoints.absolute(path)
-    try:
-        status = read_status(place)
-    except OSError as exc:
-        if not mountpoints.is_dead_error(exc):
-            raise EnvironmentProblem(f"cannot ask the mount at {path}: {exc.strerror}", hint="ask as its user") from exc
-        raise EnvironmentProblem(f"the daemon of the mount at {path} is dead", hint="mount it again") from exc
+    status = read_status(mount)
+    if status is None:
+        raise EnvironmentProblem(f"the daemon of the mount at {mount.path} is dead", hint="mount it again")
     if as_json:
         output.print_json(status)
         return
-    with _of_the_usual_form(f"the mount at {path}"):
+    with _of_the_usual_form(f"the mount at {mount.path}"):
         rows = _mount_rows(status)
     output.print_table(("what", "value"), rows)
 

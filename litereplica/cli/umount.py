@@ -46,20 +46,23 @@ def command(mountpoint: Path, lazy: bool) -> None:
     Example:
       litereplica umount /mnt/live
     """
+    from litereplica.cli.mount_status import daemon_of, read_status, require_yours
     from litereplica.fuse import mountpoint as mountpoints
 
     path = mountpoints.absolute(mountpoint)
     mount = mountpoints.mount_at(path)
     if mount is None or mount.type != mountpoints.FILE_SYSTEM_TYPE:
         raise UsageError(f"no replica is mounted at {path}", hint="see 'findmnt -t fuse.litereplica'")
+    require_yours(mount)
     if lazy:
         mountpoints.unmount(path, lazy=True)
         return
-    daemon = _daemon(mount, path)
+    status = read_status(mount)
+    daemon = None if status is None else daemon_of(mount, status.get("pid"))
     if daemon is not None:
         with daemon:
             _end(mount, path, daemon)
-    elif mountpoints.is_dead(path):
+    elif mountpoints.is_dead(mount):
         mountpoints.unmount(path, lazy=True)
     elif not mountpoints.unmount(path, lazy=False):
         raise EnvironmentProblem(f"{path} is in use", hint="end the processes that use it first, or use --lazy")
@@ -103,18 +106,3 @@ def _refuse_for(copies: Sequence[Copy], path: Path) -> NoReturn:
         f"{path} is also mounted at {', '.join(map(str, copies))}",
         hint="unmount it there or end the processes there first, or use --lazy",
     )
-
-
-def _daemon(mount: Mount, path: Path) -> Daemon | None:
-    """The mount's daemon; None if it is dead, or if the pid in its status is not that of this mount's daemon."""
-    from litereplica.cli.mount_status import daemon_of, read_status
-    from litereplica.fuse import mountpoint as mountpoints
-
-    try:
-        return daemon_of(mount, read_status(path).get("pid"))
-    except OSError as exc:
-        if mountpoints.is_dead_error(exc):
-            return None
-        raise EnvironmentProblem(
-            f"cannot ask the mount at {path}: {exc.strerror}", hint="run this as its user, or use --lazy"
-        ) from exc

@@ -25,7 +25,8 @@ from litereplica.fuse.at_tree import AtDirectory
 from litereplica.fuse.client_locks import HELP, ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
-from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.status import status

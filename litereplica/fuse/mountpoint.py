@@ -41,6 +41,14 @@ MAX_BACKGROUND = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """A user and a group: who mounted something, and whom its files belong to."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mount:
     """A line of mountinfo.
 
@@ -57,6 +65,13 @@ class Mount:
     options: str
     peers: frozenset[str]
     masters: frozenset[str]
+
+    @property
+    def owner(self) -> Owner | None:
+        """The user that mounted it, and their group, for FUSE; None if the options do not say."""
+        options = dict(option.partition("=")[::2] for option in self.options.split(","))
+        uid, gid = options.get("user_id", ""), options.get("group_id", "")
+        return Owner(int(uid), int(gid)) if uid.isdecimal() and gid.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +214,7 @@ def prepare(path: Path) -> None:
 def take_away_dead(path: Path) -> bool:
     """Unmount what a killed daemon of ours left at `path`. Returns False if there is no such mount."""
     mount = mount_at(path)
-    if mount is None or mount.type != FILE_SYSTEM_TYPE or not is_dead(path):
+    if mount is None or mount.type != FILE_SYSTEM_TYPE or not is_dead(mount):
         return False
     unmount(path, lazy=True)
     return True
@@ -220,13 +235,13 @@ def forbid_writing(directory: int) -> None:
     os.close(directory)
 
 
-def is_dead(path: Path) -> bool:
+def is_dead(mount: Mount) -> bool:
     """True if the daemon behind this mount is gone; False for one that does not answer.
 
     Attributes and names may be in the kernel's cache; `statvfs` never is.
     """
     try:
-        ask(lambda: str(os.statvfs(path).f_bsize).encode())
+        ask(lambda: str(os.statvfs(mount.path).f_bsize).encode(), owner=mount.owner)
     except TimeoutError:
         return False
     except OSError as exc:
@@ -239,8 +254,10 @@ def is_dead_error(error: OSError) -> bool:
     return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def ask(question: Callable[[], bytes]) -> bytes:
+def ask(question: Callable[[], bytes], *, owner: Owner | None) -> bytes:
     """Return the answer of a daemon. It is asked in a child process: a wait for a stopped daemon cannot be interrupted.
+
+    Root asks as the mount's `owner`: FUSE does not let root into the mounts of others.
 
     Raises `TimeoutError` after `ANSWER_LIMIT_S`, or the `OSError` of the question. Must not be called when there are
     other threads.
@@ -252,6 +269,8 @@ def ask(question: Callable[[], bytes]) -> bytes:
             answer_end = os.dup2(write_end, 3)
             os.closerange(4, _MAX_FDS)
             os.closerange(0, 3)  # nobody who reads our output must wait for a child that cannot end
+            if owner is not None and os.geteuid() == 0:
+                _become(owner)
             os.write(answer_end, _outcome(question))
         os._exit(0)
     os.close(write_end)
@@ -264,6 +283,12 @@ def ask(question: Callable[[], bytes]) -> bytes:
     if int(number or errno.EIO):
         raise OSError(int(number), os.strerror(int(number)))
     return answer
+
+
+def _become(owner: Owner) -> None:
+    os.setgroups([])
+    os.setresgid(owner.gid, owner.gid, owner.gid)
+    os.setresuid(owner.uid, owner.uid, owner.uid)
 
 
 def _outcome(question: Callable[[], bytes]) -> bytes:

@@ -27,6 +27,7 @@ from typing import TypeVar
 import pyfuse3
 
 from litereplica.errors import UsageError
+from litereplica.fuse.mountpoint import Owner
 
 STATUS_NAME = ".litereplica"
 AT_NAME = ".at"
@@ -40,14 +41,6 @@ hot query."""
 _RESERVED_SUFFIXES = ("-wal", "-shm", "-journal", "-pos")
 _MTIME_NS = 0
 """Constant: a change of mtime makes the kernel drop the file's cached pages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """User and group that own every file of a mount."""
-
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

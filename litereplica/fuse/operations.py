@@ -33,7 +33,8 @@ from pyfuse3 import (
 )
 
 from litereplica.fuse.errno import errno_of, is_expected
-from litereplica.fuse.nodes import InodeTable, Node, Owner, entry_of, no_entry
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import InodeTable, Node, entry_of, no_entry
 
 log = logging.getLogger(__name__)
 

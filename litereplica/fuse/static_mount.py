@@ -10,7 +10,8 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from litereplica.fuse import nodes
-from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession, MountOptions
 from litereplica.fuse.static import StaticFile

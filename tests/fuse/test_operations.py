@@ -19,7 +19,8 @@ from litereplica.errors import (
     StorageError,
     TransientStorageError,
 )
-from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node, Owner
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
 
 READ_ONLY = pyfuse3.FlagT(os.O_RDONLY)

@@ -1,0 +1,139 @@
+"""Mounts and commands of different users: root sees and ends every mount, others get one line that says whose it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from litereplica.errors import ExitCode
+from litereplica.testing.mounts import MountedReplica, litereplica_binary, wait_for_end
+from tests.helpers.publisher import Publisher
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nsenter") is None, reason="needs root, and two users"),
+]
+
+USER = 65534
+AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+AS_USER += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may lie in root's home
+"""The capability lets the user read files; FUSE, signals and mounting do not go by it."""
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    with Publisher(tmp_path / "primary", setup="CREATE TABLE t (x)") as publisher:
+        yield publisher
+
+
+class Machine:
+    """A mount namespace in which every user may open /dev/fuse, as distributions have it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-c"]
+        self._init = subprocess.Popen(
+            [
+                *command,
+                f"mknod -m 666 {directory}/fuse c 10 229 && mount --bind {directory}/fuse /dev/fuse && echo && cat",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._init.stdout is not None
+        assert self._init.stdout.readline() == b"\n"
+
+    def run(self, *command: str | Path, user: bool = False) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", f"--target={self._init.pid}", "--mount"]
+        return subprocess.run(
+            [*enter, *(AS_USER if user else []), litereplica_binary(), *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"HOME": str(self._directory), "XDG_RUNTIME_DIR": ""},
+            check=False,
+        )
+
+    def mount(self, url: str, *options: str | Path, user: bool) -> Path:
+        """The mount point of a mount that `user` makes."""
+        place = self._directory / "mnt"
+        place.mkdir()
+        if user:
+            for path in (self._directory, place):
+                os.chown(path, USER, USER)
+        done = self.run(
+            "mount", url, place, "--name", "app.db", "--cache-dir", place.parent / "cache", *options, user=user
+        )
+        assert done.returncode == 0, done.stderr
+        return place
+
+    def close(self) -> None:
+        self._init.communicate()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+    directory = tmp_path / "machine"
+    directory.mkdir()
+    machine = Machine(directory)
+    try:
+        yield machine
+    finally:
+        machine.run("umount", "--lazy", directory / "mnt")
+        machine.close()
+
+
+def pid_of(machine: Machine, place: Path) -> int:
+    done = machine.run("status", place)
+    assert done.returncode == 0, done.stderr
+    return next(int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("process"))
+
+
+def test_root_sees_and_ends_the_mount_of_another_user(publisher: Publisher, machine: Machine) -> None:
+    place = machine.mount(publisher.url, user=True)
+    pid = pid_of(machine, place)
+    done = machine.run("umount", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_for_end(pid)
+
+
+def test_root_takes_the_dead_mount_of_another_user_away(publisher: Publisher, machine: Machine) -> None:
+    place = machine.mount(publisher.url, user=True)
+    pid = pid_of(machine, place)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    status = machine.run("status", place)
+    assert (status.returncode, "is dead" in status.stderr) == (ExitCode.ENVIRONMENT, True)
+    again = machine.run("mount", publisher.url, place, "--name", "app.db", "--cache-dir", place.parent / "other")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("allow_other", [False, True])
+@pytest.mark.parametrize("command", [["umount"], ["umount", "--lazy"], ["status"]])
+def test_other_users_are_told_whose_mount_it_is(
+    command: list[str], allow_other: bool, publisher: Publisher, machine: Machine
+) -> None:
+    place = machine.mount(publisher.url, *(["--allow-other"] if allow_other else []), user=False)
+    done = machine.run(*command, place, user=True)
+    if command == ["status"] and allow_other:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        line = f"litereplica: error: the mount at {place} belongs to root: run the command as that user, or as root\n"
+        assert (done.returncode, done.stderr) == (ExitCode.ENVIRONMENT, line)
+    assert pid_of(machine, place)
+
+
+def test_no_process_of_another_pid_namespace_is_signalled(publisher: Publisher, tmp_path: Path) -> None:
+    with MountedReplica(publisher.url, tmp_path) as mount:
+        inside = ["unshare", "--pid", "--fork", "--mount-proc", litereplica_binary(), "umount", str(mount.mountpoint)]
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == ExitCode.ENVIRONMENT
+        assert mount.status()["pid"] == mount.pid
