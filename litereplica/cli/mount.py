@@ -151,6 +151,7 @@ def command(
         hydrate=hydrate,
         hydrate_rate=hydrate_rate,
         max_staleness_s=max_staleness,
+        read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
     )
     if max_staleness is not None and max_staleness <= poll_interval:
         raise UsageError(
@@ -169,7 +170,7 @@ def command(
 
         tune_allocator()
         run = serve if point.is_latest else serve_static
-        opening = partial(_opened, replica_url, cache, cache_size, read_timeout, point)
+        opening = partial(_opened, replica_url, cache, cache_size, options.read_timeout_s, point)
         trio.run(run, options, _opened_within(wait or 0.0, opening), started)
 
     if foreground:
@@ -224,7 +225,7 @@ async def _opened(
             store,
             cache_dir=cache_dir,
             cache_size=cache_size,
-            read_timeout_s=read_timeout_s - min(QUEUED_READS_S, read_timeout_s / 2),
+            read_timeout_s=read_timeout_s,
             at=at,
         ) as replica:
             yield replica

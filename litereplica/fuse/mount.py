@@ -143,7 +143,8 @@ class Session(FuseSession):
             hidden[nodes.AT_NAME.encode()] = inodes.add(self._past)
         inodes.add(Directory(root, visible, hidden=hidden))
         owner = Owner(os.getuid(), os.getgid())
-        super().__init__(options, Operations(inodes, owner, total_size=lambda: self.live.size(LiveFile.DATABASE)))
+        total_size = partial(self.live.size, LiveFile.DATABASE)
+        super().__init__(options, Operations(inodes, owner, total_size=total_size, limit_s=options.request_limit_s))
 
     def _database_nodes(
         self, options: MountOptions, inodes: InodeTable, files: Mapping[LiveFile, int]

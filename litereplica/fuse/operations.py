@@ -1,8 +1,9 @@
 """FUSE requests: finds the node, passes the request on, translates errors to an errno.
 
 What a request means is the affair of the nodes (`nodes.py`); here are handles, the kernel's references, and the gate
-that clients wait at until the mount is ready. Every handler passes through `_answered`, the one place that turns errors
-into an errno: pyfuse3 takes the whole mount down when a handler raises anything but `FUSEError`.
+that clients wait at until the mount is ready. Every handler passes through `_answered`, the one place that limits its
+time and turns errors into an errno: a process that waits for an answer cannot be killed, and pyfuse3 takes the whole
+mount down when a handler raises anything but `FUSEError`.
 """
 
 from __future__ import annotations
@@ -62,10 +63,16 @@ class Handle:
 def _answered(handler: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     @wraps(handler)
     async def answer(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        operations = args[0]
+        assert isinstance(operations, Operations)
         try:
-            return await handler(*args, **kwargs)
+            with trio.fail_after(operations.limit_s):
+                return await handler(*args, **kwargs)
         except FUSEError:
             raise
+        except trio.TooSlowError:
+            log.error("%s: not answered within %g s", handler.__name__, operations.limit_s)
+            raise FUSEError(errno.ETIMEDOUT) from None
         except Exception as exc:
             if is_expected(exc):
                 log.error("%s: %s", handler.__name__, exc)
@@ -77,13 +84,17 @@ def _answered(handler: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Co
 
 
 class Operations(pyfuse3.Operations):
-    """The request handlers of a read-only mount. `total_size` returns the bytes that `statfs` reports as used."""
+    """The request handlers of a read-only mount.
+
+    `total_size` returns the bytes that `statfs` reports as used. Requests that take longer than `limit_s` fail.
+    """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, inodes: InodeTable, owner: Owner, *, total_size: Callable[[], int]) -> None:
+    def __init__(self, inodes: InodeTable, owner: Owner, *, total_size: Callable[[], int], limit_s: float) -> None:
         super().__init__()
+        self.limit_s = limit_s
         self._inodes = inodes
         self._owner = owner
         self._total_size = total_size

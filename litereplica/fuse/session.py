@@ -30,6 +30,7 @@ from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
 from litereplica.fuse.operations import Operations
 from litereplica.replica.poll_schedule import MAX_INTERVAL_S
+from litereplica.replica.store_outage import READ_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ COPY_CHECK_S = 1.0
 
 RELEASE_LIMIT_S = 0.5
 """How long to wait for RELEASE, which the kernel sends after the client's close() has returned."""
+
+REQUEST_MARGIN_S = 0.1
+"""A read that gets no page fails by itself, and says why, before its request does."""
 
 MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
 """Requests that are worked on at once."""
@@ -69,6 +73,12 @@ class MountOptions:
     hydrate: bool = False
     hydrate_rate: float | None = None  # bytes per second
     max_staleness_s: float | None = None
+    read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel
+
+    @property
+    def request_limit_s(self) -> float:
+        """How long a request of the kernel takes at most. What a read waits for comes to an end before."""
+        return self.read_timeout_s + REQUEST_MARGIN_S
 
 
 class FuseSession:

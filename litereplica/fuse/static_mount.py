@@ -54,7 +54,8 @@ class StaticSession(FuseSession):
         for node in (Directory(root, visible, hidden={nodes.STATUS_NAME.encode(): about}), database, pos, about):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())
-        super().__init__(options, Operations(inodes, owner, total_size=lambda: file.size))
+        operations = Operations(inodes, owner, total_size=lambda: file.size, limit_s=options.request_limit_s)
+        super().__init__(options, operations)
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._operations.open_to_others()

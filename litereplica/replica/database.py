@@ -15,10 +15,12 @@ itself (`poller.py` does).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import trio
 
 from litereplica.errors import DamagedFile, LiteReplicaError, StaleReplica
@@ -55,6 +57,10 @@ CACHE_SIZE = 1024 * 1024 * 1024
 """Bytes of pages on the local disk."""
 
 
+HEAL_PAUSE_S = 1.0
+"""Time after a heal that found nothing until the next one: each lists all levels and opens the files of a plan."""
+
+
 def clock_through_suspend() -> float:
     """Return trio's time in seconds, plus that in which the machine was suspended: replicas become stale meanwhile."""
     return trio.current_time() + asleep_s()
@@ -87,6 +93,8 @@ class Replica:
         self._status = PollStatus(clock)
         self._heals = 0
         self._heal_error: LiteReplicaError | None = None
+        self._heal_failure = ""
+        self._heal_due_at = -math.inf
 
     @property
     def snapshot(self) -> Snapshot:
@@ -110,6 +118,7 @@ class Replica:
         """
         async with self._turn:
             current = self._current
+            self._status.note_begin()
             try:
                 found = await self._next_files.next_files(current.snapshot.pos.txid)
                 if found is None:
@@ -122,6 +131,8 @@ class Replica:
             except LiteReplicaError as exc:
                 self._status.note_failure(exc, txid=current.snapshot.pos.txid, newest_txid=self._next_files.newest_txid)
                 raise
+            finally:
+                self._status.note_end()
             if update is not None:
                 self._hydrator.wake()
             self._status.note_success(
@@ -135,25 +146,41 @@ class Replica:
         """Find other files for the pages, after some have vanished or proved damaged.
 
         The TXID stays the same if any file still ends there. A caller that waits while another one heals gets None,
-        since the other one got the update. Raises `GapError` when the files do not reach the current TXID.
+        since the other one got the update. After a heal that found nothing, the next one waits for `HEAL_PAUSE_S`.
+        Raises `GapError` when the files do not reach the current TXID.
         """
         heals = self._heals
+        await trio.sleep_until(self._heal_due_at)
         async with self._turn:
             if self._heals != heals:
                 if self._heal_error is not None:
                     raise self._heal_error.with_traceback(None)
                 return None
+            before = self._current.snapshot
             try:
                 update = await self._relocator.heal()
             except LiteReplicaError as exc:
-                self._heals += 1
                 self._heal_error = exc
+                self._note_heal(str(exc))
                 self._status.note_failed_heal(exc)
                 raise
             self._hydrator.wake()
-            self._heals += 1
             self._heal_error = None
+            after = update.snapshot
+            is_same = after.pos == before.pos and np.array_equal(after.pages.files(), before.pages.files())
+            self._note_heal(f"no other files have the pages of TXID {after.pos.txid:016x}" if is_same else "")
+            if not is_same:
+                log.info("%s: page locations renewed at TXID %016x", self._store.url, after.pos.txid)
             return update
+
+    def _note_heal(self, failure: str) -> None:
+        """Record a heal, and why it brought nothing, if so. That is logged when it changes."""
+        self._heals += 1
+        if failure:
+            self._heal_due_at = trio.current_time() + HEAL_PAUSE_S
+            if failure != self._heal_failure:
+                log.info("%s: %s", self._store.url, failure)
+        self._heal_failure = failure
 
     @property
     def staleness_s(self) -> float:

@@ -35,6 +35,7 @@ from litereplica.format.names import SNAPSHOT_LEVEL
 from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, require_pages
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
+from litereplica.replica.known_catalog import KnownCatalog
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.types import TXID, FileInfo
 
@@ -86,7 +87,7 @@ class NextFiles:
         self.newest_txid: TXID = 0
         self._store = costs.store(Purpose.POLL)
         self._lists = costs.store(Purpose.LIST)
-        self.catalog = Catalog(self._lists)
+        self.catalog = KnownCatalog(self._lists)
         self._first_catalog = Catalog(costs.store(Purpose.OPEN), damaged=self.catalog.damaged)
         self._clock = clock
         self._list_interval_s = list_interval_s

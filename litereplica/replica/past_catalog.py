@@ -20,6 +20,7 @@ from litereplica.history.timeline import timestamps
 from litereplica.ltxstore.catalog import Catalog
 from litereplica.ltxstore.plan import reachable_txids
 from litereplica.ltxstore.store import LTXStore, OpenedFile
+from litereplica.replica.known_catalog import KnownCatalog
 from litereplica.types import TXID, FileInfo
 
 LISTING_S = 5.0
@@ -45,7 +46,7 @@ class Point:
     timestamp_ms: int
 
 
-class PastCatalog(Catalog):
+class PastCatalog(KnownCatalog):
     """A catalog that remembers listings, indexes and times. It shares the known damaged files with `beside`."""
 
     def __init__(self, store: LTXStore, *, beside: Catalog) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, GapError
@@ -50,8 +51,9 @@ class Relocator:
 
     async def heal(self) -> Update:
         """Plan again for the current TXID or a later one. Raises `GapError` when the files do not reach it."""
-        update = await self.relocate(await self._next_files.files_at(self._current.snapshot.pos.txid))
-        log.info("%s: page locations renewed at TXID %016x", self._url, update.snapshot.pos.txid)
+        found = await self._next_files.files_at(self._current.snapshot.pos.txid)
+        with trio.CancelScope(shield=True):  # it does not wait for the store; half of it would be no use to anybody
+            update = await self.relocate(found)
         return update
 
     async def rebase(self) -> Update | None:

@@ -6,18 +6,64 @@ again, so that each file is soon used by the base alone.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
+import pyfuse3
 import pytest
+import trio
+import trio.testing
 
+from litereplica.errors import TransientStorageError
 from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
-from litereplica.replica.database import Replica
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import Attributes, InodeTable, Node
+from litereplica.fuse.operations import Operations
+from litereplica.replica.database import HEAL_PAUSE_S, Replica
+from litereplica.replica.next_files import LIST_INTERVAL_S
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
 from tests.replica.test_database import Bench
 
 FORGET_EVERY = 5
+LIMIT_S = 15.0
+T = TypeVar("T")
+
+
+class SilentLists(WrapperStorage):
+    """A store that answers everything but LIST, while `silent`."""
+
+    silent = False
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        if self.silent and call.operation is Operation.LIST:
+            await trio.sleep_forever()
+        return await perform()
+
+
+class DatabaseNode(Node):
+    """The database file of a live database, as the kernel asks for it."""
+
+    def __init__(self, inode: int, live: LiveDatabase) -> None:
+        super().__init__(inode)
+        self._live = live
+
+    def attributes(self) -> Attributes:
+        return Attributes(size=self._live.size(LiveFile.DATABASE))
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self._live.read(LiveFile.DATABASE, offset, size)
+
+
+class Context:
+    """A request of another process."""
+
+    pid = 1
 
 
 class NoKernel:
@@ -68,3 +114,82 @@ async def test_a_base_keeps_its_files_while_many_more_are_applied(monkeypatch: p
             assert replica.statistics().heals == 0, "nothing has vanished, so nothing is to be looked for"
         assert live.statistics().backfills > 10
         assert replica.statistics().files <= 100 // 2
+        files = replica._current.files
+        files.forget_unused()
+        assert len(files) == len(files.holders.files()), "nothing is kept that nobody names"
+
+
+# --- what a READ waits for when a file has gone ------------------------------------------------------
+
+
+@pytest.mark.logs("read: not answered within 15 s")
+async def test_a_read_that_looks_for_other_files_ends_in_time_and_the_next_one_finds_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    bench.meter._inner = lists = SilentLists(bench.faults)
+    async with live_database(bench) as (replica, live):
+        await bench.history.snapshot()
+        await bench.history.delete(0, 1)
+        inodes = InodeTable()
+        inodes.allocate()
+        node = inodes.add(DatabaseNode(inodes.allocate(), live))
+        operations = Operations(inodes, Owner(0, 0), total_size=lambda: 0, limit_s=LIMIT_S)
+        operations.open_to_others()
+        flags = pyfuse3.FlagT(os.O_RDONLY)
+        opened = await operations.open(pyfuse3.InodeT(node.inode), flags, Context())  # type: ignore[arg-type]
+        page_size = replica.snapshot.page_size
+        lists.silent = True
+        started = trio.current_time()
+        with pytest.raises(pyfuse3.FUSEError) as failed:
+            await operations.read(opened.fh, page_size, page_size)
+        assert failed.value.errno == errno.ETIMEDOUT
+        assert trio.current_time() - started == pytest.approx(LIMIT_S)
+        lists.silent = False
+        assert (await operations.read(opened.fh, page_size, page_size)).startswith(b"first 2")
+
+
+async def test_heals_that_bring_nothing_are_made_once_in_a_while_and_said_once(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "litereplica.replica.database")
+    bench = Bench(memory_size=0)
+    await bench.history.commit({1: b"one", 2: b"two"})
+    async with live_database(bench) as (replica, live):
+        await live.apply(None)
+        started = trio.current_time()
+        for _ in range(5):
+            await live.files.heal()
+        assert trio.current_time() - started == pytest.approx(4 * HEAL_PAUSE_S)
+        said = [record.getMessage() for record in caplog.records if "no other files" in record.getMessage()]
+        assert len(said) == 1
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(live.files.heal)
+        assert replica.statistics().heals == 6, "those who wait share one"
+
+
+async def test_a_store_without_any_file_is_an_outage_and_not_a_damaged_database() -> None:
+    """As an unmounted directory is: the absence of everything is not the absence of one file."""
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    async with live_database(bench) as (replica, live):
+        past = await replica.past_snapshots().open(1)
+        page_size = replica.snapshot.page_size
+        objects = bench.history.storage.objects  # type: ignore[attr-defined]
+        stored = dict(objects)
+        objects.clear()
+        with pytest.raises(TransientStorageError, match="has no LTX file at all any more"):
+            await page(live, 2, page_size)
+        with pytest.raises(TransientStorageError, match="has no LTX file at all any more"):
+            await past.read(2, 2)
+        bench.clock.now += 2 * LIST_INTERVAL_S
+        with pytest.raises(TransientStorageError, match="has no LTX file at all any more"):
+            await replica.poll()
+        assert "no LTX file" in replica.statistics().last_error
+        objects.update(stored)
+        await replica.poll()
+        assert (await page(live, 2, page_size)).startswith(b"first 2")
+        assert (await past.read(2, 2))[0].startswith(b"first 2")
+        assert replica.statistics().last_error == ""

@@ -23,6 +23,7 @@ from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
 
+LIMIT_S = 15.0
 READ_ONLY = pyfuse3.FlagT(os.O_RDONLY)
 
 
@@ -36,6 +37,25 @@ class FailingFile(Node):
 
     async def read(self, offset: int, size: int) -> bytes:
         raise self.error
+
+
+class SilentFile(Node):
+    """A file for which nothing is ever answered."""
+
+    async def lookup(self, name: bytes) -> Node | None:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def open(self, *, own: bool) -> None:
+        await trio.sleep_forever()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def entries(self) -> list[tuple[bytes, Node]]:
+        await trio.sleep_forever()
+        raise AssertionError
 
 
 class Files:
@@ -52,7 +72,7 @@ class Files:
         self.inodes.add(Directory(root, {b"app.db": self.database}, hidden={b".litereplica": self.status}))
 
     def operations(self) -> Operations:
-        return Operations(self.inodes, Owner(0, 0), total_size=lambda: 4096)
+        return Operations(self.inodes, Owner(0, 0), total_size=lambda: 4096, limit_s=LIMIT_S)
 
 
 class Context:
@@ -105,6 +125,28 @@ async def test_a_read_that_fails_is_answered_with_an_errno_and_logged_once(
     assert record.levelno == logging.ERROR
     is_ours = isinstance(error, LiteReplicaError | OSError)
     assert (record.exc_info is None) is is_ours, "a traceback is for what was not foreseen"
+
+
+@pytest.mark.logs("not answered within 15 s")
+@pytest.mark.parametrize("request_name", ["open", "lookup", "opendir"])
+async def test_no_request_waits_without_a_limit(
+    request_name: str, files: Files, operations: Operations, autojump_clock: trio.testing.MockClock
+) -> None:
+    silent = files.inodes.add(SilentFile(files.inodes.allocate()))
+    arguments = {"open": (READ_ONLY, Context()), "lookup": (b"name", Context()), "opendir": (Context(),)}[request_name]
+    with pytest.raises(pyfuse3.FUSEError) as answered:
+        await getattr(operations, request_name)(pyfuse3.InodeT(silent.inode), *arguments)
+    assert answered.value.errno == errno.ETIMEDOUT
+    assert trio.current_time() == pytest.approx(LIMIT_S)
+
+
+@pytest.mark.logs("not answered within 15 s")
+async def test_an_open_does_not_wait_without_a_limit_for_a_mount_that_is_not_ready(
+    files: Files, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as answered:
+        await opened(files.operations(), files.database)
+    assert answered.value.errno == errno.ETIMEDOUT
 
 
 @pytest.mark.logs("read failed")

@@ -519,6 +519,20 @@ async def test_the_poll_after_healing_looks_for_a_gap_at_once() -> None:
         assert await content(replica) == bench.history.at(4)
 
 
+async def test_a_poll_that_gets_no_answer_is_in_the_status_before_it_fails() -> None:
+    bench = Bench()
+    await bench.history.commit({1: b"a"})
+    async with bench.replica() as replica, trio.open_nursery() as nursery:
+        bench.meter._inner = LatencyStorage(MemoryStorage(), 1e9)
+        nursery.start_soon(replica.poll)
+        await trio.testing.wait_all_tasks_blocked()
+        assert replica.statistics().last_error == ""
+        bench.clock.now += 4
+        assert replica.statistics().last_error == "a poll has been under way for 4 s"
+        nursery.cancel_scope.cancel()
+    assert replica.statistics().last_error == ""
+
+
 async def test_those_who_heal_at_the_same_time_share_it(autojump_clock: trio.testing.MockClock) -> None:
     bench = Bench(round_trip_s=1.0)
     await bench.history.commit({1: b"a"})
