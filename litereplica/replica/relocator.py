@@ -54,7 +54,7 @@ class Relocator:
         found = await self._next_files.files_at(self._current.snapshot.pos.txid)
         with trio.CancelScope(shield=True):  # it does not wait for the store; half of it would be no use to anybody
             update = await self.relocate(found)
-        return update
+        return update  # noqa: RET504 - for all that mypy knows, the scope might suppress an exception
 
     async def rebase(self) -> Update | None:
         """Leave files that will be deleted or must not be used. None if there is no reason, or no other file."""
