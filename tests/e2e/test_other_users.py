@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.errors import ExitCode
-from litereplica.testing.mounts import MountedReplica, litereplica_binary, wait_for_end
+from litereplica.testing.mounts import litereplica_binary, wait_for_end
 from tests.helpers.publisher import Publisher
 
 pytestmark = [
@@ -129,11 +129,3 @@ def test_other_users_are_told_whose_mount_it_is(
         line = f"litereplica: error: the mount at {place} belongs to root: run the command as that user, or as root\n"
         assert (done.returncode, done.stderr) == (ExitCode.ENVIRONMENT, line)
     assert pid_of(machine, place)
-
-
-def test_no_process_of_another_pid_namespace_is_signalled(publisher: Publisher, tmp_path: Path) -> None:
-    with MountedReplica(publisher.url, tmp_path) as mount:
-        inside = ["unshare", "--pid", "--fork", "--mount-proc", litereplica_binary(), "umount", str(mount.mountpoint)]
-        done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == ExitCode.ENVIRONMENT
-        assert mount.status()["pid"] == mount.pid

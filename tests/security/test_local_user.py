@@ -155,7 +155,8 @@ def test_real_mount_of_another_user_is_ended_by_root(tmp_path: Path, alices: Pat
     from litereplica.cli.mount_status import daemon_of
     from litereplica.fuse.mountpoint import Mount
 
-    mount = Mount(1, 1, "0:1", "/mnt", "fuse.litereplica", "x", f"rw,user_id={os.getuid()}", frozenset(), frozenset())
+    options = f"rw,user_id={os.getuid()},group_id={os.getgid()}"
+    mount = Mount(1, 1, "0:1", "/mnt", "fuse.litereplica", "x", options, frozenset(), frozenset())
     fd = os.open("/dev/fuse", os.O_RDWR)
     try:
         with daemon_of(mount, os.getpid()) or pytest.fail("not recognised") as daemon:
