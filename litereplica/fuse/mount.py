@@ -119,7 +119,7 @@ async def serve(
     `mountpoint.prepare` must have been called. Raises the errors of `opening`, and `EnvironmentProblem`.
     """
     async with opening as replica:
-        await Session(options, replica, past=replica.past_snapshots()).run(ready)
+        await Session(options, replica, past=replica.past_snapshots(patience_s=options.read_timeout_s)).run(ready)
 
 
 class Session(FuseSession):

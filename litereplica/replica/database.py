@@ -44,7 +44,7 @@ from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.replica.store_outage import READ_TIMEOUT_S
-from litereplica.storage.wrappers import MeteredStorage
+from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s
 from litereplica.types import TXID
 
@@ -56,6 +56,9 @@ MEMORY_SIZE = 32 * 1024 * 1024
 CACHE_SIZE = 1024 * 1024 * 1024
 """Bytes of pages on the local disk."""
 
+
+PATIENT_ATTEMPTS = 1000
+"""More than there is time for."""
 
 HEAL_PAUSE_S = 1.0
 """Time after a heal that found nothing until the next one: each lists all levels and opens the files of a plan."""
@@ -205,9 +208,15 @@ class Replica:
         """
         await self._hydrator.run(current or (lambda: self._current.snapshot.pages), push=push, rate=rate)
 
-    def past_snapshots(self) -> PastSnapshots:
-        """Return the past states, which are read through the same files and pages. To be called once."""
+    def past_snapshots(self, *, patience_s: float = 0.0) -> PastSnapshots:
+        """Return the past states, which are read through the same files and pages. To be called once.
+
+        Requests to find and open them that fail for a passing reason are made again for `patience_s`.
+        """
         store = self._costs.store(Purpose.PAST)
+        if patience_s:
+            patience = RetryPolicy(attempts=PATIENT_ATTEMPTS, max_delay_s=1.0, total_s=patience_s)
+            store = LTXStore(RetryStorage(store.storage, patience), store.layout)
         past = PastSnapshots(self._current, self._reader, store=store, catalog=self._next_files.catalog)
         self.subscribe(past)
         return past

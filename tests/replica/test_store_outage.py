@@ -182,3 +182,21 @@ async def test_a_read_outlives_errors_of_the_store_that_end_in_time(autojump_clo
         with pytest.raises(TransientStorageError, match="as planned"):
             await read_one(replica, 8)
         assert 0.8 * TIMEOUT_S < trio.current_time() - began <= TIMEOUT_S
+
+
+async def test_a_past_state_is_opened_although_the_store_fails_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    async with bench.replica() as replica:
+        await bench.history.commit({1: b"newer"})
+        await replica.poll()
+        began = trio.current_time()
+
+        def plan(request: Request) -> Fault | None:
+            return Fault() if trio.current_time() < began + 0.8 * TIMEOUT_S else None
+
+        bench.storage._inner = FaultStorage(bench.near, plan)
+        past = await replica.past_snapshots(patience_s=TIMEOUT_S).open(1)
+        assert past.snapshot.pos.txid == 1
+        assert trio.current_time() >= began + 0.8 * TIMEOUT_S
