@@ -17,6 +17,8 @@ class Follower:
     def __init__(self, root: Path) -> None:
         self.txid: TXID = 0
         self.digests: list[str] = []  # of the database at each TXID, from 1 on
+        self.may_have_more_pages = False
+        """Pages beyond the size that the database's header tells do not count."""
         self._root = root
         self._files: list[str] = []
         self._pages: dict[int, bytes] = {}
@@ -35,6 +37,8 @@ class Follower:
         self._pages = {pgno: page for pgno, page in self._pages.items() if pgno <= commit}
         assert len(self._pages) == commit, "a page is in no file"
         content = hashlib.sha256()
+        if self.may_have_more_pages:
+            commit = min(commit, int.from_bytes(self._pages[1][28:32], "big"))
         for pgno in range(1, commit + 1):
             assert len(self._pages[pgno]) == page_size
             content.update(self._pages[pgno])
