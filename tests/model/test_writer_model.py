@@ -33,8 +33,8 @@ from tests.helpers.writer_process import WriterProcess
 
 STEPS = 50
 QUICK_EXAMPLES = 6
-EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "60"))
-"""Of 50 steps each: 60 take about a minute."""
+EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "400"))
+"""Of 50 steps each: 30 take about a minute. They are divided among four tests, so that workers can share them."""
 
 DEADLINE_S = 20.0
 POLL_S = 0.003
@@ -370,4 +370,6 @@ def as_test(examples: int) -> type:
 
 
 TestWriterModelBriefly = as_test(QUICK_EXAMPLES)
-TestWriterModel = pytest.mark.slow(as_test(EXAMPLES))
+TestWriterModel1, TestWriterModel2, TestWriterModel3, TestWriterModel4 = (
+    pytest.mark.slow(as_test(EXAMPLES // 4)) for _ in range(4)
+)
