@@ -51,10 +51,12 @@ class Pruner:
 
     async def due(self, files: Sequence[FileInfo]) -> list[Deletion]:
         """Return the files to delete now, in this order. `files` are the known files of all levels."""
+        await self._load()
         return await _in_thread(due_deletions, self._aged(files), self._policy, self._clock.now_ms())
 
     async def next_due_ms(self, files: Sequence[FileInfo]) -> int | None:
         """Return the time from which more may be due than now; None: never, with these files."""
+        await self._load()
         return await _in_thread(next_deletion_ms, self._aged(files), self._policy, self._clock.now_ms())
 
     async def delete(self, due: Sequence[Deletion], *, deleted: Callable[[FileInfo], None] = lambda info: None) -> None:
@@ -81,6 +83,10 @@ class Pruner:
             self._sweep_ms = self._clock.steady_ms() + DAY_MS
             await sweep_frame_checksums(self.store, self._clock.now_ms())
 
+    async def _load(self) -> None:
+        if self._seen_ms is None:
+            await trio.to_thread.run_sync(self.checked.load)
+
     def _aged(self, files: Sequence[FileInfo]) -> list[FileInfo]:
         """The files, where `modified_ms` of those that appeared after the first listing is at least that time."""
         before, now_ms = self._seen_ms, self._clock.steady_ms()
@@ -88,8 +94,6 @@ class Pruner:
         self._seen_ms = (
             dict.fromkeys(names, 0) if before is None else {name: before.get(name, now_ms) for name in names}
         )
-        if before is None:
-            self.checked.load()
         self.checked.keep(names)
         return [replace(info, modified_ms=max(info.modified_ms, self._seen_ms[info.name])) for info in files]
 

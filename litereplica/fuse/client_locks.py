@@ -72,6 +72,7 @@ class ClientLocks:
         self._inodes = inodes
         self._device = ""  # as /proc has it
         self._opens: dict[int, _Open] = {}
+        self._is_blind = False  # and it was said
         self._without: dict[int, float] = {}  # processes without lock or mapping, since when
         self._mapped: set[int] = set()  # processes that have `-shm` mapped
         self._refused: dict[int, str] = {}  # and those that may not read
@@ -118,8 +119,8 @@ class ClientLocks:
         database = self._processes(LiveFile.DATABASE, now=now)
         self._mapped &= database
         lacking = set[int]()
-        if database:
-            locks = self._read_locks()
+        locks = self._read_locks() if database else None
+        if locks is not None:
             using = self._processes(LiveFile.WAL, LiveFile.SHM, now=now) | _holders(locks[LiveFile.DATABASE])
             linked = _holders(locks[LiveFile.SHM], byte=walindex.LOCK_DMS)
             lacking = {each for each in database & using if each not in linked or not self._maps_shm(each)}
@@ -142,11 +143,18 @@ class ClientLocks:
         opens = self._opens.values()
         return {each.process for each in opens if each.file in files and now - each.since >= GRACE_S} - {0}
 
-    def _read_locks(self) -> dict[LiveFile, list[_Lock]]:
-        """Return the POSIX locks on each file. Those of clients are, the daemon's own are not."""
+    def _read_locks(self) -> dict[LiveFile, list[_Lock]] | None:
+        """Return the POSIX locks on each file. Those of clients are, the daemon's own are not. None: not known here."""
+        try:
+            lines = _LOCKS.read_text().splitlines()
+        except OSError as exc:
+            if not self._is_blind:
+                log.warning("clients without SQLite's locks cannot be found: %s: %s", _LOCKS, exc.strerror)
+            self._is_blind = True
+            return None
         names = {f"{self._device}:{inode}": file for file, inode in self._inodes.items()}
         found: dict[LiveFile, list[_Lock]] = {file: [] for file in LiveFile}
-        for line in _LOCKS.read_text().splitlines():
+        for line in lines:
             fields = line.split()  # "1: POSIX ADVISORY READ 4711 00:27:4 123 128"; of a process that waits, one more
             if len(fields) == 8 and fields[1] == "POSIX" and fields[5] in names:
                 last = sys.maxsize if fields[7] == "EOF" else int(fields[7])

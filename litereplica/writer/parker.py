@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
+
+import apsw
 
 from litereplica.errors import SourceChanged
 from litereplica.writer.attachment import Attachment
@@ -10,6 +12,8 @@ from litereplica.writer.database.parked import Parked, certain_now, mark_of
 from litereplica.writer.database.wal_follower import WalChange
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.source_check import require_unchanged
+
+log = logging.getLogger(__name__)
 
 
 class Parker:
@@ -31,8 +35,10 @@ class Parker:
         files = certain_now(database.path)
         if files is None or not self._attachment.is_attached:
             return None
-        with contextlib.suppress(SourceChanged):  # then the identity is not certain
+        try:
             require_unchanged(self._context, self._attachment.publisher.last)
+        except SourceChanged:
+            return None
         if files.database != database.certain_identity() or not wal.is_in_place():
             return None
         if database.real_path() != database.path:
@@ -55,4 +61,7 @@ class Parker:
         database, wal = self._context.database, self._context.wal
         database.release_read()
         if (self._complete or database.is_distrusted) and wal.is_sealed and wal.look() is WalChange.NONE:
-            database.leave_to_sqlite()
+            try:
+                database.leave_to_sqlite()
+            except (OSError, apsw.Error) as exc:  # somebody has removed the WAL, for instance
+                log.info("the WAL of %s is left as it is: %s", database.path, exc)

@@ -446,9 +446,13 @@ class ReaderMachine(RuleBasedStateMachine):
         changed = update.changed.tolist()
         assert changed == sorted(set(changed))
         assert not changed or changed[-1] <= after.commit
-        froms, tos = self.may_be_of(before), self.may_be_of(after)
-        follow = {to for to in tos if any(self.leads(before, a, after, to, set(changed)) for a in froms if a <= to)}
-        assert follow, f"nothing leads from {before.pos.txid} of {froms} to {after.pos.txid} of {tos} by {changed}"
+        before_of, after_of = self.may_be_of(before), self.may_be_of(after)
+        follow = {
+            to for to in after_of if any(self.leads(before, a, after, to, set(changed)) for a in before_of if a <= to)
+        }
+        assert follow, (
+            f"nothing leads from {before.pos.txid} of {before_of} to {after.pos.txid} of {after_of} by {changed}"
+        )
         self.seen[id(after)] = (after, follow)
         if not update.relocated:
             rest = np.setdiff1d(np.arange(1, after.commit + 1, dtype=np.uint32), update.changed)

@@ -131,6 +131,24 @@ async def test_database_that_is_overwritten_in_place_while_it_is_replicated_is_p
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (rows[other] + 1,)
 
 
+async def test_backup_that_is_copied_over_the_database_by_the_book_is_published(
+    tmp_path: Path, store: LTXStore, started: list[Process]
+) -> None:
+    """The WAL and its index are removed, as instructions for restoring a backup say."""
+    database = make(tmp_path / "app.db", 300)
+    writer = start(started, database, store, "--watch")
+    insert(database)
+    await until_settled(database, store)
+    os.kill(writer.pid, signal.SIGSTOP)
+    overwrite(database, make(tmp_path / "new.db", 900))
+    for suffix in ("-wal", "-shm"):
+        database.with_name(f"app.db{suffix}").unlink(missing_ok=True)
+    os.kill(writer.pid, signal.SIGCONT)
+    await until_same(store, database)
+    assert await writer.stop() == ExitCode.OK, writer.log.read_text()
+    assert await fold(store) == image(database)
+
+
 @pytest.mark.parametrize("copy", ["another", "older", "one page"])
 async def test_database_that_is_overwritten_after_a_kill_is_compared_at_the_start(
     tmp_path: Path, store: LTXStore, started: list[Process], copy: str

@@ -105,6 +105,13 @@ class FileWatch:
         is_due, self._is_sample_due = self._is_sample_due, False
         return Doubt.SAMPLE if is_due else Doubt.NONE
 
+    def give_back(self, doubt: Doubt) -> None:
+        """Record that what `take_doubt` returned could not be compared: it stays in doubt."""
+        if doubt is Doubt.WHOLE:
+            self._unexplained_s = time.monotonic() - EXPLAIN_WITHIN_S
+        elif doubt is Doubt.SAMPLE:
+            self._is_sample_due = True
+
 
 def _was_written(before: FileStatus, status: FileStatus) -> bool:
     """True unless only owner, mode or links have changed."""

@@ -269,12 +269,18 @@ class SQLiteDatabase:
         self._judge()
         return self._watch.take_doubt()
 
+    def give_back(self, doubt: Doubt) -> None:
+        """Record that what `take_doubt` returned could not be compared."""
+        self._watch.give_back(doubt)
+
     def distrust(self) -> None:
         """Record that something else than SQLite has written to the file: connections must not go on from caches."""
         self.is_distrusted = True
 
     def certain_identity(self) -> FileIdentity | None:
         """The identity of the file if nothing is in doubt and every later write will change it."""
+        if self.is_distrusted:
+            return None
         status = os.fstat(self._fd)
         return FileIdentity.of(status) if self._watch.is_certain(FileStatus.of(self._fd)) else None
 

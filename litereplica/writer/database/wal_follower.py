@@ -257,9 +257,7 @@ class WalFollower:
         settled = min(self.position, backfilled)
         if len(self._commit):
             commit = min(commit, int(self._commit[-1]))
-        spread = np.arange(1, commit + 1, dtype=np.uint32)
-        if count < commit:
-            spread = spread[np.linspace(0, commit - 1, count).astype(np.int64)]
+        spread = np.unique(np.linspace(min(1, commit), commit, min(count, commit)).astype(np.uint32))
         newest = frames_of[max(0, settled - count // 2) : settled]
         pages = np.setdiff1d(np.union1d(newest, spread), frames_of[settled:])
         return pages[pages <= commit]

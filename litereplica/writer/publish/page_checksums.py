@@ -129,7 +129,7 @@ class PageChecksums:
     def at(self, pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Return the checksums of some pages, whose numbers are ascending. Raises `OSError`."""
         checksums = np.zeros(len(pgnos), np.uint64)
-        with self._path.open("rb") as file:
+        with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
             for start, end in consecutive(pgnos):
                 file.seek(_HEADER_SIZE + (int(pgnos[start]) - 1) * _CHECKSUM_SIZE)
                 found = np.frombuffer(data := file.read((end - start) * _CHECKSUM_SIZE), np.uint64, len(data) // 8)

@@ -33,32 +33,39 @@ at each start."""
 def require_unchanged(context: WriterContext, last: Published) -> None:
     """Raise `SourceChanged` if the file differs from `last`, as far as that is in doubt. Blocks."""
     database = context.database
+    differ: list[int] | None = None
+    what, doubt = "", database.take_doubt()
+    if doubt is Doubt.NONE:
+        return
     try:
-        doubt = database.take_doubt()
-        differ = _differing_pages(context, last, whole=doubt is Doubt.WHOLE) if doubt is not Doubt.NONE else []
+        differ = _differing_pages(context, last, whole=doubt is Doubt.WHOLE)
         what = f"page {differ[0]} is not as it was published" if differ else ""
     except (apsw.CorruptError, apsw.NotADBError) as exc:
         what = str(exc)
+    finally:
+        if differ is None:
+            database.give_back(doubt)
     if what:
         database.distrust()
         raise SourceChanged(f"something else than SQLite wrote to {database.path}: {what}", hint="start again")
 
 
-def _differing_pages(context: WriterContext, last: Published, *, whole: bool) -> list[int]:
-    """The pages that differ from `last`, of all or of a sample; none if the checksums of `last` are not at hand."""
+def _differing_pages(context: WriterContext, last: Published, *, whole: bool) -> list[int] | None:
+    """The pages that differ from `last`, of all or of a sample. None: nothing is known of `last` or of the WAL now."""
     database, wal, checksums = context.database, context.wal, context.checksums
     change = wal.look()
     if change is WalChange.LOST or checksums.version != last.version or last.commit == 0:
-        return []
+        return None
     if change is WalChange.FRAMES:
         wal.scan()
-    backfilled = database.wal_state().backfilled
+    # SQLite counts no frames of a WAL that was emptied, and we follow it until the next commit
+    backfilled = wal.position if wal.is_sealed else database.wal_state().backfilled
     count = last.commit if whole else SAMPLE_PAGES
     pages = wal.settled_pages(count, backfilled=backfilled, commit=last.commit)
     try:
         known = checksums.at(pages)
     except OSError:
-        return []
+        return None
     found = np.fromiter(_checksums(database, pages), np.uint64, len(pages))
     return [int(pgno) for pgno in pages[(known != UNKNOWN) & (known != found)]]
 
@@ -77,7 +84,12 @@ def require_sound(database: SQLiteDatabase, *, in_doubt: bool) -> None:
     The check ends after `SOUND_WITHIN_S` unless the database is `in_doubt`.
     """
     until_s = time.monotonic() + SOUND_WITHIN_S
-    found = database.structure_problem(lambda: not in_doubt and time.monotonic() > until_s)
+
+    def give_up() -> bool:
+        trio.from_thread.check_cancelled()
+        return not in_doubt and time.monotonic() > until_s
+
+    found = database.structure_problem(give_up)
     if found is not None:
         raise SourceMalformed(
             f"{database.path} is malformed: {found}",
