@@ -127,6 +127,7 @@ def command(
     import trio
 
     from litereplica.cli.background import Ready, run_in_background
+    from litereplica.cli.hangup import read_anew_on_hangup
     from litereplica.cli.logging_setup import configure_logging
     from litereplica.errors import UsageError
     from litereplica.foreign_directory import open_own_directory
@@ -171,7 +172,7 @@ def command(
         tune_allocator()
         run = serve if point.is_latest else serve_static
         opening = partial(_opened, replica_url, cache, cache_size, options.read_timeout_s, point)
-        trio.run(run, options, _opened_within(wait or 0.0, opening), started)
+        trio.run(read_anew_on_hangup, lambda: run(options, _opened_within(wait or 0.0, opening), started))
 
     if foreground:
         work(lambda: None)

@@ -152,7 +152,8 @@ def command(
     """Publish the transactions of SQLite databases to their replicas as they are committed.
 
     The databases are DB, or those listed in a configuration file. The file has the format of Litestream's: a
-    litestream.yml works unchanged, and keys without effect are reported. SIGHUP makes the process read the file again.
+    litestream.yml works unchanged, and keys without effect are reported. SIGHUP makes the process read the file and its
+    credentials again.
 
     Runs until SIGTERM or SIGINT, publishes the remaining transactions and exits. Started again, it continues where it
     stopped. A database in a rollback journal mode is switched to WAL; nothing else in it is changed. Only one writer at

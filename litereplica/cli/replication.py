@@ -1,14 +1,14 @@
 """One run of `litereplica replicate`, from start to end.
 
     _prepare            restores missing databases; a single database that does not exist yet is awaited
-    _replicate          the fleet publishes; SIGHUP reloads the configuration file, and lag is logged
+    _replicate          the fleet publishes; SIGHUP looks up the credentials again and reloads the configuration file
     _run_program        starts the program of `exec` once everything is published; it is not started while another
                         writer publishes one of the named databases
     _control, _handle   serve the control socket and handle signals throughout
 
-Without a program, SIGTERM or SIGINT ends replication. With a program, these signals are passed on to it, and
-replication ends when it exits, so that everything it has written is published. In both cases the fleet publishes the
-remaining transactions. If replication fails, the program is ended as well.
+Lag is logged meanwhile. Without a program, SIGTERM or SIGINT ends replication. With a program, these signals are passed
+on to it, and replication ends when it exits, so that everything it has written is published. In both cases the fleet
+publishes the remaining transactions. If replication fails, the program is ended as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import trio
 
 from litereplica import __version__
 from litereplica.cli.child import Child, check_program, start_child
+from litereplica.cli.hangup import read_anew
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, Unpublished, UsageError
@@ -278,8 +279,8 @@ class Replication:
     async def _handle(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP and self._reread is not None:
-                self._reload_wanted.set()
+            if number == signal.SIGHUP:
+                self._hang_up()
             elif self._child is not None:
                 log.info("received %s: passing it on", name)
                 self._child.pass_on(number)
@@ -287,6 +288,13 @@ class Replication:
                 log.info("received %s: publishing the remaining transactions", name)
                 self._stop.set()
                 self._until_ready.cancel()
+
+    def _hang_up(self) -> None:
+        read_anew()
+        if self._reread is not None:
+            self._reload_wanted.set()
+        elif self._child is not None:
+            self._child.pass_on(signal.SIGHUP)
 
 
 class _Started:

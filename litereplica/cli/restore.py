@@ -8,6 +8,7 @@ _follow        `-f`: restores, then applies new files until interrupted
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import trio
 
 from litereplica.cli import output
 from litereplica.cli.config_file import config_option, no_expand_env_option
+from litereplica.cli.hangup import read_anew_on_hangup
 from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import DURATION, format_size
@@ -333,7 +335,11 @@ def _follow(arguments: _Arguments) -> None:
         await follower.run(interval_s, _print_step)
 
     try:
-        run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
+        run_on_store(
+            arguments.replica.url,
+            lambda store: read_anew_on_hangup(partial(work, store)),
+            credentials=arguments.replica.credentials,
+        )
     except KeyboardInterrupt:
         output.note("stopped")  # an interrupt is the normal end of -f
 
@@ -347,4 +353,5 @@ async def _begin(arguments: _Arguments, store: LTXStore) -> int:
 
 
 async def _print_step(step: Applied) -> None:
-    output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")

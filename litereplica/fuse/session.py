@@ -4,8 +4,7 @@ Start: mount → let in who is to be let in → ready. End: let go of what keeps
 by itself. What is done in between is the subclasses' (`mount.py`, `static_mount.py`).
 
 Signals: SIGTERM, SIGINT and SIGQUIT end the mount within `STOP_LIMIT_S`, with clients inside and in spite of errors.
-SIGUSR1 ends it only if nobody has a file open. SIGHUP changes nothing: log files are reopened when they
-have been rotated, and credentials are looked up again when the store refuses them.
+SIGUSR1 ends it only if nobody has a file open. SIGHUP is the caller's (`cli/hangup.py`).
 
 When someone else detaches the mount, the daemon serves those who are inside, and further mounts of the same file system
 in other places, until they are gone, and exits.
@@ -56,7 +55,7 @@ MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
 """Requests that are worked on at once."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_IGNORED = (signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM)
+_IGNORED = (signal.SIGUSR2, signal.SIGALRM)
 """Signals whose default action would end the process and leave a dead mount."""
 
 

@@ -1,4 +1,4 @@
-"""Makes obstore's S3 client, finds its credentials, and replaces the client when the store refuses them.
+"""Makes obstore's S3 client, finds its credentials, and replaces the client when the store refuses them or on demand.
 
 Explicit key pairs and those in the environment are used directly, and neither boto3 nor botocore is imported. All other
 credentials (profiles, web identity, assumed roles, single sign-on, metadata services) are found and renewed by
@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from litereplica.storage import s3_client
 from litereplica.storage.credentials import Credentials, static_credentials
@@ -45,7 +46,8 @@ _CONFIG_FILE = "AWS_CONFIG_FILE"
 class Connection(Generic[C]):
     """The client of one store: made at the first request, and again when the store refuses its credentials.
 
-    Credentials change while a daemon runs for weeks: files and tokens are replaced, keys are revoked. Thread-safe.
+    Credentials change while a daemon runs for weeks: files and tokens are replaced, keys are revoked. Thread-safe, but
+    for making one.
     """
 
     def __init__(self, connect: Callable[[], C], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,13 +56,28 @@ class Connection(Generic[C]):
         self._lock = threading.Lock()
         self._client: C | None = None
         self._renewed_at = -RENEW_INTERVAL_S
+        self._is_outdated = False
+        _CONNECTIONS.add(self)
 
     def client(self) -> C:
-        """Return the client. Makes it if there is none, which blocks and raises the errors of `connect`."""
+        """Return the client. Makes it if there is none, which blocks and raises the errors of `connect`.
+
+        After `outdate` it is made anew; if that fails, the one at hand stays in use.
+        """
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
+            elif self._is_outdated:
+                try:
+                    self._client = self._connect()
+                except Exception as exc:  # botocore's and obstore's, and those of files
+                    log.warning("cannot look up the credentials again, those of before stay in use: %s", exc)
+            self._is_outdated = False
             return self._client
+
+    def outdate(self) -> None:
+        """Let the next request make the client anew."""
+        self._is_outdated = True
 
     def renew(self, refused: C) -> bool:
         """Discard the client `refused`, unless one was discarded moments ago.
@@ -83,6 +100,15 @@ class Connection(Generic[C]):
         with self._lock:
             client, self._client = self._client, None
             return client
+
+
+_CONNECTIONS: WeakSet[Connection[Any]] = WeakSet()
+
+
+def look_up_again() -> None:
+    """Let every store of this process look up its credentials and certificates again, at its next request."""
+    for connection in list(_CONNECTIONS):
+        connection.outdate()
 
 
 def request_timeout_s(size: int) -> float:

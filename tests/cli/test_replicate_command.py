@@ -49,7 +49,7 @@ def test_once_publishes_what_there_is_and_says_so(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_publishes_what_is_left_and_ends_it_with_success(tmp_path: Path, number: signal.Signals) -> None:
     app = database(tmp_path / "app.db")
     first = tmp_path / "replica/ltx/0/0000000000000001-0000000000000001.ltx"

@@ -16,7 +16,7 @@ from litereplica.storage import s3_upload
 from litereplica.storage.base import Storage
 from litereplica.storage.open import open_storage
 from litereplica.storage.s3 import S3Storage
-from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection
+from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection, look_up_again
 from litereplica.storage.s3_obstore import ObstoreS3Storage
 from litereplica.storage.url import parse_url
 from litereplica.testing.back_doors import S3Door, Subject
@@ -296,6 +296,33 @@ def test_refused_credentials_are_looked_up_again_once_in_a_while_and_not_by_each
     assert connection.renew(second)
     assert connection.client() is not second
     assert len(made) == 3
+
+
+@pytest.mark.logs("cannot look up the credentials again, those of before stay in use: not now")
+def test_credentials_are_looked_up_again_on_demand_and_those_of_before_stay_in_use_if_that_fails() -> None:
+    made: list[object] = []
+    works = True
+
+    def connect() -> object:
+        if not works:
+            raise OSError("not now")
+        made.append(object())
+        return made[-1]
+
+    connection, unused = Connection(connect), Connection(connect)
+    first = connection.client()
+    look_up_again()
+    second = connection.client()
+    assert second is not first
+    assert connection.client() is second
+    works = False
+    look_up_again()
+    assert connection.client() is second
+    works = True
+    assert connection.client() is second, "asked for once"
+    look_up_again()
+    assert connection.client() is made[2]
+    assert unused.client() is made[3]
 
 
 USES_THE_STORE = """
