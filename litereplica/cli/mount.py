@@ -23,6 +23,7 @@ from litereplica.cli.params import DURATION, REPLICA_URL, SIZE
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 
 if TYPE_CHECKING:
+    from litereplica.fuse.session import MountOptions
     from litereplica.replica.database import Replica
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def command(
 
         tune_allocator()
         run = serve if point.is_latest else serve_static
-        opening = partial(_opened, replica_url, cache, cache_size, options.read_timeout_s, point)
+        opening = partial(_opened, options, cache, cache_size, point, log.warning if foreground else _warn)
         trio.run(read_anew_on_hangup, lambda: run(options, _opened_within(wait or 0.0, opening), started))
 
     if foreground:
@@ -213,25 +214,31 @@ async def _opened_within(
 
 @asynccontextmanager
 async def _opened(
-    url: str, cache_dir: Path, cache_size: int, read_timeout_s: float, point: Point
+    options: MountOptions, cache_dir: Path, cache_size: int, point: Point, warn: Callable[[str], None]
 ) -> AsyncIterator[Replica]:
     from litereplica.cli.point import resolve
     from litereplica.ltxstore.store import open_ltx_store
     from litereplica.replica.database import open_replica
 
-    store = open_ltx_store(url)
+    store = open_ltx_store(options.url)
     try:
-        at = await resolve(store, point)
+        at = await resolve(store, point, warn=warn)
         async with open_replica(
             store,
             cache_dir=cache_dir,
             cache_size=cache_size,
-            read_timeout_s=read_timeout_s,
+            read_timeout_s=options.read_timeout_s,
             at=at,
         ) as replica:
             yield replica
     finally:
         await store.aclose()
+
+
+def _warn(text: str) -> None:
+    """Warn in the log, and on stderr, which is the terminal until the mount can be queried."""
+    log.warning("%s", text)
+    click.echo(text, err=True)
 
 
 def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:

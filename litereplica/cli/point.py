@@ -10,7 +10,9 @@ point: the writer's clock may be ahead of this machine's.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -24,6 +26,8 @@ from litereplica.types import TXID as TransactionID
 
 if TYPE_CHECKING:
     from litereplica.ltxstore.store import LTXStore
+
+log = logging.getLogger(__name__)
 
 LATEST_NAMES = ("latest", "now")
 
@@ -59,10 +63,11 @@ class Point:
 LATEST = Point()
 
 
-async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
+async def resolve(store: LTXStore, point: Point, *, warn: Callable[[str], None] = log.warning) -> TransactionID | None:
     """Return the TXID of a point that can be restored; None for the latest point, without a request.
 
-    Lists all levels, twice if the point is not found; for a time, also reads some headers.
+    Lists all levels, twice if the point is not found; for a time, also reads some headers. `warn` is called if its
+    points lie in the future.
 
     Raises:
         PointNotFound: the history does not have the point.
@@ -79,7 +84,7 @@ async def resolve(store: LTXStore, point: Point) -> TransactionID | None:
             require_point(listing.listed, point.txid)
             return point.txid
         assert point.before_ms is not None
-        return await find_txid(store, listing.listed, before_ms=point.before_ms)
+        return await find_txid(store, listing.listed, before_ms=point.before_ms, warn=warn)
 
     return await find_point(store, choose)
 

@@ -11,24 +11,33 @@ its transactions. So headers are read: few of them, several at once.
 Our writer never lets times decrease from one TXID to the next. Those of other writers may, when a clock is set back.
 Even then the point that is found is before the given time, and the next point is not.
 
+A writer whose clock was ahead dates points into the future, and goes on from there when the clock is right again. No
+transaction is later than the upload of its file, or of a file that follows it. So a point whose header is later than
+that by more than `CLOCK_TOLERANCE_MS` counts as of the upload (`_Clocks`). But the store's clock may be wrong instead:
+uploads are believed if the newest point agrees with its upload, or lies in the future by our own clock.
+
 A file may vanish between the listing and the read of its header. Its last TXID is then no longer a point, unless
 another file ends there.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 
 from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, NoReplica, NotFound, PointNotFound
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.plan import reachable_txids, require_files
 from litereplica.ltxstore.store import LTXStore
-from litereplica.times import format_time
+from litereplica.times import MINUTE_MS, SECOND_MS, format_duration, format_time, wall_clock_ms
 from litereplica.types import TXID, FileInfo
+
+log = logging.getLogger(__name__)
 
 PARALLEL_HEADERS = 16
 """Concurrent reads of headers: half of the connections of S3 storage."""
@@ -36,11 +45,22 @@ PARALLEL_HEADERS = 16
 PROBES = 8
 """Headers read in each step of a search, which divides the remaining points by 9: 5,000 points take four steps."""
 
+CLOCK_TOLERANCE_MS = MINUTE_MS
+"""Clocks that differ by less count as right: nobody restores by a time that is more exact than the clocks are."""
 
-async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: int) -> TXID:
+
+async def find_txid(
+    store: LTXStore,
+    files: Sequence[FileInfo],
+    *,
+    before_ms: int,
+    now_ms: int | None = None,
+    warn: Callable[[str], None] = log.warning,
+) -> TXID:
     """Return the newest point before a time, in milliseconds since the epoch; a point of exactly that time is not.
 
-    `files` are those of all levels. Reads some eight headers for each factor of nine in the number of points.
+    `files` are those of all levels. Reads some eight headers for each factor of nine in the number of points. `warn` is
+    called if the result depends on times that lie in the future of `now_ms`, by default this machine's time.
 
     Raises:
         PointNotFound: no point is before the time.
@@ -48,12 +68,16 @@ async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: in
         DamagedFile: a header that decides the result is damaged.
         StorageError: a request failed.
     """
-    search = _Search(store, files)
     points = _points(files)
+    search, newest = _Search(store, files), points[-1]
+    clocks = _Clocks(files, now_ms=wall_clock_ms() if now_ms is None else now_ms)
     before, after = 0, None  # the result is `before` or one of `points`, which are between `before` and `after`
     while points:
-        probes = _evenly(points)
-        times = dict(zip(probes, await gather([partial(search.time_of, txid) for txid in probes]), strict=True))
+        probes = sorted({*_evenly(points), points[-1]})
+        read = await gather([partial(search.time_of, txid) for txid in probes])
+        if probes[-1] == newest:
+            clocks.judge(newest, read[-1])
+        times = {txid: clocks.corrected(txid, time_ms) for txid, time_ms in zip(probes, read, strict=True)}
         for txid in probes:
             time_ms = times[txid]
             if time_ms is not None and time_ms >= before_ms:
@@ -63,6 +87,7 @@ async def find_txid(store: LTXStore, files: Sequence[FileInfo], *, before_ms: in
         unknown = {txid for txid, time_ms in times.items() if time_ms is None}
         points = [txid for txid in points if txid > before and (after is None or txid < after) and txid not in unknown]
     search.require_sound(before, after)
+    clocks.explain(before, after, search.times, url=store.url, warn=warn)
     if before:
         return before
     if after is None:
@@ -141,6 +166,64 @@ class _Search:
         for txid, error in self._damaged.items():
             if txid not in self.times and before < txid and (after is None or txid < after):
                 raise error
+
+
+class _Clocks:
+    """Compares the times of points with those of their uploads, by the listing, and with this machine's."""
+
+    def __init__(self, files: Sequence[FileInfo], *, now_ms: int) -> None:
+        self._now_ms = now_ms
+        ascending = sorted((info for info in files if info.modified_ms), key=lambda info: info.max_txid)
+        uploads = [_end_of_second(info.modified_ms) for info in ascending]
+        self._ends = [info.max_txid for info in ascending]
+        self._latest_ms = [*accumulate(reversed(uploads), min)][::-1]  # of the points from `_ends[row - 1]` on
+        self._at_once = {info.max_txid: info.modified_ms for info in files if info.level == 0}
+        self._newest: tuple[TXID, int] | None = None
+        self._believes_uploads = False
+
+    def judge(self, newest: TXID, time_ms: int | None) -> None:
+        """Decide by the newest point, and the time of its header, which clock to believe."""
+        if time_ms is None:
+            return
+        self._newest = newest, time_ms
+        uploaded_ms = self._at_once.get(newest)
+        agrees = uploaded_ms is not None and abs(uploaded_ms - time_ms) <= CLOCK_TOLERANCE_MS
+        self._believes_uploads = agrees or self._is_ahead(time_ms)
+
+    def corrected(self, txid: TXID, time_ms: int | None) -> int | None:
+        """Return the time of a point whose header has `time_ms`."""
+        row = bisect_left(self._ends, txid)
+        if time_ms is None or not self._believes_uploads or row == len(self._ends):
+            return time_ms
+        return self._latest_ms[row] if time_ms - self._latest_ms[row] > CLOCK_TOLERANCE_MS else time_ms
+
+    def explain(
+        self, before: TXID, after: TXID | None, times: dict[TXID, int], *, url: str, warn: Callable[[str], None]
+    ) -> None:
+        """Warn if points in the future are next to the result, `before`, or are the result."""
+        nearby = [txid for txid in (before, after) if txid in times and self._is_ahead(times[txid])]
+        if self._newest is None or not nearby:
+            return
+        newest, time_ms = self._newest
+        ahead = format_duration((time_ms - self._now_ms) // MINUTE_MS * MINUTE_MS // SECOND_MS)
+        what = f"the newest point of {url}, TXID {format_txid(newest)} of {format_time(time_ms)}, lies {ahead} in the"
+        if all(self.corrected(txid, times[txid]) != times[txid] for txid in nearby):
+            then = "points that are dated in the future are found by the time of their upload"
+        elif before == newest:
+            return
+        else:
+            then = (
+                f"the states after TXID {format_txid(before)} are found by their TXIDs only, see 'litereplica history'"
+            )
+        warn(f"{what} future, because a clock is or was wrong: {then}")
+
+    def _is_ahead(self, time_ms: int) -> bool:
+        return time_ms - self._now_ms > CLOCK_TOLERANCE_MS
+
+
+def _end_of_second(time_ms: int) -> int:
+    """The latest time that a listing may mean: S3's have whole seconds."""
+    return time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
 
 
 def _points(files: Sequence[FileInfo]) -> list[TXID]:

@@ -173,6 +173,7 @@ class PastSnapshots(ReplicaObserver):
         self._numbers = count(1)
         self._history = 1  # incremented when the replica has been recreated
         self._decoders = trio.CapacityLimiter(1)
+        self._warned = ""
 
     async def points(self, newest: int) -> list[Point]:
         """Return the newest points, ascending. Lists the store if the last listing is old; reads unknown headers."""
@@ -189,7 +190,7 @@ class PastSnapshots(ReplicaObserver):
         self._listed.forget()
         files = await self._listed.list_all()
         try:
-            return await self.point(await find_txid(self._store, files, before_ms=time_ms))
+            return await self.point(await find_txid(self._store, files, before_ms=time_ms, warn=self._warn))
         except PointNotFound:
             return None
 
@@ -240,6 +241,12 @@ class PastSnapshots(ReplicaObserver):
             pages = await self._compute(after.commit, partial(following, snapshot.pages, before, after, changed))
             if past.snapshot is snapshot:
                 past.snapshot = replace(snapshot, pages=pages)
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, once until it changes."""
+        if text != self._warned:
+            self._warned = text
+            log.warning("%s", text)
 
     # --- building ----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -196,3 +197,102 @@ def test_txid_that_is_no_point_is_refused_with_its_neighbours() -> None:
         require_point([FileInfo(0, 2, 2, 1)], 2)
     with pytest.raises(NoReplica):
         require_point([], 2)
+
+
+# --- clocks that are wrong ---------------------------------------------------------------------------
+
+HOUR_MS = 3_600_000
+NOW_MS = 1_700_000_000_250
+"""The machine's clock, which is right."""
+
+
+async def put_at(storage: MemoryStorage, info: FileInfo, *, dated_ms: int, uploaded_ms: int) -> FileInfo:
+    """A file with this time in its header, uploaded at another; listings have whole seconds, as S3's."""
+    listed = replace(info, modified_ms=uploaded_ms // 1000 * 1000)
+    header = ltx.Header(page_size=512, commit=1, min_txid=info.min_txid, max_txid=info.max_txid, timestamp_ms=dated_ms)
+    store = memory_store(storage)
+    await store.put(info, header.encode() + bytes(60), timestamp_ms=listed.modified_ms)
+    return listed
+
+
+async def stepped(
+    storage: MemoryStorage, *, ahead_ms: int = 3 * HOUR_MS, upload_ms: int | None = None
+) -> list[FileInfo]:
+    """A point each 10 s, 30 of them up to now; the clock was set forward before the 11th and right again at the 21st.
+
+    The writer does not let times decrease. With `upload_ms` the store's clock differs by that.
+    """
+    files, last_ms = [], 0
+    for txid in range(1, 31):
+        true_ms = true_time(txid)
+        last_ms = max(last_ms + 1, true_ms + (ahead_ms if 10 < txid <= 20 else 0))
+        uploaded_ms = true_ms + 300 if upload_ms is None else last_ms + upload_ms
+        files.append(await put_at(storage, FileInfo(0, txid, txid, 160), dated_ms=last_ms, uploaded_ms=uploaded_ms))
+    return files
+
+
+def true_time(txid: TXID) -> int:
+    return NOW_MS - (30 - txid) * 10_000
+
+
+async def found(storage: MemoryStorage, files: list[FileInfo], before_ms: int) -> tuple[TXID, list[str]]:
+    said: list[str] = []
+    txid = await find_txid(memory_store(storage), files, before_ms=before_ms, now_ms=NOW_MS, warn=said.append)
+    return txid, said
+
+
+async def test_points_dated_in_the_future_are_found_by_their_upload_and_it_is_said() -> None:
+    storage = MemoryStorage()
+    files = await stepped(storage)
+    for txid in range(1, 31):
+        before, said = await found(storage, files, true_time(txid) + 5000)
+        assert before == txid
+        if txid < 10:
+            assert not said
+        else:
+            assert len(said) == 1
+            assert "lies 2h58m in the future" in said[0]
+            assert said[0].endswith("are found by the time of their upload")
+
+
+async def test_a_clock_step_that_is_over_does_not_hide_what_was_written_since() -> None:
+    """The newest point agrees with its upload again, so the times of the others are believed, too."""
+    storage = MemoryStorage()
+    files = await stepped(storage)
+    end_ms = NOW_MS + 4 * HOUR_MS
+    files.append(await put_at(storage, FileInfo(0, 31, 31, 160), dated_ms=end_ms, uploaded_ms=end_ms))
+    said: list[str] = []
+    for txid in range(1, 31):
+        store = memory_store(storage)
+        before_ms = true_time(txid) + 5000
+        assert await find_txid(store, files, before_ms=before_ms, now_ms=end_ms, warn=said.append) == txid
+    assert not said
+
+
+async def test_compacted_files_count_as_of_the_first_upload_that_has_them() -> None:
+    storage = MemoryStorage()
+    files = (await stepped(storage))[20:]
+    made_ms = true_time(20) + 2000
+    compacted = FileInfo(1, 1, 20, 160)
+    files.insert(0, await put_at(storage, compacted, dated_ms=true_time(20) + 3 * HOUR_MS, uploaded_ms=made_ms))
+    assert (await found(storage, files, true_time(20) + 5000))[0] == 20
+    assert (await found(storage, files, true_time(25) + 5000))[0] == 25
+
+
+async def test_times_in_the_future_that_nothing_corrects_are_said() -> None:
+    """As on `file://`, where listings have the time of the header."""
+    storage = MemoryStorage()
+    files = await stepped(storage, upload_ms=0)
+    assert await found(storage, files, true_time(9)) == (8, [])
+    before, (said,) = await found(storage, files, NOW_MS - 5000)
+    assert before == 10
+    assert "in the future, because a clock is or was wrong" in said
+    assert "the states after TXID 000000000000000a are found by their TXIDs only" in said
+    assert await found(storage, files, NOW_MS + 9 * HOUR_MS) == (30, []), "the newest in any case"
+
+
+async def test_a_store_whose_clock_is_wrong_is_not_believed() -> None:
+    storage = MemoryStorage()
+    files = await stepped(storage, ahead_ms=0, upload_ms=-HOUR_MS)
+    for txid in range(1, 31):
+        assert await found(storage, files, true_time(txid) + 5000) == (txid, [])
