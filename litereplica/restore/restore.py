@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -98,8 +99,8 @@ async def restore(
         await trio.to_thread.run_sync(_finish, assembly, file)
         if integrity_check is not IntegrityCheck.NONE:
             await trio.to_thread.run_sync(require_integrity, file.temporary, integrity_check, store.url)
-        origin = await provenance_of(store, plan[-1].max_txid, assembly.node_id(plan[-1]))
-        await trio.to_thread.run_sync(write_provenance, file.temporary, origin)
+        origin = await provenance_of(store, plan[-1].max_txid, assembly.node_id(plan[-1]), checked=True)
+        await trio.to_thread.run_sync(partial(write_provenance, file.temporary, origin, is_exact=True))
         if prepare is not None:
             await trio.to_thread.run_sync(prepare, file.temporary, plan[-1].max_txid)
         await trio.to_thread.run_sync(file.publish)

@@ -2,7 +2,8 @@
 
 `_Reader` reads whole files in order, oldest first, several pieces at a time; the checksums of a file count once its
 CRC is checked. If the checksum file holds for an earlier version that the replica still has, only later files are
-read. Memory: 8 bytes a page, and the pieces.
+read. Memory: 8 bytes a page, and the pieces. A database that was restored at the replica's newest TXID, and that nobody
+has written to since, has its pages: then the checksums are made from its own file (`restored_pages`).
 
 If the files cannot be read (one is damaged, there is a gap, they keep vanishing), all pages are published.
 """
@@ -16,25 +17,30 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from litereplica.concurrent import Job, in_order
 from litereplica.errors import DamagedFile, NotFound, ReplicaError
 from litereplica.format import ltx
+from litereplica.format.sqlite import lock_pgno
 from litereplica.ltxstore.file_stream import FileStream, piece_jobs
 from litereplica.ltxstore.limits import most_pages, require_commit
 from litereplica.ltxstore.plan import plan_restore, plan_steps
 from litereplica.ltxstore.replan import Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.provenance import read_provenance
 from litereplica.storage.base import Blob
 from litereplica.types import FileInfo
-from litereplica.writer.database.published import Version
+from litereplica.writer.database.published import Published, Version
 from litereplica.writer.publish.context import WriterContext
 from litereplica.writer.publish.page_checksums import PageChanges, page_checksum
 from litereplica.writer.publish.wal_match import check_page_size
 
 log = logging.getLogger(__name__)
 
+PAGES_AT_ONCE = 1000
+"""Between looks whether the caller is cancelled: some milliseconds."""
 PARALLELISM = 4
 """Pieces under way or waiting, 8 MiB of memory: few, so that the application is not slowed down."""
 
@@ -52,6 +58,41 @@ async def known_pages(context: WriterContext, *, last: Version, keep: bool = Tru
     except (NotFound, ReplicaError, DamagedFile, OSError) as exc:
         log.warning("cannot read the pages of the replica, so all pages are published: %s", exc)
         return None
+
+
+async def restored_pages(context: WriterContext, *, last: Published) -> NDArray[np.uint64] | None:
+    """Returns the checksums of pages 1, 2, … at `last`, from the database file, if it is still as it was restored.
+
+    The checksum file holds for `last` afterwards. None if the file is not proved to be that version, or the checksum
+    file holds for it already: `known_pages` is needed.
+    """
+    if context.checksums.version == last.version:
+        return None
+    known = await context.database.run(lambda: _of_restored_file(context, last))
+    if known is not None:
+        log.info("%s is as it was restored: the replica need not be read", context.database.path)
+        await keep_checksums(context, last.version, known)
+    return known
+
+
+def _of_restored_file(context: WriterContext, last: Published) -> NDArray[np.uint64] | None:
+    """The page checksums of the database file itself, without its WAL; None if it is not `last`. Blocks."""
+    database = context.database
+    proof = read_provenance(database.path)
+    if proof is None or (proof.url, proof.txid) != (context.store.url, last.txid):
+        return None
+    if proof.checksum == 0 or proof.checksum != last.checksum:
+        return None
+    if database.identity().size != last.commit * database.page_size or not proof.is_untouched(database.path):
+        return None
+    known = np.zeros(last.commit, np.uint64)
+    lock = lock_pgno(database.page_size)
+    for pgno in range(1, last.commit + 1):
+        if pgno % PAGES_AT_ONCE == 0:
+            trio.from_thread.check_cancelled()
+        if pgno != lock:
+            known[pgno - 1] = page_checksum(database.read_page(pgno))
+    return known if proof.is_untouched(database.path) else None  # else a checkpoint came in between
 
 
 async def carry_on(context: WriterContext, *, newest: FileInfo, last: Version) -> None:

@@ -43,7 +43,7 @@ from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, Publisher
 from litereplica.writer.publish.source_check import require_sound
 from litereplica.writer.publish.wal_match import check_page_size, frames_covered, newest_file, same_generation
-from litereplica.writer.resume.replica_pages import carry_on, keep_checksums, known_pages
+from litereplica.writer.resume.replica_pages import carry_on, keep_checksums, known_pages, restored_pages
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,9 @@ async def publish_content(context: WriterContext, publisher: Publisher, hold: Ho
     commit = hold.page_count if hold.sealed else None
     if publisher.last.txid == 0:
         return await publisher.publish_whole(commit=commit)
-    known = await known_pages(context, last=publisher.last.version)
+    known = None if context.verify_source else await restored_pages(context, last=publisher.last)
+    if known is None:
+        known = await known_pages(context, last=publisher.last.version)
     if known is None:
         await context.database.run(lambda: require_sound(context.database, in_doubt=hold.in_doubt))
         return await publisher.publish_whole(commit=commit)
