@@ -129,7 +129,7 @@ class LockedDirectory:
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
-            self._fd = open_own_directory(self.path, owner=self._subject.stat().st_uid)
+            self._fd = open_own_directory(self.path, owner=self._owner())
             self._lock_fd = open_regular(_LOCK, os.O_RDWR | os.O_CREAT, dir_fd=self._fd)
         except OSError as exc:
             if self._fd >= 0:
@@ -155,6 +155,13 @@ class LockedDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._close()
+
+    def _owner(self) -> int:
+        """The user whose the database is; this one, who will restore it, while there is none."""
+        try:
+            return self._subject.stat().st_uid
+        except FileNotFoundError:
+            return os.geteuid()
 
     def _close(self) -> None:
         os.close(self._lock_fd)
