@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from litereplica.format import ltx
 from litereplica.format.names import Layout
-from litereplica.format.sqlite import lock_pgno
+from litereplica.format.sqlite import MAGIC, lock_pgno
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.testing.ltx_files import encode_file
@@ -57,8 +58,9 @@ class History:
 
 
 def page_of(pgno: int, txid: int, page_size: int = PAGE_SIZE) -> bytes:
-    """A page that no other page and no other TXID has."""
-    return f"page {pgno} at {txid} ".encode().ljust(page_size, b".")
+    """A page that no other page and no other TXID has. Page 1 has what a SQLite database begins with."""
+    head = MAGIC + struct.pack(">HBB", page_size % 65535, 2, 2) if pgno == 1 else b""
+    return (head + f"page {pgno} at {txid} ".encode()).ljust(page_size, b".")
 
 
 def make_file(pages: Mapping[int, bytes], *, commit: int, low: int, high: int, page_size: int = PAGE_SIZE) -> bytes:
