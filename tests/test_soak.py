@@ -63,7 +63,7 @@ def test_a_reader_notices_a_state_that_contradicts_itself(database: sqlite3.Conn
 
 def run_of(seen: Seen, *, windows: list[Window] | None = None, curves: list[Curve] | None = None) -> Run:
     return Run(
-        plan=Plan(minutes=30, seed=1, rate=50, directory=Path()),
+        plan=Plan(minutes=30, seed=1, rate=0.0005, directory=Path()),
         began=0.0,
         ended=1800.0,
         ledger=LEDGER,
@@ -75,6 +75,7 @@ def run_of(seen: Seen, *, windows: list[Window] | None = None, curves: list[Curv
         curves=curves or [],
         requests={"kept mount": Requests(Counter(poll=10), 10)},
         warnings=Counter(),
+        log_lines=[],
         faults=[],
     )
 
@@ -132,7 +133,7 @@ def test_a_failure_needs_a_trouble_that_explains_it(tmp_path: Path, window: Wind
 def test_a_curve_that_rises_is_a_problem(tmp_path: Path) -> None:
     flat = Curve("threads", (1.0, 9.0, 9.0, 10.0, 9.0, 9.0))
     rising = Curve("memory", (1.0, 9.0, 20.0, 20.0, 40.0, 45.0))
-    verdict = judge(run_of(seen_by_a_reader(tmp_path), curves=[flat, rising]))
+    verdict = judge(run_of(seen_by_a_reader(tmp_path, ["state", 150.0, [1, 2, 3, 4]]), curves=[flat, rising]))
     assert len(verdict.problems) == 1
     assert verdict.problems[0].startswith("memory")
 

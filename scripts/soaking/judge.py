@@ -13,11 +13,13 @@ READ_TIMEOUT_S = 30.0
 SLACK_S = 5.0
 RECOVERY_S = 15.0
 """After an outage a mount recovers within 6 s, and a request that the network dropped delays this by its timeout."""
-NOTICED_S = 10.0
+NOTICED_S = 20.0
 """How long after a kill a connection that was idle notices that it is dead: thinking, and a busy machine."""
 FLAT = 1.3
 """The last third may be so many times the second one."""
 MAX_GETS_PER_FILE = 1.2
+MIN_RATE = 0.8
+"""Of the planned rate of the application: less does not test what it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,14 @@ class Verdict:
 def judge(run: Run) -> Verdict:
     """Compare with the ledger, the windows of trouble and the limits."""
     problems = list(run.faults)
+    rate = (len(run.ledger) - 1) / (run.plan.minutes * 60)
+    if rate < MIN_RATE * run.plan.rate:
+        problems.append(f"the application made {rate:.1f} transactions a second, of {run.plan.rate:g}")
     allowed: Counter[str] = Counter()
     for number, seen in enumerate(run.readers):
         name = f"reader {number} ({seen.kind}, {seen.mount})"
+        if not (seen.transactions or seen.failures or seen.wrong):
+            problems.append(f"{name} has seen nothing")
         problems += [f"{name}: {wrong}" for wrong in seen.wrong]
         problems += [f"{name}: {wrong}" for wrong in _not_in_the_ledger(seen, run)]
         for begin, end, error in seen.failures:
@@ -82,6 +89,8 @@ def _not_flat(run: Run) -> list[str]:
             if curve.last > FLAT * curve.middle + 5
         ]
     kept = run.requests["kept mount"]
-    if kept.to_follow > MAX_GETS_PER_FILE:
+    if not kept.applied:
+        problems.append("nothing is known of the requests of the kept mount")
+    elif kept.to_follow > MAX_GETS_PER_FILE:
         problems.append(f"{kept.to_follow:.2f} GETs with a body for each file applied")
     return problems

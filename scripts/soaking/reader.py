@@ -35,6 +35,8 @@ RETRY_S = 0.5
 HOLD_S = (5.0, 120.0)
 PAST_S = (5.0, 90.0)
 CLI_DEADLINE_S = 120
+IO_ERRORS = ("unable to get the page", "Failed to read ptrmap")
+"""How PRAGMA integrity_check tells of pages that could not be read."""
 CHECK_EVERY = 40
 """One transaction in so many runs PRAGMA integrity_check."""
 
@@ -124,7 +126,7 @@ class Reader:
         if self._random.randrange(CHECK_EVERY) == 0:
             self.note("check")
             verdict = [str(row[0]) for row in query("PRAGMA integrity_check")]
-            if any("unable to get the page" in line for line in verdict):  # an I/O error, in its words
+            if any(words in line for line in verdict for words in IO_ERRORS):
                 raise sqlite3.OperationalError(f"integrity_check: {verdict[0][:200]}")
             if verdict != ["ok"]:
                 raise WrongRead(f"integrity at {state[0]}: {verdict}")

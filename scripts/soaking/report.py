@@ -34,6 +34,7 @@ def markdown(run: Run, verdict: Verdict) -> str:
     if verdict.problems:
         lines += [f"**{len(verdict.problems)} problems:**", ""]
         lines += [f"- {problem}" for problem in verdict.problems[:MAX_PROBLEMS]]
+        lines += ["", "The last warnings and errors of the logs:", "", *(f"- {line}" for line in run.log_lines)]
         lines += ["", "The times of trouble, in seconds:", ""]
         lines += [
             f"- {window.begin - run.began:.1f} to {window.end - run.began:.1f}: {window.what}" for window in run.windows

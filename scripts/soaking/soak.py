@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -31,6 +32,7 @@ CATCH_UP_S = 180.0
 END_S = 120.0
 RESTART_S = 180.0
 DEATH_NOTICED_S = 2.0
+KEPT_LINES = 100
 
 CONFIGURATION = """\
 levels: [{{interval: 5s}}, {{interval: 30s}}, {{interval: 2m}}]
@@ -72,7 +74,11 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What was seen. `faults` are what went wrong besides the readers' failures and wrong reads."""
+    """What was seen.
+
+    `log_lines` are the last ones of the logs at WARNING and above. `faults` are what went wrong besides the readers'
+    failures and wrong reads.
+    """
 
     plan: Plan
     began: float
@@ -86,6 +92,7 @@ class Run:
     curves: list[Curve]
     requests: dict[str, Requests]
     warnings: Counter[str]
+    log_lines: list[str]
     faults: list[str]
 
 
@@ -262,7 +269,7 @@ class _Soak:
             for mount in mounts.values():
                 mount.note_requests()
             curves = watch.stop()
-            warnings = self._warnings(mounts)
+            warnings, log_lines = self._warnings(mounts)
         self._check_replica(writer, ledger[max(ledger)][1])
         return Run(
             plan=self._plan,
@@ -277,6 +284,7 @@ class _Soak:
             curves=curves,
             requests={name: mount.requests for name, mount in mounts.items()},
             warnings=warnings,
+            log_lines=log_lines,
             faults=self._faults,
         )
 
@@ -353,17 +361,20 @@ class _Soak:
         except sqlite3.Error as exc:
             return str(exc)
 
-    def _warnings(self, mounts: dict[str, Mount]) -> Counter[str]:
-        """How many lines each log has at WARNING and above."""
+    def _warnings(self, mounts: dict[str, Mount]) -> tuple[Counter[str], list[str]]:
+        """How many lines each log has at WARNING and above, and the last of them."""
         logs = {name: mount.mounted.log for name, mount in mounts.items()}
         logs["writer"] = (self._directory / "writer.log").read_text(errors="replace")
         counts: Counter[str] = Counter()
+        last: list[str] = []
         for name, text in logs.items():
+            bad = [line for line in text.splitlines() if re.search(" (WARNING|ERROR|CRITICAL) ", line)]
+            last += [f"{name}: {line}" for line in bad[-KEPT_LINES:]]
             for level in ("WARNING", "ERROR", "CRITICAL"):
                 counts[f"{level}, {name}"] += sum(f" {level} " in line for line in text.splitlines())
             if "bug of litereplica" in text:
                 self._faults.append(f"the {name} says that it has a bug")
-        return counts
+        return counts, last
 
     def _check_replica(self, writer: Writer, last: State) -> None:
         """The writer ends in order; the replica is sound and has the last state."""
