@@ -103,7 +103,7 @@ WHERE: dict[CrashPoint, Before] = {
     CrashPoint.READ_RETAKEN: After(_WAL, "WalFollower.seal", "_move"),
     CrashPoint.BARRIER_ENDED: After(_SOURCE, "SQLiteDatabase.end_barrier", "_seize"),
     CrashPoint.NEW_GENERATION: After(_WAL, "WalFollower._begin", "_look_at_header"),
-    CrashPoint.STATE_FILE_WRITTEN: After(_STATE, "_write_durably"),
+    CrashPoint.STATE_FILE_WRITTEN: After(_STATE, "LockedDirectory._write_durably"),
     CrashPoint.STOPPING: Before(_REPLICATOR, "Replicator._finish"),
     CrashPoint.LEASE_RELEASED: After("litereplica.ltxstore.lease", "ReplicaLease.release"),
     CrashPoint.SUMS_ON_DISK: Before(_SUMS, "PageChecksums._write_header", "close"),

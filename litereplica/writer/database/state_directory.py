@@ -204,11 +204,14 @@ class LockedDirectory:
 
     def _replace(self, name: str, fields: dict[str, Any]) -> None:
         temporary = f"{_SPOOL_PREFIX}{name}"
-        with os.fdopen(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=self._fd), "wb") as file:
-            file.write(json.dumps(fields).encode())
+        self._write_durably(temporary, json.dumps(fields).encode())
+        os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _write_durably(self, name: str, data: bytes) -> None:
+        with os.fdopen(open_regular(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=self._fd), "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
 
 class StateDirectory(LockedDirectory):
