@@ -27,7 +27,7 @@ from litereplica.ltxstore.progress import Progress
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import page_checksums
 from litereplica.types import TXID, Pgno
-from litereplica.writer.database.connections import BUSY_TIMEOUT_MS, explained
+from litereplica.writer.database.connections import BUSY_TIMEOUT_MS, explained, read_schema, read_wal_state
 from litereplica.writer.database.open_files import close_file, open_file
 from litereplica.writer.database.wal_follower import FROM_DATABASE, WalChange, WalFollower
 from litereplica.writer.publish.page_checksums import page_checksum
@@ -145,7 +145,7 @@ class Source:
             with explained(path):
                 reader, counter = (_connect(path, stack) for _ in range(2))
                 reader.execute("BEGIN")
-                _read_schema(reader)
+                read_schema(reader)
                 backfilled = _backfilled(counter)
                 page_size, page_count = (int(reader.pragma(name)) for name in ("page_size", "page_count"))
             if has_wal := wal.path.exists():
@@ -194,14 +194,7 @@ def _connect(path: Path, stack: ExitStack) -> apsw.Connection:
     return connection
 
 
-def _read_schema(connection: apsw.Connection) -> None:
-    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
-
-
 def _backfilled(connection: apsw.Connection) -> int:
     """The number of frames in the database file, by SQLite's count."""
-    _read_schema(connection)
-    if connection.pragma("journal_mode") != "wal":
-        return 0
-    _, backfilled = connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
-    return backfilled
+    read_schema(connection)
+    return read_wal_state(connection).backfilled if connection.pragma("journal_mode") == "wal" else 0
