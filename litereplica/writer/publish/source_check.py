@@ -34,10 +34,11 @@ def require_unchanged(context: WriterContext, last: Published) -> None:
     """Raise `SourceChanged` if the file differs from `last`, as far as that is in doubt. Blocks."""
     database = context.database
     differ: list[int] | None = None
-    what, doubt = "", database.take_doubt()
-    if doubt is Doubt.NONE:
-        return
+    what, doubt = "", Doubt.NONE
     try:
+        doubt = database.take_doubt()
+        if doubt is Doubt.NONE:
+            return
         differ = _differing_pages(context, last, whole=doubt is Doubt.WHOLE)
         what = f"page {differ[0]} is not as it was published" if differ else ""
     except (apsw.CorruptError, apsw.NotADBError) as exc:
