@@ -33,7 +33,7 @@ from tests.helpers.writer_process import WriterProcess
 
 STEPS = 50
 QUICK_EXAMPLES = 6
-EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "80"))
 """Of 50 steps each: 30 take about a minute. They are divided among four tests, so that workers can share them."""
 
 DEADLINE_S = 20.0
