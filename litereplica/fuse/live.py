@@ -25,11 +25,11 @@ import trio
 from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, FileVanished
+from litereplica.file_locks import OFDLocks
 from litereplica.format import walindex
 from litereplica.format.walindex import Patch
 from litereplica.fuse.kernel_cache import KernelCache, LiveFile, Store
 from litereplica.fuse.live_files import LiveFiles
-from litereplica.fuse.locks import OFDLocks
 from litereplica.replica.database import Replica
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.runs import consecutive

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
-from litereplica.file_io import fsync_directory, lock_holder
+from litereplica.file_io import fsync_directory
+from litereplica.file_locks import lock_holder
 from litereplica.format.walindex import LOCK_DMS
 
 SIDECARS = ("-wal", "-shm", "-journal")

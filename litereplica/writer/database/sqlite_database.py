@@ -48,7 +48,7 @@ import apsw
 import trio
 
 from litereplica.errors import EnvironmentProblem, UsageError
-from litereplica.file_io import lock_holder
+from litereplica.file_locks import lock_holder
 from litereplica.format.sqlite import page_offset
 from litereplica.format.walindex import LOCK_CHECKPOINT, LOCK_WRITE
 from litereplica.types import Pgno

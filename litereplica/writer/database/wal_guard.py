@@ -10,11 +10,10 @@ process does not affect it, and it conflicts with SQLite's locks like that of an
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 
-from litereplica.file_io import lock_byte
+from litereplica.file_locks import OFDLocks
 from litereplica.format.walindex import CHECKPOINT_INFO, LOCK_READ, MARK_NOT_USED, READ_MARKS
 
 _MARKS = struct.Struct(f"={1 + READ_MARKS}I")
@@ -36,7 +35,7 @@ class WalGuard:
     def take(self) -> bool:
         """Keep the WAL. False if all read marks are in use, or the file system has no such locks."""
         for slot in reversed(range(1, READ_MARKS)):
-            if self._is_unused(slot) and lock_byte(self._fd, LOCK_READ + slot, fcntl.F_RDLCK):
+            if self._is_unused(slot) and self._lock(slot):
                 self._slot, self.is_held = slot, True
                 if self._is_unused(slot):
                     return True
@@ -46,8 +45,14 @@ class WalGuard:
     def release(self) -> None:
         """End it, if it is held."""
         if self.is_held:
-            lock_byte(self._fd, LOCK_READ + self._slot, fcntl.F_UNLCK)
+            OFDLocks(self._fd).unlock(LOCK_READ + self._slot)
             self.is_held = False
+
+    def _lock(self, slot: int) -> bool:
+        try:
+            return OFDLocks(self._fd).try_shared(LOCK_READ + slot)
+        except OSError:  # the file system has no such locks
+            return False
 
     def _is_unused(self, slot: int) -> bool:
         if self._fd < 0:

@@ -1,13 +1,15 @@
-"""Byte-range locks of the WAL protocol, as the daemon takes them through its own descriptor on its own mount.
+"""Byte-range locks of the WAL protocol: taking them through a descriptor of our own, and finding those of others.
 
-They are open-file-description locks: they conflict with the POSIX locks of clients, and they go with the descriptor.
-FUSE without lock handlers leaves locking to the kernel, so none of these calls makes a request.
+Those that are taken are open-file-description locks: they conflict with POSIX locks, also with those that SQLite takes
+in this process, and they go with the descriptor. FUSE without lock handlers leaves locking to the kernel, so none of
+these calls makes a request to a mount.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import struct
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -33,9 +35,19 @@ class OFDLocks:
 
     def _set(self, kind: int, start: int, length: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, 0, start, length, 0))
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
         except OSError as exc:
             if exc.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
         return True
+
+
+def lock_holder(fd: int, offset: int) -> int | None:
+    """The process that holds a POSIX lock on a byte of an open file; None if no other process does.
+
+    The number is 0 for a process that is not visible here, such as one outside of a container.
+    """
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+    kind, *_, process = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, wanted))
+    return None if kind == fcntl.F_UNLCK else process
