@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 from litereplica.testing.seaweed import REGION, SeaweedServer
+from litereplica.testing.server_thread import serving
 
 HOST = "127.0.0.1"
 CONDITIONS = ("if-none-match", "if-match")
@@ -236,12 +237,5 @@ def s3_proxy(server: SeaweedServer) -> Iterator[S3Proxy]:
     """A proxy that behaves until it gets a plan."""
     proxy = S3Proxy(server)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    with _Server((HOST, 0), handler) as listener:
-        proxy.port = listener.server_address[1]
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            listener.shutdown()
-            thread.join()
+    with serving(_Server((HOST, 0), handler)) as proxy.port:
+        yield proxy

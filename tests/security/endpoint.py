@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import socketserver
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from xml.sax.saxutils import escape
+
+from litereplica.testing import server_thread
 
 HOST = "127.0.0.1"
 BUCKET = "bucket"
@@ -157,15 +158,8 @@ def serving(replica: Path) -> Iterator[Endpoint]:
         allow_reuse_address = True
         block_on_close = False
 
-    with Server((HOST, 0), Handler) as server:
-        endpoint.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield endpoint
-        finally:
-            server.shutdown()
-            thread.join()
+    with server_thread.serving(Server((HOST, 0), Handler)) as endpoint.port:
+        yield endpoint
 
 
 def _read_request(connection: socket.socket) -> Request | None:

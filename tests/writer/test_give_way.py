@@ -16,11 +16,12 @@ from litereplica.storage.base import Body
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.database import sqlite_database
 from litereplica.writer.database.checkpoint import give_way
-from litereplica.writer.database.sqlite_database import SQLiteDatabase, open_database
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.wal_follower import WalChange, WalFollower
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.waiting import wait_until
+from tests.writer.held_source import followed, source_held_in_its_wal
 from tests.writer.running import memory_store, page_counts, replicating, until_published
 
 pytestmark = pytest.mark.slow
@@ -164,22 +165,22 @@ async def app(tmp_path: Path) -> AsyncIterator[Application]:
 
 @pytest.fixture
 async def source(app: Application) -> AsyncIterator[SQLiteDatabase]:
-    async with open_database(app.database) as source:
-        await source.run(source.connect)
-        await source.run(source.take_read)
-        await app("INSERT INTO t VALUES ('held')")
-        assert await source.run(source.renew_read)
+    async with source_held_in_its_wal(app) as source:
         yield source
-        await source.run(source.release_read)
 
 
 @pytest.fixture
 async def wal(source: SQLiteDatabase) -> AsyncIterator[WalFollower]:
-    wal = WalFollower(source.wal_path)
-    wal.reopen()
-    wal.attach()
-    yield wal
-    wal.close()
+    with followed(source.wal_path) as wal:
+        yield wal
+
+
+async def let_it_give_way(app: Application, source: SQLiteDatabase, wal: WalFollower) -> None:
+    """All is in the database and published, so that the WAL may be restarted."""
+    await app("PRAGMA busy_timeout = 1")
+    await app("PRAGMA wal_checkpoint(PASSIVE)")
+    wal.advance(wal.committed)
+    assert await source.run(lambda: give_way(source, wal))
 
 
 async def test_held_read_gives_way_only_when_all_is_published_and_copied(
@@ -211,10 +212,7 @@ async def test_held_read_gives_way_only_when_all_is_published_and_copied(
 async def test_frames_committed_after_it_gave_way_stay_in_the_wal(
     app: Application, source: SQLiteDatabase, wal: WalFollower
 ) -> None:
-    await app("PRAGMA busy_timeout = 1")
-    await app("PRAGMA wal_checkpoint(PASSIVE)")
-    wal.advance(wal.committed)
-    assert await source.run(lambda: give_way(source, wal))
+    await let_it_give_way(app, source, wal)
     await app("INSERT INTO t VALUES ('restarts the WAL')")
     for mode in ("PASSIVE", *BLOCKING):
         _, frames, copied = (await app(f"PRAGMA wal_checkpoint({mode})"))[0]
@@ -227,10 +225,7 @@ async def test_frames_committed_after_it_gave_way_stay_in_the_wal(
 async def test_as_many_frames_of_another_wal_are_not_taken_for_published(
     app: Application, source: SQLiteDatabase, wal: WalFollower
 ) -> None:
-    await app("PRAGMA busy_timeout = 1")
-    await app("PRAGMA wal_checkpoint(PASSIVE)")
-    wal.advance(wal.committed)
-    assert await source.run(lambda: give_way(source, wal))
+    await let_it_give_way(app, source, wal)
     await app("INSERT INTO t VALUES ('restarts the WAL')")
     while (await source.run(source.wal_state)).log < wal.position:
         await app("INSERT INTO t VALUES (1)")

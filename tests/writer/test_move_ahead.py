@@ -14,9 +14,10 @@ import trio
 
 from litereplica.writer.database import checkpoint
 from litereplica.writer.database.checkpoint import move_ahead
-from litereplica.writer.database.sqlite_database import SQLiteDatabase, open_database
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.wal_follower import WalChange, WalFollower
 from tests.helpers.app import Application
+from tests.writer.held_source import followed, source_held_in_its_wal
 
 pytestmark = pytest.mark.slow
 
@@ -40,22 +41,14 @@ async def app(tmp_path: Path) -> AsyncIterator[Application]:
 @pytest.fixture
 async def source(app: Application) -> AsyncIterator[SQLiteDatabase]:
     """Held as the writer holds it: by a read of frames that are not all in the database."""
-    async with open_database(app.database) as source:
-        await source.run(source.connect)
-        await source.run(source.take_read)
-        await app("INSERT INTO t VALUES ('held')")
-        assert await source.run(source.renew_read)
+    async with source_held_in_its_wal(app) as source:
         yield source
-        await source.run(source.release_read)
 
 
 @pytest.fixture
 async def tail(source: SQLiteDatabase) -> AsyncIterator[WalFollower]:
-    tail = WalFollower(source.wal_path)
-    tail.reopen()
-    tail.attach()
-    yield tail
-    tail.close()
+    with followed(source.wal_path) as tail:
+        yield tail
 
 
 async def test_frames_that_were_moved_and_not_published_cannot_be_lost_from_the_wal(

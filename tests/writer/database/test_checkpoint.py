@@ -9,9 +9,10 @@ from typing import TypeVar
 import pytest
 
 from litereplica.writer.database.checkpoint import Outcome, checkpoint
-from litereplica.writer.database.sqlite_database import SQLiteDatabase, open_database
+from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.wal_follower import WalChange, WalFollower
 from tests.helpers.app import Application
+from tests.writer.held_source import held_source
 
 F = TypeVar("F", bound=WalFollower)
 
@@ -38,11 +39,8 @@ async def app(tmp_path: Path) -> AsyncIterator[Application]:
 
 @pytest.fixture
 async def source(app: Application) -> AsyncIterator[SQLiteDatabase]:
-    async with open_database(app.database) as source:
-        await source.run(source.connect)
-        await source.run(source.take_read)
+    async with held_source(app) as source:
         yield source
-        await source.run(source.release_read)
 
 
 def following(wal: F) -> F:
