@@ -9,9 +9,11 @@ it cannot be exchanged meanwhile.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from litereplica.errors import EnvironmentProblem
 
@@ -46,6 +48,15 @@ def read_note(path: Path | str, *, dir_fd: int | None = None, limit: int = MAX_N
     """Return the content of a regular file, `limit` bytes of it at most. Raises `OSError`."""
     with os.fdopen(open_regular(path, os.O_RDONLY, dir_fd=dir_fd), "rb") as file:
         return file.read(limit)
+
+
+def parse_object(text: str | bytes | bytearray) -> dict[str, Any] | None:
+    """Return the JSON object that somebody else wrote; None if it is anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def open_own_directory(path: Path, *, owner: int) -> int:

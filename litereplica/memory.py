@@ -1,6 +1,6 @@
 """The memory that this process may use. Limits on what a file or a store may claim follow from it.
 
-What a bucket holds is chosen by whoever can write to it: sizes, page counts and numbers of objects are only claims. A
+Anybody who can write to a bucket chooses what it holds: sizes, page counts and numbers of objects are only claims. A
 claim that would not fit into this machine is refused before memory is reserved for it.
 """
 

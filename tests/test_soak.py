@@ -14,8 +14,9 @@ from soaking.application import Application, create
 from soaking.chaos import Window
 from soaking.judge import judge
 from soaking.reader import Seen
-from soaking.soak import Plan, Requests, Run
+from soaking.soak import Plan, Run
 from soaking.state import State, WrongRead, read_state
+from soaking.subjects import Requests
 from soaking.watch import Curve
 
 ROOT = Path(__file__).parents[1]

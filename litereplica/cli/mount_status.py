@@ -1,12 +1,11 @@
 """What a mount says of itself in its hidden status file, for `status` and `umount`.
 
-The file is written by whoever runs the mount's daemon, perhaps another user: its size is limited, its form is checked,
-and a pid in it counts only if the kernel confirms it.
+Another user may run the daemon, and so write the file. Therefore its size is limited and its form is checked, and a pid
+in it counts only if the kernel confirms it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import select
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from litereplica.errors import EnvironmentProblem
+from litereplica.foreign_directory import parse_object
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.mountpoint import FUSE_DEVICE, Mount
 from litereplica.fuse.nodes import STATUS_NAME
@@ -43,11 +43,8 @@ def read_status(mount: Mount) -> dict[str, Any] | None:
         if mountpoints.is_dead_error(exc):
             return None
         raise EnvironmentProblem(f"cannot ask the mount at {path}: {exc.strerror}", hint="see its log") from exc
-    try:
-        status = json.loads(text)
-    except (ValueError, RecursionError):
-        status = None
-    if not isinstance(status, dict):
+    status = parse_object(text)
+    if status is None:
         raise EnvironmentProblem(
             f"the mount at {path} has no status of litereplica", hint="detach it with 'litereplica umount --lazy'"
         )

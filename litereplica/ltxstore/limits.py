@@ -1,9 +1,9 @@
 """Limits on what an LTX file may claim. All readers apply them before they reserve memory for a claim.
 
-A file's header, index size and object size are chosen by whoever can write to the bucket. A page takes at least
-`MIN_BYTES_PER_PAGE` bytes in a file, which bounds the pages that files can hold; what a reader keeps for each page
-bounds those that this machine can handle. A file that exceeds a limit is damaged, like one with a wrong checksum: it is
-avoided, reported by its key, and the previous state is served.
+Anybody who can write to the bucket chooses a file's header, the size of its index and that of the object. But a page
+takes at least `MIN_BYTES_PER_PAGE` bytes in a file, so the files limit the number of pages, and a reader keeps some
+bytes for each page, so the memory of this machine limits it, too. A file that exceeds a limit is damaged, like one with
+a wrong checksum: it is avoided, reported by its key, and the previous state is served.
 """
 
 from __future__ import annotations

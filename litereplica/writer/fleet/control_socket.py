@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from litereplica.errors import EnvironmentProblem
+from litereplica.foreign_directory import parse_object
 from litereplica.ltxstore.lease_record import Lease
 from litereplica.times import format_time
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics
@@ -246,11 +247,8 @@ def ask(path: Path) -> dict[str, Any] | None:
             raise EnvironmentProblem(
                 f"cannot ask the writer at {path}: {reason}", hint="ask as the user that it runs as"
             ) from exc
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
+    document = parse_object(data)
+    if document is None:
         raise EnvironmentProblem(
             f"the answer from {path} is not that of a writer", hint="ask as the user that it runs as"
         )
