@@ -176,6 +176,7 @@ HOSTILE_NAMES = ["\x1b[2J", "a\nb", "\u202egpj", "\x9b31m", "0" * 200, "-rf", "$
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.slow
 def test_hostile_name_in_a_level_is_ignored_and_never_printed_raw(
     publisher: Publisher, tmp_path: Path, name: str
 ) -> None:

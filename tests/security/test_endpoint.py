@@ -101,6 +101,7 @@ BODILESS = {("head", "body"), ("head", "error")}
 
 @pytest.mark.parametrize(("operation", "slow"), sorted({*itertools.product(OPERATIONS, SLOW)} - BODILESS))
 @pytest.mark.logs("obstore does not work with this store")
+@pytest.mark.slow
 async def test_answer_that_drips_is_given_up(
     impatient: None, backend: Backend, endpoint: Endpoint, operation: str, slow: str
 ) -> None:

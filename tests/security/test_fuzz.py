@@ -137,6 +137,7 @@ async def restored(store: LTXStore) -> tuple[int, bytes] | None:
 @pytest.mark.logs(".")
 @settings(max_examples=EXAMPLES, suppress_health_check=[*HealthCheck], print_blob=True)
 @given(files=replicas())
+@pytest.mark.slow
 def test_every_reader_of_a_hostile_replica_ends_with_a_result_or_an_error_of_ours(files: dict[FileInfo, bytes]) -> None:
     async def attack() -> None:
         store = memory_store(MemoryStorage())

@@ -140,6 +140,7 @@ STATUSES = {
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("command", ["umount", "status"])
+@pytest.mark.slow
 def test_status_that_another_user_wrote_does_no_harm(tmp_path: Path, alices: Path, command: str, status: str) -> None:
     done = beside_a_fake_mount(tmp_path, alices, command, STATUSES[status])
     assert "Traceback" not in done.stderr
@@ -261,6 +262,7 @@ STATE_FILES = ["lock", "checkpoint.json", "pages.sums", "writer.json", "lineage.
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "directory", "garbage"])
 @pytest.mark.parametrize("name", STATE_FILES)
+@pytest.mark.slow
 def test_file_of_the_state_directory_that_another_user_planted_is_neither_followed_nor_waited_for(
     tmp_path: Path, alices: Path, victim: Path, name: str, kind: str
 ) -> None:

@@ -130,6 +130,7 @@ SQL = {
 
 
 @pytest.mark.parametrize("sql", SQL)
+@pytest.mark.slow
 def test_schema_of_a_hostile_database_runs_nothing_and_prints_nothing_raw(tmp_path: Path, sql: str) -> None:
     with Publisher(tmp_path, setup=SETUP) as publisher:
         publisher.connection.executescript(SQL[sql].replace("PLACE", str(tmp_path / "written")))
