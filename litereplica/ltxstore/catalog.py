@@ -2,7 +2,7 @@
 
 `choose`, given by the caller, makes a plan, and its files are opened concurrently. If one has vanished, the replica is
 listed again (`replan.py`). A file that fails a check is read once more, in case it was damaged in transit; if it fails
-again, it is avoided as long as other files contain its transactions.
+again, it is avoided as long as other files contain its transactions, and then asked for again.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Catalog:
     def __init__(self, store: LTXStore, *, damaged: dict[str, DamagedFile] | None = None) -> None:
         self.store = store
         self.damaged: dict[str, DamagedFile] = {} if damaged is None else damaged
+        self._avoided: set[str] = set()
 
     def avoid(self, damage: DamagedFile) -> bool:
-        """Record a damaged file. Returns True if it was not known to be damaged."""
-        is_new = damage.key not in self.damaged
+        """Record a damaged file. Returns True for the first time that it is damaged."""
+        is_new = damage.key not in self._avoided
+        self._avoided.add(damage.key)
         self.damaged[damage.key] = damage
         return is_new
 

@@ -6,7 +6,8 @@
 
 A listing and the reading of what it names are not atomic: compaction moves transactions to higher levels, and retention
 deletes files. So `plan_and_read` lists again, up to a limit, and then avoids the files that failed. A damaged file is
-avoided only when it has been damaged twice: the damage may have happened in transit.
+avoided only when it has been damaged twice: the damage may have happened in transit. It is avoided as long as other
+files do instead; when none do any more, because they were merged into it and deleted, it is asked for again.
 
 Concurrent listings of the levels are not atomic either: a file that is compacted in between may be missing from both
 its old and its new level. So before a plan is considered impossible, the levels are listed once more, one after the
@@ -69,19 +70,30 @@ class FailedFiles:
         self._store = store
         self._trusting = trusting
         self._suspected: set[str] = set()
+        self._confirmed: set[str] = set()  # damaged since `doubt` was called last
         self._vanished: set[str] = set()
 
-    def note(self, error: NotFound | DamagedFile) -> bool:
-        """Record the file that `error` is about. Returns False if it is to be read once more."""
+    def note(self, error: NotFound | DamagedFile) -> None:
+        """Record the file that `error` is about. A damaged one is read once more at first."""
         if not isinstance(error, DamagedFile):
             self._vanished.add(error.key)
         elif self._trusting and error.key not in self._suspected:
             log.info("%s is read again: %s", error.key, error.reason)
             self._suspected.add(error.key)
-            return False
         else:
             self.damaged[error.key] = error
-        return True
+            self._confirmed.add(error.key)
+
+    def doubt(self) -> bool:
+        """Take files for sound that were damaged the last time, for want of others; False if there are none.
+
+        Those that were read since the last call, or since this object was made, were damaged just now.
+        """
+        doubted = self.damaged.keys() - self._confirmed
+        for key in doubted:
+            del self.damaged[key]
+        self._confirmed.clear()
+        return bool(doubted)
 
     def sound(self, files: Iterable[FileInfo]) -> list[FileInfo]:
         """Return the files that are not known to be damaged."""
@@ -166,4 +178,6 @@ async def _plan(
         damage = failed.damage_in(listed)
         if damage is None:
             raise
-        raise damage from exc
+        if not failed.doubt():
+            raise damage from exc
+    return await choose(failed.listing(listed, in_order=True))

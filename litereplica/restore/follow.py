@@ -128,6 +128,7 @@ class Follower:
         self._store = store
         self._path = path
         self._failed = FailedFiles(store)
+        self._avoided: set[str] = set()  # damaged files that were reported
         self._origin = read_provenance(path)
 
     async def require_history(self) -> None:
@@ -155,7 +156,9 @@ class Follower:
                 if step is not None:
                     await applied(step)
             except DamagedFile as exc:
-                if self._failed.note(exc):
+                self._failed.note(exc)
+                if exc.key in self._failed.damaged.keys() - self._avoided:
+                    self._avoided.add(exc.key)
                     log.error("%s: looking for other files that hold its transactions", exc)
             except (StorageError, DatabaseBusy) as exc:
                 log.warning("%s: trying again in %g s", exc.message, interval_s)
@@ -202,8 +205,8 @@ class Follower:
             return False
 
     async def _steps(self) -> list[FileInfo]:
-        level0 = self._failed.sound(await self._store.list_level(0, after=self.txid))
-        steps = plan_steps(level0, after=self.txid)
+        level0 = await self._store.list_level(0, after=self.txid)
+        steps = plan_steps(self._failed.sound(level0), after=self.txid)
         newest = max((info.max_txid for info in level0), default=self.txid)
         if not self._failed.damaged and (steps[-1].max_txid if steps else self.txid) == newest:
             return steps
@@ -213,6 +216,7 @@ class Follower:
         best = max(partial, steps, whole, key=lambda each: each[-1].max_txid if each else 0)  # the first of equals
         if newest > self.txid and not best:
             log.warning("the replica has files up to TXID %s, none of which leads on", format_txid(newest))
+            self._failed.doubt()
         return best
 
     async def _stage(self, steps: Sequence[FileInfo], fd: int) -> Assembly:

@@ -250,6 +250,27 @@ async def test_a_flip_on_the_way_to_an_index_or_a_new_file_is_asked_for_again_an
     assert not caplog.records
 
 
+@pytest.mark.logs("page 7: ")
+async def test_a_file_damaged_on_the_way_twice_is_asked_for_again_when_no_other_holds_its_pages() -> None:
+    """A merge of small files, which are deleted later: avoiding it for good would make reads fail for good."""
+    bench = Bench()
+    await bench.fill()
+    await bench.history.commit({8: b"eight"})
+    await bench.history.compact(1, 2, 3)
+    async with bench.replica() as replica:
+        bench.flipping.flips = 2  # the only two requests for the merged file
+        with pytest.raises(DamagedFile):
+            await read(replica, 7)
+        await replica.heal()
+        assert await read(replica, 7, 8) == [bench.history.at(3)[pgno] for pgno in (7, 8)]
+        for txid in (2, 3):
+            await bench.memory.delete([bench.store.key(FileInfo(0, txid, txid, 0))])
+        with pytest.raises(FileVanished):
+            await read(replica, 7)
+        await replica.heal()
+        assert await read(replica, 7, 8) == [bench.history.at(3)[pgno] for pgno in (7, 8)]
+
+
 @pytest.mark.logs("LTX file checksum")
 async def test_a_small_file_is_read_whole_and_checked_each_time_it_is_needed() -> None:
     bench = Bench(with_sums=False)

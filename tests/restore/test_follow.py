@@ -274,6 +274,32 @@ async def test_loop_goes_on_after_damage_by_way_of_another_file(
     await store.aclose()
 
 
+@pytest.mark.logs("looking for other files", "none of which leads on")
+async def test_loop_goes_on_when_a_file_that_was_damaged_and_that_no_other_covers_is_sound_again(
+    tmp_path: Path, publisher: Publisher
+) -> None:
+    store = open_ltx_store(publisher.url)
+    path = tmp_path / "out.db"
+    follower = await begin(store, path)
+    publisher.transaction("INSERT INTO item(name) VALUES ('a')")
+    file = publisher.replica / file_key(Layout.FILE, 0, 2, 2)
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    steps: list[Applied] = []
+
+    async def applied(step: Applied) -> None:
+        steps.append(step)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.run, 0.01, applied)
+        await wait_until(lambda: bool(follower._failed.damaged))
+        file.write_bytes(sound)
+        await wait_until(lambda: bool(steps))
+        nursery.cancel_scope.cancel()
+    assert same(path, publisher.content)
+    await store.aclose()
+
+
 async def test_other_page_size_ends_it_and_changes_nothing(tmp_path: Path) -> None:
     with Publisher(tmp_path / "a", setup="CREATE TABLE t(x)", page_size=512, lineage=7) as small:
         store = open_ltx_store(small.url)
