@@ -3,6 +3,9 @@
 `LiveFiles` knows where each page of the base and each frame of the WAL is stored, and answers READs from there. Which
 frames are added, and when the base moves, is decided by `LiveDatabase` (`live.py`).
 
+Page 1 of the base, which every client reads first, is kept once it was read: connections can be opened while the store
+is away, whatever the caches have forgotten.
+
 A READ takes no lock: a store that `LiveDatabase` makes under its lock may be waiting for that READ. If the base moves
 while a READ of it waits for the store, the READ starts over.
 """
@@ -44,6 +47,7 @@ class LiveFiles:
         self.pending: NDArray[np.uint32] = np.empty(0, np.uint32)
         self.reads = dict.fromkeys((LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM), 0)
         self._replica = replica
+        self._first_pages: dict[bytes, bytes] = {}  # location of page 1 → content: that of the base, and the last read
 
     def size(self, file: LiveFile) -> int:
         """Return the current size of a file in bytes."""
@@ -111,10 +115,22 @@ class LiveFiles:
         """Return pages as clients see them: page 1 says that the database is in WAL mode. Raises as `Replica.read`."""
         if not len(pgnos):
             return []
+        if len(pgnos) == 1 and (kept := self._first_pages.get(locations.tobytes())) is not None:
+            return [kept]
         pages = await self._replica.read(pgnos, locations, around=around)
         for row in np.flatnonzero(pgnos == 1).tolist():  # a run of frames may have it several times
             pages[row] = with_journal_mode(pages[row], wal=True)
+            self._keep_first(locations[row].tobytes(), pages[row])
         return pages
+
+    def _keep_first(self, location: bytes, page: bytes) -> None:
+        base = self._base_first()
+        self._first_pages = {key: self._first_pages[key] for key in self._first_pages if key == base}
+        self._first_pages[location] = page
+
+    def _base_first(self) -> bytes:
+        """Return the location of the base's page 1."""
+        return self.base.lookup(np.array([1], np.uint32)).tobytes()
 
     async def heal(self) -> None:
         """Take new locations of the pages after a file has vanished or proved damaged."""
@@ -149,10 +165,12 @@ class LiveFiles:
         """Take the current map's locations of pages that have not changed since; their content is the same."""
         overlay, _ = self.wal.latest(after=0, upto=self.wal.frames)
         changed = np.union1d(overlay, self.pending)
-        base = self.base
+        base, first = self.base, self._base_first()
         kept = np.union1d(changed, np.arange(current.commit + 1, base.commit + 1)).astype(np.uint32)
         kept = kept[kept <= base.commit]
         self.base = current.applied(kept, base.lookup(kept), commit=base.commit)
+        if first in self._first_pages:
+            self._first_pages[self._base_first()] = self._first_pages[first]
         newest = np.setdiff1d(overlay, self.pending)
         newest = newest[newest <= current.commit]
         self.wal.relocate(newest, current.lookup(newest))

@@ -80,8 +80,10 @@ class PastCatalog(KnownCatalog):
         return self._files
 
     async def points(self, newest: int) -> list[Point]:
-        """Return the newest points, ascending, without those whose files have gone meanwhile."""
+        """Return the newest points, ascending, without those whose files have gone meanwhile or are damaged."""
         txids = await self._reachable()
+        if self.damaged:
+            txids = reachable_txids(info for info in self._files if self.store.key(info) not in self.damaged)
         return await self._timed(txids[-newest:])
 
     async def point(self, txid: TXID) -> Point | None:

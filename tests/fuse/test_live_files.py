@@ -119,6 +119,34 @@ async def test_a_base_keeps_its_files_while_many_more_are_applied(monkeypatch: p
         assert len(files) == len(files.holders.files()), "nothing is kept that nobody names"
 
 
+async def test_page_1_of_the_base_is_at_hand_whatever_caches_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the base has moved to another one, and after its file has given way to others."""
+    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 2)
+    bench = Bench(memory_size=0)
+    await bench.history.commit({1: b"one", 2: b"two"})
+    async with live_database(bench) as (replica, live):
+        page_size = replica.snapshot.page_size
+
+        async def first_without_store() -> bytes:
+            before = bench.meter.statistics().requests
+            found = await page(live, 1, page_size)
+            assert bench.meter.statistics().requests == before
+            return found
+
+        await page(live, 1, page_size)
+        await page(live, 2, page_size)
+        assert (await first_without_store()).startswith(b"one")
+        for n in range(3):
+            await bench.history.commit({1: b"one again %d" % n, 2: b"two again"})
+            await live.apply(await replica.poll())
+        assert live.statistics().backfills
+        moved = await first_without_store()
+        assert moved.startswith(b"one again")
+        await bench.history.snapshot()
+        await live.files.heal()
+        assert await first_without_store() == moved
+
+
 # --- what a READ waits for when a file has gone ------------------------------------------------------
 
 

@@ -379,6 +379,20 @@ async def test_a_damaged_file_is_left_for_others_that_have_its_pages(caplog: pyt
         assert await content(past) == history.at(4)
 
 
+async def test_points_that_failed_to_open_are_not_listed_until_they_can_be_opened() -> None:
+    history = await varied(6)
+    async with opened(history, memory_size=0) as scene:
+        key = history.store.key(FileInfo(0, 4, 4, 0))
+        sound = (await history.storage.get(key)).data
+        await history.storage.put(key, sound[:-1] + bytes([sound[-1] ^ 1]))
+        with pytest.raises(DamagedFile):
+            await scene.past.open(5)
+        assert [point.txid for point in await scene.past.points(100)] == [1, 2, 3]
+        await history.storage.put(key, sound)
+        await scene.check(5)
+        assert [point.txid for point in await scene.past.points(100)] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(("vouched", "later"), [(True, True), (False, False), (False, True)])
 async def test_snapshots_with_a_time_of_their_own_are_taken_when_the_live_database_vouches_for_them(
     vouched: bool, later: bool
