@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,13 @@ def silent(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def mapping_client(path: Path, query: str) -> subprocess.CompletedProcess[bytes]:
+    """A client of its own that maps the database file into memory."""
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA mmap_size = 1000000000');"
+    program += " c.execute(sys.argv[2]).fetchone()"
+    return subprocess.run([sys.executable, "-c", program, path, query], timeout=DEADLINE_S, capture_output=True)
+
+
 @pytest.mark.slow
 def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_is_back(
     tmp_path: Path, s3_bucket: S3Bucket
@@ -87,6 +95,8 @@ def test_an_outage_is_felt_by_uncached_reads_only_and_over_soon_after_the_store_
             # so short a timeout is halved
             assert READ_TIMEOUT_S / 2 - 1 < time.monotonic() - started < READ_TIMEOUT_S + SLACK_S
             assert seconds(reader, near, right[near]) < SLACK_S
+            assert mapping_client(mount.path, near).returncode == 0
+            assert mapping_client(mount.path, far).returncode == -signal.SIGBUS
         assert seconds(reader, far, right[far]) < READ_TIMEOUT_S + SLACK_S
         publish(db, url, "INSERT INTO t(body) VALUES ('after the outage')")
         started = time.monotonic()
