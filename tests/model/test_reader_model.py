@@ -31,7 +31,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest, reachable_txids
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica import file_reader
+from litereplica.replica import database, file_reader
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.replica.past_snapshots import PastDatabase
@@ -111,6 +111,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.with_sums = self.history.with_sums = with_sums
         for module in (ltx_store, file_reader):
             self.limits.setattr(module, "WHOLE_FILE_LIMIT", SMALL)
+        self.limits.setattr(database, "HEAL_PAUSE_S", 0.0)
 
         async def first() -> None:
             await self.history.commit({}, pages=pages)
@@ -471,11 +472,20 @@ def leads_to(files: list[FileInfo], txid: int) -> bool:
         return False
 
 
-ReaderMachine.TestCase.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=STEPS,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-TestReaderModel = pytest.mark.slow(pytest.mark.logs(".")(pytest.mark.filterwarnings("default")(ReaderMachine.TestCase)))
-"""Damages whatever there is: any of its log lines may come."""
+def as_test(examples: int) -> type:
+    """The machine as a test. It damages whatever there is: any log line may come."""
+
+    class Machine(ReaderMachine):
+        pass
+
+    Machine.TestCase.settings = settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    return pytest.mark.slow(pytest.mark.logs(".")(pytest.mark.filterwarnings("default")(Machine.TestCase)))
+
+
+TestReaderModel1, TestReaderModel2, TestReaderModel3, TestReaderModel4 = (as_test(EXAMPLES // 4) for _ in range(4))
+"""Several, so that they run side by side."""
