@@ -296,7 +296,9 @@ async def test_the_sums_of_a_block_are_asked_for_once_and_at_the_same_time_as_it
         assert {key for key, _ in bench.flipping.gets[2:]} == {bench.large}
 
 
-async def test_pages_are_not_used_while_the_sums_that_a_file_has_cannot_be_had() -> None:
+async def test_pages_are_not_used_while_the_sums_that_a_file_has_cannot_be_had(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     bench = Bench()
     await bench.fill()
     async with bench.replica() as replica:

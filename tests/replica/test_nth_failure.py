@@ -10,6 +10,7 @@ from itertools import count
 import numpy as np
 import pytest
 import trio
+from trio.testing import MockClock
 
 from litereplica.errors import LiteReplicaError, NotFound, TransientStorageError
 from litereplica.format.names import Layout
@@ -189,7 +190,9 @@ CASES = [*((kind, True) for kind in Kind), (Kind.ERROR, False), (Kind.GONE, Fals
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "with_sums"), [pytest.param(*case, id=f"{case[0].name} {case[1]}") for case in CASES])
 @pytest.mark.logs("as planned", "cannot be checked until the file has been read whole")
-async def test_whichever_request_fails_no_page_is_wrong_and_all_is_well_afterwards(kind: Kind, with_sums: bool) -> None:
+async def test_whichever_request_fails_no_page_is_wrong_and_all_is_well_afterwards(
+    autojump_clock: MockClock, kind: Kind, with_sums: bool
+) -> None:
     requests = await requests_of_a_life(with_sums=with_sums)
     assert requests > 40
     noticed = 0
