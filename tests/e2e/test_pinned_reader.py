@@ -31,6 +31,7 @@ def connect(mount: MountedReplica) -> sqlite3.Connection:
     return sqlite3.connect(mount.path, isolation_level=None, timeout=0)
 
 
+@pytest.mark.slow
 def test_reader_keeps_its_snapshot_for_200_transactions_and_the_wal_restarts_after_it(tmp_path: Path) -> None:
     bank = Bank.open(tmp_path)
     with bank.publisher, MountedReplica(bank.publisher.url, tmp_path / "mount", poll_interval="10ms") as mount:

@@ -516,6 +516,7 @@ def test_a_state_is_a_place_to_stay(small: Small) -> None:
     assert out == "True (6,)\n"
 
 
+@pytest.mark.slow
 def test_names_that_nobody_uses_are_forgotten_when_there_are_many(small: Small) -> None:
     inode = small.path(2).stat().st_ino
     for txid in range(3, 11):
@@ -530,6 +531,7 @@ def test_names_that_nobody_uses_are_forgotten_when_there_are_many(small: Small) 
     assert rows(small.path(2)) == 2
 
 
+@pytest.mark.slow
 def test_files_that_retention_deletes_under_an_open_state(small: Small) -> None:
     """Others with its pages take their place; when there are none, reads fail, and it is not there any more."""
     with closing(sqlite3.connect(small.path(5))) as reader:

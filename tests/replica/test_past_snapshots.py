@@ -459,7 +459,7 @@ async def test_files_of_a_past_state_are_not_forgotten() -> None:
 # --- everything together -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 25))])
 async def test_whatever_happens_to_the_files_a_past_state_is_right_or_an_error(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ async def compact_some(store: LTXStore, history: History, rng: random.Random, le
     return existing[0] if existing else await publish_summed(store, history, level, low, high)
 
 
+@pytest.mark.slow
 async def test_every_txid_of_many_histories_is_restored_exactly(tmp_path: Path) -> None:
     ranged = whole = 0
     for seed in range(HISTORIES):

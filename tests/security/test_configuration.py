@@ -73,6 +73,7 @@ def status_of(path: Path, **options: str) -> Ended:
     return limited("status", "--config", path, deadline_s=20, environment={**os.environ, **options})
 
 
+@pytest.mark.slow  # a process for each
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_configuration_is_one_clear_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "litereplica.yml"
@@ -113,6 +114,7 @@ def test_device_as_configuration_is_refused(device: str) -> None:
     require_orderly(status_of(Path(device)), ExitCode.USAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["x: [", "'\n  - path: /etc/passwd", "a\nsocket: {path: /tmp/x}", "${HOME}", "&a *a"])
 def test_variable_adds_no_keys_and_breaks_no_quoting(tmp_path: Path, value: str) -> None:
     path = tmp_path / "litereplica.yml"
