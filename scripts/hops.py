@@ -41,7 +41,8 @@ from litereplica.replica.database import open_replica
 from litereplica.restore.restore import restore
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 
 PACKAGE = os.path.dirname(litereplica.__file__) + os.sep  # noqa: PTH120  # compared with code objects' file names
 ROWS, ROW_SIZE = 20, 20_000

@@ -41,7 +41,11 @@ WAIT_INTERVAL_S = 1.0
 @click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
 @click.option("--name", help="Name of the database file.  [default: the URL's last component]")
 @click.option(
-    "--poll-interval", type=DURATION, default="1s", show_default=True, help="How often to check for new transactions."
+    "--poll-interval",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="How often to check for new transactions; of a local directory the kernel tells, too.",
 )
 @click.option(
     "--poll-interval-max",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -19,6 +19,7 @@ import trio
 
 from litereplica.concurrent import gather
 from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatError, NotFound, NotSupported
+from litereplica.file_events import Changes
 from litereplica.format import decoder, ltx, names
 from litereplica.format.frame_checksums import HEAD_SIZE, crc32c
 from litereplica.format.names import Layout
@@ -108,6 +109,10 @@ class LTXStore:
                 self._refused.add(item.key)
                 log.warning("%s in %s is not used: its TXIDs are beyond the limit", item.key, self.url)
         return files
+
+    def watch(self) -> AbstractAsyncContextManager[Changes]:
+        """Tell during the block when files of level 0 may have come. A hint: most stores have none."""
+        return self.storage.watch(self._prefixes[0], lambda name: names.parse_name(name) is not None)
 
     async def list_levels(self, *, after: TXID = 0, in_order: bool = False) -> list[FileInfo]:
         """Return the files of all levels with a max TXID greater than `after`, by one listing a level.

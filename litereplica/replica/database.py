@@ -17,13 +17,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import trio
 
 from litereplica.errors import DamagedFile, LiteReplicaError, StaleReplica
+from litereplica.file_events import Changes
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.current import FORGET_EVERY, Current, keep_pages
 from litereplica.replica.disk_pages import open_disk_pages
@@ -112,6 +113,10 @@ class Replica:
     def subscribe(self, observer: ReplicaObserver) -> None:
         """Report blocks and relocations to `observer`."""
         self._current.observers.append(observer)
+
+    def watch(self) -> AbstractAsyncContextManager[Changes]:
+        """Tell during the block when there may be something new. A hint: most stores have none."""
+        return self._store.watch()
 
     async def poll(self) -> Update | None:
         """Advance as far as the store leads, by at most some 256 files. None if nothing is new.

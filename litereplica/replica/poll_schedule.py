@@ -1,5 +1,7 @@
 """When the next poll is due: every interval while a file is open, less and less often while none is.
 
+Where the store tells of new files (`Storage.watch`), the next poll is made at once while polls are regular.
+
 Only open files count. The kernel answers reads of cached pages without a request, so an active reader may be invisible
 here, but it has a file open. Once the last file has been closed for `GRACE_S`, the pause between polls is a tenth of
 the idle time, up to a limit; after `PAUSE_AFTER_S` polls stop. An open then first waits for a poll, up to
@@ -16,6 +18,8 @@ from enum import StrEnum
 
 import trio
 
+from litereplica.file_events import Changes
+
 log = logging.getLogger(__name__)
 
 GRACE_S = 60.0
@@ -29,6 +33,9 @@ MAX_INTERVAL_S = 30.0
 
 PAUSE_AFTER_S = 600.0
 """Polls stop after this idle time, until a file is opened."""
+
+REST = 3.0
+"""Pause after a poll until news lead to the next one, as a multiple of its duration: a busy writer leaves us idle."""
 
 FRESHEN_LIMIT_S = 5.0
 """How long an open waits for a poll; after that the reader gets the snapshot that is there."""
@@ -80,6 +87,7 @@ class PollSchedule:
         self._pause_after_s = pause_after_s
         self._used_at: float | None = None
         self._state = PollState.ACTIVE
+        self._busy_s = 0.0  # the time that the last poll took
         self._wanted = trio.Event()
         self._polled = trio.Event()
 
@@ -87,8 +95,11 @@ class PollSchedule:
         """Return the figures of this moment."""
         return PollScheduleStatistics(self._state, self._idle_s())
 
-    async def wait(self, least_s: float) -> None:
-        """Return when the next poll is due: not before `least_s`, unless a file is opened."""
+    async def wait(self, least_s: float, news: Changes | None = None) -> None:
+        """Return when the next poll is due: not before `least_s`, unless there are news or a file is opened.
+
+        News count while polls are regular, after a pause in proportion to what the last poll took.
+        """
         idle_s = self._idle_s()
         limits = (self._max_interval_s, self._pause_after_s)
         pause = pause_s(idle_s, self.interval_s, max_interval_s=limits[0], pause_after_s=limits[1])
@@ -99,11 +110,16 @@ class PollSchedule:
             self._state = PollState.SLOWED
         self._wanted = trio.Event()
         with trio.move_on_after(max(pause, least_s)):
-            await self._wanted.wait()
+            if news is not None and self._state is PollState.ACTIVE:
+                await trio.sleep(self._busy_s * REST)
+                await news.wait()
+            else:
+                await self._wanted.wait()
 
-    def polled(self) -> None:
-        """Record that a poll has finished: its update has been applied, or it failed."""
+    def polled(self, took_s: float = 0.0) -> None:
+        """Record that a poll has finished, after so many seconds: its update has been applied, or it failed."""
         self._state = PollState.ACTIVE
+        self._busy_s = took_s
         self._polled.set()
         self._polled = trio.Event()
 

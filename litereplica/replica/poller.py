@@ -47,29 +47,35 @@ async def run_poller(
     failures = 0
     stalled = False
     while True:
-        await schedule.wait(_back_off_s(schedule.interval_s, failures))
-        try:
-            await _poll_once(replica, apply, schedule)
-        except PageSizeChanged:
-            raise
-        except LiteReplicaError as exc:
-            failures += 1
-            if failures == 1:
-                log.warning("polling fails, serving TXID %016x: %s", replica.snapshot.pos.txid, exc)
-        else:
-            if failures:
-                log.info("polling works again, at TXID %016x", replica.snapshot.pos.txid)
-            failures = 0
-        stalled = _log_stall(replica, stalled)
+        async with replica.watch() as news:
+            while True:
+                await schedule.wait(_back_off_s(schedule.interval_s, failures), None if failures else news)
+                news.take()
+                try:
+                    await _poll_once(replica, apply, schedule)
+                except PageSizeChanged:
+                    raise
+                except LiteReplicaError as exc:
+                    failures += 1
+                    if failures == 1:
+                        log.warning("polling fails, serving TXID %016x: %s", replica.snapshot.pos.txid, exc)
+                else:
+                    if failures:
+                        log.info("polling works again, at TXID %016x", replica.snapshot.pos.txid)
+                    failures = 0
+                stalled = _log_stall(replica, stalled)
+                if not news.is_sure:
+                    break  # its directory may be there now
 
 
 async def _poll_once(
     replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule
 ) -> None:
+    began = trio.current_time()
     try:
         await apply(await replica.poll())
     finally:
-        schedule.polled()
+        schedule.polled(trio.current_time() - began)
 
 
 def _back_off_s(interval_s: float, failures: int) -> float:

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+from litereplica.file_events import Changes, Matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,13 @@ class Storage(ABC):
 
         Without effect on a store whose objects have no mode.
         """
+
+    def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
+        """Tell during the block when objects may have changed whose names directly below `prefix`, up to a `/`, matter.
+
+        A hint: most stores have none.
+        """
+        return nullcontext(Changes(matters))
 
     @abstractmethod
     async def aclose(self) -> None:

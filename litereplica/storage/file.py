@@ -31,6 +31,7 @@ from typing import TypeAlias, TypeVar
 import trio
 
 from litereplica.errors import PreconditionFailed, StorageError
+from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
@@ -53,6 +54,7 @@ class FileStorage(Storage):
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._swept: set[str] = set()  # directories whose stale temporary files have been removed
         self._modes: dict[str, int] = {}  # by prefix
+        self._events = FileEvents()
 
     @property
     def url(self) -> str:
@@ -103,6 +105,9 @@ class FileStorage(Storage):
 
     def limit_mode(self, mode: int, *, prefix: str = "") -> None:
         self._modes[prefix] = mode
+
+    def watch(self, prefix: str, matters: Matters) -> contextlib.AbstractAsyncContextManager[Changes]:
+        return self._events.watching(self._root / prefix, matters)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()

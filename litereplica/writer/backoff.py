@@ -1,4 +1,4 @@
-"""The polling interval of open databases, and the delay after failures."""
+"""When open databases are looked at: when the kernel tells of a change, at intervals, and after failures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from litereplica.file_events import FileEvents
+
 LOOK_INTERVAL_S = 0.01
-"""Between polls of the WAL: a change is seen after 5 ms on average, for about 2 % of a CPU."""
+"""Between polls of the WAL where no events come: a change is seen after 5 ms on average, for about 2 % of a CPU."""
 IDLE_LOOK_INTERVAL_S = 0.02
 """The same for a database that has been idle for `IDLE_AFTER_S`."""
 IDLE_AFTER_S = 10.0
@@ -21,10 +23,11 @@ BUSY_RETRY_MAX_S = 1.0
 
 
 class Pace:
-    """The polling interval of the open databases of a process. `open` is their number."""
+    """The polling interval of the open databases of a process. `open` is their number, `events` tells of changes."""
 
     def __init__(self) -> None:
         self.open = 0
+        self.events = FileEvents()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -36,7 +39,7 @@ class Pace:
             self.open -= 1
 
     def look_interval_s(self, idle_s: float = 0.0) -> float:
-        """Seconds until the next poll of a database that has been idle for `idle_s` seconds."""
+        """Seconds until the next poll of a database without events that has been idle for `idle_s` seconds."""
         least_s = IDLE_LOOK_INTERVAL_S if idle_s > IDLE_AFTER_S else LOOK_INTERVAL_S
         return max(least_s, self.open / LOOKS_PER_S)
 

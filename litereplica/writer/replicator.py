@@ -6,7 +6,8 @@
     Parker       records the state of an idle database that can be closed
     Replicator   the loop that does these in turn, in one task; a second task logs outages of the store
 
-A change after a quiet period is published when it is seen, later ones at most once a sync interval. A database that
+A change after a quiet period is published when it is seen, later ones at most once a sync interval. It is seen when the
+kernel tells of it, and at intervals: of locks it tells nothing, and some file systems have no events. A database that
 nobody writes to causes neither files nor requests.
 
 If the store fails, the disk is full or the database is locked, the error is logged and the step repeated with back-off
@@ -18,21 +19,19 @@ transient.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 import trio
 
 from litereplica.errors import EnvironmentProblem, NotFound, SourceMalformed, StorageError, TransientStorageError
+from litereplica.file_events import Changes
 from litereplica.ltxstore.store import LTXStore
-from litereplica.times import wall_clock_ms
-from litereplica.types import FileInfo
 from litereplica.writer.attachment import Attachment
-from litereplica.writer.backoff import Pace, retry_delay_s
+from litereplica.writer.backoff import retry_delay_s
 from litereplica.writer.checkpointer import Checkpointer
 from litereplica.writer.database.checkpoint import Outcome, move_ahead
 from litereplica.writer.database.litestream_guard import refuse_if_litestream_runs
@@ -43,61 +42,52 @@ from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS, WalCh
 from litereplica.writer.parker import Parker
 from litereplica.writer.place_check import PlaceCheck
 from litereplica.writer.publish.context import WriterContext
-from litereplica.writer.publish.lease_keeper import LeaseKeeper, LeaseMode, open_lease_keeper
+from litereplica.writer.publish.lease_keeper import open_lease_keeper
 from litereplica.writer.publish.outage_log import OutageLog
 from litereplica.writer.publish.page_checksums import PageChecksums
 from litereplica.writer.publish.publisher import Prepared, WalMoved
 from litereplica.writer.publish.source_check import require_unchanged
-from litereplica.writer.settings import STOP_LIMIT_S, SYNC_INTERVAL_S
+from litereplica.writer.replicator_options import ReplicatorOptions
 from litereplica.writer.statistics import ReplicationCounters, Statistics
 
 log = logging.getLogger(__name__)
 
 LOCK_INTERVAL_S = 0.1
-"""Between checks, while publishing waits for the sync interval, whether a checkpoint of the application waits for us:
-short beside any busy timeout."""
+"""Between checks, while there is nothing else to do, whether a checkpoint of the application waits for us: short beside
+any busy timeout."""
 MARK_DELAY_S = 1.2 * MTIME_GRANULARITY_NS / 1e9
 """After this time the ctime of a file shows every later write."""
 PARK_RETRY_S = 5.0
 """Until the next attempt to park a database that turned out to be in use."""
 
+
+class _Pause(NamedTuple):
+    """Seconds until something may be due, or sooner if the database changes and that is `for_changes`."""
+
+    seconds: float
+    for_changes: bool = False
+
+
 MayPark = Callable[[float, int], bool]
 """True if a database is to be parked that has been idle for so many seconds and has so many bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicatorOptions:
-    """How `open_replicator` replicates a database.
-
-    `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
-    own lease; `lease_keeper` replaces it by another one. `within` is the directory that links must not lead out of.
-    `parked` is what the last run of this process returned. `on_published` is called for every file.
-    """
-
-    lease: LeaseMode = LeaseMode.OFF
-    take_over: bool = False
-    verify_source: bool = False
-    in_doubt: bool = False
-    lineage: Lineage | None = None
-    within: Path | None = None
-    lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
-    sync_interval_s: float = SYNC_INTERVAL_S
-    stop_limit_s: float = STOP_LIMIT_S
-    now_ms: Callable[[], int] = wall_clock_ms
-    rng: random.Random = field(default_factory=random.Random)
-    pace: Pace = field(default_factory=Pace)
-    parked: Parked | None = None
-    on_published: Callable[[FileInfo], None] | None = None
 
 
 class Replicator:
     """Replicates an open database. Obtain one from `open_replicator`."""
 
     def __init__(
-        self, context: WriterContext, options: ReplicatorOptions, *, parked: Parked | None, token: bytes, quiet_s: float
+        self,
+        context: WriterContext,
+        options: ReplicatorOptions,
+        changes: Changes,
+        *,
+        parked: Parked | None,
+        token: bytes,
+        quiet_s: float,
     ) -> None:
         self._context = context
         self._options = options
+        self._changes = changes
         self._database = context.database
         self._wal = context.wal
         self._counters = ReplicationCounters(context.database.path)
@@ -151,7 +141,7 @@ class Replicator:
             nursery.start_soon(self._context.outages.run)
             try:
                 with trio.CancelScope() as scope:
-                    nursery.start_soon(_limit_stop, stop, scope, self._options.stop_limit_s)
+                    nursery.start_soon(self._limit_stop, stop, scope)
                     await self._stand_by(stop)
                     ended_as_standby = stop.is_set()
                     await self._first_round(stop)
@@ -217,7 +207,7 @@ class Replicator:
         failures = 0
         while not stop.is_set():
             try:
-                wait_s = await self._round()
+                pause = await self._round()
                 failures = 0
                 self._counters.note_success()
                 idle_s = trio.current_time() - self._active_s
@@ -232,13 +222,19 @@ class Replicator:
                 failures += 1
                 await self._pause(exc, failures, stop)
                 continue
-            with trio.move_on_after(wait_s):
-                await stop.wait()
+            with trio.move_on_after(pause.seconds):
+                await (self._changes if pause.for_changes else stop).wait()
         await self._finish()
         return None
 
-    async def _round(self) -> float:
-        """Do what is due. Returns the seconds until something else may be due."""
+    async def _limit_stop(self, stop: trio.Event, scope: trio.CancelScope) -> None:
+        """Once `stop` is set, give `scope` its time, and begin."""
+        await stop.wait()
+        scope.deadline = trio.current_time() + self._options.stop_limit_s
+        self._changes.wake()
+
+    async def _round(self) -> _Pause:
+        """Do what is due."""
         now_s = trio.current_time()
         self._place.check(now_s, is_attached=self._attachment.is_attached)
         if not self._attachment.is_complete:
@@ -249,18 +245,29 @@ class Replicator:
         if now_s < self._publish_at_s and not self._checkpointer.take_turn():
             soon = await self._checkpointer.give_way() or self._database.may_restart
             longest_s = max(self._options.pace.look_interval_s(), 0.0 if soon else LOCK_INTERVAL_S)
-            return min(self._publish_at_s - now_s, longest_s)
+            return _Pause(min(self._publish_at_s - now_s, longest_s))
+        told = self._changes.take()
         if self._wal.look() is WalChange.FRAMES:
+            if not told:
+                self._note_untold()
             await self._database.run(lambda: move_ahead(self._database, self._wal))
         if await self._publish():
             self._active_s = now_s
             self._publish_at_s = now_s + self._options.sync_interval_s
-        await self._checkpointer.give_way()
+        soon = await self._checkpointer.give_way() or self._database.may_restart
         await self._checkpointer.checkpoint_if_due()
         await self._checkpointer.shrink_if_due(now_s - self._active_s)
         if self._attachment.marks.is_due:
             await self._database.run(self._attachment.marks.write_if_certain)
-        return self._options.pace.look_interval_s(now_s - self._active_s)
+        interval_s = self._options.pace.look_interval_s(now_s - self._active_s)
+        is_told = self._changes.is_sure and not soon
+        return _Pause(max(interval_s, LOCK_INTERVAL_S) if is_told else interval_s, for_changes=True)
+
+    def _note_untold(self) -> None:
+        was_sure = self._changes.is_sure
+        self._changes.missed()
+        if was_sure and not self._changes.is_sure:
+            log.info("%s is looked at all the time: its file system does not tell of changes", self._database.path)
 
     async def _finish(self) -> None:
         """Publish the remainder, and checkpoint. Raises `Unpublished`."""
@@ -340,12 +347,6 @@ class Replicator:
             await stop.wait()
 
 
-async def _limit_stop(stop: trio.Event, scope: trio.CancelScope, limit_s: float) -> None:
-    """Once `stop` is set, give `scope` `limit_s` seconds."""
-    await stop.wait()
-    scope.deadline = trio.current_time() + limit_s
-
-
 @asynccontextmanager
 async def open_replicator(
     path: Path, store: LTXStore, options: ReplicatorOptions | None = None
@@ -376,9 +377,11 @@ async def open_replicator(
                 database, wal, store, state, checksums, lease, outages, options.now_ms, options.take_over,
                 options.verify_source, options.in_doubt, options.lineage,
             )  # fmt: skip
-            parked = parked if undisturbed else None
-            replicator = Replicator(context, options, parked=parked, token=state.begin_tenancy(), quiet_s=quiet_s)
-            try:
-                yield replicator
-            finally:
-                await replicator.aclose()
+            parked, token = parked if undisturbed else None, state.begin_tenancy()
+            names = {database.path.name, database.wal_path.name}
+            async with options.pace.events.watching(database.path.parent, names.__contains__) as changes:
+                replicator = Replicator(context, options, changes, parked=parked, token=token, quiet_s=quiet_s)
+                try:
+                    yield replicator
+                finally:
+                    await replicator.aclose()

@@ -13,7 +13,7 @@ import json
 import sqlite3
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from litereplica.file_events import Changes
 from litereplica.format import walindex
 from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
@@ -65,6 +66,9 @@ class ScriptedReplica:
         rows = np.zeros(count, LOCATION)
         rows["file"], rows["size"], rows["offset"] = 1, 1, txid
         return rows
+
+    def watch(self) -> AbstractAsyncContextManager[Changes]:
+        return nullcontext(Changes())
 
     async def poll(self) -> Update:
         self.snapshot = self._at(self.snapshot.pos.txid + 1)

@@ -37,7 +37,8 @@ from litereplica.testing.faults import When
 from litereplica.writer.database import checkpoint, file_watch
 from litereplica.writer.publish import publisher
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers import crash_points
 from tests.helpers.crash_points import CrashPoint
 

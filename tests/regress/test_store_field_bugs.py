@@ -23,7 +23,8 @@ from litereplica.testing.memory import MemoryStorage
 from litereplica.testing.s3_proxy import Exchange, Misbehaviour, Trouble, s3_proxy
 from litereplica.writer.database import checkpoint
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.conftest import S3Bucket
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless

@@ -12,7 +12,8 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Storage
 from litereplica.testing.memory import MemoryStorage
-from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 

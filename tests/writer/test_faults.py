@@ -20,7 +20,8 @@ from litereplica.writer import backoff
 from litereplica.writer.database import checkpoint
 from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.publish import outage_log
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until
 from tests.writer.running import memory_store, publish_once, replicating, txids, until_published

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import trio
 from trio.testing import MockClock
 
 from litereplica.errors import SourceReplaced, UsageError
+from litereplica.file_events import MISSES, Changes
 from litereplica.format.sqlite import DatabaseHeader
 from litereplica.testing.faults import FaultAt, FaultStorage, Request
 from litereplica.testing.ltx_files import read_file
 from litereplica.testing.memory import MemoryStorage
+from litereplica.writer import backoff
+from litereplica.writer import replicator as replicator_module
 from litereplica.writer.database import checkpoint
 from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.replicator import Replicator
@@ -70,6 +74,39 @@ async def test_each_commit_after_a_quiet_period_is_published_at_once(tmp_path: P
                 await until_published(store, app)
                 mock_clock.jump(AN_HOUR_S)
         assert await txids(store) == [1, 2, 3, 4]
+
+
+async def test_commit_is_published_because_the_kernel_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks before the end of the test; a file beside it that others write to wakes nobody."""
+    for module, name in ((replicator_module, "LOCK_INTERVAL_S"), (backoff, "LOOK_INTERVAL_S")):
+        monkeypatch.setattr(module, name, 3600.0)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store):
+            (tmp_path / "other").write_bytes(b"other")
+            for number in range(3):
+                await app("INSERT INTO t VALUES (?)", number)
+                await until_published(store, app)
+
+
+async def test_commit_is_published_where_the_kernel_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file system that takes a watch and has no events, as one of the network; that is noticed and said."""
+    caplog.set_level(logging.INFO, "litereplica")
+    monkeypatch.setattr(Changes, "tell", lambda self, name: None)
+    store = memory_store()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with replicating(app.database, store) as replicator:
+            for number in range(MISSES + 1):
+                await app("INSERT INTO t VALUES (?)", number)
+                await until_published(store, app)
+            assert not replicator._changes.is_sure
+    assert "does not tell of changes" in caplog.text
 
 
 async def test_commits_in_quick_succession_share_a_file(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from litereplica.file_events import Changes, Matters
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
 T = TypeVar("T")
@@ -96,6 +98,9 @@ class WrapperStorage(Storage):
 
     def limit_mode(self, mode: int, *, prefix: str = "") -> None:
         self._inner.limit_mode(mode, prefix=prefix)
+
+    def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
+        return self._inner.watch(prefix, matters)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 
 from litereplica.errors import StorageError
+from litereplica.file_events import Changes, Matters
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
 
@@ -60,6 +61,9 @@ class PrefixStorage(Storage):
 
     def limit_mode(self, mode: int, *, prefix: str = "") -> None:
         self._inner.limit_mode(mode, prefix=self._prefix + prefix)
+
+    def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
+        return self._inner.watch(self._prefix + prefix, matters)
 
     async def aclose(self) -> None:
         """Do nothing: `inner` stays open."""

@@ -38,7 +38,8 @@ from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.fleet.statistics import NOTHING_DONE, DatabaseStatistics, State, accumulated
 from litereplica.writer.maintenance import Maintenance
 from litereplica.writer.publish.lease_keeper import LeaseKeeper
-from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from litereplica.writer.settings import WriterSettings
 from litereplica.writer.statistics import Statistics
 

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from litereplica.writer.database import sqlite_database
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.writer.running import memory_store, page_counts, publish_once, replicating, txids, until_published

@@ -24,7 +24,8 @@ from litereplica.testing.memory import MemoryStorage, StoredObject
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.publish import lease_keeper
 from litereplica.writer.publish.lease_keeper import DatabaseLease, LeaseMode, RootLease
-from litereplica.writer.replicator import Replicator, ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import Replicator, open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.careless import Careless
 from tests.helpers.waiting import wait_until

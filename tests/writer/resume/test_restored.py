@@ -12,7 +12,8 @@ from litereplica.restore.restore import restore
 from litereplica.storage.wrappers import MeteredStorage
 from litereplica.storage.wrappers.delegate import Operation
 from litereplica.testing.memory import MemoryStorage
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.writer.running import memory_store, page_counts, publish_once

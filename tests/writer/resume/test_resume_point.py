@@ -14,7 +14,8 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.testing.memory import MemoryStorage
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.types import FileInfo
-from litereplica.writer.replicator import ReplicatorOptions, open_replicator
+from litereplica.writer.replicator import open_replicator
+from litereplica.writer.replicator_options import ReplicatorOptions
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 from tests.helpers.outdated_listings import OutdatedListings
