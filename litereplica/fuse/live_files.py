@@ -6,6 +6,9 @@ frames are added, and when the base moves, is decided by `LiveDatabase` (`live.p
 Page 1 of the base, which every client reads first, is kept once it was read: connections can be opened while the store
 is away, whatever the caches have forgotten.
 
+A version that readers of an older position need, and whose file has been deleted, is looked for in older states
+(`page_versions.py`).
+
 A READ takes no lock: a store that `LiveDatabase` makes under its lock may be waiting for that READ. If the base moves
 while a READ of it waits for the store, the READ starts over.
 """
@@ -16,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, FileVanished
+from litereplica.format.names import MAX_TXID
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.walindex import Patch, WalIndex
 from litereplica.fuse.kernel_cache import LiveFile
+from litereplica.fuse.page_versions import PageVersions, first_change, next_change
 from litereplica.fuse.virtual_wal import VirtualWal
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
@@ -27,6 +32,9 @@ from litereplica.types import Pos
 
 READ_ATTEMPTS = 4
 """How often a READ starts over because the base moved or a file vanished."""
+
+OLDER_STATES = 4
+"""Older states that are looked at for what one READ has lost: some hot pages may be in none."""
 
 _SALT1, _SALT2 = 1, 2
 
@@ -42,11 +50,13 @@ class LiveFiles:
         snapshot = replica.snapshot
         self.base: PageMap = snapshot.pages
         self.base_pos = snapshot.pos
-        self.wal = VirtualWal(snapshot.page_size, replica.holders)
+        self.wal = VirtualWal(snapshot.page_size, replica.holders, start_txid=snapshot.pos.txid)
         self.index = WalIndex(page_size=snapshot.page_size, commit=snapshot.commit, salt1=_SALT1, salt2=_SALT2)
         self.pending: NDArray[np.uint32] = np.empty(0, np.uint32)
         self.reads = dict.fromkeys((LiveFile.DATABASE, LiveFile.WAL, LiveFile.SHM), 0)
         self._replica = replica
+        self._is_mixed = False  # frames before `_new_from`, or all if that is 0, may be of another history
+        self._new_from = 0
         self._first_pages: dict[bytes, bytes] = {}  # location of page 1 → content: that of the base, and the last read
 
     def size(self, file: LiveFile) -> int:
@@ -83,6 +93,8 @@ class LiveFiles:
                 if attempt == READ_ATTEMPTS - 1:
                     raise
                 await self.heal()
+                if self._unchanged(present, locations):
+                    await self._find_older_of_base(present)
                 continue
             if self.base is base or self._unchanged(present, locations):
                 return pages
@@ -101,6 +113,8 @@ class LiveFiles:
                 if attempt == READ_ATTEMPTS - 1:
                     raise
                 await self.heal()
+                if (self.wal.frames_at(offset, size)[2][: len(locations)] == locations).all():
+                    await self._find_older(self._frame_versions(), np.arange(first - 1, first - 1 + len(pgnos)))
         out = bytearray(self.wal.header[offset : offset + size].ljust(size, b"\0"))
         for i, (pgno, page) in enumerate(zip(pgnos.tolist(), pages, strict=True)):
             frame = self.wal.encode(pgno, page)
@@ -138,8 +152,64 @@ class LiveFiles:
         if update is not None:
             self.take(update)
 
+    async def _find_older_of_base(self, pgnos: NDArray[np.uint32]) -> None:
+        versions = self._base_versions()
+        await self._find_older(versions, np.flatnonzero(np.isin(versions.pgnos, pgnos)))
+
+    async def _find_older(self, versions: PageVersions, lost: NDArray[np.intp]) -> None:
+        """Look for the `lost` ones among superseded versions in older states, which serve for others, too."""
+        missing = set(lost[versions.until[lost] < MAX_TXID].tolist())
+        for _ in range(OLDER_STATES):
+            if not missing or self._is_mixed:
+                return
+            row = min(missing)
+            first, last = int(versions.since[row]), int(versions.until[row]) - 1
+            state = await self._replica.state_between(first, last)
+            if state is not None and not self._is_mixed:
+                self._move_versions(state)
+                missing.difference_update(versions.at(state.pos.txid).tolist())
+            missing.discard(row)
+
+    def _move_versions(self, state: Snapshot) -> None:
+        """Give versions that an older state has its locations."""
+        for versions in (self._base_versions(), self._frame_versions()):
+            rows = versions.at(state.pos.txid)
+            rows = rows[(versions.pgnos[rows] <= state.commit) & (versions.until[rows] < MAX_TXID)]
+            locations = state.pages.lookup(versions.pgnos[rows])
+            rows, locations = rows[locations["file"] != 0], locations[locations["file"] != 0]
+            if versions.is_base:
+                self._set_base(self.base.applied(versions.pgnos[rows], locations, commit=self.base.commit))
+            else:
+                self.wal.move_frames(rows, locations)
+
+    def _base_versions(self) -> PageVersions:
+        """The pages of the base that have changed since: the others are found in the current state."""
+        changes, later = self.wal.changes(), slice(self.index.backfilled, None)
+        pgnos = self._superseded(self.index.header.commit)
+        until = first_change(pgnos, changes.pgnos[later], changes.after[later] + np.uint64(1), self.base_pos.txid + 1)
+        for begin, commit, txid in changes.shrinks:
+            if begin >= self.index.backfilled:
+                until[pgnos > commit] = np.minimum(until[pgnos > commit], np.uint64(txid + 1))
+        ends = self._replica.newest_txids(self.base.lookup(pgnos)["file"])
+        return PageVersions(pgnos, np.minimum(ends, np.uint64(self.base_pos.txid)), until, is_base=True)
+
+    def _frame_versions(self) -> PageVersions:
+        """The frames; `until` is the highest TXID for those that are current."""
+        changes = self.wal.changes()
+        pgnos, one = changes.pgnos, np.uint64(1)
+        until = next_change(pgnos, changes.after + one, MAX_TXID)
+        gone = (until == MAX_TXID) & (np.isin(pgnos, self.pending) | (pgnos > self.index.header.commit))
+        until[gone] = changes.upto[gone] + one
+        for begin, commit, txid in changes.shrinks:
+            cut_off = np.flatnonzero(pgnos[:begin] > commit)
+            until[cut_off] = np.minimum(until[cut_off], np.uint64(txid + 1))
+        ends = self._replica.newest_txids(changes.locations["file"])
+        return PageVersions(pgnos, np.minimum(ends, changes.upto), until, is_base=False)
+
     def take(self, update: Update) -> None:
         """Add an update's changes to `pending`, and take its locations if pages were relocated."""
+        if update.relocated and len(update.changed) >= update.snapshot.commit - 1:
+            self._is_mixed, self._new_from = True, 0  # it may be another history: no older state is ours
         self.pending = np.union1d(self.pending, update.changed).astype(np.uint32)
         if update.relocated:
             self._relocate(update.snapshot.pages)
@@ -147,6 +217,7 @@ class LiveFiles:
     def append(self, target: Snapshot, pgnos: NDArray[np.uint32]) -> tuple[int, list[Patch]]:
         """Append the pages of `pending` as the frames of one transaction: (first frame, changes of the wal-index)."""
         first = self.wal.append(pgnos, target.pages.lookup(pgnos), commit=target.commit, pos=target.pos)
+        self._new_from = self._new_from or first
         self.pending = np.empty(0, np.uint32)
         return first, self.index.append(pgnos)
 
@@ -160,17 +231,27 @@ class LiveFiles:
         """Move the base to the commit that ends with frame `upto`."""
         self.base = self.base.applied(*self.frames_for_base(upto, commit), commit=commit)
         self.base_pos = pos
+        self._is_mixed = self._is_mixed and not 0 < self._new_from <= upto
+
+    def _superseded(self, commit: int) -> NDArray[np.uint32]:
+        """Return the pages of the base of which the current state, of `commit` pages, has another version or none."""
+        changed, _ = self.wal.latest(after=self.index.backfilled, upto=self.wal.frames)
+        cut_off = np.arange(commit + 1, self.base.commit + 1, dtype=np.uint32)
+        pgnos = np.union1d(np.union1d(changed, self.pending), cut_off).astype(np.uint32)
+        return pgnos[pgnos <= self.base.commit]
+
+    def _set_base(self, base: PageMap) -> None:
+        """Take another map of the same pages."""
+        first = self._first_pages.get(self._base_first())
+        self.base = base
+        if first is not None:
+            self._first_pages[self._base_first()] = first
 
     def _relocate(self, current: PageMap) -> None:
         """Take the current map's locations of pages that have not changed since; their content is the same."""
+        base, kept = self.base, self._superseded(current.commit)
+        self._set_base(current.applied(kept, base.lookup(kept), commit=base.commit))
         overlay, _ = self.wal.latest(after=0, upto=self.wal.frames)
-        changed = np.union1d(overlay, self.pending)
-        base, first = self.base, self._base_first()
-        kept = np.union1d(changed, np.arange(current.commit + 1, base.commit + 1)).astype(np.uint32)
-        kept = kept[kept <= base.commit]
-        self.base = current.applied(kept, base.lookup(kept), commit=base.commit)
-        if first in self._first_pages:
-            self._first_pages[self._base_first()] = self._first_pages[first]
         newest = np.setdiff1d(overlay, self.pending)
         newest = newest[newest <= current.commit]
         self.wal.relocate(newest, current.lookup(newest))

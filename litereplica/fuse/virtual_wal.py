@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from litereplica.format import wal
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.page_map import LOCATION
-from litereplica.types import Pos
+from litereplica.types import TXID, Pos
 
 _INITIAL_FRAMES = 1024
+MAX_PAGES = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,29 @@ class Commit:
     pos: Pos
 
 
-class VirtualWal:
-    """The frames since the last restart. `size` (bytes) is what the file has reached: a restart does not shrink it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Changes:
+    """Frames: the page, where it lies, and between which TXIDs it was changed, once or more: after < TXID ≤ upto.
 
-    def __init__(self, page_size: int, holders: FileHolders | None = None) -> None:
+    `shrinks`: before which row (counted from 0), to how many pages, and after which TXID the database became smaller.
+    """
+
+    pgnos: NDArray[np.uint32]
+    locations: NDArray[np.void]
+    after: NDArray[np.uint64]
+    upto: NDArray[np.uint64]
+    shrinks: list[tuple[int, int, TXID]]
+
+
+class VirtualWal:
+    """The frames since the last restart, or since `start_txid`.
+
+    `size` (bytes) is what the file has reached: a restart does not shrink it.
+    """
+
+    def __init__(self, page_size: int, holders: FileHolders | None = None, *, start_txid: TXID = 0) -> None:
         self.page_size = page_size
+        self._start_txid = start_txid
         self.frame_size = wal.FRAME_HEADER_SIZE + page_size
         self.header = wal.refused_header(page_size)
         self.size = self.offset(2)
@@ -61,6 +80,8 @@ class VirtualWal:
     def restart(self) -> None:
         """Forget all frames; the next one is number 1 again."""
         self.frames = 0
+        if self._commits:
+            self._start_txid = self._commits[-1].pos.txid
         self._commits.clear()
 
     def truncate(self) -> None:
@@ -99,6 +120,22 @@ class VirtualWal:
         row = np.minimum(np.searchsorted(pgnos, unique), max(0, len(pgnos) - 1))
         known = pgnos[row] == unique if len(pgnos) else np.zeros(len(unique), bool)
         self._locations[newest[known]] = locations[row[known]]
+
+    def changes(self) -> Changes:
+        """Return what the frames have changed, in order."""
+        ends = [0, *(commit.frame for commit in self._commits)]
+        txids = np.array([self._start_txid, *(commit.pos.txid for commit in self._commits)], np.uint64)
+        after, upto = np.repeat(txids[:-1], np.diff(ends)), np.repeat(txids[1:], np.diff(ends))
+        shrinks, begin, size, txid = [], 0, MAX_PAGES, self._start_txid
+        for commit in self._commits:
+            if commit.commit < size:
+                shrinks.append((begin, commit.commit, txid))
+            begin, size, txid = commit.frame, commit.commit, commit.pos.txid
+        return Changes(self._pgnos[: self.frames], self._locations[: self.frames], after, upto, shrinks)
+
+    def move_frames(self, rows: NDArray[np.intp], locations: NDArray[np.void]) -> None:
+        """Give frames, counted from 0 here, another place where the same content lies."""
+        self._locations[rows] = locations
 
     def files(self) -> NDArray[np.uint32]:
         """Ids of the files that frames lie in."""

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, LiteReplicaError, StaleReplica
 from litereplica.file_events import Changes
@@ -93,6 +94,7 @@ class Replica:
         self._next_files = next_files
         self._hydrator = hydrator
         self._costs = costs
+        self._older: PastSnapshots | None = None
         self._turn = trio.Lock()
         self._status = PollStatus(clock)
         self._heals = 0
@@ -214,7 +216,7 @@ class Replica:
         await self._hydrator.run(current or (lambda: self._current.snapshot.pages), push=push, rate=rate)
 
     def past_snapshots(self, *, patience_s: float = 0.0) -> PastSnapshots:
-        """Return the past states, which are read through the same files and pages. To be called once.
+        """Return the past states, which are read through the same files and pages.
 
         Requests to find and open them that fail for a passing reason are made again for `patience_s`.
         """
@@ -225,6 +227,16 @@ class Replica:
         past = PastSnapshots(self._current, self._reader, store=store, catalog=self._next_files.catalog)
         self.subscribe(past)
         return past
+
+    async def state_between(self, first: TXID, last: TXID) -> Snapshot | None:
+        """Return the newest state of our history in a range of TXIDs that files lead to. Raises `StorageError`."""
+        if self._older is None:
+            self._older = self.past_snapshots()
+        return await self._older.between(first, last)
+
+    def newest_txids(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Return the max TXID of each file that locations name."""
+        return self._current.files.newest_txids(file_ids)
 
     def statistics(self) -> ReplicaStatistics:
         """Return the figures of this moment."""

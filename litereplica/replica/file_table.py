@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile
+from litereplica.format.names import MAX_TXID
 from litereplica.ltxstore.frame_checksums import FileSums, FrameSums
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.file_holders import FileHolders
@@ -86,6 +87,13 @@ class FileTable:
         found = [file.checksum if (file := self._files.get(file_id)) else 0 for file_id in ids.tolist()]
         checksums: NDArray[np.uint64] = np.array(found, np.uint64)[places]
         return checksums
+
+    def newest_txids(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Return the max TXID of each file; the highest of all for an unknown id."""
+        ids, places = np.unique(file_ids, return_inverse=True)
+        found = [file.info.max_txid if (file := self._files.get(file_id)) else MAX_TXID for file_id in ids.tolist()]
+        txids: NDArray[np.uint64] = np.array(found, np.uint64)[places]
+        return txids
 
     def last_txids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
         """Return the ids, ascending, of all files that may be used, and the max TXID of each."""

@@ -8,7 +8,7 @@ Indexes are cached for states that share files, timestamps for listings of point
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,6 +85,12 @@ class PastCatalog(KnownCatalog):
         if self.damaged:
             txids = reachable_txids(info for info in self._files if self.store.key(info) not in self.damaged)
         return await self._timed(txids[-newest:])
+
+    async def newest_between(self, first: TXID, last: TXID) -> TXID | None:
+        """Return the newest TXID in a range that can be restored, or None."""
+        txids = await self._reachable()
+        row = bisect_right(txids, last) - 1
+        return txids[row] if row >= 0 and txids[row] >= first else None
 
     async def point(self, txid: TXID) -> Point | None:
         """Return the point of a TXID, or None."""

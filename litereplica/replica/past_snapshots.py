@@ -219,6 +219,19 @@ class PastSnapshots(ReplicaObserver):
             known = self._open[txid] = PastDatabase(self, state, policy)
         return known
 
+    async def between(self, first: TXID, last: TXID) -> Snapshot | None:
+        """Return the newest state in a range of TXIDs that files of the live database's history lead to, or None.
+
+        Its pages lie in files that the store has. Raises `StorageError`.
+        """
+        try:
+            txid = await self._listed.newest_between(first, last)
+            state = await self._build(txid, beside=None) if txid is not None else None
+        except (ReplicaError, FileVanished, DamagedFile) as exc:
+            log.debug("no state from TXID %016x to %016x: %s", first, last, exc)
+            return None
+        return state.snapshot if state is not None and state.identity.history else None
+
     async def read(self, pgnos: NDArray[np.uint32], pages: PageMap, policy: ReadAhead) -> list[bytes]:
         """Return pages of a map; see `PageReader.read`."""
         return await self._reader.read(pgnos, pages.lookup(pgnos), around=pages, policy=policy)

@@ -64,7 +64,9 @@ class Relocator:
             return None
         self._abandoned |= condemned
         try:
-            update = await self.relocate(await self._next_files.files_at(position))
+            found = await self._next_files.files_at(position)
+            self._require_others(found)
+            update = await self.relocate(found)
         except (GapError, DamagedFile) as exc:
             log.info("%s: page locations stay as they are: %s", self._url, exc)
             return None
@@ -86,6 +88,13 @@ class Relocator:
             await observer.on_relocation(before.pages, after.pages, changed)
         self._current.replace(after, found.files)
         return Update(after, changed, relocated=True)
+
+    def _require_others(self, found: FoundFiles) -> None:
+        """Raise the error of a condemned file if a plan has it again, for want of others."""
+        for file_id, damage in self._files.condemned.items():
+            file = self._files.get(file_id)
+            if file is not None and any(str(each.info) == str(file.info) for each in found.files):
+                raise damage.with_traceback(None)
 
     def _files_in_use(self) -> list[FileInfo]:
         files = map(self._files.get, self._current.snapshot.pages.files().tolist())

@@ -197,6 +197,24 @@ class FakeReplica:
         await self._chance.pause()
         return pages
 
+    async def state_between(self, first: int, last: int) -> Snapshot | None:
+        """Any state in the range that files lead to; now and then there is none."""
+        await self._chance.pause()
+        last = min(last, self.snapshot.pos.txid)
+        if first > last or self._chance.happens(0.3):
+            return None
+        txid = self._chance.random.randint(first, last)
+        file = len(self._txid_of_file) + 1
+        self._txid_of_file[file] = txid
+        database = self._history.databases[txid]
+        rows = np.zeros(len(database), LOCATION)
+        rows["file"], rows["size"], rows["offset"] = file, 1, sorted(database)
+        pages = PageMap.empty(PAGE_SIZE).applied(np.array(sorted(database), np.uint32), rows, commit=len(database))
+        return Snapshot(Pos(txid), 0, PAGE_SIZE, len(database), pages)
+
+    def newest_txids(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        return np.array([self._txid_of_file[file_id] for file_id in file_ids.tolist()], np.uint64)
+
     def _next_snapshot(self) -> Snapshot:
         txid = 1 if not self._txid_of_file else self.snapshot.pos.txid + 1
         database = self._history.databases[txid]

@@ -6,6 +6,7 @@ again, so that each file is soon used by the base alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,7 +20,7 @@ import pytest
 import trio
 import trio.testing
 
-from litereplica.errors import TransientStorageError
+from litereplica.errors import DamagedFile, FileVanished, TransientStorageError
 from litereplica.fuse.kernel_cache import LiveFile, Store
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mountpoint import Owner
@@ -28,6 +29,7 @@ from litereplica.fuse.operations import Operations
 from litereplica.replica.database import HEAL_PAUSE_S, Replica
 from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
+from tests.helpers.history import History
 from tests.replica.test_database import Bench
 
 FORGET_EVERY = 5
@@ -145,6 +147,96 @@ async def test_page_1_of_the_base_is_at_hand_whatever_caches_forget(monkeypatch:
         await bench.history.snapshot()
         await live.files.heal()
         assert await first_without_store() == moved
+
+
+# --- versions whose files are deleted --------------------------------------------------------------
+
+
+async def frame(live: LiveDatabase, number: int, page_size: int) -> bytes:
+    """The page in a frame of the WAL."""
+    return (await live.read(LiveFile.WAL, live.files.wal.offset(number) + 24, page_size))[:page_size]
+
+
+async def never(*args: object) -> bool:
+    return False
+
+
+async def test_pages_of_the_base_are_found_in_newer_files_while_readers_keep_the_wal_from_restarting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They were moved into the base, and nobody has changed them since: any plan for the current position has them."""
+    monkeypatch.setattr("litereplica.fuse.live_files.OLDER_STATES", 0)
+    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 1)
+    monkeypatch.setattr(LiveDatabase, "_restart", never)
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    async with live_database(bench) as (replica, live):
+        for pgno in (5, 6):
+            await bench.history.commit({pgno: b"again %d" % pgno})
+            await live.apply(await replica.poll())
+        assert live.statistics().backfills == 2
+        assert live.statistics().wal_frames == 2
+        await bench.history.compact(1, 1, 3)
+        for txid in (1, 2):
+            await bench.history.delete(0, txid)
+        page_size = replica.snapshot.page_size
+        for pgno, content in ((5, b"again 5"), (6, b"again 6"), (7, b"first 7")):
+            assert (await page(live, pgno, page_size)).startswith(content)
+
+
+async def test_versions_that_older_readers_need_are_found_in_files_that_were_merged_meanwhile(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the base and in frames, whatever the current state has. What only the deleted files had is lost."""
+    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 10**6)
+    monkeypatch.setattr("litereplica.fuse.live.IDLE_CHECKPOINT_S", 1e9)
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    async with live_database(bench) as (replica, live):
+        for pgno in (5, 6, 6, 7, 8, 5, 6, 7):  # TXIDs 2 to 9, frames 1 to 8
+            await bench.history.commit({pgno: b"at %d" % (bench.history.txid + 1)})
+            await live.apply(await replica.poll())
+        await bench.history.commit({2: b"last"}, pages=4)
+        await live.apply(await replica.poll())
+        await bench.history.compact(1, 1, 1)
+        await bench.history.compact(1, 2, 5)
+        await bench.history.compact(1, 6, 10)
+        for txid in range(1, 10):
+            await bench.history.delete(0, txid)
+        page_size = replica.snapshot.page_size
+        for pgno in range(2, 9):
+            assert (await page(live, pgno, page_size)).startswith(b"first %d" % pgno)
+        found = {}
+        for number in range(1, 9):
+            try:
+                found[number] = (await frame(live, number, page_size)).rstrip(b"\0")
+            except FileVanished:
+                continue
+        assert found == {number: b"at %d" % (number + 1) for number in (1, 3, 4)}
+
+
+async def test_versions_of_another_history_are_not_looked_for(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica was made anew: what readers of the old one need is gone, and nothing of the new one stands for it."""
+    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 10**6)
+    monkeypatch.setattr("litereplica.fuse.live.IDLE_CHECKPOINT_S", 1e9)
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    async with live_database(bench) as (replica, live):
+        page_size = replica.snapshot.page_size
+        anew = History(bench.history.storage)
+        await anew.storage.delete([item.key for item in await anew.storage.list("")])
+        for n in range(4):
+            await anew.commit(dict.fromkeys(range(1, 9), b"anew %d" % n))
+        bench.clock.now += 2 * LIST_INTERVAL_S
+        while replica.snapshot.pos.txid != anew.txid:
+            await live.apply(await replica.poll())
+            bench.clock.now += 2 * LIST_INTERVAL_S
+        with pytest.raises((FileVanished, DamagedFile)):
+            await page(live, 3, page_size)
+        with contextlib.suppress(FileVanished):
+            await frame(live, 3, page_size)
 
 
 # --- what a READ waits for when a file has gone ------------------------------------------------------
