@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from litereplica.testing.mounts import MountedReplica, litereplica_binary
+from litereplica.testing.mounts import MountedReplica, MountError, litereplica_binary
 from litereplica.testing.processes import Child, running_module
 from litereplica.testing.s3_proxy import S3Proxy, s3_proxy
 from litereplica.testing.seaweed import SeaweedServer
@@ -166,10 +166,17 @@ class _Soak:
             expected_problems=["."],
             environment=self._server.environment(),
         )
-        with mounted:
-            mount = Mount(mounted)
-            mount.begun()
-            yield mount
+        is_over = False
+        try:
+            with mounted:
+                mount = Mount(mounted)
+                mount.begun()
+                yield mount
+                is_over = True
+        except MountError as exc:
+            if not is_over:
+                raise
+            self._faults.append(f"{name}: {exc}")
 
     def _application(self) -> contextlib.AbstractContextManager[Child]:
         arguments = (str(self._database), str(self._directory / "ledger"), str(self._plan.rate), str(self._plan.seed))
