@@ -209,6 +209,8 @@ def test_exec_logging_and_socket_are_read() -> None:
     assert (config.logging.level, config.logging.json) == (logging.WARNING, True)
     assert (config.socket.enabled, config.socket.path) == (True, Path("/cwd/run/s.sock"))
     assert not one("{path: r}", before="socket: {enabled: false}").socket.enabled
+    assert not config.withholds_credentials
+    assert one("{path: r}", before="exec-without-credentials: yes").withholds_credentials
 
 
 def test_merge_keys_and_aliases_are_followed() -> None:

@@ -2,16 +2,20 @@
 
 It shares the terminal, the standard streams and the process group of this process. Signals that a terminal sends to
 the whole group are not passed on, because the program has received them already.
+
+If credentials are withheld, it gets an environment without them, and the kernel shows it neither the environment nor
+the memory of this process, although both may run as the same user. It can still read the files that this user can.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -24,6 +28,7 @@ END_LIMIT_S = 10.0
 SIGNALLED = 128
 """Added to a signal's number, this is the exit code of a program that the signal ended, as in shells."""
 
+_PR_SET_DUMPABLE = 4
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
@@ -80,10 +85,15 @@ def check_program(command: Sequence[str]) -> None:
         )
 
 
-async def start_child(command: Sequence[str]) -> Child:
-    """Start a program. Raises `UsageError` if it cannot be started."""
+def hide_process() -> None:
+    """Keep other processes of this user out of this process's memory and environment; it leaves no core dump then."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+async def start_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+    """Start a program, by default with the environment of this process. Raises `UsageError` if it cannot be started."""
     try:
-        process = await trio.lowlevel.open_process(list(command), restore_signals=True)
+        process = await trio.lowlevel.open_process(list(command), env=environment, restore_signals=True)
     except (OSError, ValueError, subprocess.SubprocessError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise UsageError(f"cannot run {command[0]!r}: {reason}", hint="see --exec, or exec in the file") from exc

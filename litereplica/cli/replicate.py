@@ -39,6 +39,7 @@ class Overrides:
     take_over: bool = False
     verify_source: bool = False
     force_snapshot: bool = False
+    withhold_credentials: bool = False
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database."""
@@ -46,6 +47,7 @@ class Overrides:
             config,
             databases=tuple(map(self._apply_to_database, config.databases)),
             command=self.command or config.command,
+            withholds_credentials=self.withhold_credentials or config.withholds_credentials,
         )
 
     def _apply_to_database(self, database: ConfiguredDatabase) -> ConfiguredDatabase:
@@ -120,6 +122,12 @@ class Overrides:
     help="Run this program once the replicas are up to date. Signals are passed on to it, and its exit code becomes "
     "that of replicate.",
 )
+@click.option(
+    "--exec-without-credentials",
+    is_flag=True,
+    help="Withhold the credentials of the stores from the program of exec: it gets an environment without them, and "
+    "cannot read the environment or the memory of replicate. Files that this user can read are not kept from it.",
+)
 @click.option("--once", is_flag=True, help="Publish all committed transactions, then exit.")
 @click.option(
     "--force-snapshot",
@@ -144,6 +152,7 @@ def command(
     watch: bool,
     restore_if_db_not_exists: bool,
     command_line: str | None,
+    exec_without_credentials: bool,
     once: bool,
     force_snapshot: bool,
     log_file: Path | None,
@@ -188,6 +197,7 @@ def command(
         take_over=take_over,
         verify_source=verify_source,
         force_snapshot=force_snapshot,
+        withhold_credentials=exec_without_credentials,
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:

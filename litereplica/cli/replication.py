@@ -26,11 +26,12 @@ from pathlib import Path
 import trio
 
 from litereplica import __version__
-from litereplica.cli.child import Child, check_program, start_child
+from litereplica.cli.child import Child, check_program, hide_process, start_child
 from litereplica.cli.hangup import read_anew
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, Unpublished, UsageError
+from litereplica.storage.credentials import without_credentials
 from litereplica.times import format_duration
 from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
 from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, LagLog
@@ -251,7 +252,7 @@ class Replication:
             log.warning("not everything is published after %.0f s: starting the program anyway", PROGRAM_WAIT_S)
         if self._fleet is not None:
             self._fleet.tolerate_conflicts()
-        self._child = child = await start_child(self._config.command)
+        self._child = child = await start_child(self._config.command, self._environment_of_program())
         try:
             if self._stop.is_set():  # a signal arrived while the program was started
                 child.pass_on(signal.SIGTERM)
@@ -260,6 +261,14 @@ class Replication:
             await child.end()
         self._stop.set()
         self._until_ready.cancel()
+
+    def _environment_of_program(self) -> dict[str, str] | None:
+        """The environment for the program of `exec`; None for that of this process."""
+        if not self._config.withholds_credentials:
+            return None
+        hide_process()
+        in_use = [target.credentials for target in self._config.targets if target.credentials is not None]
+        return without_credentials(os.environ, in_use)
 
     def _program_wait_s(self) -> float:
         standby = any(target.settings.lease is LeaseMode.WAIT for target in self._config.targets)
@@ -327,6 +336,6 @@ def _count(targets: Sequence[Target]) -> str:
     return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
 
 
-def _process_settings(config: Config) -> tuple[object, object, object]:
+def _process_settings(config: Config) -> tuple[object, ...]:
     """The settings of the process, which a reload does not change."""
-    return config.command, config.logging, config.socket
+    return config.command, config.withholds_credentials, config.logging, config.socket

@@ -1,8 +1,8 @@
 """Parses a configuration file in Litestream's format into a `Config`.
 
 A `litestream.yml` has the same meaning as in Litestream; `keys.py` lists how each key is treated. Our additions are
-`lease` (`hold`, `wait`, `off`) and `retention.tiers`. The settings of replication may be at the top of the file or with
-one database, where they take precedence.
+`lease` (`hold`, `wait`, `off`), `retention.tiers` and `exec-without-credentials`. The settings of replication may be at
+the top of the file or with one database, where they take precedence.
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ class SocketSettings:
 class Config:
     """A configuration.
 
-    `command` is the program of `exec`, split into words. `notes` name keys without effect, and `unset` the variables
-    that the file refers to and that are not set.
+    `command` is the program of `exec`, split into words; with `withholds_credentials` it gets none of ours. `notes`
+    name keys without effect, and `unset` the variables that the file refers to and that are not set.
     """
 
     databases: tuple[ConfiguredDatabase, ...]
     command: tuple[str, ...] = ()
+    withholds_credentials: bool = False
     logging: LoggingSettings = LoggingSettings()
     socket: SocketSettings = SocketSettings()
     notes: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
     return Config(
         databases=databases,
         command=_command(document),
+        withholds_credentials=bool(document.flag("exec-without-credentials")),
         logging=_logging(document, notes),
         socket=_socket(document, notes, absolute),
         notes=tuple(dict.fromkeys(notes)),

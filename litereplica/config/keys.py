@@ -66,7 +66,9 @@ _STORE_REFUSED = {
 _SCHEDULE = frozenset({"levels", "snapshot", "l0-retention", "retention", "lease"})
 
 DOCUMENT = Keys(
-    honoured=_STORE_HONOURED | _SCHEDULE | {"dbs", "exec", "logging", "socket", "shutdown-sync-timeout"},
+    honoured=_STORE_HONOURED
+    | _SCHEDULE
+    | {"dbs", "exec", "exec-without-credentials", "logging", "socket", "shutdown-sync-timeout"},
     idle={
         **_STORE_IDLE,
         **_many("l0-retention-check-interval", "litereplica has its own schedule for deletions"),
