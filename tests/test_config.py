@@ -18,6 +18,7 @@ from litereplica.config import keys as config_keys
 from litereplica.config.config import split_command
 from litereplica.config.expand import expand
 from litereplica.errors import UsageError
+from litereplica.file_access import WantedAccess
 from litereplica.storage.credentials import Credentials
 from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS
 from litereplica.writer.publish.lease_keeper import LeaseMode
@@ -200,6 +201,15 @@ def test_lease_modes(text: str, mode: LeaseMode) -> None:
     assert settings_of(one("{path: r}", before=f"lease: {text}")).lease is mode
 
 
+def test_mode_and_group_of_objects_are_read_and_a_database_has_its_own() -> None:
+    first, second = "{path: a, replica: {path: r}}", "{path: b, mode: '0600', replica: {path: s}}"
+    config = parse(f"mode: 0640\ngroup: backup\ndbs:\n  - {first}\n  - {second}\n")
+    assert [target.settings.access for target in config.targets] == [
+        WantedAccess(0o640, "backup"),
+        WantedAccess(0o600, "backup"),
+    ]
+
+
 def test_exec_logging_and_socket_are_read() -> None:
     config = one(
         "{path: r}",
@@ -342,6 +352,7 @@ def with_replica(replica: str) -> str:
             "line 5: retention tiers are configured, but everything is kept for ever",
         ),
         (DB + "lease: maybe", "line 4: lease is not a lease mode: write off, hold, wait"),
+        (DB + "mode: 0755", "line 4: mode is not a mode of files"),
         (DB + "exec: a | b", "line 4: exec: the command is not run by a shell"),
         (DB + "logging: {level: loud}", "logging.level is not a log level"),
         (DB + "logging: {type: xml}", "logging.type is not a log type"),

@@ -21,6 +21,7 @@ ALLOWED = {
     "times": set(),
     "runs": set(),
     "file_events": set(),
+    "file_access": {"errors"},
     "file_io": set(),
     "file_locks": set(),
     "memory": set(),
@@ -29,10 +30,11 @@ ALLOWED = {
     "types": set(),
     "concurrent": {"errors"},
     "format": {"errors", "types", "times"},
-    "storage": {"errors", "file_events", "types", "times", "memory", "concurrent"},
+    "storage": {"file_access", "file_events", "errors", "types", "times", "memory", "concurrent"},
     "difference": {"errors", "foreign_database", "types", "times", "runs", "format"},
     "ltxstore": {"errors", "file_events", "types", "times", "memory", "concurrent", "storage", "format"},
     "restore": {
+        "file_access",
         "errors",
         "foreign_database",
         "foreign_directory",
@@ -50,6 +52,7 @@ ALLOWED = {
     "compaction": {"errors", "foreign_directory", "types", "times", "concurrent", "storage", "format", "ltxstore"},
     "history": {"errors", "types", "times", "concurrent", "storage", "format", "ltxstore"},
     "replica": {
+        "file_access",
         "errors",
         "file_events",
         "types",
@@ -62,6 +65,7 @@ ALLOWED = {
         "history",
     },
     "writer": {
+        "file_access",
         "errors",
         "foreign_directory",
         "types",
@@ -77,9 +81,10 @@ ALLOWED = {
         "compaction",
         "restore",
     },
-    "config": {"errors", "types", "times", "storage", "compaction", "writer"},
+    "config": {"file_access", "errors", "types", "times", "storage", "compaction", "writer"},
     "fuse": {"errors", "file_locks", "types", "times", "runs", "format", "replica"},
     "cli": {
+        "file_access",
         "errors",
         "foreign_directory",
         "types",

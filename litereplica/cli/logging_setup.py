@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
@@ -55,7 +57,14 @@ class JSONFormatter(LineFormatter):
 
 
 class LogFileHandler(WatchedFileHandler):
-    """A log file that may be rotated. A line that cannot be written, for example on a full disk, is dropped."""
+    """A log file that may be rotated, and that only this user may read when it is made: it names paths and URLs.
+
+    A line that cannot be written, for example on a full disk, is dropped.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        fd = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open(fd, "a", encoding="utf-8")  # noqa: PTH123 - a descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""

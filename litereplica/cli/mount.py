@@ -251,6 +251,7 @@ def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
     Only one process can use it, so mounts of past states use another directory than the live mount.
     """
     from litereplica.errors import EnvironmentProblem
+    from litereplica.file_access import make_directories
 
     if root is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -258,7 +259,7 @@ def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     directory = root.absolute() / (name if live else f"{name}-past")
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(directory)
     except OSError as exc:
         raise EnvironmentProblem(
             f"cannot create the cache directory {directory}: {exc.strerror}", hint="choose another with --cache-dir"

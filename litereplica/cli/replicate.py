@@ -15,11 +15,12 @@ from click.core import ParameterSource
 from litereplica.cli import output
 from litereplica.cli.config_file import DEFAULT_PATH, config_option, no_expand_env_option, read_config
 from litereplica.cli.logging_setup import configure_logging
-from litereplica.cli.params import DURATION, REPLICA_URL
+from litereplica.cli.params import DURATION, REPLICA_URL, access_options
 from litereplica.cli.replication import Replication
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.config.config import split_command
 from litereplica.errors import UsageError
+from litereplica.file_access import AS_USUAL, FileAccess, WantedAccess
 from litereplica.format.names import format_txid
 from litereplica.writer.fleet.statistics import DatabaseStatistics
 from litereplica.writer.publish.lease_keeper import LeaseMode
@@ -40,9 +41,10 @@ class Overrides:
     verify_source: bool = False
     force_snapshot: bool = False
     withhold_credentials: bool = False
+    access: WantedAccess = AS_USUAL
 
     def apply(self, config: Config) -> Config:
-        """Return `config` with these settings applied to every database."""
+        """Return `config` with these settings applied to every database. Raises `UsageError` for a missing group."""
         return replace(
             config,
             databases=tuple(map(self._apply_to_database, config.databases)),
@@ -54,6 +56,9 @@ class Overrides:
         settings = database.target.settings
         if self.lease is not None:
             settings = replace(settings, lease=self.lease)
+        access = WantedAccess(self.access.mode or settings.access.mode, self.access.group or settings.access.group)
+        access.instead_of(FileAccess())  # checks the group
+        settings = replace(settings, access=access)
         if self.take_over:
             settings = replace(settings, take_over=True)
         if self.verify_source:
@@ -135,6 +140,7 @@ class Overrides:
     help="With --once: also publish a snapshot that is made from the database itself, not from files of the replica, "
     "so that its newest state depends on no other file.",
 )
+@access_options("new files of a replica in a directory (file://)", "those of the database")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
 @click.pass_context
@@ -155,6 +161,8 @@ def command(
     exec_without_credentials: bool,
     once: bool,
     force_snapshot: bool,
+    mode: int | None,
+    group: str | None,
     log_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -198,6 +206,7 @@ def command(
         verify_source=verify_source,
         force_snapshot=force_snapshot,
         withhold_credentials=exec_without_credentials,
+        access=WantedAccess(mode, group),
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:

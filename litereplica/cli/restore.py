@@ -23,11 +23,12 @@ from litereplica.cli.config_file import config_option, no_expand_env_option
 from litereplica.cli.hangup import read_anew_on_hangup
 from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import DURATION, format_size
+from litereplica.cli.params import DURATION, access_options, format_size
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.cli.restore_all import Restored, SomeFailed, restore_all
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
+from litereplica.file_access import FileAccess, WantedAccess
 from litereplica.format.names import format_name, format_txid
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
@@ -49,6 +50,7 @@ class _Arguments:
     as_json: bool
     if_replica_exists: bool
     follow_interval_s: float | None
+    access: FileAccess | None
 
 
 @click.command()
@@ -75,6 +77,7 @@ class _Arguments:
     show_default=True,
     help="Let SQLite check the database before it is renamed to its final name.",
 )
+@access_options("the restored file", "0600, or those of the file that is replaced")
 @click.option(
     "--all", "every", is_flag=True, help="Restore every database below REPLICA_URL to its own file in a directory."
 )
@@ -99,6 +102,8 @@ def command(
     force: bool,
     dry_run: bool,
     integrity_check: str,
+    mode: int | None,
+    group: str | None,
     every: bool,
     follow: bool,
     follow_interval: float,
@@ -151,6 +156,7 @@ def command(
         as_json=as_json,
         if_replica_exists=if_replica_exists,
         follow_interval_s=follow_interval if follow else None,
+        access=wanted if (wanted := WantedAccess(mode, group).instead_of(FileAccess())).is_wanted else None,
     )
     try:
         if dry_run:
@@ -203,6 +209,7 @@ async def _restore(
         before_ms=arguments.point.before_ms,
         force=arguments.force,
         integrity_check=arguments.check,
+        access=arguments.access,
         **options,
     )
 
@@ -295,7 +302,7 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
         return await _restore(arguments, path, store, parallelism, bar=False)
 
     async def work(store: LTXStore) -> list[Restored] | None:
-        return await restore_all(store, arguments.path, one, leave=if_db_not_exists, done=done)
+        return await restore_all(store, arguments.path, one, leave=if_db_not_exists, done=done, access=arguments.access)
 
     results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
     if results is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from litereplica.errors import LiteReplicaError, ReplicaError, UsageError
+from litereplica.file_access import FileAccess, make_directories
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename, parse_url
@@ -70,13 +71,19 @@ def require_no_links(path: Path, directory: Path) -> None:
 
 
 async def restore_all(
-    store: LTXStore, directory: Path, restore_one: RestoreOne, *, leave: bool, done: Callable[[Restored], None]
+    store: LTXStore,
+    directory: Path,
+    restore_one: RestoreOne,
+    *,
+    leave: bool,
+    done: Callable[[Restored], None],
+    access: FileAccess | None = None,
 ) -> list[Restored] | None:
     """Restore every database below the root of `store`, each to the file in `directory` that its prefix names.
 
     Returns the outcomes by prefix; None if the store has no replica. With `leave`, existing files are left alone, and
-    are not in the result. A failure does not stop the others; `done` is called for each database. Raises the errors of
-    the listing.
+    are not in the result. `access` is that of directories that are made. A failure does not stop the others; `done` is
+    called for each database. Raises the errors of the listing.
     """
     prefixes = await store.list_replicas()
     if not prefixes:
@@ -96,7 +103,7 @@ async def restore_all(
             try:
                 require_safe_name(prefix)
                 await trio.to_thread.run_sync(require_no_links, path, directory)
-                await trio.to_thread.run_sync(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+                await trio.to_thread.run_sync(make_directories, path.parent, access)
                 outcome = await restore_one(below, path, PARALLELISM_EACH)
             except LiteReplicaError as exc:
                 outcome = exc

@@ -63,7 +63,7 @@ _STORE_REFUSED = {
     "storage-class": "set it by a lifecycle rule of the bucket",
 }
 
-_SCHEDULE = frozenset({"levels", "snapshot", "l0-retention", "retention", "lease"})
+_SCHEDULE = frozenset({"levels", "snapshot", "l0-retention", "retention", "lease", "mode", "group"})
 
 DOCUMENT = Keys(
     honoured=_STORE_HONOURED

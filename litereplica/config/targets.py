@@ -15,6 +15,7 @@ from litereplica.config import keys
 from litereplica.config.document import Section
 from litereplica.config.replica import parse_replica
 from litereplica.errors import UsageError
+from litereplica.file_access import MODE_HINT, WantedAccess, parse_mode
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
 
@@ -62,6 +63,7 @@ def parse_settings(section: Section, base: WriterSettings, notes: list[str]) -> 
         lease=_lease(section, base.lease),
         levels=levels,
         retention=retention,
+        access=_access(section, base.access),
     )
 
 
@@ -133,6 +135,14 @@ def _intervals(section: Section, notes: list[str]) -> tuple[int, ...]:
     with _blamed(section, "levels"):
         Levels(tuple(intervals))
     return tuple(intervals)
+
+
+def _access(section: Section, base: WantedAccess) -> WantedAccess:
+    text = section.text("mode")
+    mode = parse_mode(text) if text else base.mode
+    if text and mode is None:
+        raise section.error(f"{section.name('mode')} is not a mode of files", key="mode", hint=MODE_HINT)
+    return WantedAccess(mode, section.text("group") or base.group)
 
 
 def _retention(section: Section, base: RetentionPolicy, notes: list[str]) -> RetentionPolicy:

@@ -31,6 +31,7 @@ import trio
 from numpy.typing import NDArray
 
 from litereplica.errors import EnvironmentProblem
+from litereplica.file_access import make_directories
 from litereplica.format import checksum
 from litereplica.replica.page_key import PageKey, Translation, page_key
 from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
@@ -320,8 +321,7 @@ def _open(directory: Path, stack: ExitStack, capacity: int, page_size: int) -> t
 
 
 def _open_files(directory: Path, stack: ExitStack) -> CacheFiles:
-    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_directories(directory)
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     stack.callback(os.close, top)
     _require_private(directory, os.fstat(top))

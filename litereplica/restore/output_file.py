@@ -1,9 +1,10 @@
 """A database file that appears under its name only when it is whole and durable.
 
 It is written under a temporary name in the same directory, fsynced and renamed. A new file has mode 0600; one that
-replaces another has the mode and, if this user may set them, owner and group of that. A missing directory is made, and
-removed again if the file is not published. An existing file is replaced only on request, and not while another process
-has it open in WAL mode: that one would go on with the old, unlinked file and lose what it writes.
+replaces another has the mode and, if this user may set them, owner and group of that; what the user wants comes before
+both. A missing directory is made, for those who may read the file, and removed again if the file is not published. An
+existing file is replaced only on request, and not while another process has it open in WAL mode: that one would go on
+with the old, unlinked file and lose what it writes.
 
 The `-wal`, `-shm` and `-journal` of an old database must never lie beside the new file, since SQLite would apply them
 to it. If there are any, the old database is removed first, then these, then the new one is renamed. A crash in between
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_access import FileAccess, make_directories
 from litereplica.file_io import fsync_directory
 from litereplica.file_locks import lock_holder
 from litereplica.format.walindex import LOCK_DMS
@@ -40,15 +42,16 @@ class OutputFile:
     """The file `path` while it is written: `check`, `open`, then `publish` or `discard`.
 
     A symbolic link is followed, so that the file and its sidecars are those that SQLite would use, unless
-    another user made the link. Without `follow` a link itself is replaced. `temporary` is the file's name
-    until it is published.
+    another user made the link. Without `follow` a link itself is replaced. `access` is what the user wants.
+    `temporary` is the file's name until it is published.
     """
 
-    def __init__(self, path: Path, *, force: bool, follow: bool = True) -> None:
+    def __init__(self, path: Path, *, force: bool, follow: bool = True, access: FileAccess | None = None) -> None:
         self._is_others_link = follow and path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid())
         self._given = path
         self.path = Path(os.path.realpath(path)) if follow else Path(os.path.realpath(path.parent)) / path.name
         self._force = force
+        self._access = access
         self.temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
         self._fd = -1
         self._made: list[Path] = []  # directories, the innermost first
@@ -79,7 +82,7 @@ class OutputFile:
         Raises as `reporting`.
         """
         with self.reporting():
-            self._make_directories()
+            self._made = make_directories(self.path.parent, self._access)
             self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         return self._fd
 
@@ -100,12 +103,15 @@ class OutputFile:
         self._close()
 
     def _inherit(self) -> None:
-        """Give the file the mode, owner and group of the one that it replaces."""
+        """Give the file the access that is wanted, else the mode, owner and group of the one that it replaces."""
         with contextlib.suppress(FileNotFoundError):
             old = self.path.stat()
             with contextlib.suppress(PermissionError):
-                os.fchown(self._fd, old.st_uid, old.st_gid)
+                os.fchown(self._fd, old.st_uid, -1)
             os.fchmod(self._fd, stat.S_IMODE(old.st_mode) & 0o777)
+            FileAccess.of(old).grant(self._fd)
+        if self._access is not None:
+            self._access.grant(self._fd)
 
     def discard(self) -> None:
         """Remove the temporary file; no error if there is none."""
@@ -115,12 +121,6 @@ class OutputFile:
         with contextlib.suppress(OSError):  # somebody else has put something there
             while self._made:
                 self._made.pop(0).rmdir()
-
-    def _make_directories(self) -> None:
-        missing = [parent for parent in self.path.parents if not parent.exists()]
-        for parent in reversed(missing):
-            parent.mkdir(exist_ok=True)
-            self._made.insert(0, parent)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from litereplica.errors import DamagedFile, ReplicaError, SQLiteFormatError
+from litereplica.file_access import FileAccess
 from litereplica.format.sqlite import HEADER_SIZE, DatabaseHeader
 from litereplica.history.timeline import find_txid, require_point
 from litereplica.ltxstore.plan import plan_restore
@@ -75,12 +76,13 @@ async def restore(
     progress: Progress | None = None,
     prepare: Callable[[Path, TXID], None] | None = None,
     parallelism: int = PARALLELISM,
+    access: FileAccess | None = None,
 ) -> RestoreResult:
     """Write a database to the file `output`: that at `target`, or at the newest point before a time, or the newest.
 
-    An existing database, or a sidecar file of one, is replaced only with `force`. `prepare` is called in a thread with
-    the whole file under its temporary name, and with its TXID, before the file is renamed to `output`. On any error,
-    and when cancelled, nothing has changed.
+    An existing database, or a sidecar file of one, is replaced only with `force`. `access` is as for `OutputFile`.
+    `prepare` is called in a thread with the whole file under its temporary name, and with its TXID, before the file is
+    renamed to `output`. On any error, and when cancelled, nothing has changed.
 
     Raises:
         UsageError: `output` exists or cannot be written to.
@@ -89,7 +91,7 @@ async def restore(
         DamagedFile: no sound files lead there, or the database fails the integrity check.
         StorageError: from the store.
     """
-    file = OutputFile(output, force=force)
+    file = OutputFile(output, force=force, access=access)
     await trio.to_thread.run_sync(file.check)
     planner = _Planner(store, target, before_ms)
     assembly = Assembly(file.open)

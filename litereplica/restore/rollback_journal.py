@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_access import FileAccess
 from litereplica.file_io import fsync_directory, write_all
 from litereplica.foreign_directory import open_regular
 from litereplica.format.sqlite import PENDING_BYTE, page_offset
@@ -107,11 +109,14 @@ def roll_back(path: Path) -> None:
 
 def _write_journal(path: Path, fd: int, pgnos: list[Pgno], *, page_size: int, old_pages: int) -> None:
     nonce = secrets.randbits(32)
+    database = os.fstat(fd)
     # beside its header, and complete only then: nobody takes a part of it for a journal
     header = _HEADER.pack(_MAGIC, len(pgnos), nonce, old_pages, SECTOR_SIZE, page_size)
     with os.fdopen(
         open_regular(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "r+b"
     ) as journal:  # one that is there is not hot: `roll_back` came before
+        os.fchmod(journal.fileno(), stat.S_IMODE(database.st_mode) & 0o666)  # for whoever has to roll back
+        FileAccess.of(database).grant(journal.fileno())
         journal.write(bytes(SECTOR_SIZE))
         for pgno in pgnos:
             page = os.pread(fd, page_size, page_offset(pgno, page_size))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
 
 
@@ -113,11 +114,8 @@ class Storage(ABC):
     async def delete_if_match(self, key: str, etag: str) -> None:
         """Delete an object. Raises `PreconditionFailed` unless it exists with this etag."""
 
-    def limit_mode(self, mode: int, *, prefix: str = "") -> None:  # noqa: B027 - optional
-        """Make objects below `prefix` no more accessible than `mode`, permission bits, from now on.
-
-        Without effect on a store whose objects have no mode.
-        """
+    def set_access(self, access: FileAccess, *, prefix: str = "") -> None:  # noqa: B027 - optional
+        """Give new objects below `prefix` this access. Without effect on a store whose objects have no mode."""
 
     def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
         """Tell during the block when objects may have changed whose names directly below `prefix`, up to a `/`, matter.

@@ -8,8 +8,8 @@ Every change of a name happens under an exclusive `flock` of `.litereplica-lock`
 calls, so conditional operations are atomic among all processes that use this module. Other programs do not take the
 lock; only `put_if_absent` is atomic against them as well.
 
-A file or directory is no more accessible than its parent directory, the umask and `limit_mode` allow, which a writer
-calls with the mode of its database.
+A file or directory is no more accessible than its parent directory, the umask and `set_access` allow, which a writer
+calls with the mode and group of its database, or with what the user wants.
 
 An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size. Small objects,
 such as a lease, are replaced often, and an inode number is soon reused.
@@ -31,6 +31,7 @@ from typing import TypeAlias, TypeVar
 import trio
 
 from litereplica.errors import PreconditionFailed, StorageError
+from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
@@ -53,8 +54,8 @@ class FileStorage(Storage):
         self._root = root
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._swept: set[str] = set()  # directories whose stale temporary files have been removed
-        self._modes: dict[str, int] = {}  # by prefix
         self._events = FileEvents()
+        self._access: dict[str, FileAccess] = {}  # by prefix
 
     @property
     def url(self) -> str:
@@ -103,8 +104,8 @@ class FileStorage(Storage):
         _validate(key)
         await self._in_thread(key, lambda: self._delete_if_match(key, etag), reading=False)
 
-    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
-        self._modes[prefix] = mode
+    def set_access(self, access: FileAccess, *, prefix: str = "") -> None:
+        self._access[prefix] = access
 
     def watch(self, prefix: str, matters: Matters) -> contextlib.AbstractAsyncContextManager[Changes]:
         return self._events.watching(self._root / prefix, matters)
@@ -136,12 +137,12 @@ class FileStorage(Storage):
             return []
 
     def _write(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
-        mode = self._mode_of(key)
-        files.make_root(self._root, mode=mode)
-        with self._parent_of(key, create=True, mode=mode) as (parent, name):
+        access = self._access_of(key)
+        files.make_root(self._root, access)
+        with self._parent_of(key, create=access) as (parent, name):
             self._sweep(key, parent)
             with (
-                files.temporary_file(body, parent=parent, modified_ms=modified_ms, mode=mode) as (temporary, etag),
+                files.temporary_file(body, access, parent=parent, modified_ms=modified_ms) as (temporary, etag),
                 files.exclusive_lock(self._root),
             ):
                 publish(parent, temporary, name)
@@ -193,20 +194,20 @@ class FileStorage(Storage):
             files.remove_stale(parent)
 
     @contextlib.contextmanager
-    def _parent_of(self, key: str, *, create: bool = False, mode: int = 0o666) -> Iterator[tuple[int, str]]:
+    def _parent_of(self, key: str, *, create: FileAccess | None = None) -> Iterator[tuple[int, str]]:
         """The open directory that holds the key's file, and the file's name in it."""
         directory, _, name = key.rpartition("/")
-        with files.open_directory(self._root, _components(directory), create=create, mode=mode) as parent:
+        with files.open_directory(self._root, _components(directory), create=create) as parent:
             yield parent, name
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
         _validate(key)
         return await self._in_thread(key, lambda: self._write(key, body, modified_ms, publish), reading=False)
 
-    def _mode_of(self, key: str) -> int:
-        """The mode of the longest prefix of `key` that has one."""
-        prefixes = [prefix for prefix in self._modes if key.startswith(prefix)]
-        return self._modes[max(prefixes, key=len)] & 0o666 if prefixes else 0o666
+    def _access_of(self, key: str) -> FileAccess:
+        """The access of the longest prefix of `key` that has one."""
+        prefixes = [prefix for prefix in self._access if key.startswith(prefix)]
+        return self._access[max(prefixes, key=len)] if prefixes else FileAccess()
 
     async def _in_thread(self, key: str, action: Callable[[], T], *, reading: bool) -> T:
         """Run in a thread. A cancelled read is abandoned; a cancelled change is completed or undone first."""

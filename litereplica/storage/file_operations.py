@@ -16,11 +16,13 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from litereplica.errors import AccessDenied, NotFound, StorageError, TransientStorageError
+from litereplica.file_access import FileAccess
 from litereplica.storage.base import Body
 
 CONTENT_ETAG_BYTES = 4096
@@ -51,16 +53,16 @@ _PASSING = frozenset(
 
 
 @contextmanager
-def open_directory(root: Path, components: list[str], *, create: bool = False, mode: int = 0o666) -> Iterator[int]:
+def open_directory(root: Path, components: list[str], *, create: FileAccess | None = None) -> Iterator[int]:
     """A descriptor of a directory below `root`, reached without following a symbolic link below it.
 
-    `mode` is that of files in the directories made.
+    Directories that are missing are made if `create` says with which access.
     """
     fd = os.open(root, _DIRECTORY)
     try:
         for component in components:
-            if create:
-                _make_directory(component, parent=fd, mode=mode)
+            if create is not None:
+                _make_directory(component, create, parent=fd)
             child = open_child(component, parent=fd)
             os.close(fd)
             fd = child
@@ -108,24 +110,27 @@ def etag_of(fd: int, status: os.stat_result) -> str:
     return f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
 
 
-def make_root(root: Path, *, mode: int) -> None:
+def make_root(root: Path, access: FileAccess) -> None:
     """Create `root` and its parents; each new name is made durable."""
     missing = []
     while not root.is_dir():
         missing.append(root.name)
         root = root.parent
     if missing:
-        with open_directory(root, missing[::-1], create=True, mode=mode):
+        with open_directory(root, missing[::-1], create=access):
             pass
 
 
 @contextmanager
-def temporary_file(body: Body, *, parent: int, modified_ms: int | None, mode: int) -> Iterator[tuple[str, str]]:
+def temporary_file(
+    body: Body, access: FileAccess, *, parent: int, modified_ms: int | None
+) -> Iterator[tuple[str, str]]:
     """Create a complete, durable file under a temporary name. Yields (name, etag); removes the name afterwards."""
     name = TEMPORARY_PREFIX + secrets.token_hex(8)
-    fd = os.open(name, _CREATE, mode & os.fstat(parent).st_mode, dir_fd=parent)
+    fd = os.open(name, _CREATE, access.mode & os.fstat(parent).st_mode, dir_fd=parent)
     try:
         try:
+            _grant(access, fd, parent=parent)
             _write_body(fd, body)
             # The clock has a higher resolution than the kernel's file times.
             modified_ns = time.time_ns() if modified_ms is None else modified_ms * 1_000_000
@@ -155,7 +160,7 @@ def remove_stale(parent: int) -> None:
 def exclusive_lock(root: Path) -> Iterator[None]:
     """Hold the lock under which names below `root` are changed."""
     with open_directory(root, []) as directory:
-        fd = os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666, dir_fd=directory)
+        fd = _open_lock(directory)
     try:
         _flock(fd, deadline=time.monotonic() + LOCK_TIMEOUT_S)
         yield
@@ -182,13 +187,42 @@ def translated(exc: OSError, key: str, url: str, *, reading: bool) -> StorageErr
     return StorageError(message, key=key, hint="check the directory and its file system")
 
 
-def _make_directory(name: str, *, parent: int, mode: int) -> None:
-    """Make a directory for files of `mode`, which those who may read them can enter."""
+def _make_directory(name: str, access: FileAccess, *, parent: int) -> None:
     try:
-        os.mkdir(name, (mode | (mode & 0o444) >> 2) & os.fstat(parent).st_mode, dir_fd=parent)
+        os.mkdir(name, access.directory_mode & os.fstat(parent).st_mode, dir_fd=parent)
     except FileExistsError:
         return
+    fd = open_child(name, parent=parent)
+    try:
+        _grant(access, fd, parent=parent)
+    finally:
+        os.close(fd)
     os.fsync(parent)
+
+
+def _grant(access: FileAccess, fd: int, *, parent: int) -> None:
+    """Give a new file or directory its access; its group is that of its directory if no other is known.
+
+    The set-group-ID bit of a directory says that all below it is to have its group.
+    """
+    place = os.fstat(parent)
+    if access.gid is None and not access.is_wanted:
+        access = replace(access, gid=place.st_gid)
+    access.grant(fd, keep_group=bool(place.st_mode & stat.S_ISGID))
+
+
+def _open_lock(directory: int) -> int:
+    """The lock, for those who may write to the directory: whoever can read it could keep it locked."""
+    try:
+        return os.open(LOCK_NAME, os.O_RDWR | _NO_FOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        writers = os.fstat(directory).st_mode & 0o022
+    try:
+        fd = os.open(LOCK_NAME, _CREATE, 0o600, dir_fd=directory)
+    except FileExistsError:
+        return os.open(LOCK_NAME, os.O_RDWR | _NO_FOLLOW, dir_fd=directory)
+    os.fchmod(fd, 0o600 | writers | writers << 1)
+    return fd
 
 
 def _write_body(fd: int, body: Body) -> None:

@@ -359,7 +359,7 @@ async def open_replicator(
     options = options or ReplicatorOptions()
     async with open_database(path, within=options.within) as database:
         refuse_if_litestream_runs(database.path)
-        store.storage.limit_mode(database.mode())
+        store.storage.set_access(options.access.instead_of(database.access()))
         with StateDirectory(database.path) as state:
             parked = options.parked
             undisturbed = parked is not None and parked.token == state.tenancy()

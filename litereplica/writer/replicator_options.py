@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from litereplica.file_access import AS_USUAL, WantedAccess
 from litereplica.times import wall_clock_ms
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import Pace
@@ -21,8 +22,9 @@ class ReplicatorOptions:
     """How `open_replicator` replicates a database.
 
     `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
-    own lease; `lease_keeper` replaces it by another one. `within` is the directory that links must not lead out of.
-    `parked` is what the last run of this process returned. `on_published` is called for every file.
+    own lease; `lease_keeper` replaces it by another one. `access` is that of new files of the replica. `within` is the
+    directory that links must not lead out of. `parked` is what the last run of this process returned. `on_published`
+    is called for every file.
     """
 
     lease: LeaseMode = LeaseMode.OFF
@@ -32,6 +34,7 @@ class ReplicatorOptions:
     lineage: Lineage | None = None
     within: Path | None = None
     lease_keeper: Callable[[StateDirectory], LeaseKeeper] | None = None
+    access: WantedAccess = AS_USUAL
     sync_interval_s: float = SYNC_INTERVAL_S
     stop_limit_s: float = STOP_LIMIT_S
     now_ms: Callable[[], int] = wall_clock_ms

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from litereplica.compaction.levels import Levels
 from litereplica.compaction.retention import RetentionPolicy
+from litereplica.file_access import AS_USUAL, WantedAccess
 from litereplica.storage.credentials import Credentials
 from litereplica.writer.publish.lease_keeper import LeaseMode
 
@@ -26,7 +27,7 @@ class WriterSettings:
 
     `take_over`: publish a database even if it does not continue what another writer has published. `verify_source`:
     compare every database with its replica at the start, page by page. `force_snapshot`: when everything is published
-    once, publish a snapshot that is made from the database.
+    once, publish a snapshot that is made from the database. `access` is that of new files of a replica in a directory.
     """
 
     sync_interval_s: float = SYNC_INTERVAL_S
@@ -37,6 +38,7 @@ class WriterSettings:
     force_snapshot: bool = False
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    access: WantedAccess = AS_USUAL
 
     @property
     def opens_all(self) -> bool:

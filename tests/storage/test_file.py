@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from litereplica.errors import AccessDenied, NotFound, PreconditionFailed, StorageError, TransientStorageError
+from litereplica.file_access import FileAccess
 from litereplica.storage import file_operations as files
 from litereplica.storage.file import FileStorage
 from litereplica.testing.back_doors import FileDoor, Subject
@@ -265,8 +266,8 @@ async def test_new_files_follow_the_umask(storage: FileStorage, root: Path) -> N
 
 
 async def test_objects_are_no_more_accessible_than_the_limit_of_their_prefix(storage: FileStorage, root: Path) -> None:
-    storage.limit_mode(0o600, prefix="private/")
-    storage.limit_mode(0o644, prefix="public/")
+    storage.set_access(FileAccess(0o600), prefix="private/")
+    storage.set_access(FileAccess(0o644), prefix="public/")
     for key in ("private/ltx/k", "public/ltx/k", "k"):
         await storage.put(key, b"x")
     modes = {name: stat.S_IMODE((root / name).stat().st_mode) for name in ("private", "private/ltx", "private/ltx/k")}
@@ -276,7 +277,7 @@ async def test_objects_are_no_more_accessible_than_the_limit_of_their_prefix(sto
 
 
 async def test_process_that_knows_no_limit_follows_the_directory(storage: FileStorage, root: Path) -> None:
-    storage.limit_mode(0o600)
+    storage.set_access(FileAccess(0o600))
     await storage.put("ltx/0/k", b"x")
     other = FileStorage(root)
     await other.put("ltx/0/other", b"x")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
@@ -96,8 +97,8 @@ class WrapperStorage(Storage):
     async def delete_if_match(self, key: str, etag: str) -> None:
         await self._around(Call(Operation.DELETE_IF_MATCH, key), lambda: self._inner.delete_if_match(key, etag))
 
-    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
-        self._inner.limit_mode(mode, prefix=prefix)
+    def set_access(self, access: FileAccess, *, prefix: str = "") -> None:
+        self._inner.set_access(access, prefix=prefix)
 
     def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
         return self._inner.watch(prefix, matters)

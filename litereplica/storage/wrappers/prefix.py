@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 
 from litereplica.errors import StorageError
+from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
 from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
 
@@ -59,8 +60,8 @@ class PrefixStorage(Storage):
         with self._errors():
             await self._inner.delete_if_match(self._prefix + key, etag)
 
-    def limit_mode(self, mode: int, *, prefix: str = "") -> None:
-        self._inner.limit_mode(mode, prefix=self._prefix + prefix)
+    def set_access(self, access: FileAccess, *, prefix: str = "") -> None:
+        self._inner.set_access(access, prefix=self._prefix + prefix)
 
     def watch(self, prefix: str, matters: Matters) -> AbstractAsyncContextManager[Changes]:
         return self._inner.watch(self._prefix + prefix, matters)

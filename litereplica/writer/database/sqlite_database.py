@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -48,6 +47,7 @@ import apsw
 import trio
 
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_access import FileAccess
 from litereplica.file_locks import lock_holder
 from litereplica.format.sqlite import page_offset
 from litereplica.format.walindex import LOCK_CHECKPOINT, LOCK_WRITE
@@ -304,9 +304,9 @@ class SQLiteDatabase:
         """Identity of the database file."""
         return FileIdentity.of(os.fstat(self._fd))
 
-    def mode(self) -> int:
-        """Permission bits of the database file."""
-        return stat.S_IMODE(os.fstat(self._fd).st_mode)
+    def access(self) -> FileAccess:
+        """Who may access the database file."""
+        return FileAccess.of(os.fstat(self._fd))
 
     def is_in_place(self) -> bool:
         """True if the open file is still the one under its name."""

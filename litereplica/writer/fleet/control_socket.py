@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from litereplica.errors import EnvironmentProblem
+from litereplica.file_access import make_directories
 from litereplica.foreign_directory import parse_object
 from litereplica.ltxstore.lease_record import Lease
 from litereplica.times import format_time
@@ -132,7 +133,7 @@ def listening(path: Path, *, own_directory: bool) -> Iterator[socket.socket]:
 
 def make_private(directory: Path) -> None:
     """Create a directory with mode 0700 if it does not exist. Raises `EnvironmentProblem` unless it is private."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(directory)
     require_private(directory)
 
 

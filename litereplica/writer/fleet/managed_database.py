@@ -252,6 +252,7 @@ class ManagedDatabase:
             lineage=self._lineage,
             within=self.root.path if self.prefix else None,
             lease_keeper=self._take_lease,
+            access=self.settings.access,
             pace=self._fleet.pace,
             parked=parked,
             on_published=self._note_published,

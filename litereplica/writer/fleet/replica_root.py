@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import trio
 
 from litereplica.errors import UsageError
+from litereplica.file_access import FileAccess
 from litereplica.ltxstore.lease_record import LOCK_KEY, Lease
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.credentials import Credentials
@@ -60,6 +61,8 @@ class ReplicaRoot:
         if isinstance(self._target, DirectoryTarget):
             path = self._target.path
             self._directory = LockedDirectory(path / DIRECTORY_STATE, path).__enter__()
+            limit = FileAccess.of(path.stat())
+            self._store.storage.set_access(self._target.settings.access.instead_of(limit))
 
     def store(self, prefix: str) -> LTXStore:
         """The store of the replica at `prefix`; that of the root if it is empty.

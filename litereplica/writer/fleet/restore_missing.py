@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import trio
 
 from litereplica.errors import EnvironmentProblem, NoReplica, UsageError
+from litereplica.file_access import make_directories
 from litereplica.format.sqlite import HEADER_SIZE
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.restore.output_file import SIDECARS
@@ -109,6 +110,6 @@ def _belongs(target: DirectoryTarget, relative: str) -> bool:
 
 def _make_directory(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_directories(path)
     except OSError as exc:
         raise EnvironmentProblem(f"cannot create {path}: {exc.strerror}", hint="choose another directory") from exc
