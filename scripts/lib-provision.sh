@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the provisioning scripts share: their options, and services that run under systemd or without it.
-# Sourced after lib.sh. A script declares its options and their defaults in the associative array `options`.
+# What the provisioning scripts share: their options, and services that run under systemd or without it, each as a user
+# of its own. Sourced after lib.sh. A script declares its options and their defaults in the associative array `options`.
 
 systemd=no
 [ ! -d /run/systemd/system ] || systemd=yes
@@ -26,9 +26,11 @@ parse_options() {
 
 # need_credentials: the store's credentials are in the environment, where boto3 looks for them.
 need_credentials() {
-    if [ -z "${AWS_ACCESS_KEY_ID:-}" ] || [ -z "${AWS_SECRET_ACCESS_KEY:-}" ]; then
-        die "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to the store's credentials"
-    fi
+    local name
+    for name in AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
+        [ -n "${!name:-}" ] || die "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to the store's credentials"
+        need_plain "$name"
+    done
     export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 }
 
@@ -42,20 +44,88 @@ wait_until() {
     done
 }
 
-# start_service NAME COMMAND…: (re)starts the command as the service litereplica-NAME, with the credentials of
-# the environment. Without systemd it is a background process, with its pid in NAME.pid and its log in NAME.log.
+# need_plain NAME: the variable has characters only that need no quotes in a JSON document or a unit's environment.
+need_plain() {
+    [[ ${!1} =~ ^[A-Za-z0-9/+=._-]+$ ]] || die "$1 has characters other than letters, digits and /+=._-: choose another"
+}
+
+# service_user NAME: the user of a service. root makes a system user of that name; anybody else is it themselves.
+service_user() {
+    if [ "$(id -u)" -ne 0 ]; then
+        id -un
+        return
+    fi
+    id "$1" >/dev/null 2>&1 ||
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$1"
+    echo "$1"
+}
+
+# as_user USER COMMAND…: runs a command as a user, without the rights of root and without a way to get any.
+as_user() {
+    local become=()
+    become_user "$1"
+    "${become[@]}" "${@:2}"
+}
+
+# become_user USER: puts into `become`, an array of the caller, what runs a command as the user.
+become_user() {
+    become=()
+    [ "$1" = "$(id -un)" ] ||
+        become=(setpriv --reuid "$1" --regid "$(id -g "$1")" --init-groups --inh-caps=-all --no-new-privs --)
+}
+
+# need_program USER: the user can run what scripts/setup installed.
+need_program() {
+    (cd / && as_user "$1" "$VENV/bin/python" -c '' 2>/dev/null) ||
+        die "the user $1 cannot run $VENV/bin/python: move $ROOT to where every user can read it, such as /opt"
+}
+
+# own_directory USER DIRECTORY: the user can write to the directory, and nobody else can read it if it is made now.
+own_directory() {
+    if [ ! -d "$2" ]; then
+        mkdir -p "$(dirname "$2")"
+        mkdir -m 0700 "$2"
+        [ "$1" = "$(id -un)" ] || chown "$1:" "$2"
+    fi
+    as_user "$1" test -w "$2" || die "the user $1 cannot write to $2: run 'chown -R $1: $2' as root"
+}
+
+# write_secret USER FILE: writes stdin to a file that only the user can read, from its first byte on.
+write_secret() {
+    local made
+    made=$(mktemp "$2.XXXXXX") # has mode 0600
+    cat >"$made"
+    [ "$1" = "$(id -un)" ] || chown "$1:" "$made"
+    mv -f "$made" "$2"
+}
+
+# start_service NAME USER WRITES COMMAND…: (re)starts the command as the service litereplica-NAME, with the credentials
+# of the environment. WRITES are the directories that it writes to, in quotes; `mount` for a service that mounts. Without systemd it
+# is a background process, with its pid in NAME.pid and its log in NAME.log.
 start_service() {
-    local name=$1
-    shift
+    local name=$1 user=$2 writes=$3
+    shift 3
+    need_program "$user"
     if [ "$systemd" = yes ]; then
-        start_unit "litereplica-$name.service" "$@"
+        start_unit "litereplica-$name" "$user" "$writes" "$@"
         return
     fi
     local pid_file=${options[state-dir]}/$name.pid log=${options[state-dir]}/$name.log
     stop_background "$pid_file" "$1"
-    nohup "$@" >>"$log" 2>&1 </dev/null &
+    local become
+    become_user "$user"
+    (
+        umask 077
+        cd /
+        exec nohup "${become[@]}" "$@" >>"$log" 2>&1 </dev/null
+    ) &
     echo $! >"$pid_file"
     say "started $name: pid $!, log $log"
+}
+
+# service_runs NAME: the service has not ended, as far as that is known.
+service_runs() {
+    [ "$systemd" = yes ] || kill -0 "$(cat "${options[state-dir]}/$1.pid")" 2>/dev/null
 }
 
 # stop_background PID_FILE PROGRAM: ends the process that the file names, if it still is that program.
@@ -69,40 +139,100 @@ stop_background() {
 }
 
 start_unit() {
-    local unit=$1 environment=${options[state-dir]}/credentials.env command='' argument
-    shift
+    local unit=$1 environment=${options[state-dir]}/$1.env
+    if [ -n "${AWS_ACCESS_KEY_ID:-}" ]; then
+        printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" |
+            write_secret "$(id -un)" "$environment" # systemd reads it, not the service
+    fi
+    unit_text "$unit" "$2" "$3" "$environment" "${@:4}" | as_root tee "/etc/systemd/system/$unit.service" >/dev/null
+    as_root systemctl daemon-reload
+    as_root systemctl enable --quiet "$unit.service"
+    as_root systemctl restart "$unit.service"
+    say "started $unit: journalctl -u $unit"
+}
+
+# unit_text UNIT USER WRITES ENVIRONMENT_FILE COMMAND…: the unit's file. WRITES as for start_service.
+unit_text() {
+    local unit=$1 user=$2 writes=$3 environment=$4 command='' argument
+    shift 4
     for argument in "$@"; do
         argument=${argument//\\/\\\\}
         argument=${argument//\"/\\\"}
         argument=${argument//%/%%}
         command+=" \"${argument//\$/\$\$}\""
     done
-    if [ -n "${AWS_ACCESS_KEY_ID:-}" ]; then
-        (
-            umask 077
-            printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" >"$environment"
-        )
-    fi
-    as_root tee "/etc/systemd/system/$unit" >/dev/null <<END
+    cat <<END
 [Unit]
-Description=litereplica (${unit%.service})
+Description=litereplica ($unit)
 Wants=network-online.target
 After=network-online.target
 
 [Service]
+User=$user
 EnvironmentFile=-$environment
 ExecStart=$command
 Restart=on-failure
 RestartPreventExitStatus=7
 RestartSec=2
+UMask=0077
+END
+    if [ "$writes" = mount ]; then
+        mount_hardening "$user"
+    else
+        hardening "$unit" "$writes"
+    fi
+    cat <<'END'
 
 [Install]
 WantedBy=multi-user.target
 END
-    as_root systemctl daemon-reload
-    as_root systemctl enable --quiet "$unit"
-    as_root systemctl restart "$unit"
-    say "started $unit: journalctl -u $unit"
+}
+
+# hardening UNIT DIRECTORIES: what a service gives up that needs only the network and these directories.
+hardening() {
+    cat <<END
+RuntimeDirectory=$1
+RuntimeDirectoryMode=0700
+Environment=XDG_RUNTIME_DIR=/run/$1
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ReadWritePaths=${2//%/%%}
+ProtectHome=read-only
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RemoveIPC=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+END
+}
+
+# mount_hardening USER: nothing that gives the service a mount namespace of its own (ProtectSystem, PrivateTmp, …), or
+# nobody else would see the mount. For users other than root, fusermount3 mounts, which needs its set-user-ID bit:
+# nothing that implies NoNewPrivileges (all that filters system calls does).
+mount_hardening() {
+    [ "$1" = root ] || return 0
+    cat <<'END'
+NoNewPrivileges=yes
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+END
 }
 
 # show_log NAME: the last lines that the service has written, to stderr.
