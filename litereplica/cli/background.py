@@ -6,9 +6,11 @@ later ones go to its log.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +21,12 @@ from litereplica.errors import ExitCode, LiteReplicaError
 log = logging.getLogger(__name__)
 
 Ready = Callable[[], None]
+
+END_LIMIT_S = 3.0
+"""Time that a process that is not ready has to end after Ctrl-C."""
+
+_CTRL_C = {signal.SIGINT}
+_PR_SET_PDEATHSIG = 1
 
 
 class BackgroundError(LiteReplicaError):
@@ -32,26 +40,31 @@ class BackgroundError(LiteReplicaError):
 def run_in_background(work: Callable[[Ready], None]) -> int:
     """Run `work` in a new process, and return its pid once it has called its argument.
 
-    Must be called before any thread is started.
+    Until then the new process ends when this one does, for whatever reason. Once it is ready, Ctrl-C is ignored, since
+    this process is about to end. Must be called before any thread is started.
 
     Raises:
         BackgroundError: `work` failed before it was ready.
-        KeyboardInterrupt: on Ctrl-C, after killing the new process; the caller cleans up after it.
+        KeyboardInterrupt: on Ctrl-C, after ending the new process; the caller cleans up after it.
     """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _child(work, write_end)
-    os.close(write_end)
+        _child(work, write_end, parent)
     try:
+        os.close(write_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
         with open(read_end, "rb") as answer:  # noqa: PTH123 - a descriptor
             text = answer.read()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
     except KeyboardInterrupt:
-        os.kill(pid, signal.SIGKILL)  # it has its own session, so the terminal's Ctrl-C does not reach it
-        os.waitpid(pid, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
+        _end(pid)  # it has its own session, so the terminal's Ctrl-C does not reach it
         raise
     if not text:
         _, status = os.waitpid(pid, 0)
@@ -63,9 +76,25 @@ def run_in_background(work: Callable[[Ready], None]) -> int:
     return pid
 
 
-def _child(work: Callable[[Ready], None], write_end: int) -> NoReturn:
+def _end(pid: int) -> None:
+    """End the new process: in an orderly way if it does so soon, since a program that mounts for it may be running."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGTERM)
+        if not select.select([pidfd], [], [], END_LIMIT_S)[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+
+
+def _child(work: Callable[[Ready], None], write_end: int, parent: int) -> NoReturn:
     from litereplica.cli.main import outcome
 
+    _end_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(ExitCode.BUG)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
     os.setsid()
     os.chdir("/")
     answered = False
@@ -79,6 +108,7 @@ def _child(work: Callable[[Ready], None], write_end: int) -> NoReturn:
 
     def ready() -> None:
         _leave_terminal()
+        _end_with_parent(0)
         answer(ExitCode.OK, "")
 
     code = int(ExitCode.OK)
@@ -91,6 +121,11 @@ def _child(work: Callable[[Ready], None], write_end: int) -> NoReturn:
     finally:
         logging.shutdown()
         os._exit(code)
+
+
+def _end_with_parent(number: int) -> None:
+    """Let the kernel send this process a signal when its parent ends; 0: none."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _leave_terminal() -> None:

@@ -28,6 +28,7 @@ ANSWER_LIMIT_S = 5.0
 """How long a daemon may take to answer a simple question: it needs nothing but its memory."""
 
 _MAX_FDS = 1 << 16
+_MOST_LINKS = 40
 _ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
@@ -172,10 +173,22 @@ def mount_at(path: Path) -> Mount | None:
 
 
 def absolute(path: Path) -> Path:
-    """An absolute path without links in its parents. Does not touch the last component, which may be dead."""
-    return (
-        Path(os.path.realpath(path.parent)) / path.name if path.name not in ("", "..") else Path(os.path.realpath(path))
-    )
+    """An absolute path without links. Does not touch what it leads to, which may be dead.
+
+    Raises `UsageError` for a link that another user made: the directory behind it loses its write permission.
+    """
+    for _ in range(_MOST_LINKS):
+        if path.name in ("", ".."):
+            return Path(os.path.realpath(path))
+        path = Path(os.path.realpath(path.parent)) / path.name
+        try:
+            target = os.readlink(path)  # noqa: PTH115 - a mount of a stopped daemon would hang stat()
+        except OSError:
+            return path
+        if os.lstat(path).st_uid not in (0, os.geteuid()):
+            raise UsageError(f"{path} is a symbolic link that another user made", hint="name the directory itself")
+        path = path.parent / target
+    raise UsageError(f"{path} leads through too many symbolic links", hint="name the directory itself")
 
 
 def prepare(path: Path) -> None:

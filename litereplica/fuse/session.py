@@ -17,7 +17,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,14 @@ class FuseSession:
         raise NotImplementedError
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Mount, and serve until the mount ends. Raises `EnvironmentProblem`."""
+        """Mount, and serve until the mount ends. Raises `EnvironmentProblem`.
+
+        A signal that comes while something is being mounted is handled once it is.
+        """
+        with trio.open_signal_receiver(*_ENDING, *_IGNORED, signal.SIGUSR1) as signals:
+            await self._run(signals, ready)
+
+    async def _run(self, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
         path = self._options.path
         below = mountpoint.open_below(path)
         try:
@@ -114,7 +121,7 @@ class FuseSession:
         mounted = True
         try:
             async with trio.open_nursery() as self._tasks:
-                await self._tasks.start(self._watch_signals)
+                self._tasks.start_soon(self._watch_signals, signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)
                 await pyfuse3.main(max_tasks=MAX_TASKS)
@@ -185,19 +192,17 @@ class FuseSession:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*_ENDING, *_IGNORED, signal.SIGUSR1) as signals:
-            task_status.started()
-            async for number in signals:
-                if number in _ENDING:
-                    await self.stop(gently=False)
-                elif number == signal.SIGUSR1:
-                    with trio.move_on_after(RELEASE_LIMIT_S):
-                        await self._operations.wait_until_unused()
-                    if self._operations.client_handles:
-                        log.warning("not unmounted: %d files are open", self._operations.client_handles)
-                    else:
-                        await self.stop(gently=True)
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number in _ENDING:
+                await self.stop(gently=False)
+            elif number == signal.SIGUSR1:
+                with trio.move_on_after(RELEASE_LIMIT_S):
+                    await self._operations.wait_until_unused()
+                if self._operations.client_handles:
+                    log.warning("not unmounted: %d files are open", self._operations.client_handles)
+                else:
+                    await self.stop(gently=True)
 
     async def stop(self, *, gently: bool) -> None:
         """Unmount; with clients inside go back to serving if `gently`, else leave them behind."""

@@ -201,7 +201,10 @@ def test_mount_waits_for_a_replica_that_is_not_there_yet(tmp_path: Path) -> None
     assert log.read_text().count("retrying") <= 2, "each reason is logged once"
 
 
-def test_without_wait_mount_fails_at_once_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_without_wait_mount_fails_at_once_and_a_signal_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     (tmp_path / "mnt").mkdir()
     (tmp_path / "empty").mkdir()
     arguments = ["mount", f"file://{tmp_path}/empty", str(tmp_path / "mnt"), "--cache-dir", str(tmp_path / "cache")]
@@ -211,10 +214,74 @@ def test_without_wait_mount_fails_at_once_and_ctrl_c_leaves_nothing_behind(tmp_p
     with subprocess.Popen(command, stderr=subprocess.PIPE) as mounting:
         wait_until(lambda: log.exists() and "retrying" in log.read_text())
         daemon = int(Path(f"/proc/{mounting.pid}/task/{mounting.pid}/children").read_text())
-        mounting.send_signal(signal.SIGINT)
+        mounting.send_signal(number)
         assert mounting.wait(DEADLINE_S) != 0
         wait_for_end(daemon)
     assert not is_mounted(tmp_path / "mnt")
+
+
+def test_signals_at_any_moment_of_mounting_leave_nothing_behind(publisher: Publisher, tmp_path: Path) -> None:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    command = [litereplica_binary(), "mount", publisher.url, str(path), "--cache-dir", str(tmp_path / "cache")]
+    takes_s = 0.0
+
+    def interrupted(number: signal.Signals, *options: str, after: float | None) -> bool:
+        """Send a signal at a part of the time that mounting takes, or when it is mounted; True if that was too late."""
+        nonlocal takes_s
+        started = time.monotonic()
+        with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as mounting:
+            if after is None:
+                wait_until(lambda: is_mounted(path) or mounting.poll() is not None)
+                takes_s = time.monotonic() - started
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    mounting.wait(takes_s * after)
+            mounting.send_signal(number)
+            _, errors = mounting.communicate(timeout=DEADLINE_S)
+        return require_nothing_mounted(path, mounting, errors, may_be_mounted=not options)
+
+    assert not interrupted(signal.SIGTERM, "-f", after=None)
+    late = [interrupted(signal.SIGINT, after=after) for after in (0.6, 0.85, 1.0, None)]
+    interrupted(signal.SIGINT, "-f", after=0.95)
+    assert not all(late)
+
+
+def require_nothing_mounted(
+    path: Path, mounting: subprocess.Popen[bytes], errors: bytes, *, may_be_mounted: bool
+) -> bool:
+    """Fail if a mount that was interrupted left something; True if it was ready before, and is taken away here."""
+    assert b"Traceback" not in errors
+    assert b"bug" not in errors
+    if may_be_mounted and mounting.returncode == 0:
+        assert litereplica("umount", path).returncode == 0
+        return True
+    pattern = f"litereplica mount .* {path} "
+    wait_until(lambda: subprocess.run(["pgrep", "-f", pattern], capture_output=True, check=False).returncode == 1)
+    assert not is_mounted(path), errors
+    return False
+
+
+def test_mount_point_that_is_a_link_is_the_directory_that_it_leads_to(publisher: Publisher, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "relative").symlink_to("mnt")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "relative")
+    arguments = ["--name", "app.db", "--cache-dir", str(tmp_path / "cache")]
+    assert litereplica("mount", publisher.url, link, *arguments).returncode == 0
+    try:
+        again = litereplica("mount", publisher.url, link, *arguments)
+        assert (again.returncode, "is already a mount point" in again.stderr) == (ExitCode.USAGE, True)
+        assert litereplica("status", link).returncode == 0
+    finally:
+        assert litereplica("umount", link).returncode == 0
+    assert not is_mounted(tmp_path / "mnt")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "too many symbolic links" in litereplica("mount", publisher.url, tmp_path / "loop").stderr
+    (tmp_path / "dangling").symlink_to("nothing")
+    assert f"{tmp_path}/nothing does not exist" in litereplica("mount", publisher.url, tmp_path / "dangling").stderr
+    os.chown(tmp_path / "relative", 65_534, 65_534, follow_symlinks=False)
+    assert "that another user made" in litereplica("mount", publisher.url, link).stderr
 
 
 # --- the end ---------------------------------------------------------------------------------------
