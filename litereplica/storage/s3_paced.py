@@ -28,8 +28,8 @@ LISTING_PAGE_BYTES = 16 << 20
 MESSAGE_BYTES = 1 << 20
 """An error, or the answer to a request that changes something: the largest is that of a deletion of 1,000 keys."""
 
-CHANGE_PATIENCE_S = 600.0
-"""For a change: a store may take minutes to join the parts of an upload, and sends spaces meanwhile."""
+JOIN_PATIENCE_S = 600.0
+"""A store may take minutes to join the parts of an upload, and sends spaces meanwhile."""
 
 _OK = range(200, 300)
 
@@ -60,13 +60,14 @@ class _PacedBytes(io.RawIOBase):
 class PacedResponse(HTTPResponse):
     """An answer that arrives in time, or fails."""
 
-    def __init__(self, sock: socket.socket, *, is_listing: bool, method: str | None = None, **named: Any) -> None:
+    def __init__(
+        self, sock: socket.socket, *, is_listing: bool, joins_parts: bool, method: str | None = None, **named: Any
+    ) -> None:
         super().__init__(sock, method=method, **named)
         self.fp.close()
         self._is_listing = is_listing
         self._is_read = method == "GET"
-        reads = method in ("GET", "HEAD")
-        pace = Pace(s3_client.READ_TIMEOUT_S if reads else CHANGE_PATIENCE_S)
+        pace = Pace(JOIN_PATIENCE_S if joins_parts else s3_client.READ_TIMEOUT_S)
         self._paced = _PacedBytes(sock.makefile("rb", buffering=0), pace)
         self.fp = io.BufferedReader(self._paced)
 
@@ -78,12 +79,18 @@ class PacedResponse(HTTPResponse):
 
 
 class _Paced:
-    """Mixin for the connections of botocore."""
+    """Mixin for the connections of botocore. Bodies are sent at once: botocore waits without limit for a `100`."""
 
     response_class: Any
 
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **named: Any) -> Any:
+        if headers is not None:
+            headers.pop("Expect", None)  # it is not signed
+        return super().request(method, url, body, headers, *args, **named)  # type: ignore[misc] # the connection's
+
     def putrequest(self, method: str, url: str, *args: Any, **named: Any) -> None:
-        self.response_class = partial(PacedResponse, is_listing="list-type=" in url)
+        joins_parts = method == "POST" and "uploadId=" in url
+        self.response_class = partial(PacedResponse, is_listing="list-type=" in url, joins_parts=joins_parts)
         super().putrequest(method, url, *args, **named)  # type: ignore[misc] # the connection's
 
 

@@ -94,7 +94,7 @@ SLOW: dict[str, Attack] = {
 }
 
 
-OPERATIONS = ("get", "head", "list")
+OPERATIONS = ("get", "head", "list", "put", "put file", "delete")
 BODILESS = {("head", "body"), ("head", "error")}
 """An answer to HEAD has no body."""
 
@@ -103,14 +103,19 @@ BODILESS = {("head", "body"), ("head", "error")}
 @pytest.mark.logs("obstore does not work with this store")
 @pytest.mark.slow
 async def test_answer_that_drips_is_given_up(
-    impatient: None, backend: Backend, endpoint: Endpoint, operation: str, slow: str
+    impatient: None, backend: Backend, endpoint: Endpoint, operation: str, slow: str, tmp_path: Path
 ) -> None:
+    file = tmp_path / "body"
+    file.write_bytes(b"x" * 100_000)
     endpoint.attack = SLOW[slow]
     async with storage_of(backend, endpoint) as storage:
         requests: dict[str, Callable[[], Awaitable[object]]] = {
             "list": lambda: storage.list("0000/"),
             "head": lambda: storage.head("0000/k"),
             "get": lambda: storage.get("0000/k", ByteRange(0, 100_000)),
+            "put": lambda: storage.put_if_absent("0000/k", b"x"),
+            "put file": lambda: storage.put("0000/k", file),
+            "delete": lambda: storage.delete(["0000/k", "0000/l"]),
         }
         with pytest.raises(TransientStorageError) as caught:
             await requests[operation]()
