@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from pins import licences, newest_patch
 
 ROOT = Path(__file__).parents[1]
-FILES = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"]
+FILES = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt", "requirements-release.txt"]
 
 
 def project() -> dict[str, Any]:
@@ -53,3 +56,25 @@ def test_pins_are_hashed_and_name_no_place(name: str) -> None:
     hashed = re.findall(r"^[A-Za-z].*\\\n(?: +--hash=sha256:[0-9a-f]{64}.*\n)+", text, re.MULTILINE)
     assert len(hashed) == len(pins(name)) > 0
     assert not re.search(r"://|^-|--(index|find|trusted|extra)", text, re.MULTILINE)
+
+
+def test_third_party_packages_are_listed_with_their_licences() -> None:
+    text = (ROOT / "THIRD_PARTY.md").read_text()
+    rows = re.findall(r"^\| ([A-Za-z0-9._-]+) \| ([0-9][^ ]*) \| ([^|]*[^| ][^|]*) \|", text, re.MULTILINE)
+    listed = {canonicalize_name(name): version for name, version, _ in rows}
+    assert listed == pins("requirements.txt"), "run scripts/licences"
+    assert text == licences(), "run scripts/licences"
+
+
+def test_newest_patch_is_that_of_the_pinned_minor_version() -> None:
+    available = ["2.0.0", "1.10.0", "1.9.12", "1.9.13rc1", "1.9.9", "1.9.12.post1", "1.8.99", "not a version"]
+    assert str(newest_patch(Version("1.9.9"), available)) == "1.9.12.post1"
+    assert str(newest_patch(Version("3.1"), available)) == "3.1"
+    assert str(newest_patch(Version("1.9.99"), available)) == "1.9.99"
+
+
+def test_release_and_lock_know_every_file_of_pins() -> None:
+    lock, release = ((ROOT / "scripts" / name).read_text() for name in ("lock", "release"))
+    for name in FILES:
+        assert f"--output-file {name}" in lock
+        assert name in release or name == "requirements-dev.txt"
