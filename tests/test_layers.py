@@ -67,6 +67,7 @@ ALLOWED = {
     "writer": {
         "file_access",
         "errors",
+        "foreign_database",
         "foreign_directory",
         "types",
         "times",

@@ -16,6 +16,7 @@ from pathlib import Path
 import apsw
 
 from litereplica.errors import DamagedFile, EnvironmentProblem, UsageError
+from litereplica.foreign_database import damage_of_structure
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ BUSY_TIMEOUT_MS = 1000
 
 PROGRESS_STEPS = 10_000
 """Of SQLite's virtual machine between two questions whether to go on: some milliseconds."""
-DAMAGE_PREFIX = "*** in database main ***"
 
 STATE_ATTEMPTS = 100
 STATE_PAUSE_S = 0.0005
@@ -91,15 +91,11 @@ def structure_problem(connection: apsw.Connection, give_up: Callable[[], bool]) 
     """
     connection.set_progress_handler(give_up, PROGRESS_STEPS)
     try:
-        found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])  # type: ignore[index]
-    except (apsw.CorruptError, apsw.NotADBError) as exc:
-        return str(exc)
-    except apsw.Error:  # it was ended, or needs a function or a collation of the application
+        return damage_of_structure(connection)
+    except apsw.Error:  # it was ended, or the file cannot be read now
         return None
     finally:
         connection.set_progress_handler(None)
-    # constraints that the content violates are no damage
-    return found.removeprefix(DAMAGE_PREFIX).strip() if found.startswith(DAMAGE_PREFIX) else None
 
 
 @contextmanager
