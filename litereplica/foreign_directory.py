@@ -12,6 +12,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,16 @@ def open_own_directory(path: Path, *, owner: int) -> int:
             f"others may write to {path}, or own it", hint=f"remove it, or run 'chmod 700 {path}' if it is yours"
         )
     return fd
+
+
+@contextmanager
+def opened_own_directory(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a directory to which only its owner and root can write. Raises as `open_own_directory`.
+
+    The owner is the user of this process, or the one whose directory it is in.
+    """
+    fd = open_own_directory(path, owner=path.parent.stat().st_uid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -16,7 +16,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from litereplica.foreign_directory import open_regular, read_note
+from litereplica.errors import EnvironmentProblem
+from litereplica.foreign_directory import open_regular, opened_own_directory, read_note
 from litereplica.ltxstore.file_stream import read_whole
 from litereplica.ltxstore.store import LTXStore
 from litereplica.types import FileInfo, FileName
@@ -24,6 +25,7 @@ from litereplica.types import FileInfo, FileName
 log = logging.getLogger(__name__)
 
 FILE_NAME = "checked.json"
+_TEMPORARY = f"spool-{FILE_NAME}"
 MAX_NOTE_BYTES = 64 << 20
 """More than the note of a million files."""
 
@@ -46,13 +48,14 @@ class CheckedFiles:
         if self._path is None:
             return
         try:
-            note = json.loads(read_note(self._path, limit=MAX_NOTE_BYTES))
+            with opened_own_directory(self._path.parent) as directory:
+                note = json.loads(read_note(FILE_NAME, dir_fd=directory, limit=MAX_NOTE_BYTES))
             if note["url"] == self._store.url:
                 self._known |= {
                     (int(level), int(low, 16), int(high, 16)): (int(size), int(checksum, 16))
                     for level, low, high, size, checksum in note["files"]
                 }
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (EnvironmentProblem, OSError, ValueError, TypeError, KeyError, RecursionError):
             return
 
     def save(self) -> None:
@@ -63,13 +66,14 @@ class CheckedFiles:
             (level, f"{low:016x}", f"{high:016x}", size, f"{checksum:016x}")
             for (level, low, high), (size, checksum) in sorted(self._known.items())
         ]
-        temporary = self._path.with_name(f"spool-{FILE_NAME}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
-            with os.fdopen(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-                file.write(json.dumps({"url": self._store.url, "files": files}).encode())
-            temporary.replace(self._path)
+            with opened_own_directory(self._path.parent) as directory:
+                with os.fdopen(open_regular(_TEMPORARY, flags, dir_fd=directory), "wb") as file:
+                    file.write(json.dumps({"url": self._store.url, "files": files}).encode())
+                os.rename(_TEMPORARY, FILE_NAME, src_dir_fd=directory, dst_dir_fd=directory)
             self._changed = False
-        except OSError as exc:
+        except (EnvironmentProblem, OSError) as exc:
             log.debug("cannot write %s: %s", self._path, exc)
 
     def add(self, info: FileInfo, checksum: int) -> None:

@@ -59,15 +59,15 @@ class SpooledFile:
         """Complete the file: write what is left to disk, and compute the frame checksums of a large file."""
         if self._file is not None:
             self._spill()
-            self._file.close()
+            self._file.flush()
         self.size += self._pieces_size
         if self.size > WHOLE_FILE_LIMIT:
             self._frame_checksums = self._encoder.finish()
 
     @property
     def body(self) -> Body:
-        """The finished file: bytes, or the path of the temporary file."""
-        return b"".join(self._pieces) if self._path is None else self._path
+        """The finished file: bytes, or a path that leads to the temporary file, whatever is under its name now."""
+        return b"".join(self._pieces) if self._file is None else _path_of(self._file)
 
     @property
     def frame_checksums(self) -> bytes:
@@ -76,10 +76,10 @@ class SpooledFile:
 
     def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
         """Yield the bytes of the finished file, in chunks of this size if it is on disk. Runs in a thread of trio."""
-        if self._path is None:
+        if self._file is None:
             yield b"".join(self._pieces)
             return
-        with self._path.open("rb") as file:
+        with _path_of(self._file).open("rb") as file:
             while chunk := file.read(chunk_bytes):
                 trio.from_thread.check_cancelled()
                 yield chunk
@@ -101,6 +101,11 @@ class SpooledFile:
         self._file.writelines(self._pieces)
         self.size += self._pieces_size
         self._pieces, self._pieces_size = [], 0
+
+
+def _path_of(file: BinaryIO) -> Path:
+    """A path of an open file: others may write to its directory, and put a link in its place."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 async def publish(

@@ -365,7 +365,7 @@ async def open_replicator(
             undisturbed = parked is not None and parked.token == state.tenancy()
             quiet_s = await database.run(lambda: quiet_for_s(database.path))
             await database.run(database.connect)
-            checksums = PageChecksums(state.page_checksums)
+            checksums = PageChecksums(state.page_checksums, directory=state.descriptor)
             inode, page_size = database.identity().inode, database.page_size
             await database.run(lambda: checksums.open(inode=inode, page_size=page_size))
             if options.lease_keeper is not None:

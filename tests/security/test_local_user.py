@@ -13,10 +13,18 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from litereplica.errors import ExitCode
+from litereplica.format import ltx
+from litereplica.ltxstore.spooled_file import SpooledFile
+from litereplica.testing.ltx_files import encode_file
 from litereplica.testing.mounts import litereplica_binary
+from litereplica.writer.database.published import Version
+from litereplica.writer.database.state_directory import StateDirectory
+from litereplica.writer.publish.page_checksums import PageChanges, PageChecksums
+from tests.format.builders import make_header, make_page
 from tests.security import fake_mount
 from tests.security.limited import Ended, limited, require_orderly
 
@@ -285,6 +293,40 @@ def test_file_of_the_state_directory_that_another_user_planted_is_neither_follow
     ended = replicate_once(database, tmp_path / "replica")
     require_orderly(ended, ExitCode.OK, ExitCode.ENVIRONMENT)
     assert victim.read_bytes() == VICTIM
+
+
+def test_spooled_file_stays_the_one_that_was_written_whatever_is_put_under_its_name(
+    tmp_path: Path, victim: Path
+) -> None:
+    """The directory may be another user's, who would have a file of root published."""
+    spool = SpooledFile(tmp_path, prefix="spool-", memory_bytes=0)
+    made = encode_file(make_header(commit=2), [(1, bytes(512)), (2, make_page(2))])
+    header, end = made[: ltx.HEADER_SIZE], made[ltx.HEADER_SIZE :]
+    spool.write([header, end])
+    spool.finish()
+    (name,) = tmp_path.glob("spool-*")
+    name.unlink()
+    name.symlink_to(victim)
+    assert isinstance(spool.body, Path)
+    assert spool.body.read_bytes() == made
+    assert spool.body.stat().st_size == spool.size == len(made)
+    spool.discard()
+    assert victim.read_bytes() == VICTIM
+
+
+def test_state_directory_that_is_exchanged_while_it_is_locked_is_not_written_to(tmp_path: Path, alices: Path) -> None:
+    database = database_of(alices)
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    with StateDirectory(database) as state:
+        checksums = PageChecksums(state.page_checksums, directory=state.descriptor)
+        state.path.rename(alices / "away")
+        state.path.symlink_to(roots)
+        changes = PageChanges(1, np.array([1], np.uint32), np.array([7], np.uint64))
+        checksums.replace(Version(1, 1), changes)
+        assert checksums.at(np.array([1], np.uint32)).tolist() == [7]
+        assert (alices / "away" / "pages.sums").exists()
+    assert list(roots.iterdir()) == []
 
 
 def restored_as_root(replica: Path, *arguments: str | Path) -> Ended:

@@ -225,6 +225,11 @@ class StateDirectory(LockedDirectory):
         """The file of `PageChecksums`."""
         return self.path / _PAGE_SUMS
 
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the directory, while it is locked."""
+        return self._fd
+
     def spool(self) -> SpooledFile:
         """Returns an empty LTX file, whose temporary file is in this directory."""
         return SpooledFile(self.path, prefix=_SPOOL_PREFIX)

@@ -84,11 +84,15 @@ class _Header:
 
 
 class PageChecksums:
-    """The checksums in the file at `path`. `version` is that for which they are valid, None if they are not."""
+    """The checksums in the file at `path`. `version` is that for which they are valid, None if they are not.
 
-    def __init__(self, path: Path) -> None:
+    `directory` is a descriptor of the file's directory, which stays the caller's; None if nobody else can write to it.
+    """
+
+    def __init__(self, path: Path, *, directory: int | None = None) -> None:
         self.version: Version | None = None
         self._path = path
+        self._directory = directory
         self._inode = 0
         self._known_inode = 0  # the one in the header
         self._page_size = 0
@@ -99,7 +103,7 @@ class PageChecksums:
         """Read the header. `inode` is the database file's."""
         self._inode, self._page_size = inode, page_size
         try:
-            with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
+            with os.fdopen(self._open_file(os.O_RDONLY), "rb") as file:
                 header = _Header.decode(file.read(_HEADER_SIZE))
                 size = os.fstat(file.fileno()).st_size
         except OSError:
@@ -119,7 +123,7 @@ class PageChecksums:
     def load(self) -> NDArray[np.uint64]:
         """Return the checksums of pages 1, 2, … up to the database's size. Raises `OSError`."""
         checksums = np.zeros(self._commit, np.uint64)
-        with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
+        with os.fdopen(self._open_file(os.O_RDONLY), "rb") as file:
             file.seek(_HEADER_SIZE)
             data = file.read(self._commit * _CHECKSUM_SIZE)
         found = np.frombuffer(data, np.uint64, len(data) // _CHECKSUM_SIZE)
@@ -129,7 +133,7 @@ class PageChecksums:
     def at(self, pgnos: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Return the checksums of some pages, whose numbers are ascending. Raises `OSError`."""
         checksums = np.zeros(len(pgnos), np.uint64)
-        with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
+        with os.fdopen(self._open_file(os.O_RDONLY), "rb") as file:
             for start, end in consecutive(pgnos):
                 file.seek(_HEADER_SIZE + (int(pgnos[start]) - 1) * _CHECKSUM_SIZE)
                 found = np.frombuffer(data := file.read((end - start) * _CHECKSUM_SIZE), np.uint64, len(data) // 8)
@@ -179,8 +183,10 @@ class PageChecksums:
         except OSError as exc:
             self._give_up(exc)
 
-    def _open_file(self) -> int:
-        return open_regular(self._path, os.O_RDWR | os.O_CREAT)
+    def _open_file(self, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+        if self._directory is None:
+            return open_regular(self._path, flags)
+        return open_regular(self._path.name, flags, dir_fd=self._directory)
 
     def _invalidate(self, fd: int) -> None:
         was_on_disk = self._on_disk
