@@ -80,7 +80,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode | 0o055)
     directory = tmp_path / "machine"
     directory.mkdir()
     machine = Machine(directory)
