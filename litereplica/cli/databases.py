@@ -53,6 +53,8 @@ def command(config_path: Path | None, no_expand_env: bool, as_json: bool) -> Non
         )
     for note in config.notes:
         output.note(f"no effect here: {note}")
+    for line in config.former:
+        output.note(line)
     if config.unset:
         output.note(f"not set: {', '.join(config.unset)}")
     if as_json:

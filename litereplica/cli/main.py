@@ -6,7 +6,8 @@ several commands share are in `params.py`, output in `output.py`, and `on_store.
 
 A command's module is imported only when the command is invoked: `litereplica --help` loads click and nothing heavier.
 Commands raise; only this module prints an error or chooses an exit code. Every error is one line on stderr,
-`litereplica: error: <cause>: <next step>`; a traceback is printed only with `--debug`.
+`litereplica: error: <cause>: <next step>`; a configuration file may have several. A traceback is printed only with
+`--debug`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import click
 
 from litereplica import __version__
 from litereplica.cli.one_dash import with_two_dashes
+from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
 from litereplica.cli.printable import printable
-from litereplica.errors import ExitCode, LiteReplicaError
+from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError
 
 PROGRAM = "litereplica"
 HELP_WIDTH = 100
@@ -43,8 +45,14 @@ COMMANDS = {
     "ltx": "List the LTX files of a replica.",
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",
+    "reset": "Forget the local state of a database, so that it is compared with its replica.",
+    "version": "Show the versions that a bug report needs.",
+    "help": "Show the help of the program or of a command.",
 }
 """Every command with its line in the group's help, so that the help does not import the command."""
+
+FORMER_NAMES = {"wal": "ltx"}
+"""Names that Litestream still accepts, each with the command that it means."""
 
 STDOUT = 1
 """The file descriptor of standard output."""
@@ -80,16 +88,21 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module and return the command. Raises `NoSuchCommand`."""
+        cmd_name = FORMER_NAMES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         command = import_module(f"litereplica.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the command, in the forms of Go too."""
+        return super().parse_args(ctx, with_two_dashes(self, args, ctx, leading=True))
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and rewrite its options with one dash."""
+        """Find the command, and rewrite its options to click's forms."""
         name, command, arguments = super().resolve_command(ctx, args)
         return name, command, arguments if command is None else with_two_dashes(command, arguments, ctx)
 
@@ -106,7 +119,7 @@ def _epilog() -> str:
 
 @click.group(
     cls=LazyGroup,
-    no_args_is_help=False,
+    invoke_without_command=True,
     epilog=_epilog(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
 )
@@ -118,7 +131,9 @@ def _epilog() -> str:
     show_envvar=True,
     help="Log more, and show the traceback of an error.",
 )
-def cli(debug: bool) -> None:
+@click.option("--log-level", type=LOG_LEVEL, help=LOG_LEVEL_HELP)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, log_level: str | None) -> None:
     """Live, read-only SQLite replicas as ordinary files.
 
     A writer publishes a database's transactions to an object store as LTX files, in Litestream's format; a mount on
@@ -133,6 +148,9 @@ def cli(debug: bool) -> None:
       sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
       litereplica umount /mnt/live
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(ExitCode.USAGE)
 
 
 def main() -> NoReturn:
@@ -156,8 +174,9 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             _print_traceback(error)
         code, line = outcome(error)
-        if line:
-            click.echo(f"{PROGRAM}: error: {printable(line)}", err=True)
+        several = [str(each) for each in error.errors] if isinstance(error, ConfigurationErrors) else []
+        for each in several or filter(None, [line]):
+            click.echo(f"{PROGRAM}: error: {printable(_one_line(each))}", err=True)
         return code
     return ExitCode.OK
 

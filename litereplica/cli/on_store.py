@@ -8,25 +8,23 @@ from typing import TypeVar
 
 import trio
 
+from litereplica.cli.replica_of import ReplicaOf
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.storage.credentials import Credentials
 
 T = TypeVar("T")
 
 
-def run_on_store(
-    replica_url: str, work: Callable[[LTXStore], Awaitable[T]], *, credentials: Credentials | None = None
-) -> T:
-    """Run `work` with the replica's store, and return its result.
+def run_on_store(replica: ReplicaOf | str, work: Callable[[LTXStore], Awaitable[T]]) -> T:
+    """Run `work` with the store of a replica, which may be given as its URL, and return the result.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM ended it.
         UsageError: the URL is invalid. And the errors of `work`.
     """
-    return trio.run(_run, replica_url, work, credentials)
+    return trio.run(_run, ReplicaOf(replica) if isinstance(replica, str) else replica, work)
 
 
-async def _run(replica_url: str, work: Callable[[LTXStore], Awaitable[T]], credentials: Credentials | None) -> T:
+async def _run(replica: ReplicaOf, work: Callable[[LTXStore], Awaitable[T]]) -> T:
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
 
@@ -35,7 +33,7 @@ async def _run(replica_url: str, work: Callable[[LTXStore], Awaitable[T]], crede
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(cancel_on_signal)
-            store = open_ltx_store(replica_url, credentials=credentials)
+            store = open_ltx_store(replica.url, credentials=replica.credentials)
             try:
                 result = await work(store)
             finally:

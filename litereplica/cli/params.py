@@ -1,4 +1,4 @@
-"""Click types for durations, sizes and replica URLs, and functions that parse and format sizes.
+"""Click types for durations, sizes, log levels and replica URLs, and functions that parse and format sizes.
 
 A unit is required: a bare number is refused, because it could be seconds or milliseconds. Durations are parsed and
 formatted by `litereplica.times`.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import click
 
 from litereplica.errors import UsageError
+from litereplica.log_levels import LOG_LEVELS
 from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -116,6 +118,32 @@ class ReplicaURLType(click.ParamType[str]):
         return str(value)
 
 
+class DatabasePath(click.ParamType[Path]):
+    """A click type: the path of a database, possibly with `sqlite://` before it."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. It need not exist."""
+        from litereplica.storage.url import without_sqlite_scheme
+
+        return value if isinstance(value, Path) else Path(without_sqlite_scheme(str(value)))
+
+
+DATABASE = DatabasePath()
 DURATION = Duration()
 SIZE = Size()
 REPLICA_URL = ReplicaURLType()
+LOG_LEVEL = click.Choice(list(LOG_LEVELS), case_sensitive=False)
+LOG_LEVEL_HELP = "What is logged.  [default: LOG_LEVEL, else the configuration file, else info]"
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.find_root().params["log_level"] = value
+
+
+log_level_option = click.option(
+    "--log-level", type=LOG_LEVEL, expose_value=False, callback=_set_log_level, help=LOG_LEVEL_HELP
+)
+"""The same as the option of this name before the command, which it overrides."""

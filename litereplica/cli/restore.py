@@ -19,28 +19,28 @@ import click
 import trio
 
 from litereplica.cli import output
-from litereplica.cli.config_file import config_option, no_expand_env_option
 from litereplica.cli.hangup import read_anew_on_hangup
 from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import DURATION, format_size
+from litereplica.cli.params import DURATION, format_size, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
-from litereplica.cli.replica_of import ReplicaOf, find_replica
-from litereplica.cli.restore_all import Restored, SomeFailed, restore_all
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
+from litereplica.cli.restore_all import PARALLELISM_EACH, Restored, SomeFailed, restore_all
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
 from litereplica.format.names import format_name, format_txid
 from litereplica.ltxstore.store import LTXStore
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
 from litereplica.restore.integrity_check import IntegrityCheck
+from litereplica.restore.plan_reader import PARALLELISM
 from litereplica.restore.restore import RestorePreview, RestoreResult, preview, require_database, restore
 from litereplica.storage.url import redacted
 
+MAX_PARALLELISM = 64
 PLAN_COLUMNS = ("level", "file", "size", "read", "requests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arguments:
-    source: str
     replica: ReplicaOf
     path: Path
     point: Point
@@ -48,11 +48,12 @@ class _Arguments:
     check: IntegrityCheck
     as_json: bool
     if_replica_exists: bool
+    parallelism: int | None
     follow_interval_s: float | None
 
 
 @click.command()
-@click.argument("source", metavar="DB|REPLICA_URL")
+@replica_argument
 @click.option(
     "-o",
     "--output",
@@ -86,11 +87,15 @@ class _Arguments:
     show_default=True,
     help="How often to check for new transactions.",
 )
-@config_option
-@no_expand_env_option
+@click.option(
+    "--parallelism",
+    type=click.IntRange(1, MAX_PARALLELISM),
+    help=f"Number of concurrent requests.  [default: {PARALLELISM}; with --all {PARALLELISM_EACH} for each database]",
+)
+@log_level_option
 @output.json_option
 def command(
-    source: str,
+    replica: ReplicaOf,
     path: Path | None,
     before_ms: int | None,
     txid: int | None,
@@ -102,8 +107,7 @@ def command(
     every: bool,
     follow: bool,
     follow_interval: float,
-    config_path: Path | None,
-    no_expand_env: bool,
+    parallelism: int | None,
     as_json: bool,
 ) -> None:
     """Write the latest or a past state of a replica to a database file.
@@ -121,7 +125,7 @@ def command(
 
     With --json, a summary is printed: db_path, replica, txid, page_size, pages, bytes, files, bytes_read,
     integrity_check, duration_ms; with --all, a list of them, with error for those that failed; with --dry-run, the
-    plan.
+    plan; with -f, at the end, db_path, replica, txid, integrity_check, duration_ms.
 
     \b
     Example:
@@ -131,18 +135,16 @@ def command(
       litereplica restore s3://bucket/all-databases --all -o restored/
       litereplica restore -f s3://bucket/app.db -o replica.db
     """
-    replica = find_replica(source, config_path, expand_env=not no_expand_env)
     place = path or replica.database
     if place is None:
         options = "--all -o DIRECTORY" if every else "-o app.db"
-        raise UsageError("-o is missing", hint=f"write litereplica restore {options} {redacted(source)}")
+        raise UsageError("-o is missing", hint=f"write litereplica restore {options} {redacted(replica.url)}")
     point = Point(txid, before_ms)
-    _require_compatible(point, every=every, follow=follow, dry_run=dry_run, as_json=as_json)
+    _require_compatible(point, every=every, follow=follow, dry_run=dry_run)
     if if_db_not_exists and not every and place.exists():
         output.note(f"{place} exists: nothing to do")
         return
     arguments = _Arguments(
-        source=source,
         replica=replica,
         path=place,
         point=point,
@@ -150,6 +152,7 @@ def command(
         check=IntegrityCheck(integrity_check),
         as_json=as_json,
         if_replica_exists=if_replica_exists,
+        parallelism=parallelism,
         follow_interval_s=follow_interval if follow else None,
     )
     try:
@@ -167,20 +170,16 @@ def command(
         output.note(f"{redacted(replica.url)} is empty: nothing to do")
 
 
-def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool, as_json: bool) -> None:
-    if follow and (not point.is_latest or every or dry_run or as_json):
-        raise UsageError(
-            "-f cannot be combined with --txid, --timestamp, --all, --dry-run or --json", hint="leave it out"
-        )
+def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool) -> None:
+    if follow and (not point.is_latest or every or dry_run):
+        raise UsageError("-f cannot be combined with --txid, --timestamp, --all or --dry-run", hint="leave it out")
     if every and (point.txid is not None or dry_run):
         raise UsageError("--all cannot be combined with --txid or --dry-run", hint="restore a single database")
 
 
 def _restore_one(arguments: _Arguments) -> None:
     started = time.monotonic()
-    result = run_on_store(
-        arguments.replica.url, partial(_restore, arguments, arguments.path), credentials=arguments.replica.credentials
-    )
+    result = run_on_store(arguments.replica, partial(_restore, arguments, arguments.path))
     seconds = time.monotonic() - started
     if arguments.as_json:
         output.print_json(_summary(arguments, arguments.replica.url, arguments.path, result, seconds))
@@ -189,9 +188,9 @@ def _restore_one(arguments: _Arguments) -> None:
 
 
 async def _restore(
-    arguments: _Arguments, path: Path, store: LTXStore, parallelism: int | None = None, *, bar: bool = True
+    arguments: _Arguments, path: Path, store: LTXStore, parallelism: int = PARALLELISM, *, bar: bool = True
 ) -> RestoreResult:
-    options: dict[str, Any] = {} if parallelism is None else {"parallelism": parallelism}
+    options: dict[str, Any] = {"parallelism": arguments.parallelism or parallelism}
     if bar:
         options["progress"] = partial(output.progress, "Restoring")
     follows = arguments.follow_interval_s is not None
@@ -237,7 +236,7 @@ def _show_plan(arguments: _Arguments) -> None:
     async def look(store: LTXStore) -> RestorePreview:
         return await preview(store, target=point.txid, before_ms=point.before_ms)
 
-    plan = run_on_store(arguments.replica.url, look, credentials=arguments.replica.credentials)
+    plan = run_on_store(arguments.replica, look)
     if arguments.as_json:
         output.print_json(_plan_record(arguments, plan))
         return
@@ -259,7 +258,7 @@ def _show_plan(arguments: _Arguments) -> None:
 def _plan_record(arguments: _Arguments, plan: RestorePreview) -> dict[str, Any]:
     """The keys of `litestream restore -dry-run -json`, and the bytes and requests of each file."""
     return {
-        "source": redacted(arguments.source),
+        "source": str(arguments.replica.database or redacted(arguments.replica.url)),
         "target_path": str(arguments.path),
         "replica": redacted(arguments.replica.url),
         "min_txid": format_txid(min(read.info.min_txid for read in plan.reads)),
@@ -297,7 +296,7 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
     async def work(store: LTXStore) -> list[Restored] | None:
         return await restore_all(store, arguments.path, one, leave=if_db_not_exists, done=done)
 
-    results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
+    results = run_on_store(arguments.replica, work)
     if results is None:
         raise NoReplica(f"there is no replica below {redacted(arguments.replica.url)}", hint="check the URL")
     if not results and not arguments.as_json:
@@ -326,22 +325,36 @@ def _follow(arguments: _Arguments) -> None:
     configure_logging()
     interval_s = arguments.follow_interval_s
     assert interval_s is not None
+    started, txid = time.monotonic(), 0
+
+    async def note_step(step: Applied) -> None:
+        nonlocal txid
+        txid = step.after
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")
 
     async def work(store: LTXStore) -> None:
+        nonlocal txid
         txid = await _begin(arguments, store)
         follower = Follower(store, arguments.path, txid)
         await follower.require_history()
         output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
-        await follower.run(interval_s, _print_step)
+        await follower.run(interval_s, note_step)
 
     try:
-        run_on_store(
-            arguments.replica.url,
-            lambda store: read_anew_on_hangup(partial(work, store)),
-            credentials=arguments.replica.credentials,
-        )
+        run_on_store(arguments.replica, lambda store: read_anew_on_hangup(partial(work, store)))
     except KeyboardInterrupt:
         output.note("stopped")  # an interrupt is the normal end of -f
+        if arguments.as_json:
+            output.print_json(
+                {
+                    "db_path": str(arguments.path),
+                    "replica": redacted(arguments.replica.url),
+                    "txid": format_txid(txid),
+                    "integrity_check": arguments.check.value,
+                    "duration_ms": round((time.monotonic() - started) * 1000),
+                }
+            )
 
 
 async def _begin(arguments: _Arguments, store: LTXStore) -> int:
@@ -350,8 +363,3 @@ async def _begin(arguments: _Arguments, store: LTXStore) -> int:
         return await trio.to_thread.run_sync(position_of, arguments.path)
     result = await _restore(arguments, arguments.path, store)
     return result.txid
-
-
-async def _print_step(step: Applied) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be closed
-        output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")
