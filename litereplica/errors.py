@@ -240,3 +240,10 @@ class LeaseHeld(LeaseConflict):
 
 class LeaseLost(LeaseConflict):
     """This writer has lost the lease, and must not publish any more."""
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, however deep; a single error is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

@@ -15,6 +15,7 @@ from litereplica.cli.params import format_size
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.compaction.compaction import Compacted, compact_level
 from litereplica.compaction.levels import MAX_LEVEL
+from litereplica.ltxstore.plan import require_files
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
 
@@ -43,8 +44,15 @@ def command(replica: ReplicaOf, level: int, as_json: bool) -> None:
 
 def run(replica: ReplicaOf, merge: Merge, *, as_json: bool, nothing: str) -> None:
     """Run `merge` on the replica and print the result, or `nothing` if there was nothing to merge."""
+
+    async def work(store: LTXStore) -> Compacted | None:
+        done = await merge(store)
+        if done is None:
+            require_files(await store.list_levels())
+        return done
+
     start = time.monotonic()
-    done = run_on_store(replica, merge)
+    done = run_on_store(replica, work)
     seconds = time.monotonic() - start
     if as_json:
         file = None if done is None else record(done.info)

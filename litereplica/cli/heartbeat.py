@@ -11,7 +11,7 @@ import http.client
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -28,11 +28,20 @@ MAX_ANSWER_BYTES = 1 << 20
 _PUBLISHING = (State.ACTIVE, State.DORMANT)
 
 
-async def beat(heartbeat: Heartbeat, statistics: Callable[[], FleetStatistics]) -> None:
-    """Send the requests of a heartbeat. Never returns; a failure is logged."""
+async def send(url: str) -> None:
+    """Request the URL. A failure is logged."""
+    await trio.to_thread.run_sync(_request, url, abandon_on_cancel=True)
+
+
+async def beat(
+    heartbeat: Heartbeat,
+    statistics: Callable[[], FleetStatistics],
+    send: Callable[[str], Awaitable[None]] = send,
+) -> None:
+    """Send the requests of a heartbeat by `send`. Never returns."""
     while True:
         if is_healthy(statistics(), heartbeat.interval_s):
-            await trio.to_thread.run_sync(_request, heartbeat.url, abandon_on_cancel=True)
+            await send(heartbeat.url)
             await trio.sleep(heartbeat.interval_s)
         else:
             await trio.sleep(min(LOOK_INTERVAL_S, heartbeat.interval_s))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from litereplica.cli import output
+from litereplica.cli.nothing_there import explained
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
+from litereplica.errors import NoReplica
 from litereplica.format.names import LEVELS, format_txid
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
@@ -40,18 +42,19 @@ def command(replica: ReplicaOf, level: str, as_json: bool) -> None:
       litereplica ltx --config /etc/litereplica.yml /srv/app.db
     """
 
-    async def listed(store: LTXStore) -> list[FileInfo]:
-        return await (store.list_levels() if level == ALL else store.list_level(int(level)))
+    async def listed(store: LTXStore) -> tuple[list[FileInfo], NoReplica | None]:
+        found = await (store.list_levels() if level == ALL else store.list_level(int(level)))
+        return found, None if found else await explained(store, NoReplica(f"no LTX files in {where}"))
 
-    files = run_on_store(replica, listed)
+    where = redacted(replica.url) if level == ALL else f"level {level} of {redacted(replica.url)}"
+    files, why = run_on_store(replica, listed)
     if as_json:
         output.print_json([record(info) for info in files])
     else:
         rows = [tuple(record(info).values()) for info in files]
         output.print_table(COLUMNS, rows, right=("level", "size"))
-    if not files:
-        where = redacted(replica.url) if level == ALL else f"level {level} of {redacted(replica.url)}"
-        output.note(f"no LTX files in {where}")
+    if why is not None:
+        output.note(str(why))
 
 
 def record(info: FileInfo) -> dict[str, object]:

@@ -26,7 +26,7 @@ from litereplica import __version__
 from litereplica.cli.one_dash import with_two_dashes
 from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
 from litereplica.cli.printable import printable
-from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError
+from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError, leaves
 
 PROGRAM = "litereplica"
 HELP_WIDTH = 100
@@ -169,7 +169,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        if any(isinstance(leaf, BrokenPipeError) for leaf in _leaves(error)) and _stdout_is_gone():
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves(error)) and _stdout_is_gone():
             return BROKEN_PIPE
         if debug:
             _print_traceback(error)
@@ -183,12 +183,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def outcome(error: BaseException) -> tuple[int, str]:
     """The exit code and the line to print for `error`; for a group, those of its first leaf, or of a bug in it."""
-    leaves = _leaves(error)
-    for leaf in leaves:
+    errors = leaves(error)
+    for leaf in errors:
         if isinstance(leaf, KeyboardInterrupt | click.Abort):
             return INTERRUPTED, ""
-    known = [_known(leaf) for leaf in leaves]
-    for leaf, found in zip(leaves, known, strict=True):
+    known = [_known(leaf) for leaf in errors]
+    for leaf, found in zip(errors, known, strict=True):
         if found is None:
             return _bug(leaf)
     code, line = known[0] or _bug(error)
@@ -237,13 +237,6 @@ def _bug(error: BaseException) -> tuple[int, str]:
 
     logging.getLogger(__name__).critical("unexpected %s", type(error).__name__, exc_info=error)
     return ExitCode.BUG, f"this is a bug in litereplica: {what}: the traceback is in {where}"
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    """The errors in a group, however deep; a single error is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
 
 
 def _one_line(text: str) -> str:

@@ -227,7 +227,9 @@ async def _opened(
     point: Point,
     warn: Callable[[str], None],
 ) -> AsyncIterator[Replica]:
+    from litereplica.cli.nothing_there import explained
     from litereplica.cli.point import resolve
+    from litereplica.errors import NoReplica
     from litereplica.ltxstore.store import open_ltx_store
     from litereplica.replica.database import open_replica
 
@@ -242,6 +244,8 @@ async def _opened(
             at=at,
         ) as replica:
             yield replica
+    except NoReplica as exc:
+        raise await explained(store, exc) from exc
     finally:
         await store.aclose()
 

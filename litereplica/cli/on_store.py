@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import trio
 
+from litereplica.cli.nothing_there import explained
 from litereplica.cli.replica_of import ReplicaOf
+from litereplica.errors import NoReplica, leaves
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 
 T = TypeVar("T")
@@ -19,7 +21,7 @@ def run_on_store(replica: ReplicaOf | str, work: Callable[[LTXStore], Awaitable[
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM ended it.
-        UsageError: the URL is invalid. And the errors of `work`.
+        UsageError: the URL is invalid. And the errors of `work`; a `NoReplica` says what is there instead.
     """
     return trio.run(_run, ReplicaOf(replica) if isinstance(replica, str) else replica, work)
 
@@ -36,6 +38,11 @@ async def _run(replica: ReplicaOf, work: Callable[[LTXStore], Awaitable[T]]) -> 
             store = open_ltx_store(replica.url, credentials=replica.credentials)
             try:
                 result = await work(store)
+            except (NoReplica, ExceptionGroup) as exc:
+                found = next((each for each in leaves(exc) if isinstance(each, NoReplica)), None)
+                if found is None:
+                    raise
+                raise await explained(store, found) from exc
             finally:
                 await store.aclose()
             nursery.cancel_scope.cancel()

@@ -1,7 +1,7 @@
 """`litereplica restore`: write the latest or a past state of a replica to a database file.
 
 _restore_one   one database
-_show_plan     `--dry-run`: which files would be read
+_show_plan     `--dry-run`: which files would be read; `restored.py` formats it, and the results
 _restore_all   `--all`: every database below a prefix, each by `_restore`
 _follow        `-f`: restores, then applies new files until interrupted
 """
@@ -20,23 +20,24 @@ import trio
 
 from litereplica.cli import output
 from litereplica.cli.hangup import read_anew_on_hangup
-from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import DURATION, format_size, log_level_option
+from litereplica.cli.params import DURATION, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.cli.restore_all import PARALLELISM_EACH, Restored, SomeFailed, restore_all
+from litereplica.cli.restored import Result, restored_line, show_plan, summary
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
-from litereplica.format.names import format_name, format_txid
+from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.any_format import chosen_backup, restore_any
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
+from litereplica.restore.generations import BackupFile
 from litereplica.restore.integrity_check import IntegrityCheck
 from litereplica.restore.plan_reader import PARALLELISM
-from litereplica.restore.restore import RestorePreview, RestoreResult, preview, require_database, restore
+from litereplica.restore.restore import RestorePreview, preview, require_database, restore
 from litereplica.storage.url import redacted
 
 MAX_PARALLELISM = 64
-PLAN_COLUMNS = ("level", "file", "size", "read", "requests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ def command(
     or in the database's state directory.
 
     A time means the newest state before it; a time in the future means the latest state. A time without an offset is
-    local time.
+    local time. A backup by Litestream 0.3 (generations/) is restored too, by --timestamp or its newest state.
 
     With -f the file follows the replica's newest state: programs may read it at any time, and must not write to it. It
     is in rollback journal mode, whatever the mode of the original. Run again, the command continues with the existing
@@ -182,20 +183,18 @@ def _restore_one(arguments: _Arguments) -> None:
     result = run_on_store(arguments.replica, partial(_restore, arguments, arguments.path))
     seconds = time.monotonic() - started
     if arguments.as_json:
-        output.print_json(_summary(arguments, arguments.replica.url, arguments.path, result, seconds))
+        output.print_json(summary(arguments.replica.url, arguments.path, result, arguments.check, seconds))
     else:
-        output.note(_restored_line(arguments.path, result, seconds))
+        output.note(restored_line(arguments.path, result, seconds))
 
 
 async def _restore(
     arguments: _Arguments, path: Path, store: LTXStore, parallelism: int = PARALLELISM, *, bar: bool = True
-) -> RestoreResult:
-    options: dict[str, Any] = {"parallelism": arguments.parallelism or parallelism}
+) -> Result:
+    options: dict[str, Any] = {"parallelism": arguments.parallelism or parallelism, "prepare": require_database}
     if bar:
         options["progress"] = partial(output.progress, "Restoring")
-    follows = arguments.follow_interval_s is not None
-    options["prepare"] = partial(prepare, path) if follows else require_database
-    return await restore(
+    return await restore_any(
         store,
         path,
         target=arguments.point.txid,
@@ -206,76 +205,19 @@ async def _restore(
     )
 
 
-def _restored_line(path: Path, result: RestoreResult, seconds: float) -> str:
-    files = "1 file" if len(result.files) == 1 else f"{len(result.files)} files"
-    made = f"{format_size(result.size)} from {files} in {seconds:.1f} s"
-    return f"restored TXID {format_txid(result.txid)} to {path}: {made}"
-
-
-def _summary(arguments: _Arguments, url: str, path: Path, result: RestoreResult, seconds: float) -> dict[str, Any]:
-    return {
-        "db_path": str(path),
-        "replica": redacted(url),
-        "txid": format_txid(result.txid),
-        "page_size": result.page_size,
-        "pages": result.pages,
-        "bytes": result.size,
-        "files": len(result.files),
-        "bytes_read": result.bytes_read,
-        "integrity_check": arguments.check.value,
-        "duration_ms": round(seconds * 1000),
-    }
-
-
 # --- --dry-run -------------------------------------------------------------------------------
 
 
 def _show_plan(arguments: _Arguments) -> None:
     point = arguments.point
 
-    async def look(store: LTXStore) -> RestorePreview:
+    async def look(store: LTXStore) -> RestorePreview | list[BackupFile]:
+        backup = await chosen_backup(store, target=point.txid, before_ms=point.before_ms)
+        if backup is not None:
+            return backup.plan(until_ms=point.before_ms)
         return await preview(store, target=point.txid, before_ms=point.before_ms)
 
-    plan = run_on_store(arguments.replica, look)
-    if arguments.as_json:
-        output.print_json(_plan_record(arguments, plan))
-        return
-    rows = [
-        (
-            read.info.level,
-            format_name(read.info.min_txid, read.info.max_txid),
-            format_size(read.info.size),
-            "all" if read.whole else format_size(read.bytes),
-            read.requests,
-        )
-        for read in plan.reads
-    ]
-    output.print_table(PLAN_COLUMNS, rows, right=("level", "size", "read", "requests"))
-    reading = f"{format_size(plan.bytes)} in {sum(read.requests for read in plan.reads)} requests"
-    output.note(f"TXID {format_txid(plan.txid)}, {format_size(plan.size)}, would be written from {reading}")
-
-
-def _plan_record(arguments: _Arguments, plan: RestorePreview) -> dict[str, Any]:
-    """The keys of `litestream restore -dry-run -json`, and the bytes and requests of each file."""
-    return {
-        "source": str(arguments.replica.database or redacted(arguments.replica.url)),
-        "target_path": str(arguments.path),
-        "replica": redacted(arguments.replica.url),
-        "min_txid": format_txid(min(read.info.min_txid for read in plan.reads)),
-        "max_txid": format_txid(plan.txid),
-        "bytes": plan.size,
-        "bytes_read": plan.bytes,
-        "files": [
-            record(read.info)
-            | {
-                "name": format_name(read.info.min_txid, read.info.max_txid),
-                "bytes_read": read.bytes,
-                "requests": read.requests,
-                "whole": read.whole,
-            }
-            for read in plan.reads
-        ],
-    }
+    show_plan(arguments.replica, arguments.path, run_on_store(arguments.replica, look), as_json=arguments.as_json)
 
 
 # --- --all -----------------------------------------------------------------------------------
@@ -288,9 +230,9 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
         if isinstance(each.outcome, LiteReplicaError):
             output.note(f"{each.prefix or redacted(arguments.replica.url)}: {each.outcome}")
         elif not arguments.as_json:
-            output.note(_restored_line(each.path, each.outcome, time.monotonic() - started))
+            output.note(restored_line(each.path, each.outcome, time.monotonic() - started))
 
-    async def one(store: LTXStore, path: Path, parallelism: int) -> RestoreResult:
+    async def one(store: LTXStore, path: Path, parallelism: int) -> Result:
         return await _restore(arguments, path, store, parallelism, bar=False)
 
     async def work(store: LTXStore) -> list[Restored] | None:
@@ -313,7 +255,7 @@ def _record_of(arguments: _Arguments, each: Restored, seconds: float) -> dict[st
     url = arguments.replica.url if not each.prefix else f"{redacted(arguments.replica.url)}/{each.prefix}"
     if isinstance(each.outcome, LiteReplicaError):
         return {"db_path": str(each.path), "replica": redacted(url), "error": str(each.outcome)}
-    return _summary(arguments, url, each.path, each.outcome, seconds)
+    return summary(url, each.path, each.outcome, arguments.check, seconds)
 
 
 # --- -f --------------------------------------------------------------------------------------
@@ -361,5 +303,13 @@ async def _begin(arguments: _Arguments, store: LTXStore) -> int:
     """Restore, or continue from the existing file; returns its TXID."""
     if not arguments.force and await trio.to_thread.run_sync(arguments.path.exists):
         return await trio.to_thread.run_sync(position_of, arguments.path)
-    result = await _restore(arguments, arguments.path, store)
+    result = await restore(
+        store,
+        arguments.path,
+        force=arguments.force,
+        integrity_check=arguments.check,
+        progress=partial(output.progress, "Restoring"),
+        prepare=partial(prepare, arguments.path),
+        parallelism=arguments.parallelism or PARALLELISM,
+    )
     return result.txid

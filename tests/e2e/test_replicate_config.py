@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from litereplica.testing.litestream import child_environment, litestream_binary
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.writer.fleet.control_socket import ask
 from tests.conftest import S3Bucket
+from tests.restore.test_generations import GOLDEN
 
 pytestmark = pytest.mark.slow
 
@@ -448,6 +450,24 @@ def test_a_database_that_exists_is_not_restored(place: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "exists: not restoring it" in done.stderr
     assert restored(place, "a.db") == [1, 2]
+
+
+def test_a_backup_by_litestream_03_is_restored_and_goes_on_as_ltx(place: Path) -> None:
+    """The application would otherwise begin with an empty database, which is what this option is to prevent."""
+    with tarfile.open(GOLDEN) as archive:
+        archive.extractall(place, filter="tar")
+    command = [litereplica_binary(), "replicate", str(place / "a.db"), f"file://{place}/replica"]
+    done = subprocess.run(
+        [*command, "--restore-if-db-not-exists", "--once"], check=True, capture_output=True, text=True
+    )
+    assert "restored generation 2717047099308279" in done.stderr
+    execute(place / "a.db", "CREATE TABLE more (x)")
+    subprocess.run([*command, "--once"], check=True, capture_output=True)
+    assert restored(place, "a.db", replica=place / "replica")[-1] == 23
+    subprocess.run([litestream_binary(), "restore", "-o", str(place / "theirs.db"), command[-1]], check=True)
+    connection = sqlite3.connect(place / "theirs.db")
+    assert connection.execute("SELECT * FROM more").fetchall() == []
+    connection.close()
 
 
 def test_with_an_empty_replica_the_program_makes_the_database(place: Path) -> None:

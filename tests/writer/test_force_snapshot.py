@@ -63,3 +63,25 @@ async def test_state_that_has_a_snapshot_is_published_again(tmp_path: Path) -> N
 def test_it_needs_once(tmp_path: Path) -> None:
     done = program("replicate", tmp_path / "app.db", f"file://{tmp_path}/replica", "--force-snapshot")
     assert (done.returncode, "--force-snapshot needs --once" in done.stderr) == (ExitCode.USAGE, True)
+
+
+async def test_retention_is_enforced_once(tmp_path: Path) -> None:
+    replica = tmp_path / "replica"
+    url = f"file://{replica}"
+    file = tmp_path / "litestream.yml"
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        file.write_text(
+            f"l0-retention: 1ms\nsnapshot: {{retention: 1ms}}\ndbs: [{{path: {app.database}, replica: {{url: {url}}}}}]"
+        )
+        for _ in range(3):
+            await app("INSERT INTO t VALUES (1)")
+            assert program("replicate", app.database, url, *OPTIONS).returncode == 0
+        assert len(snapshots(replica)) == 3
+        refused = program("replicate", "-enforce-retention", "-config", file)
+        assert (refused.returncode, "needs --once" in refused.stderr) == (ExitCode.USAGE, True)
+        done = program("replicate", "-once", "-enforce-retention", "-config", file)
+        assert done.returncode == 0, done.stderr
+        assert len(snapshots(replica)) == 1
+        assert program("restore", url, "-o", tmp_path / "restored.db").returncode == 0
+        assert (tmp_path / "restored.db").read_bytes() == await app.image()
