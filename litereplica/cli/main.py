@@ -35,7 +35,7 @@ HELP_WIDTH = 100
 COMMANDS = {
     "replicate": "Publish the transactions of databases to their replicas as they are committed.",
     "status": "Show the state of writers, a mount or a replica.",
-    "databases": "Show the databases that a configuration file names.",
+    "databases": "Show the databases of a configuration file, or those with replicas below a URL.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
     "restore": "Write the latest or a past state of a replica to a database file.",

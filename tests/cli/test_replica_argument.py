@@ -213,3 +213,14 @@ def test_backup_by_litestream_03_is_restored_and_shown_by_the_command(
     assert main.run(["restore", "-all", "-o", "every", f"file://{tmp_path}/old"]) == ExitCode.OK
     assert (tmp_path / "every/replica").read_bytes() == (tmp_path / "a.db").read_bytes()
     assert "of a backup by Litestream 0.3" in capsys.readouterr().err
+
+
+def test_databases_below_a_url_are_listed(
+    places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["databases", "-json", f"file://{tmp_path}"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == [
+        {"prefix": prefix, "url": f"file://{tmp_path}/{prefix}"} for prefix in ("old/replica", "replica")
+    ]
+    assert main.run(["databases", f"file://{tmp_path}/empty"]) == ExitCode.OK
+    assert "no replica below" in capsys.readouterr().err
