@@ -7,6 +7,7 @@ the effect. `docs/LITESTREAM.md` says what differs.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from litereplica.cli import main
+from litereplica.config import keys as config_keys
+from litereplica.storage.s3_options import OPTION_NAMES
 from litereplica.testing.litestream import Completed, run_litestream
 from litereplica.times import format_time
 from tests.cli.logging_state import logging_restored
@@ -307,3 +310,32 @@ def test_replicate_once_or_with_a_program_leads_to_the_same_replica(program_of: 
         _output(place, Completed(0, "", ""))
         if "force-snapshot" in line:
             assert list((tmp_path / "new/ltx/9").glob("*.ltx")), line
+
+
+TABLE = Path(__file__).parents[2] / "docs/LITESTREAM.md"
+COMMANDS = ("replicate", "restore", "ltx", "databases", "status", "reset", "version")
+
+
+def test_table_of_the_documentation_has_every_option_key_and_variable() -> None:
+    rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+    for name in COMMANDS:
+        told = " ".join(row.split("|")[1] for row in rows if re.match(rf"\| `{name}\b", row))
+        options = re.findall(r"^\t(-[a-z-]+)", run_litestream(name, "-h").stdout, re.MULTILINE)
+        for option in options:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", told), f"{name} {option}"
+        assert options
+    keys = {"LITESTREAM_CONFIG", "LITESTREAM_S3_ENDPOINT", "LOG_LEVEL"}
+    for table in (config_keys.DOCUMENT, config_keys.DATABASE, config_keys.REPLICA, config_keys.LEVEL):
+        keys |= {*table.honoured, *table.idle, *table.refused, *table.former}
+    for table in (
+        config_keys.SNAPSHOT,
+        config_keys.RETENTION,
+        config_keys.TIER,
+        config_keys.LOGGING,
+        config_keys.SOCKET,
+    ):
+        keys |= {*table.honoured, *table.idle}
+    told = " ".join(row.split("|")[1] for row in rows)
+    assert not {key for key in keys if not re.search(rf"`(?:\w+\[\]\.)?{key}`", told)}
+    names = {parameter for parameter in OPTION_NAMES if f"`{parameter}`" not in told}
+    assert names <= {"sseCustomerKeyPath"}
