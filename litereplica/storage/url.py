@@ -13,7 +13,6 @@ import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -246,6 +245,8 @@ _PARAMETERS = {form: name for name in _NAMES for form in (name, hyphenated(name)
 
 
 def _parameter_hint(name: str) -> str:
+    from difflib import get_close_matches
+
     if name in ("sseCustomerKey", "sse-customer-key"):
         return "a URL must not contain a key: put it in a file and name that as sseCustomerKeyPath"
     close = get_close_matches(name, _PARAMETERS, n=1)
