@@ -131,7 +131,7 @@ def _epilog() -> str:
     show_envvar=True,
     help="Log more, and show the traceback of an error.",
 )
-@click.option("--log-level", type=LOG_LEVEL, help=LOG_LEVEL_HELP)
+@click.option("--log-level", type=LOG_LEVEL, metavar="LEVEL", help=LOG_LEVEL_HELP)
 @click.pass_context
 def cli(ctx: click.Context, debug: bool, log_level: str | None) -> None:
     """Live, read-only SQLite replicas as ordinary files.

@@ -40,7 +40,7 @@ WAIT_INTERVAL_S = 1.0
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
 @replica_argument
 @click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
-@click.option("--name", help="Name of the database file.  [default: the URL's last component]")
+@click.option("--name", help="Name of the database file.  [default: that of DB, or the URL's last component]")
 @click.option(
     "--poll-interval",
     type=DURATION,

@@ -135,7 +135,7 @@ DURATION = Duration()
 SIZE = Size()
 REPLICA_URL = ReplicaURLType()
 LOG_LEVEL = click.Choice(list(LOG_LEVELS), case_sensitive=False)
-LOG_LEVEL_HELP = "What is logged.  [default: LOG_LEVEL, else the configuration file, else info]"
+LOG_LEVEL_HELP = "One of error, warn, info, debug, trace.  [default: LOG_LEVEL, else the file's, else info]"
 
 
 def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -144,6 +144,6 @@ def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 log_level_option = click.option(
-    "--log-level", type=LOG_LEVEL, expose_value=False, callback=_set_log_level, help=LOG_LEVEL_HELP
+    "--log-level", type=LOG_LEVEL, metavar="LEVEL", expose_value=False, callback=_set_log_level, help=LOG_LEVEL_HELP
 )
 """The same as the option of this name before the command, which it overrides."""

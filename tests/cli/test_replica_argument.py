@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import sqlite3
 import tarfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import trio
 
 from litereplica.cli import main
 from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.errors import ExitCode, UsageError
+from litereplica.format.names import Layout
+from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.plan_reader import PARALLELISM
+from litereplica.storage.base import Storage
 from litereplica.storage.credentials import Credentials
+from litereplica.storage.file import FileStorage
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
+from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.mounts import MountedReplica
 from tests.cli.program import program
 from tests.conftest import S3Bucket
-from tests.ltxstore.replicas import History
+from tests.ltxstore.replicas import History, publish
 from tests.restore.test_generations import GOLDEN
+
+T = TypeVar("T")
 
 READERS = (
     ("ltx", "-level", "all"),
@@ -224,3 +236,47 @@ def test_databases_below_a_url_are_listed(
     ]
     assert main.run(["databases", f"file://{tmp_path}/empty"]) == ExitCode.OK
     assert "no replica below" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], PARALLELISM), (["-parallelism", "3"], 3), (["-parallelism=1"], 1)]
+)
+def test_number_of_concurrent_requests_of_a_restore_is_that_of_the_option(
+    options: list[str], expected: int, tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many files is read whole, in one request that takes its time."""
+    stores: list[CountingStorage] = []
+
+    def opened(url: str, *, credentials: object = None) -> LTXStore:
+        storage = CountingStorage(LatencyStorage(FileStorage(tmp_path / "many"), 0.02))
+        stores.append(storage)
+        return LTXStore(storage, Layout.FILE)
+
+    for _ in range(15):
+        history.commit(40, *range(1, 41, 2))
+    trio.run(fill, LTXStore(FileStorage(tmp_path / "many"), Layout.FILE), history)
+    monkeypatch.setattr("litereplica.cli.on_store.open_ltx_store", opened)
+    assert main.run(["restore", *options, "-o", str(tmp_path / "out.db"), f"file://{tmp_path}/many"]) == ExitCode.OK
+    assert stores[0].most == expected
+    assert (tmp_path / "out.db").read_bytes() == history.database(history.txid)
+
+
+async def fill(store: LTXStore, history: History) -> None:
+    for txid in range(1, history.txid + 1):
+        await publish(store, history, 0, txid, txid)
+
+
+class CountingStorage(WrapperStorage):
+    """Counts how many reads of LTX files are under way at a time."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.most = self._now = 0
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        self._now += call.operation is Operation.GET
+        self.most = max(self.most, self._now)
+        try:
+            return await perform()
+        finally:
+            self._now -= call.operation is Operation.GET
