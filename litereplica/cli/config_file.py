@@ -50,7 +50,7 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
     from litereplica.config import Surroundings, parse_config
     from litereplica.config.config import MAX_CONFIG_BYTES
 
-    file = path or default_path()
+    file = without_tilde(path or default_path())
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -71,6 +71,12 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
         variables=os.environ if expand_env else None, pid=os.getpid(), directory=Path.cwd(), home=_home()
     )
     return parse_config(text, file=str(file), surroundings=surroundings)
+
+
+def without_tilde(path: Path) -> Path:
+    """Return a path in which `~/` at the beginning is the home directory, where no shell has replaced it."""
+    home = _home() if path.parts[:1] == ("~",) else None
+    return path if home is None else home.joinpath(*path.parts[1:])
 
 
 def _home() -> Path | None:

@@ -125,9 +125,10 @@ class DatabasePath(click.ParamType[Path]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path. It need not exist."""
+        from litereplica.cli.config_file import without_tilde
         from litereplica.storage.url import without_sqlite_scheme
 
-        return value if isinstance(value, Path) else Path(without_sqlite_scheme(str(value)))
+        return value if isinstance(value, Path) else without_tilde(Path(without_sqlite_scheme(str(value))))
 
 
 DATABASE = DatabasePath()

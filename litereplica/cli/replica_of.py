@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from litereplica.cli.config_file import config_option, default_path, no_expand_env_option, read_config
+from litereplica.cli.config_file import config_option, default_path, no_expand_env_option, read_config, without_tilde
 from litereplica.errors import UsageError
 from litereplica.storage.credentials import Credentials
 
@@ -70,7 +70,7 @@ def find_replica(source: str, config_path: Path | None, *, expand_env: bool) -> 
         if config_path is None:
             return ReplicaOf(source)
         return _at(url, source, read_config(config_path, expand_env=expand_env))
-    database = Path(os.path.abspath(source))  # noqa: PTH100 - symbolic links are not resolved
+    database = Path(os.path.abspath(without_tilde(Path(source))))  # noqa: PTH100 - symbolic links are not resolved
     if config_path is not None or default_path().exists():
         found = _configured(database, read_config(config_path, expand_env=expand_env))
         if found is not None:

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from litereplica.cli import main
+from litereplica.cli.params import DATABASE
 from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.errors import ExitCode, UsageError
 from litereplica.format.names import Layout
@@ -80,6 +81,17 @@ def test_url_has_the_settings_of_the_configured_replica_that_it_is_or_is_below_o
 def test_database_may_be_given_with_a_scheme(scheme: str, file: Path) -> None:
     file.write_text("dbs: [{path: /srv/app.db, replica: {url: s3://b/x}}]")
     assert find(f"{scheme}/srv/app.db", file) == ReplicaOf("s3://b/x", Path("/srv/app.db"))
+
+
+def test_tilde_that_no_shell_has_replaced_is_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a file of environment variables, or after `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "l.yml").write_text("dbs: [{path: ~/app.db, replica: {url: s3://b/x}}]")
+    assert find("~/app.db", Path("~/l.yml")) == ReplicaOf("s3://b/x", tmp_path / "app.db")
+    assert DATABASE.convert("sqlite://~/app.db", None, None) == tmp_path / "app.db"
+    assert DATABASE.convert("~other/app.db", None, None) == Path("~other/app.db")
 
 
 def test_variables_and_files_have_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
