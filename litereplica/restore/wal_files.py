@@ -57,7 +57,8 @@ class DatabaseFromWAL:
     def apply_wal(self, key: str) -> int:
         """Apply the committed frames of the WAL file, as a checkpoint does; returns the bytes that are not valid.
 
-        Raises `DamagedFile` for `key` if its header is damaged, or its pages are not of the database's size.
+        Raises `DamagedFile` for `key` if its header is damaged, its pages are not of the database's size, or it claims
+        more pages than there can be.
         """
         self._wal.seek(0)
         try:
@@ -79,6 +80,9 @@ class DatabaseFromWAL:
             if len(run) * header.frame_size < len(data):
                 break
             state = run.checksum_after(len(run))
+        limit = self.size // header.page_size + committed + 1  # each page was there, or is in a frame; the lock page
+        if commit > limit:
+            raise DamagedFile(key, f"the WAL claims {commit} pages for a database of at most {limit}", hint=HINT)
         self._copy(header, committed, commit)
         return self.wal_size - wal.HEADER_SIZE - valid * header.frame_size
 

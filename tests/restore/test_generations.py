@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import lz4.frame
 import pytest
 
 from litereplica.errors import DamagedFile, PointNotFound, UsageError
-from litereplica.format import ltx
+from litereplica.format import ltx, wal
 from litereplica.format.generations import GenerationName, backup_prefix, parse_key
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.restore.any_format import chosen_backup, restore_any
@@ -164,6 +165,24 @@ def _flipped_frame(root: Path) -> None:
     _rewrite(path, lz4.frame.compress(bytes(data)))
 
 
+def _claims_all_pages(root: Path) -> None:
+    """The last frame of a WAL file, with a right checksum, ends a transaction of 2³² - 1 pages."""
+    path = root / f"generations/{SECOND}/wal/00000001_00000238.wal.lz4"
+    data = bytearray(lz4.frame.decompress(path.read_bytes()))
+    start = len(data) - 536
+    head = lz4.frame.decompress((path.parent / "00000001_00000000.wal.lz4").read_bytes())
+    header = wal.WALHeader.decode(head)
+    before = struct.unpack(">2I", data[start - 520 : start - 512])
+    data[start + 4 : start + 8] = b"\xff" * 4
+    state = wal.checksum_words(bytes(data[start : start + 8]), before, big_endian=header.big_endian)
+    state = wal.checksum_words(bytes(data[start + 24 :]), state, big_endian=header.big_endian)
+    data[start + 16 : start + 24] = struct.pack(">2I", *state)
+    _rewrite(path, lz4.frame.compress(bytes(data)))
+    for later in path.parent.glob("0000000[12]_*"):
+        if later.name > path.name:
+            later.unlink()
+
+
 def _rewrite(path: Path, data: bytes) -> None:
     status = path.stat()
     path.write_bytes(data)
@@ -180,6 +199,7 @@ def _rewrite(path: Path, data: bytes) -> None:
         (_append, "there is something after its LZ4 frame"),
         (_not_lz4, "not a valid LZ4 frame"),
         (_not_a_database, "not a SQLite database"),
+        (_claims_all_pages, r"the WAL claims 4294967295 pages for a database of at most \d+"),
         (_flipped_frame, r"the last \d+ bytes of this WAL file are not valid"),
     ],
 )
