@@ -104,7 +104,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, and rewrite its options to click's forms."""
         name, command, arguments = super().resolve_command(ctx, args)
-        return name, command, arguments if command is None else with_two_dashes(command, arguments, ctx)
+        if command is None:
+            return name, command, arguments
+        own = click.Context(command, info_name=name, parent=ctx)
+        return name, command, with_two_dashes(command, arguments, own)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands from `COMMANDS`, without importing them."""

@@ -69,7 +69,8 @@ class Backup:
         snapshots = [file for file in self.snapshots if until_ms is None or file.modified_ms <= until_ms]
         if not snapshots:
             oldest = f"; its first one is of {format_time(self.snapshots[0].modified_ms)}" if self.snapshots else ""
-            raise PointNotFound(f"the backup by Litestream 0.3 has no snapshot before that time{oldest}", hint=HINT)
+            what = f"the backup by Litestream 0.3 has no snapshot before that time{oldest}"
+            raise PointNotFound(what, hint="give a later time" if self.snapshots else "restore another backup")
         snapshot = snapshots[-1]
         pieces = [
             piece

@@ -150,6 +150,12 @@ def test_refusal_of_the_operating_system_is_an_environment_error(
     ("arguments", "line"),
     [
         (["--bogus"], "no such option '--bogus': see 'litereplica --help'"),
+        (["restore", "-forces"], "no such option '-forces': did you mean --force?"),
+        (["restore", "-colour=red"], "no such option '-colour': see 'litereplica restore --help'"),
+        (
+            ["ltx", "-json=maybe"],
+            "invalid value for '--json': 'maybe' is neither true nor false: see 'litereplica ltx --help'",
+        ),
         (["restoer"], "no such command 'restoer': did you mean restore or reset?"),
         (["moutn"], "no such command 'moutn': did you mean mount or umount?"),
     ],
