@@ -6,6 +6,7 @@ Facts that code needs are attributes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Self
@@ -47,6 +48,16 @@ class UsageError(LiteReplicaError):
     """An argument, an option, a configuration or a file is not what the command needs."""
 
     exit_code = ExitCode.USAGE
+
+
+class ConfigurationErrors(UsageError):
+    """Several errors of one configuration, in the order in which they were found."""
+
+    errors: tuple[UsageError, ...] = ()
+
+    def __init__(self, errors: Sequence[UsageError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
 
 
 class EnvironmentProblem(LiteReplicaError):
@@ -229,3 +240,10 @@ class LeaseHeld(LeaseConflict):
 
 class LeaseLost(LeaseConflict):
     """This writer has lost the lease, and must not publish any more."""
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, however deep; a single error is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

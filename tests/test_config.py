@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from pathlib import Path
@@ -16,16 +17,20 @@ from litereplica.compaction.retention import NEVER, RetentionPolicy, Tier
 from litereplica.config import Config, Surroundings, parse_config
 from litereplica.config import keys as config_keys
 from litereplica.config.config import split_command
+from litereplica.config.document import parse_document
 from litereplica.config.expand import expand
-from litereplica.errors import UsageError
+from litereplica.errors import ConfigurationErrors, UsageError
 from litereplica.file_access import WantedAccess
 from litereplica.storage.credentials import Credentials
+from litereplica.storage.s3_options import S3Options
+from litereplica.storage.url import parse_url, same_place
 from litereplica.times import DAY_MS, HOUR_MS, MINUTE_MS
 from litereplica.writer.publish.lease_keeper import LeaseMode
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, WriterSettings
 
 EXAMPLE = Path(__file__).parents[1] / "docs/litereplica.yml"
 SECRET = "hunter2-very-secret"
+SSE_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 def parse(text: str, **variables: str) -> Config:
@@ -244,11 +249,13 @@ def test_merge_keys_and_aliases_are_followed() -> None:
         ("a${}b${c", "abc", ()),
         ("$$x", "x", ("$",)),
         ("# $COMMENT\n$A", "# \n1", ()),
+        ("${A:-b}", "", ("A (defaults after :- are not expanded)",)),
+        ("${OTHER-b}", "", ("OTHER (defaults after - are not expanded)",)),
     ],
 )
 def test_variables_are_replaced_as_go_does(text: str, expected: str, unset: tuple[str, ...]) -> None:
     done = expand(text, {"A": "1", "B": "2 3"}, pid=4711)
-    assert (done.fill(done.text), done.unset) == (expected, unset)
+    assert (done.fill(done.text)[0], done.unset) == (expected, unset)
 
 
 def test_variables_are_left_alone_when_that_is_asked_for() -> None:
@@ -297,7 +304,7 @@ def with_replica(replica: str) -> str:
         ("dbs:\n  - pth: a\n", "line 2: there is no key dbs[0].pth: did you mean path?"),
         (
             "dbs:\n  - path: a\n    replica:\n      sync_interval: 1s\n",
-            "line 4: there is no key dbs[0].replica.sync_interval: did you mean sync-interval?",
+            "line 4: there is no key dbs[0].replica.sync_interval: write sync-interval",
         ),
         ("snapshots: {}\n" + DB, "line 1: there is no key snapshots: did you mean snapshot?"),
         (DB + "logging: {levle: info}", "there is no key logging.levle: did you mean level?"),
@@ -325,7 +332,25 @@ def with_replica(replica: str) -> str:
         (with_replica("{url: gs://b/x}"), "line 3: dbs[0].replica.url: a replica of type gs is not supported"),
         (with_replica("{type: sftp, host: h}"), "dbs[0].replica.type: a replica of type sftp is not supported"),
         (with_replica("{type: floppy}"), "is of no known type"),
-        (with_replica("{url: 's3://b/x?skipVerify=true'}"), "'skipVerify' is not supported"),
+        (with_replica("{url: 's3://b/x?skipverify=true'}"), "'skipverify' is not supported: did you mean skip-verify?"),
+        (with_replica("{url: 's3://b/x?sseCustomerKey=a'}"), "a URL must not contain a key: put it in a file"),
+        (with_replica("{url: s3://b/x, sse-customer-key: a}"), "dbs[0].replica.sse-customer-key is not a key"),
+        (with_replica("{url: s3://b/x, part-size: 1MB}"), "line 3: dbs[0].replica.part-size is not between 5 MiB and"),
+        ("part-size: x\n" + with_replica("{url: s3://b/x}"), "line 1: part-size is not a size"),
+        ("concurrency: 0\n" + with_replica("{url: s3://b/x}"), "line 1: concurrency is not a number from 1 to"),
+        (with_replica("{url: s3://b/x, sse-customer-algorithm: DES}"), "sse-customer-algorithm is not AES256"),
+        (
+            with_replica(f"{{url: 's3://b/x?sseKmsKeyId=k', sse-customer-key: {SSE_KEY}}}"),
+            "sse-customer-key excludes sse-kms-key-id",
+        ),
+        (
+            with_replica(f"{{url: s3://b/x, endpoint: 'http://h.example', sse-customer-key: {SSE_KEY}}}"),
+            "an SSE-C key would be sent over plain http",
+        ),
+        (
+            with_replica("{url: s3://b/x, endpoint: 'http://h.example', sse-customer-key-path: k}"),
+            "an SSE-C key would be sent over plain http",
+        ),
         (
             with_replica("{url: s3://b/x, endpoint: 'ftp://x'}"),
             "line 3: dbs[0].replica: the endpoint is neither http nor https",
@@ -333,17 +358,13 @@ def with_replica(replica: str) -> str:
         (with_replica("{path: r, sync-interval: 10}"), "line 3: dbs[0].replica.sync-interval is not a duration"),
         (with_replica("{path: r, sync-interval: 0s}"), "sync-interval is zero"),
         (with_replica("{path: r, sync-interval: [1s]}"), "is a list: write one value"),
-        (
-            with_replica("{path: r, retention: 24h}"),
-            "line 3: dbs[0].replica.retention is not supported: since Litestream 0.5 it is snapshot.retention",
-        ),
+        (with_replica("{path: r, retention: 24}"), "line 3: dbs[0].replica.retention is not a duration"),
         (
             with_replica("{path: r, age: {recipients: [x]}}"),
             "dbs[0].replica.age is not supported: the files would not be encrypted",
         ),
-        ("sse-kms-key-id: x\n" + DB, "line 1: sse-kms-key-id is not supported"),
-        ("skip-verify: true\n" + DB, "line 1: skip-verify is not supported: name the certificate authority"),
-        ("heartbeat-url: http://x\n" + DB, "heartbeat-url is not supported"),
+        ("heartbeat-url: ftp://x\n" + DB, "line 1: heartbeat-url is not a URL of http"),
+        ("heartbeat-interval: 30s\n" + DB, "line 1: heartbeat-interval is less than a minute"),
         (DB + "levels: [{}]", "levels[0] has no interval"),
         (DB + "levels: [" + "{interval: 1s}," * 9 + "]", "line 4: there are 9 levels: configure at most 8"),
         (DB + "retention: {tiers: [{every: 1h}]}", "retention.tiers[0] needs every and keep"),
@@ -418,9 +439,126 @@ def test_time_for_what_is_left_at_a_stop_is_litestreams_key(text: str, seconds: 
     assert not config.notes
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("storage-class: STANDARD_IA", S3Options(storage_class="STANDARD_IA")),
+        ("skip-verify: yes", S3Options(skip_verify=True)),
+        ("sign-payload: false", S3Options(sign_payload=False)),
+        ("part-size: 16MB", S3Options(part_bytes=16_000_000)),
+        ("part-size: 8MiB", S3Options(part_bytes=8 << 20)),
+        ("part-size: 5242880", S3Options(part_bytes=5 << 20)),
+        ("concurrency: 3", S3Options(concurrency=3)),
+        ("sse-kms-key-id: alias/k", S3Options(sse_kms_key_id="alias/k")),
+        ("sse-customer-key-path: ~/k", S3Options(sse_customer_key_path="/home/ann/k")),
+        ("sse-customer-algorithm: AES256", S3Options()),
+    ],
+)
+def test_options_of_a_store_may_stand_with_the_replica_at_the_top_or_in_the_url(text: str, options: S3Options) -> None:
+    key, _, value = text.partition(": ")
+    url = f"s3://b/x?{key}={'/home/ann/k' if value == '~/k' else value}"
+    for config in (
+        one(f"{{url: s3://b/x, {text}}}"),
+        one("{url: s3://b/x}", before=text),
+        one(f"{{url: '{url}'}}"),
+    ):
+        parsed = parse_url(config.targets[0].url)
+        assert parsed.options == options
+        assert same_place(config.targets[0].url, "s3://b/x")
+        assert not config.notes
+
+
+def test_what_a_replica_says_of_its_store_wins_over_the_top_and_over_its_url() -> None:
+    config = one("{url: 's3://b/x?storageClass=A&concurrency=2', storage-class: C}", before="storage-class: B")
+    assert parse_url(config.targets[0].url).options == S3Options(storage_class="C", concurrency=2)
+    two = "dbs: [{path: a, replica: {url: 's3://b/x?concurrency=2'}}, {path: b, replica: {url: s3://b/x}}]"
+    assert "have the same replica" in error(two)
+
+
+def test_key_of_encryption_is_a_secret_and_stands_alone() -> None:
+    config = one(f"{{url: s3://b/x, sse-customer-key: {SSE_KEY}}}")
+    assert config.targets[0].credentials == Credentials("", "", sse_customer_key=SSE_KEY)
+    assert SSE_KEY not in repr(config)
+    assert SSE_KEY not in config.targets[0].url
+
+
+def test_keys_of_litestream_03_are_obeyed_and_named_with_what_to_write_instead() -> None:
+    config = one("{path: r, retention: 72h, snapshot-interval: 6h, retention-check-interval: 1h}")
+    assert settings_of(config).retention.snapshot_ms == 3 * DAY_MS
+    assert settings_of(config).levels == Levels(snapshot_interval_ms=6 * HOUR_MS)
+    assert [line.partition(" (line ")[0] for line in config.former] == [
+        "dbs[0].replica.retention",
+        "dbs[0].replica.snapshot-interval",
+        "dbs[0].replica.retention-check-interval",
+    ]
+    assert all("of Litestream 0.3: write instead " in line for line in config.former)
+    today = one(
+        "{path: r, retention: 72h, snapshot-interval: 6h}",
+        before="snapshot: {interval: 1h}",
+        beside="snapshot: {retention: 2h}",
+    )
+    assert settings_of(today).retention.snapshot_ms == 2 * HOUR_MS
+    assert settings_of(today).levels == Levels(snapshot_interval_ms=HOUR_MS)
+
+
+def test_keys_at_the_top_that_only_hold_anchors_or_begin_with_x_are_accepted() -> None:
+    config = parse(
+        "x-note: 1\n"
+        "common: &common {region: r}\n"
+        "nested: {list: [&entry {path: a, replica: {url: s3://b/a}}]}\n"
+        "dbs: [*entry, {path: b, replica: {<<: *common, url: s3://b/b}}]\n"
+    )
+    assert [target.url for target in config.targets] == ["s3://b/a", "s3://b/b?region=r"]
+    assert not config.notes
+    assert "there is no key other" in error("other: {region: r}\n" + DB)
+    assert "there is no key dbs[0].x-note" in error("dbs: [{path: a, x-note: 1, replica: {path: r}}]")
+    assert "mcp-addr is not supported" in error("mcp-addr: &a ':1'\n" + DB)
+
+
+def test_all_errors_of_a_file_are_shown_at_once() -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        parse(
+            "colour: red\nlogging: {level: loud}\ndbs:\n"
+            "  - {path: a, replika: 1, replica: {path: r, sync-interval: 0s}}\n"
+            "  - {path: b}\n"
+            "  - {path: c, lease: maybe, replica: {url: ftp://x}}\n"
+            "  - {path: d, replica: {path: r}}\n"
+            "  - {path: d, replica: {path: s}}\n"
+        )
+    told = [str(each) for each in caught.value.errors]
+    assert [int(re.search(r"lines? (\d+)", each)[1]) for each in told] == [1, 2, 4, 4, 5, 6, 6, 7]  # type: ignore[index] # each has one
+    assert all("\n" not in each for each in told)
+
+
+def test_unset_variable_is_named_where_its_emptiness_is_the_fault() -> None:
+    text = "dbs:\n  - path: a\n    replica: {url: '${REPLICA}'}\n"
+    assert "names neither url nor path (REPLICA is not set)" in error(text)
+    assert "(REPLICA (defaults after :- are not expanded) is not set)" in error(text.replace("}'", ":-s3://b/x}'"))
+    halves = with_replica("{url: s3://b/x, access-key-id: k, secret-access-key: $SECRET_KEY}")
+    assert "access-key-id has no secret-access-key with it (SECRET_KEY is not set)" in error(halves)
+    assert "is not a duration (S is not set)" in error(with_replica("{path: r, sync-interval: '${S}s'}"))
+    assert "not set" not in error(with_replica("{url: $X, typo: 1, path: r}"), X="s3://b/x")
+
+
+def test_variable_gives_a_plain_value_its_type_and_leaves_a_quoted_one_a_text() -> None:
+    config = one("{path: r}", before="socket: {enabled: $E, path: '${P}'}", beside="restore-if-db-not-exists: ${E}")
+    assert config.socket.enabled
+    text = "dbs: [{path: a, restore-if-db-not-exists: $E, replica: {path: r, region: $N}}]"
+    assert parse(text, E="true", N="null").databases[0].restore_if_missing
+    assert not parse(text, E="false", N="~").databases[0].restore_if_missing
+    section = parse_document("a: $N\nb: '$N'\n", file="f", fill=lambda text: (text.replace("$N", "null"), ()))
+    assert ("a" in section, section.text("b")) == (False, "null")
+
+
+def test_replica_that_the_file_does_not_name_has_the_settings_of_its_top() -> None:
+    top = "region: r\naccess-key-id: k\nsecret-access-key: s\nstorage-class: C"
+    found = one("{path: r}", before=top).replica_at("s3://other/x?region=q")
+    assert (found.url, found.credentials) == ("s3://other/x?region=r&storageClass=C", Credentials("k", "s"))
+
+
 def test_keys_that_have_no_effect_are_named_with_the_reason() -> None:
     config = one(
-        "{url: 's3://b/x?partSize=5', validation-interval: 1h, name: s3, skip-verify: false, age: {}}",
+        "{url: 's3://b/x?requireContentMD5=true', validation-interval: 1h, name: s3, skip-verify: false, age: {}}",
         before="addr: ':9090'\nmcp-addr:",
         beside="monitor-interval: 1s\nmeta-path:",
     )
@@ -430,7 +568,6 @@ def test_keys_that_have_no_effect_are_named_with_the_reason() -> None:
         "dbs[0].monitor-interval",
         "dbs[0].replica.validation-interval",
         "dbs[0].replica.name",
-        "dbs[0].replica.url, partSize",
     ]
     assert all(re.search(r" \(line \d\): .+", note) for note in config.notes)
 

@@ -11,9 +11,11 @@ import click
 from litereplica.cli import output
 from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.cli.params import format_size
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.compaction.compaction import Compacted, compact_level
 from litereplica.compaction.levels import MAX_LEVEL
+from litereplica.ltxstore.plan import require_files
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.url import redacted
 
@@ -21,10 +23,10 @@ Merge = Callable[[LTXStore], Awaitable[Compacted | None]]
 
 
 @click.command()
-@click.argument("replica_url", type=REPLICA_URL)
+@replica_argument
 @click.option("--level", type=click.IntRange(1, MAX_LEVEL), required=True, help="Level of the merged file.")
 @output.json_option
-def command(replica_url: str, level: int, as_json: bool) -> None:
+def command(replica: ReplicaOf, level: int, as_json: bool) -> None:
     """Merge the new files of level N-1 into one file of level N, now.
 
     The merged files are kept. Every file that is read is checked, and so is the result before it is published.
@@ -37,13 +39,20 @@ def command(replica_url: str, level: int, as_json: bool) -> None:
       litereplica compact 's3://bucket/app.db?region=eu-west-1' --level 2 --json
     """
     merge = partial(compact_level, level=level, progress=partial(output.progress, "Compacting"))
-    run(replica_url, merge, as_json=as_json, nothing=f"nothing to merge into level {level} of {redacted(replica_url)}")
+    run(replica, merge, as_json=as_json, nothing=f"nothing to merge into level {level} of {redacted(replica.url)}")
 
 
-def run(replica_url: str, merge: Merge, *, as_json: bool, nothing: str) -> None:
+def run(replica: ReplicaOf, merge: Merge, *, as_json: bool, nothing: str) -> None:
     """Run `merge` on the replica and print the result, or `nothing` if there was nothing to merge."""
+
+    async def work(store: LTXStore) -> Compacted | None:
+        done = await merge(store)
+        if done is None:
+            require_files(await store.list_levels())
+        return done
+
     start = time.monotonic()
-    done = run_on_store(replica_url, merge)
+    done = run_on_store(replica, work)
     seconds = time.monotonic() - start
     if as_json:
         file = None if done is None else record(done.info)

@@ -1,6 +1,7 @@
 """The options that name a configuration file, and `read_config`, which reads it.
 
-The file is that of `--config`, else that of the variable LITEREPLICA_CONFIG, else `/etc/litereplica.yml`.
+The file is that of `--config`, else that of the variable LITEREPLICA_CONFIG or LITESTREAM_CONFIG, else
+`/etc/litereplica.yml`, else `/etc/litestream.yml`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from litereplica.errors import UsageError
 if TYPE_CHECKING:
     from litereplica.config import Config
 
-DEFAULT_PATH = Path("/etc/litereplica.yml")
-VARIABLE = "LITEREPLICA_CONFIG"
+DEFAULT_PATHS = (Path("/etc/litereplica.yml"), Path("/etc/litestream.yml"))
+"""The files that are read without being named; only the first that exists is."""
+VARIABLES = ("LITEREPLICA_CONFIG", "LITESTREAM_CONFIG")
 
 config_option = click.option(
     "-c",
     "--config",
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    envvar=VARIABLE,
+    envvar=VARIABLES,
     show_envvar=True,
-    help=f"The configuration file: {DEFAULT_PATH} when no database is named.",
+    help=f"The configuration file.  [default: {DEFAULT_PATHS[0]}, else {DEFAULT_PATHS[1]}]",
 )
 no_expand_env_option = click.option(
     "--no-expand-env", is_flag=True, help="Do not replace $NAME and ${NAME} in the file with environment variables."
 )
 
 
+def default_path() -> Path:
+    """Return the file that is read if none is named: the first of `DEFAULT_PATHS` that exists, else the first."""
+    return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[0])
+
+
 def read_config(path: Path | None, *, expand_env: bool) -> Config:
-    """Read the configuration in a file, by default `DEFAULT_PATH`.
+    """Read the configuration in a file, by default that of `default_path`.
 
     Raises:
         UsageError: the file cannot be read, or its content is invalid.
@@ -43,7 +50,7 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
     from litereplica.config import Surroundings, parse_config
     from litereplica.config.config import MAX_CONFIG_BYTES
 
-    file = path or DEFAULT_PATH
+    file = without_tilde(path or default_path())
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -64,6 +71,12 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
         variables=os.environ if expand_env else None, pid=os.getpid(), directory=Path.cwd(), home=_home()
     )
     return parse_config(text, file=str(file), surroundings=surroundings)
+
+
+def without_tilde(path: Path) -> Path:
+    """Return a path in which `~/` at the beginning is the home directory, where no shell has replaced it."""
+    home = _home() if path.parts[:1] == ("~",) else None
+    return path if home is None else home.joinpath(*path.parts[1:])
 
 
 def _home() -> Path | None:

@@ -16,8 +16,9 @@ import trio
 
 from litereplica.cli import output
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.cli.params import format_size
 from litereplica.cli.point import LATEST, POINT, Point, resolve
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.difference.databases import DatabaseDifference, ObjectChange, compare_databases
 from litereplica.difference.pages import PageDifference, compare_pages
 from litereplica.difference.rows import Change, RowChange, TableDifference
@@ -57,7 +58,7 @@ class _Difference:
 
 
 @click.command()
-@click.argument("replica_url", type=REPLICA_URL)
+@replica_argument
 @click.option("--from", "before", type=POINT, required=True, help="A TXID, a time, or 'latest'.")
 @click.option("--to", "after", type=POINT, default=LATEST, help="The other point.  [default: latest]")
 @click.option("--name", "names", multiple=True, metavar="TABLE", help="Compare only this table; may be repeated.")
@@ -69,7 +70,7 @@ class _Difference:
     help="Maximum number of rows of each kind to print for a table; all are counted.",
 )
 @output.json_option
-def command(replica_url: str, before: Point, after: Point, names: tuple[str, ...], limit: int, as_json: bool) -> None:
+def command(replica: ReplicaOf, before: Point, after: Point, names: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show the changes between two points: pages, schema, and rows by table.
 
     Both databases are restored to a private temporary directory (in TMPDIR), which is removed afterwards. A time means
@@ -85,7 +86,7 @@ def command(replica_url: str, before: Point, after: Point, names: tuple[str, ...
       litereplica diff file:///srv/replica --from '1 hour ago'
       litereplica diff file:///srv/replica --from 2026-03-01T09:00:00Z --to 2026-03-01T10:00:00Z --name orders --json
     """
-    found = run_on_store(replica_url, partial(_diff, before=before, after=after, names=names, limit=limit))
+    found = run_on_store(replica, partial(_diff, before=before, after=after, names=names, limit=limit))
     if as_json:
         output.print_json(_record(found))
     else:

@@ -11,8 +11,9 @@ import click
 
 from litereplica.cli import output
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import REPLICA_URL, format_size
+from litereplica.cli.params import format_size
 from litereplica.cli.point import TIMESTAMP
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.errors import UsageError
 from litereplica.format.names import format_txid
 from litereplica.history.points import Point, Selection, read_points, select_points
@@ -37,7 +38,7 @@ PLOT_SUFFIXES = (".png", ".svg")
 
 
 @click.command()
-@click.argument("replica_url", type=REPLICA_URL)
+@replica_argument
 @click.option("--since", "since_ms", type=TIMESTAMP, metavar="TIME", help="Only points of this time or later.")
 @click.option("--until", "until_ms", type=TIMESTAMP, metavar="TIME", help="Only points of this time or earlier.")
 @click.option(
@@ -54,7 +55,7 @@ PLOT_SUFFIXES = (".png", ".svg")
 )
 @output.json_option
 def command(
-    replica_url: str, since_ms: int | None, until_ms: int | None, limit: int | None, plot: Path | None, as_json: bool
+    replica: ReplicaOf, since_ms: int | None, until_ms: int | None, limit: int | None, plot: Path | None, as_json: bool
 ) -> None:
     """List the points that a replica can be restored to.
 
@@ -71,7 +72,7 @@ def command(
       litereplica history 's3://bucket/app.db?region=eu-west-1' --plot history.svg
     """
     if plot is not None:
-        _plot(replica_url, plot, since_ms, until_ms, limit or DRAWN_POINTS, as_json=as_json)
+        _plot(replica, plot, since_ms, until_ms, limit or DRAWN_POINTS, as_json=as_json)
         return
     write = _write_json if as_json else _write_table
     select = partial(select_points, since_ms=since_ms, until_ms=until_ms, limit=limit or SHOWN_POINTS)
@@ -81,10 +82,10 @@ def command(
         await write(store, selection)
         return selection
 
-    selection = run_on_store(replica_url, work)
+    selection = run_on_store(replica, work)
     _note_omitted(selection)
     if not selection.total:
-        output.note(f"{redacted(replica_url)} has no points in this time range")
+        output.note(f"{redacted(replica.url)} has no points in this time range")
 
 
 def _note_omitted(selection: Selection) -> None:
@@ -156,7 +157,7 @@ def _record(point: Point) -> dict[str, object]:
 
 
 def _plot(
-    replica_url: str, path: Path, since_ms: int | None, until_ms: int | None, limit: int, *, as_json: bool
+    replica: ReplicaOf, path: Path, since_ms: int | None, until_ms: int | None, limit: int, *, as_json: bool
 ) -> None:
     if as_json:
         raise UsageError("--json and --plot exclude each other", hint="run the command twice")
@@ -177,7 +178,7 @@ def _plot(
         await read_points(store, selection, keep, count_pages=False)
         return selection
 
-    selection = run_on_store(replica_url, work)
-    draw(points, path, title=redacted(replica_url))
+    selection = run_on_store(replica, work)
+    draw(points, path, title=redacted(replica.url))
     _note_omitted(selection)
     output.note(f"drew {len(points):,} points to {path}")

@@ -18,8 +18,10 @@ import click
 
 from litereplica.cli.printable import printable, printable_json
 from litereplica.errors import EnvironmentProblem
+from litereplica.log_levels import LOG_LEVELS
 
 LEVEL = logging.INFO
+LEVEL_VARIABLE = "LOG_LEVEL"
 QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
 """Libraries that log every request at INFO or DEBUG: only their warnings are logged."""
 
@@ -80,14 +82,15 @@ class LogFileHandler(WatchedFileHandler):
 def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:
     """Log to the file `path` (appended to, and reopened after a rotation), or to stderr.
 
-    `litereplica --debug` lowers the level to DEBUG. Called once by a command that logs.
+    `level` is that of the configuration file: --debug, --log-level and LOG_LEVEL go before it, in this order. Called
+    once by a command that logs.
 
     Raises:
         EnvironmentProblem: the file cannot be written.
     """
     handler = _file_handler(path) if path else logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if as_json else LineFormatter())
-    logging.basicConfig(level=logging.DEBUG if _debug() else level, handlers=[handler], force=True)
+    logging.basicConfig(level=_chosen(level), handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -109,6 +112,12 @@ def _file_handler(path: Path) -> logging.Handler:
         raise EnvironmentProblem(f"cannot write the log {path}: {error.strerror}", hint=hint) from error
 
 
-def _debug() -> bool:
+def _chosen(level: int) -> int:
     ctx = click.get_current_context(silent=True)
-    return ctx is not None and bool(ctx.find_root().params.get("debug"))
+    params = {} if ctx is None else ctx.find_root().params
+    if params.get("debug"):
+        return logging.DEBUG
+    if params.get("log_level"):
+        return LOG_LEVELS[params["log_level"]]
+    # applications beside us may have other names for their levels: those change nothing, as in Litestream
+    return LOG_LEVELS.get(os.environ.get(LEVEL_VARIABLE, "").lower(), level)

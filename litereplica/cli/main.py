@@ -6,7 +6,8 @@ several commands share are in `params.py`, output in `output.py`, and `on_store.
 
 A command's module is imported only when the command is invoked: `litereplica --help` loads click and nothing heavier.
 Commands raise; only this module prints an error or chooses an exit code. Every error is one line on stderr,
-`litereplica: error: <cause>: <next step>`; a traceback is printed only with `--debug`.
+`litereplica: error: <cause>: <next step>`; a configuration file may have several. A traceback is printed only with
+`--debug`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import click
 
 from litereplica import __version__
 from litereplica.cli.one_dash import with_two_dashes
+from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
 from litereplica.cli.printable import printable
-from litereplica.errors import ExitCode, LiteReplicaError
+from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError, leaves
 
 PROGRAM = "litereplica"
 HELP_WIDTH = 100
@@ -33,7 +35,7 @@ HELP_WIDTH = 100
 COMMANDS = {
     "replicate": "Publish the transactions of databases to their replicas as they are committed.",
     "status": "Show the state of writers, a mount or a replica.",
-    "databases": "Show the databases that a configuration file names.",
+    "databases": "Show the databases of a configuration file, or those with replicas below a URL.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
     "restore": "Write the latest or a past state of a replica to a database file.",
@@ -43,8 +45,14 @@ COMMANDS = {
     "ltx": "List the LTX files of a replica.",
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",
+    "reset": "Forget the local state of a database, so that it is compared with its replica.",
+    "version": "Show the versions that a bug report needs.",
+    "help": "Show the help of the program or of a command.",
 }
 """Every command with its line in the group's help, so that the help does not import the command."""
+
+FORMER_NAMES = {"wal": "ltx"}
+"""Names that Litestream still accepts, each with the command that it means."""
 
 STDOUT = 1
 """The file descriptor of standard output."""
@@ -80,18 +88,26 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module and return the command. Raises `NoSuchCommand`."""
+        cmd_name = FORMER_NAMES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             raise click.exceptions.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         command = import_module(f"litereplica.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the command, in the forms of Go too."""
+        return super().parse_args(ctx, with_two_dashes(self, args, ctx, leading=True))
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and rewrite its options with one dash."""
+        """Find the command, and rewrite its options to click's forms."""
         name, command, arguments = super().resolve_command(ctx, args)
-        return name, command, arguments if command is None else with_two_dashes(command, arguments, ctx)
+        if command is None:
+            return name, command, arguments
+        own = click.Context(command, info_name=name, parent=ctx)
+        return name, command, with_two_dashes(command, arguments, own)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands from `COMMANDS`, without importing them."""
@@ -106,7 +122,7 @@ def _epilog() -> str:
 
 @click.group(
     cls=LazyGroup,
-    no_args_is_help=False,
+    invoke_without_command=True,
     epilog=_epilog(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
 )
@@ -118,7 +134,9 @@ def _epilog() -> str:
     show_envvar=True,
     help="Log more, and show the traceback of an error.",
 )
-def cli(debug: bool) -> None:
+@click.option("--log-level", type=LOG_LEVEL, metavar="LEVEL", help=LOG_LEVEL_HELP)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, log_level: str | None) -> None:
     """Live, read-only SQLite replicas as ordinary files.
 
     A writer publishes a database's transactions to an object store as LTX files, in Litestream's format; a mount on
@@ -133,6 +151,9 @@ def cli(debug: bool) -> None:
       sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
       litereplica umount /mnt/live
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(ExitCode.USAGE)
 
 
 def main() -> NoReturn:
@@ -151,25 +172,26 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        if any(isinstance(leaf, BrokenPipeError) for leaf in _leaves(error)) and _stdout_is_gone():
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves(error)) and _stdout_is_gone():
             return BROKEN_PIPE
         if debug:
             _print_traceback(error)
         code, line = outcome(error)
-        if line:
-            click.echo(f"{PROGRAM}: error: {printable(line)}", err=True)
+        several = [str(each) for each in error.errors] if isinstance(error, ConfigurationErrors) else []
+        for each in several or filter(None, [line]):
+            click.echo(f"{PROGRAM}: error: {printable(_one_line(each))}", err=True)
         return code
     return ExitCode.OK
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
     """The exit code and the line to print for `error`; for a group, those of its first leaf, or of a bug in it."""
-    leaves = _leaves(error)
-    for leaf in leaves:
+    errors = leaves(error)
+    for leaf in errors:
         if isinstance(leaf, KeyboardInterrupt | click.Abort):
             return INTERRUPTED, ""
-    known = [_known(leaf) for leaf in leaves]
-    for leaf, found in zip(leaves, known, strict=True):
+    known = [_known(leaf) for leaf in errors]
+    for leaf, found in zip(errors, known, strict=True):
         if found is None:
             return _bug(leaf)
     code, line = known[0] or _bug(error)
@@ -218,13 +240,6 @@ def _bug(error: BaseException) -> tuple[int, str]:
 
     logging.getLogger(__name__).critical("unexpected %s", type(error).__name__, exc_info=error)
     return ExitCode.BUG, f"this is a bug in litereplica: {what}: the traceback is in {where}"
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    """The errors in a group, however deep; a single error is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
 
 
 def _one_line(text: str) -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from litereplica.cli.params import DURATION, REPLICA_URL, SIZE
+from litereplica.cli.params import DURATION, SIZE, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
 
 if TYPE_CHECKING:
     from litereplica.fuse.session import MountOptions
@@ -37,9 +38,9 @@ WAIT_INTERVAL_S = 1.0
 
 
 @click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
-@click.argument("replica_url", type=REPLICA_URL)
+@replica_argument
 @click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
-@click.option("--name", help="Name of the database file.  [default: the URL's last component]")
+@click.option("--name", help="Name of the database file.  [default: that of DB, or the URL's last component]")
 @click.option(
     "--poll-interval",
     type=DURATION,
@@ -87,13 +88,14 @@ WAIT_INTERVAL_S = 1.0
 @click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
+@log_level_option
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Log to this file.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
 )
 def command(
-    replica_url: str,
+    replica: ReplicaOf,
     mountpoint: Path,
     name: str | None,
     poll_interval: float,
@@ -111,7 +113,7 @@ def command(
     foreground: bool,
     log_file: Path | None,
 ) -> None:
-    """Mount the replica at REPLICA_URL below the empty directory MOUNTPOINT.
+    """Mount the replica at REPLICA_URL, or that of the database DB, below the empty directory MOUNTPOINT.
 
     The database appears there as one read-only file that follows the primary, and any SQLite client can query it. The
     command returns when the database can be queried; the mount continues in the background until 'litereplica umount'.
@@ -127,6 +129,7 @@ def command(
       sqlite3 /mnt/live/app.db 'SELECT count(*) FROM orders'
       sqlite3 /mnt/live/.at/2026-03-01T09:30:00Z/app.db 'SELECT count(*) FROM orders'
       litereplica mount s3://backups/app.db /mnt/then --timestamp '2 hours ago'
+      litereplica mount --config /etc/litereplica.yml /srv/app.db /mnt/live
     """
     gc.disable()  # start-up creates no garbage worth collecting: the collector would take a tenth of the time
     import trio
@@ -142,15 +145,14 @@ def command(
     from litereplica.fuse.session import MountOptions
     from litereplica.fuse.static_mount import serve_static
     from litereplica.replica.malloc_tuning import tune_allocator
-    from litereplica.storage.url import basename
 
     path = mountpoints.absolute(mountpoint)
     point = Point(txid=txid, before_ms=timestamp)
-    cache = _replica_cache(cache_dir, replica_url, live=point.is_latest)
+    cache = _replica_cache(cache_dir, replica.url, live=point.is_latest)
     options = MountOptions(
-        url=replica_url,
+        url=replica.url,
         path=path,
-        name=check_database_name(name if name is not None else basename(replica_url)),
+        name=check_database_name(name if name is not None else replica.name),
         poll_interval_s=poll_interval,
         poll_interval_max_s=poll_interval_max,
         allow_other=allow_other,
@@ -176,7 +178,7 @@ def command(
 
         tune_allocator()
         run = serve if point.is_latest else serve_static
-        opening = partial(_opened, options, cache, cache_size, point, log.warning if foreground else _warn)
+        opening = partial(_opened, options, replica, cache, cache_size, point, log.warning if foreground else _warn)
         trio.run(read_anew_on_hangup, lambda: run(options, _opened_within(wait or 0.0, opening), started))
 
     if foreground:
@@ -218,13 +220,20 @@ async def _opened_within(
 
 @asynccontextmanager
 async def _opened(
-    options: MountOptions, cache_dir: Path, cache_size: int, point: Point, warn: Callable[[str], None]
+    options: MountOptions,
+    of: ReplicaOf,
+    cache_dir: Path,
+    cache_size: int,
+    point: Point,
+    warn: Callable[[str], None],
 ) -> AsyncIterator[Replica]:
+    from litereplica.cli.nothing_there import explained
     from litereplica.cli.point import resolve
+    from litereplica.errors import NoReplica
     from litereplica.ltxstore.store import open_ltx_store
     from litereplica.replica.database import open_replica
 
-    store = open_ltx_store(options.url)
+    store = open_ltx_store(of.url, credentials=of.credentials)
     try:
         at = await resolve(store, point, warn=warn)
         async with open_replica(
@@ -235,6 +244,8 @@ async def _opened(
             at=at,
         ) as replica:
             yield replica
+    except NoReplica as exc:
+        raise await explained(store, exc) from exc
     finally:
         await store.aclose()
 

@@ -1,4 +1,4 @@
-"""Click types for durations, sizes and replica URLs, and functions that parse and format sizes.
+"""Click types for durations, sizes, log levels and replica URLs, and functions that parse and format sizes.
 
 A unit is required: a bare number is refused, because it could be seconds or milliseconds. Durations are parsed and
 formatted by `litereplica.times`.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import click
 
 from litereplica.errors import UsageError
 from litereplica.file_access import MODE_HINT, parse_mode
+from litereplica.log_levels import LOG_LEVELS
 from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
 
 P = ParamSpec("P")
@@ -135,10 +137,37 @@ class FileMode(click.ParamType[int]):
         return mode
 
 
+class DatabasePath(click.ParamType[Path]):
+    """A click type: the path of a database, possibly with `sqlite://` before it."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. It need not exist."""
+        from litereplica.cli.config_file import without_tilde
+        from litereplica.storage.url import without_sqlite_scheme
+
+        return value if isinstance(value, Path) else without_tilde(Path(without_sqlite_scheme(str(value))))
+
+
+DATABASE = DatabasePath()
 DURATION = Duration()
 SIZE = Size()
 REPLICA_URL = ReplicaURLType()
 FILE_MODE = FileMode()
+LOG_LEVEL = click.Choice(list(LOG_LEVELS), case_sensitive=False)
+LOG_LEVEL_HELP = "One of error, warn, info, debug, trace.  [default: LOG_LEVEL, else the file's, else info]"
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.find_root().params["log_level"] = value
+
+
+log_level_option = click.option(
+    "--log-level", type=LOG_LEVEL, metavar="LEVEL", expose_value=False, callback=_set_log_level, help=LOG_LEVEL_HELP
+)
+"""The same as the option of this name before the command, which it overrides."""
 
 
 def access_options(what: str, default: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -13,9 +13,9 @@ import trio
 from click.core import ParameterSource
 
 from litereplica.cli import output
-from litereplica.cli.config_file import DEFAULT_PATH, config_option, no_expand_env_option, read_config
+from litereplica.cli.config_file import config_option, default_path, no_expand_env_option, read_config
 from litereplica.cli.logging_setup import configure_logging
-from litereplica.cli.params import DURATION, REPLICA_URL, access_options
+from litereplica.cli.params import DATABASE, DURATION, REPLICA_URL, access_options, log_level_option
 from litereplica.cli.replication import Replication
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.config.config import split_command
@@ -42,6 +42,7 @@ class Overrides:
     force_snapshot: bool = False
     withhold_credentials: bool = False
     access: WantedAccess = AS_USUAL
+    enforce_retention: bool = False
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database. Raises `UsageError` for a missing group."""
@@ -65,6 +66,8 @@ class Overrides:
             settings = replace(settings, verify_source=True)
         if self.force_snapshot:
             settings = replace(settings, force_snapshot=True)
+        if self.enforce_retention:
+            settings = replace(settings, enforce_retention=True)
         if self.sync_interval_s is not None:
             settings = replace(settings, sync_interval_s=self.sync_interval_s)
         return replace(
@@ -75,7 +78,7 @@ class Overrides:
 
 
 @click.command()
-@click.argument("database", metavar="[DB", required=False, type=click.Path(path_type=Path))
+@click.argument("database", metavar="[DB", required=False, type=DATABASE)
 @click.argument("replica_url", metavar="REPLICA_URL]", required=False, type=REPLICA_URL)
 @config_option
 @no_expand_env_option
@@ -140,6 +143,12 @@ class Overrides:
     help="With --once: also publish a snapshot that is made from the database itself, not from files of the replica, "
     "so that its newest state depends on no other file.",
 )
+@click.option(
+    "--enforce-retention",
+    is_flag=True,
+    help="With --once: also delete the files that retention no longer needs.",
+)
+@log_level_option
 @access_options("new files of a replica in a directory (file://)", "those of the database")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
 @output.json_option
@@ -163,6 +172,7 @@ def command(
     force_snapshot: bool,
     mode: int | None,
     group: str | None,
+    enforce_retention: bool,
     log_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -190,6 +200,8 @@ def command(
         raise UsageError("--json needs --once", hint="add --once, or remove --json")
     if force_snapshot and not once:
         raise UsageError("--force-snapshot needs --once", hint="add --once, or remove --force-snapshot")
+    if enforce_retention and not once:
+        raise UsageError("--enforce-retention needs --once", hint="add --once, or remove --enforce-retention")
     if sync_interval <= 0:
         raise UsageError("--sync-interval must be greater than zero", hint="write for instance --sync-interval 100ms")
     if no_lease and wait_lease:
@@ -207,6 +219,7 @@ def command(
         force_snapshot=force_snapshot,
         withhold_credentials=exec_without_credentials,
         access=WantedAccess(mode, group),
+        enforce_retention=enforce_retention,
         restore_if_missing=restore_if_db_not_exists,
     )
     if database is not None:
@@ -217,8 +230,8 @@ def command(
         config = overrides.apply(_configured(database, replica_url))
         file, reread = None, None
     else:
-        file = config_path or DEFAULT_PATH
-        reread = _reader(config_path, overrides, expand_env=not no_expand_env)
+        file = config_path or default_path()
+        reread = _reader(file, overrides, expand_env=not no_expand_env)
         config = reread()
     if once and config.command:
         raise UsageError("--once and exec exclude each other", hint="remove one of them")
@@ -239,7 +252,7 @@ def _configured(database: Path, url: str) -> Config:
     return Config(databases=(ConfiguredDatabase(target, restore_if_missing=False, line=0),))
 
 
-def _reader(path: Path | None, overrides: Overrides, *, expand_env: bool) -> Callable[[], Config]:
+def _reader(path: Path, overrides: Overrides, *, expand_env: bool) -> Callable[[], Config]:
     return lambda: overrides.apply(read_config(path, expand_env=expand_env))
 
 
@@ -256,6 +269,8 @@ def _warn_about_file(config: Config, file: Path) -> None:
     """Warn of keys of the file without effect, unset variables, and credentials that other users can read."""
     if config.notes:
         log.warning("%s: these keys have no effect: %s", file, "; ".join(config.notes))
+    for line in config.former:
+        log.warning("%s: %s", file, line)
     if config.unset:
         log.warning("%s: these variables are not set, and count as empty: %s", file, ", ".join(config.unset))
     others = stat.S_IRGRP | stat.S_IROTH

@@ -28,6 +28,7 @@ import trio
 from litereplica import __version__
 from litereplica.cli.child import Child, check_program, hide_process, start_child
 from litereplica.cli.hangup import read_anew
+from litereplica.cli.heartbeat import beat
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, Unpublished, UsageError
@@ -165,6 +166,8 @@ class Replication:
                 _log_targets(self._config.targets)
                 nursery.start_soon(self._reload_on_demand, fleet, self._reread)
             nursery.start_soon(self._log_lag, fleet)
+            if self._config.heartbeat is not None:
+                nursery.start_soon(beat, self._config.heartbeat, fleet.statistics)
             try:
                 await fleet.run(self._stop, task_status=_Started(self._may_start_program))
             except (Unpublished, FleetError) as exc:
@@ -237,7 +240,7 @@ class Replication:
                 log.error("cannot reload the configuration, which stays unchanged: %s", exc)
                 continue
             if _process_settings(config) != _process_settings(self._config):
-                log.warning("changes of exec, logging and socket take effect at the next start")
+                log.warning("changes of exec, logging, socket and heartbeat take effect at the next start")
             self._config = config
             log.info("the configuration was reloaded: %s", _count(config.targets))
 
@@ -338,4 +341,4 @@ def _count(targets: Sequence[Target]) -> str:
 
 def _process_settings(config: Config) -> tuple[object, ...]:
     """The settings of the process, which a reload does not change."""
-    return config.command, config.withholds_credentials, config.logging, config.socket
+    return config.command, config.withholds_credentials, config.logging, config.socket, config.heartbeat

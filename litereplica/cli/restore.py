@@ -1,7 +1,7 @@
 """`litereplica restore`: write the latest or a past state of a replica to a database file.
 
 _restore_one   one database
-_show_plan     `--dry-run`: which files would be read
+_show_plan     `--dry-run`: which files would be read; `restored.py` formats it, and the results
 _restore_all   `--all`: every database below a prefix, each by `_restore`
 _follow        `-f`: restores, then applies new files until interrupted
 """
@@ -19,29 +19,30 @@ import click
 import trio
 
 from litereplica.cli import output
-from litereplica.cli.config_file import config_option, no_expand_env_option
 from litereplica.cli.hangup import read_anew_on_hangup
-from litereplica.cli.ltx import record
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import DURATION, access_options, format_size
+from litereplica.cli.params import DURATION, access_options, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
-from litereplica.cli.replica_of import ReplicaOf, find_replica
-from litereplica.cli.restore_all import Restored, SomeFailed, restore_all
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
+from litereplica.cli.restore_all import PARALLELISM_EACH, Restored, SomeFailed, restore_all
+from litereplica.cli.restored import Result, restored_line, show_plan, summary
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
 from litereplica.file_access import FileAccess, WantedAccess
-from litereplica.format.names import format_name, format_txid
+from litereplica.format.names import format_txid
 from litereplica.ltxstore.store import LTXStore
+from litereplica.restore.any_format import chosen_backup, restore_any
 from litereplica.restore.follow import POLL_INTERVAL_S, Applied, Follower, position_of, prepare
+from litereplica.restore.generations import BackupFile
 from litereplica.restore.integrity_check import IntegrityCheck
-from litereplica.restore.restore import RestorePreview, RestoreResult, preview, require_database, restore
+from litereplica.restore.plan_reader import PARALLELISM
+from litereplica.restore.restore import RestorePreview, preview, require_database, restore
 from litereplica.storage.url import redacted
 
-PLAN_COLUMNS = ("level", "file", "size", "read", "requests")
+MAX_PARALLELISM = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arguments:
-    source: str
     replica: ReplicaOf
     path: Path
     point: Point
@@ -49,12 +50,13 @@ class _Arguments:
     check: IntegrityCheck
     as_json: bool
     if_replica_exists: bool
+    parallelism: int | None
     follow_interval_s: float | None
     access: FileAccess | None
 
 
 @click.command()
-@click.argument("source", metavar="DB|REPLICA_URL")
+@replica_argument
 @click.option(
     "-o",
     "--output",
@@ -89,11 +91,15 @@ class _Arguments:
     show_default=True,
     help="How often to check for new transactions.",
 )
-@config_option
-@no_expand_env_option
+@click.option(
+    "--parallelism",
+    type=click.IntRange(1, MAX_PARALLELISM),
+    help=f"Number of concurrent requests.  [default: {PARALLELISM}; with --all {PARALLELISM_EACH} for each database]",
+)
+@log_level_option
 @output.json_option
 def command(
-    source: str,
+    replica: ReplicaOf,
     path: Path | None,
     before_ms: int | None,
     txid: int | None,
@@ -107,8 +113,7 @@ def command(
     every: bool,
     follow: bool,
     follow_interval: float,
-    config_path: Path | None,
-    no_expand_env: bool,
+    parallelism: int | None,
     as_json: bool,
 ) -> None:
     """Write the latest or a past state of a replica to a database file.
@@ -118,7 +123,7 @@ def command(
     or in the database's state directory.
 
     A time means the newest state before it; a time in the future means the latest state. A time without an offset is
-    local time.
+    local time. A backup by Litestream 0.3 (generations/) is restored too, by --timestamp or its newest state.
 
     With -f the file follows the replica's newest state: programs may read it at any time, and must not write to it. It
     is in rollback journal mode, whatever the mode of the original. Run again, the command continues with the existing
@@ -126,7 +131,7 @@ def command(
 
     With --json, a summary is printed: db_path, replica, txid, page_size, pages, bytes, files, bytes_read,
     integrity_check, duration_ms; with --all, a list of them, with error for those that failed; with --dry-run, the
-    plan.
+    plan; with -f, at the end, db_path, replica, txid, integrity_check, duration_ms.
 
     \b
     Example:
@@ -136,18 +141,16 @@ def command(
       litereplica restore s3://bucket/all-databases --all -o restored/
       litereplica restore -f s3://bucket/app.db -o replica.db
     """
-    replica = find_replica(source, config_path, expand_env=not no_expand_env)
     place = path or replica.database
     if place is None:
         options = "--all -o DIRECTORY" if every else "-o app.db"
-        raise UsageError("-o is missing", hint=f"write litereplica restore {options} {redacted(source)}")
+        raise UsageError("-o is missing", hint=f"write litereplica restore {options} {redacted(replica.url)}")
     point = Point(txid, before_ms)
-    _require_compatible(point, every=every, follow=follow, dry_run=dry_run, as_json=as_json)
+    _require_compatible(point, every=every, follow=follow, dry_run=dry_run)
     if if_db_not_exists and not every and place.exists():
         output.note(f"{place} exists: nothing to do")
         return
     arguments = _Arguments(
-        source=source,
         replica=replica,
         path=place,
         point=point,
@@ -155,6 +158,7 @@ def command(
         check=IntegrityCheck(integrity_check),
         as_json=as_json,
         if_replica_exists=if_replica_exists,
+        parallelism=parallelism,
         follow_interval_s=follow_interval if follow else None,
         access=wanted if (wanted := WantedAccess(mode, group).instead_of(FileAccess())).is_wanted else None,
     )
@@ -173,36 +177,30 @@ def command(
         output.note(f"{redacted(replica.url)} is empty: nothing to do")
 
 
-def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool, as_json: bool) -> None:
-    if follow and (not point.is_latest or every or dry_run or as_json):
-        raise UsageError(
-            "-f cannot be combined with --txid, --timestamp, --all, --dry-run or --json", hint="leave it out"
-        )
+def _require_compatible(point: Point, *, every: bool, follow: bool, dry_run: bool) -> None:
+    if follow and (not point.is_latest or every or dry_run):
+        raise UsageError("-f cannot be combined with --txid, --timestamp, --all or --dry-run", hint="leave it out")
     if every and (point.txid is not None or dry_run):
         raise UsageError("--all cannot be combined with --txid or --dry-run", hint="restore a single database")
 
 
 def _restore_one(arguments: _Arguments) -> None:
     started = time.monotonic()
-    result = run_on_store(
-        arguments.replica.url, partial(_restore, arguments, arguments.path), credentials=arguments.replica.credentials
-    )
+    result = run_on_store(arguments.replica, partial(_restore, arguments, arguments.path))
     seconds = time.monotonic() - started
     if arguments.as_json:
-        output.print_json(_summary(arguments, arguments.replica.url, arguments.path, result, seconds))
+        output.print_json(summary(arguments.replica.url, arguments.path, result, arguments.check, seconds))
     else:
-        output.note(_restored_line(arguments.path, result, seconds))
+        output.note(restored_line(arguments.path, result, seconds))
 
 
 async def _restore(
-    arguments: _Arguments, path: Path, store: LTXStore, parallelism: int | None = None, *, bar: bool = True
-) -> RestoreResult:
-    options: dict[str, Any] = {} if parallelism is None else {"parallelism": parallelism}
+    arguments: _Arguments, path: Path, store: LTXStore, parallelism: int = PARALLELISM, *, bar: bool = True
+) -> Result:
+    options: dict[str, Any] = {"parallelism": arguments.parallelism or parallelism, "prepare": require_database}
     if bar:
         options["progress"] = partial(output.progress, "Restoring")
-    follows = arguments.follow_interval_s is not None
-    options["prepare"] = partial(prepare, path) if follows else require_database
-    return await restore(
+    return await restore_any(
         store,
         path,
         target=arguments.point.txid,
@@ -214,76 +212,19 @@ async def _restore(
     )
 
 
-def _restored_line(path: Path, result: RestoreResult, seconds: float) -> str:
-    files = "1 file" if len(result.files) == 1 else f"{len(result.files)} files"
-    made = f"{format_size(result.size)} from {files} in {seconds:.1f} s"
-    return f"restored TXID {format_txid(result.txid)} to {path}: {made}"
-
-
-def _summary(arguments: _Arguments, url: str, path: Path, result: RestoreResult, seconds: float) -> dict[str, Any]:
-    return {
-        "db_path": str(path),
-        "replica": redacted(url),
-        "txid": format_txid(result.txid),
-        "page_size": result.page_size,
-        "pages": result.pages,
-        "bytes": result.size,
-        "files": len(result.files),
-        "bytes_read": result.bytes_read,
-        "integrity_check": arguments.check.value,
-        "duration_ms": round(seconds * 1000),
-    }
-
-
 # --- --dry-run -------------------------------------------------------------------------------
 
 
 def _show_plan(arguments: _Arguments) -> None:
     point = arguments.point
 
-    async def look(store: LTXStore) -> RestorePreview:
+    async def look(store: LTXStore) -> RestorePreview | list[BackupFile]:
+        backup = await chosen_backup(store, target=point.txid, before_ms=point.before_ms)
+        if backup is not None:
+            return backup.plan(until_ms=point.before_ms)
         return await preview(store, target=point.txid, before_ms=point.before_ms)
 
-    plan = run_on_store(arguments.replica.url, look, credentials=arguments.replica.credentials)
-    if arguments.as_json:
-        output.print_json(_plan_record(arguments, plan))
-        return
-    rows = [
-        (
-            read.info.level,
-            format_name(read.info.min_txid, read.info.max_txid),
-            format_size(read.info.size),
-            "all" if read.whole else format_size(read.bytes),
-            read.requests,
-        )
-        for read in plan.reads
-    ]
-    output.print_table(PLAN_COLUMNS, rows, right=("level", "size", "read", "requests"))
-    reading = f"{format_size(plan.bytes)} in {sum(read.requests for read in plan.reads)} requests"
-    output.note(f"TXID {format_txid(plan.txid)}, {format_size(plan.size)}, would be written from {reading}")
-
-
-def _plan_record(arguments: _Arguments, plan: RestorePreview) -> dict[str, Any]:
-    """The keys of `litestream restore -dry-run -json`, and the bytes and requests of each file."""
-    return {
-        "source": redacted(arguments.source),
-        "target_path": str(arguments.path),
-        "replica": redacted(arguments.replica.url),
-        "min_txid": format_txid(min(read.info.min_txid for read in plan.reads)),
-        "max_txid": format_txid(plan.txid),
-        "bytes": plan.size,
-        "bytes_read": plan.bytes,
-        "files": [
-            record(read.info)
-            | {
-                "name": format_name(read.info.min_txid, read.info.max_txid),
-                "bytes_read": read.bytes,
-                "requests": read.requests,
-                "whole": read.whole,
-            }
-            for read in plan.reads
-        ],
-    }
+    show_plan(arguments.replica, arguments.path, run_on_store(arguments.replica, look), as_json=arguments.as_json)
 
 
 # --- --all -----------------------------------------------------------------------------------
@@ -296,15 +237,15 @@ def _restore_all(arguments: _Arguments, *, if_db_not_exists: bool) -> None:
         if isinstance(each.outcome, LiteReplicaError):
             output.note(f"{each.prefix or redacted(arguments.replica.url)}: {each.outcome}")
         elif not arguments.as_json:
-            output.note(_restored_line(each.path, each.outcome, time.monotonic() - started))
+            output.note(restored_line(each.path, each.outcome, time.monotonic() - started))
 
-    async def one(store: LTXStore, path: Path, parallelism: int) -> RestoreResult:
+    async def one(store: LTXStore, path: Path, parallelism: int) -> Result:
         return await _restore(arguments, path, store, parallelism, bar=False)
 
     async def work(store: LTXStore) -> list[Restored] | None:
         return await restore_all(store, arguments.path, one, leave=if_db_not_exists, done=done, access=arguments.access)
 
-    results = run_on_store(arguments.replica.url, work, credentials=arguments.replica.credentials)
+    results = run_on_store(arguments.replica, work)
     if results is None:
         raise NoReplica(f"there is no replica below {redacted(arguments.replica.url)}", hint="check the URL")
     if not results and not arguments.as_json:
@@ -321,7 +262,7 @@ def _record_of(arguments: _Arguments, each: Restored, seconds: float) -> dict[st
     url = arguments.replica.url if not each.prefix else f"{redacted(arguments.replica.url)}/{each.prefix}"
     if isinstance(each.outcome, LiteReplicaError):
         return {"db_path": str(each.path), "replica": redacted(url), "error": str(each.outcome)}
-    return _summary(arguments, url, each.path, each.outcome, seconds)
+    return summary(url, each.path, each.outcome, arguments.check, seconds)
 
 
 # --- -f --------------------------------------------------------------------------------------
@@ -333,32 +274,49 @@ def _follow(arguments: _Arguments) -> None:
     configure_logging()
     interval_s = arguments.follow_interval_s
     assert interval_s is not None
+    started, txid = time.monotonic(), 0
+
+    async def note_step(step: Applied) -> None:
+        nonlocal txid
+        txid = step.after
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")
 
     async def work(store: LTXStore) -> None:
+        nonlocal txid
         txid = await _begin(arguments, store)
         follower = Follower(store, arguments.path, txid)
         await follower.require_history()
         output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
-        await follower.run(interval_s, _print_step)
+        await follower.run(interval_s, note_step)
 
     try:
-        run_on_store(
-            arguments.replica.url,
-            lambda store: read_anew_on_hangup(partial(work, store)),
-            credentials=arguments.replica.credentials,
-        )
+        run_on_store(arguments.replica, lambda store: read_anew_on_hangup(partial(work, store)))
     except KeyboardInterrupt:
         output.note("stopped")  # an interrupt is the normal end of -f
+        if arguments.as_json:
+            output.print_json(
+                {
+                    "db_path": str(arguments.path),
+                    "replica": redacted(arguments.replica.url),
+                    "txid": format_txid(txid),
+                    "integrity_check": arguments.check.value,
+                    "duration_ms": round((time.monotonic() - started) * 1000),
+                }
+            )
 
 
 async def _begin(arguments: _Arguments, store: LTXStore) -> int:
     """Restore, or continue from the existing file; returns its TXID."""
     if not arguments.force and await trio.to_thread.run_sync(arguments.path.exists):
         return await trio.to_thread.run_sync(position_of, arguments.path)
-    result = await _restore(arguments, arguments.path, store)
+    result = await restore(
+        store,
+        arguments.path,
+        force=arguments.force,
+        integrity_check=arguments.check,
+        progress=partial(output.progress, "Restoring"),
+        prepare=partial(prepare, arguments.path),
+        parallelism=arguments.parallelism or PARALLELISM,
+    )
     return result.txid
-
-
-async def _print_step(step: Applied) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be closed
-        output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")

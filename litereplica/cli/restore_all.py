@@ -8,10 +8,10 @@ from pathlib import Path
 
 import trio
 
+from litereplica.cli.restored import Result
 from litereplica.errors import LiteReplicaError, ReplicaError, UsageError
 from litereplica.file_access import FileAccess, make_directories
 from litereplica.ltxstore.store import LTXStore
-from litereplica.restore.restore import RestoreResult
 from litereplica.storage.url import basename, parse_url
 
 PARALLEL_DATABASES = 3
@@ -26,7 +26,7 @@ SIDECAR_SUFFIXES = ("-journal", "-wal", "-shm", "-txid", "-litereplica", "-lites
 UNNAMED = "database.db"
 """Name of the database file if the replica is at the root of a bucket."""
 
-RestoreOne = Callable[[LTXStore, Path, int], Awaitable[RestoreResult]]
+RestoreOne = Callable[[LTXStore, Path, int], Awaitable[Result]]
 """Restores a replica to a file, with the given number of concurrent requests."""
 
 
@@ -45,7 +45,7 @@ class Restored:
 
     prefix: str
     path: Path
-    outcome: RestoreResult | LiteReplicaError
+    outcome: Result | LiteReplicaError
 
 
 def require_safe_name(prefix: str) -> None:
@@ -99,7 +99,7 @@ async def restore_all(
         if prefix:
             below = store.below(prefix, url=str(parse_url(store.url).below(prefix)))
         async with limiter:
-            outcome: RestoreResult | LiteReplicaError
+            outcome: Result | LiteReplicaError
             try:
                 require_safe_name(prefix)
                 await trio.to_thread.run_sync(require_no_links, path, directory)

@@ -7,15 +7,15 @@ from functools import partial
 import click
 
 from litereplica.cli import compact, output
-from litereplica.cli.params import REPLICA_URL
+from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.compaction.compaction import snapshot
 from litereplica.storage.url import redacted
 
 
 @click.command()
-@click.argument("replica_url", type=REPLICA_URL)
+@replica_argument
 @output.json_option
-def command(replica_url: str, as_json: bool) -> None:
+def command(replica: ReplicaOf, as_json: bool) -> None:
     """Merge a replica's files into one file that contains the whole database in its latest state, now.
 
     A restore or a mount then starts from this file. It is made from the files of the replica alone, without the
@@ -30,5 +30,5 @@ def command(replica_url: str, as_json: bool) -> None:
       litereplica snapshot 's3://bucket/app.db?region=eu-west-1' --json
     """
     merge = partial(snapshot, progress=partial(output.progress, "Merging"))
-    nothing = f"{redacted(replica_url)} already has a snapshot of its latest state"
-    compact.run(replica_url, merge, as_json=as_json, nothing=nothing)
+    nothing = f"{redacted(replica.url)} already has a snapshot of its latest state"
+    compact.run(replica, merge, as_json=as_json, nothing=nothing)

@@ -16,7 +16,7 @@ from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.errors import ExitCode, LiteReplicaError, UsageError
 from litereplica.format.names import format_txid
 from litereplica.history.verify import Problem, Report, verify
-from litereplica.storage.url import redacted
+from litereplica.storage.url import redacted, without_sqlite_scheme
 
 MAX_PAGES = 100
 """Pages that --json lists."""
@@ -74,6 +74,7 @@ def command(
       litereplica verify app.db
       litereplica verify app.db file:///srv/replica --json
     """
+    source = without_sqlite_scheme(source)
     if "://" not in source:
         if quick:
             raise UsageError("--quick is for a replica's files", hint="remove it, or name a replica instead of DB")
@@ -81,16 +82,16 @@ def command(
         return
     if replica_url is not None:
         raise UsageError("only one URL can be verified", hint="name a database before the URL, or remove one of them")
-    verify_replica(str(REPLICA_URL.convert(source, None, None)), quick=quick, as_json=as_json)
+    verify_replica(find_replica(source, config_path, expand_env=not no_expand_env), quick=quick, as_json=as_json)
 
 
 def compare_source(source: str, url: str | None, config_path: Path | None, *, expand_env: bool, as_json: bool) -> None:
     """Compare a database with its replica. Raises `SourceDiffers`, and the errors of `compare` and `find_replica`."""
     from litereplica.writer.source_comparison import compare
 
-    replica = ReplicaOf(url) if url is not None else find_replica(source, config_path, expand_env=expand_env)
+    replica = find_replica(source if url is None else url, config_path, expand_env=expand_env)
     work = partial(compare, database=Path(source), progress=partial(output.progress, "Comparing"))
-    found = run_on_store(replica.url, work, credentials=replica.credentials)
+    found = run_on_store(replica, work)
     shown = redacted(replica.url)
     if as_json:
         output.print_json(
@@ -121,10 +122,10 @@ def compare_source(source: str, url: str | None, config_path: Path | None, *, ex
     )
 
 
-def verify_replica(replica_url: str, *, quick: bool, as_json: bool) -> None:
+def verify_replica(replica: ReplicaOf, *, quick: bool, as_json: bool) -> None:
     """Verify the files of a replica, and print the problems. Raises `UnsoundReplica`, and the errors of `verify`."""
     work = partial(verify, quick=quick, progress=partial(output.progress, "Verifying"))
-    report = run_on_store(replica_url, work)
+    report = run_on_store(replica, work)
     if as_json:
         output.print_json(
             {

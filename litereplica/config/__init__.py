@@ -2,6 +2,7 @@
 
 expand    replaces environment variables in the text
 document  parses YAML into sections whose values know their lines
+findings  collects errors, of which all are shown, and remarks
 keys      lists every key of Litestream's configuration, and how it is treated
 config    parses the whole file into a `Config`
 targets   parses the list of databases

@@ -14,23 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from litereplica.config import keys
-from litereplica.config.document import Section, parse_document
+from litereplica.config.document import Fill, Section, parse_document, unchanged
 from litereplica.config.expand import expand
+from litereplica.config.findings import Findings
+from litereplica.config.replica import Replica, parse_replica
 from litereplica.config.targets import ConfiguredDatabase, absolute_path, parse_databases, parse_settings
 from litereplica.errors import UsageError
+from litereplica.log_levels import LOG_LEVELS
+from litereplica.times import MINUTE_MS
 from litereplica.writer.settings import Target, WriterSettings
 
 MAX_CONFIG_BYTES = 4 << 20
 """A file with 10,000 databases has about 1 MiB."""
 
-LOG_LEVELS = {
-    "trace": logging.DEBUG,
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+HEARTBEAT_MS = 5 * MINUTE_MS
+MIN_HEARTBEAT_MS = MINUTE_MS
+"""Litestream's default and limit."""
+
 LOG_TYPES = ("text", "json", "pretty")
 """`pretty` is Litestream's coloured text; here it is text."""
 
@@ -65,12 +65,21 @@ class SocketSettings:
     path: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A URL that is requested every `interval_s` seconds while all databases are published. It may be a secret."""
+
+    url: str = field(repr=False)
+    interval_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A configuration.
 
     `command` is the program of `exec`, split into words; with `withholds_credentials` it gets none of ours. `notes`
-    name keys without effect, and `unset` the variables that the file refers to and that are not set.
+    name keys without effect, `former` those of Litestream 0.3 with what to write instead, and `unset` the variables
+    that the file refers to and that are not set. `top` has the settings for all replicas, without a file None.
     """
 
     databases: tuple[ConfiguredDatabase, ...]
@@ -78,8 +87,17 @@ class Config:
     withholds_credentials: bool = False
     logging: LoggingSettings = LoggingSettings()
     socket: SocketSettings = SocketSettings()
+    heartbeat: Heartbeat | None = None
     notes: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
+    top: Section | None = field(default=None, repr=False, compare=False)
+
+    def replica_at(self, url: str) -> Replica:
+        """The replica at a URL that the file does not name, with the settings at its top. Raises `UsageError`."""
+        if self.top is None:
+            return Replica(url, None)
+        return parse_replica(self.top.of_texts({"url": url}), self.top, absolute=str)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -88,32 +106,66 @@ class Config:
 
 
 def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
-    """Parse the text of a configuration. Raises `UsageError`, which names `file`, the line and the key."""
+    """Parse the text of a configuration.
+
+    Raises:
+        UsageError: names `file`, the line and the key; `ConfigurationErrors` if several things are wrong.
+    """
     unset: tuple[str, ...] = ()
-    fill: Callable[[str], str] = str
+    fill: Fill = unchanged
     if surroundings.variables is not None:
         expanded = expand(text, surroundings.variables, pid=surroundings.pid)
         text, unset, fill = expanded.text, expanded.unset, expanded.fill
     document = parse_document(text, file=file, fill=fill)
-    notes = keys.check(document, keys.DOCUMENT)
+    findings = Findings()
+    keys.check(document, keys.DOCUMENT, findings)
 
     def absolute(path: str) -> str:
         return absolute_path(path, directory=surroundings.directory, home=surroundings.home)
 
-    databases = parse_databases(
-        document, parse_settings(document, WriterSettings(), notes), absolute=absolute, notes=notes
-    )
+    defaults, command, withholds_credentials, heartbeat = WriterSettings(), tuple[str, ...](), False, None
+    logging_settings, socket = LoggingSettings(), SocketSettings()
+    with findings.caught():
+        defaults = parse_settings(document, defaults, findings)
+    with findings.caught():
+        command = _command(document)
+    with findings.caught():
+        withholds_credentials = bool(document.flag("exec-without-credentials"))
+    with findings.caught():
+        logging_settings = _logging(document, findings)
+    with findings.caught():
+        socket = _socket(document, findings, absolute)
+    with findings.caught():
+        heartbeat = _heartbeat(document)
+    databases = parse_databases(document, defaults, absolute=absolute, findings=findings)
+    findings.require_none()
     if not databases:
         raise document.error("no database is configured", hint="add dbs: and below it '- path: …' with a replica")
     return Config(
         databases=databases,
-        command=_command(document),
-        withholds_credentials=bool(document.flag("exec-without-credentials")),
-        logging=_logging(document, notes),
-        socket=_socket(document, notes, absolute),
-        notes=tuple(dict.fromkeys(notes)),
+        command=command,
+        withholds_credentials=withholds_credentials,
+        logging=logging_settings,
+        socket=socket,
+        heartbeat=heartbeat,
+        notes=tuple(dict.fromkeys(findings.notes)),
+        former=tuple(dict.fromkeys(findings.former)),
         unset=unset,
+        top=document,
     )
+
+
+def _heartbeat(document: Section) -> Heartbeat | None:
+    url = document.text("heartbeat-url")
+    interval_ms = document.duration_ms("heartbeat-interval")
+    if interval_ms is not None and interval_ms < MIN_HEARTBEAT_MS:
+        hint = "write for instance 5m"
+        raise document.error("heartbeat-interval is less than a minute", key="heartbeat-interval", hint=hint)
+    if not url:
+        return None
+    if not url.startswith(("http://", "https://")):
+        raise document.error("heartbeat-url is not a URL of http", key="heartbeat-url", hint="write https://…")
+    return Heartbeat(url, (interval_ms or HEARTBEAT_MS) / 1000)
 
 
 def split_command(text: str) -> tuple[str, ...]:
@@ -155,11 +207,11 @@ def _command(document: Section) -> tuple[str, ...]:
         raise document.error(f"exec: {exc.message}", key="exec", hint=exc.hint) from exc
 
 
-def _logging(document: Section, notes: list[str]) -> LoggingSettings:
+def _logging(document: Section, findings: Findings) -> LoggingSettings:
     section = document.section("logging")
     if section is None:
         return LoggingSettings()
-    notes += keys.check(section, keys.LOGGING)
+    keys.check(section, keys.LOGGING, findings)
     level, kind = section.text("level", "info").lower(), section.text("type", "text").lower()
     if level not in LOG_LEVELS:
         hint = f"write {', '.join(LOG_LEVELS)}"
@@ -168,14 +220,15 @@ def _logging(document: Section, notes: list[str]) -> LoggingSettings:
         hint = f"write {', '.join(LOG_TYPES)}"
         raise section.error(f"{section.name('type')} is not a log type", key="type", hint=hint)
     if section.flag("stderr") is False:
-        notes.append(f"{section.name('stderr')} (line {section.entry('stderr').line}): the log always goes to stderr")
+        where = f"{section.name('stderr')} (line {section.entry('stderr').line})"
+        findings.notes.append(f"{where}: the log always goes to stderr")
     return LoggingSettings(LOG_LEVELS[level], kind == "json")
 
 
-def _socket(document: Section, notes: list[str], absolute: Callable[[str], str]) -> SocketSettings:
+def _socket(document: Section, findings: Findings, absolute: Callable[[str], str]) -> SocketSettings:
     section = document.section("socket")
     if section is None:
         return SocketSettings()
-    notes += keys.check(section, keys.SOCKET)
+    keys.check(section, keys.SOCKET, findings)
     path = section.text("path")
     return SocketSettings(section.flag("enabled") is not False, Path(absolute(path)) if path else None)

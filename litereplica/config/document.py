@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import yaml
 
@@ -44,13 +45,27 @@ class Entry:
         return not self.node.value
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file of a document, and what is known of the nodes below `root` by their identity.
+
+    `unset` has the unset variables in each scalar, and `anchored` the nodes that have an anchor.
+    """
+
+    file: str
+    root: yaml.Node | None = None
+    unset: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    anchored: set[int] = field(default_factory=set)
+
+
 class Section:
     """A mapping of the document. `path` names it for users, such as `dbs[0].replica`; it is empty for the document."""
 
-    def __init__(self, entries: Mapping[str, Entry], *, file: str, path: str, line: int) -> None:
-        self.file = file
+    def __init__(self, entries: Mapping[str, Entry], *, source: Source, path: str, line: int) -> None:
+        self.file = source.file
         self.path = path
         self.line = line
+        self._source = source
         self._entries = entries
 
     def __contains__(self, key: str) -> bool:
@@ -69,9 +84,26 @@ class Section:
         return f"{self.path}.{key}" if self.path else key
 
     def error(self, message: str, *, key: str | None = None, hint: str | None = None) -> UsageError:
-        """Return an error about a key, or about the section, with file and line."""
+        """Return an error about a key, or about the section, with file and line, and the unset variables there."""
+        known = [self._entries[key]] if key is not None and key in self._entries else list(self._entries.values())
         line = self._entries[key].line if key is not None and key in self._entries else self.line
+        unset = dict.fromkeys(name for entry in known for name in self._source.unset.get(id(entry.node), ()))
+        if unset:
+            message += f" ({' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set)"
         return UsageError(f"{self.file}, line {line}: {message}", hint=hint)
+
+    def holds_anchor(self, key: str) -> bool:
+        """True if the value of a key, or something in it, has an anchor, for aliases elsewhere in the file."""
+        left, seen = [self._entries[key].node], set[int]()
+        while left:
+            node = left.pop()
+            if id(node) in self._source.anchored:
+                return True
+            if id(node) not in seen and not isinstance(node, yaml.ScalarNode):
+                seen.add(id(node))
+                is_map = isinstance(node, yaml.MappingNode)
+                left += [value for _, value in node.value] if is_map else node.value
+        return False
 
     def text(self, key: str, default: str = "") -> str:
         """Return a text. An empty one counts as absent, as in Litestream."""
@@ -113,6 +145,11 @@ class Section:
         found = self.duration_ms(key)
         return default if found is None else found
 
+    def of_texts(self, texts: Mapping[str, str]) -> Section:
+        """Return a section of the same file with the given keys and texts."""
+        entries = {key: Entry(self.line, yaml.ScalarNode("tag:yaml.org,2002:str", text)) for key, text in texts.items()}
+        return Section(entries, source=self._source, path=self.path, line=self.line)
+
     def section(self, key: str) -> Section | None:
         """Return a mapping; None if it is absent."""
         node = self._get(key)
@@ -137,13 +174,37 @@ class Section:
     def _section(self, node: yaml.Node, path: str, key: str) -> Section:
         if not isinstance(node, yaml.MappingNode):
             raise self.error(f"{path} is not a mapping", key=key, hint="write 'key: value' lines below it")
-        return _section(node, file=self.file, path=path)
+        return _section(node, self._source, path=path)
 
 
-def parse_document(text: str, *, file: str, fill: Callable[[str], str] = str) -> Section:
+class _Loader(yaml.SafeLoader):
+    """Notes which nodes have an anchor."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.anchored: set[int] = set()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call] # PyYAML's
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.NodeEvent) and event.anchor and not isinstance(event, yaml.AliasEvent):
+            self.anchored.add(id(node))
+        return node
+
+
+Fill: TypeAlias = Callable[[str], tuple[str, tuple[str, ...]]]
+"""Replaces the variables in a scalar; returns it with the names of those that are not set."""
+
+
+def unchanged(scalar: str) -> tuple[str, tuple[str, ...]]:
+    """A `Fill` that replaces nothing."""
+    return scalar, ()
+
+
+def parse_document(text: str, *, file: str, fill: Fill = unchanged) -> Section:
     """Parse a document into a section; each scalar is replaced by what `fill` makes of it. Raises `UsageError`."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             root = loader.get_single_node()
         finally:
@@ -159,30 +220,36 @@ def parse_document(text: str, *, file: str, fill: Callable[[str], str] = str) ->
         raise UsageError(f"{file}: this is not YAML: it has a control character", hint="remove it") from None
     except RecursionError:
         raise UsageError(f"{file}: the document is nested too deeply", hint="see the example of a file") from None
+    source = Source(file, root, anchored=loader.anchored)
     if root is None:
-        return Section({}, file=file, path="", line=1)
+        return Section({}, source=source, path="", line=1)
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{file}, line 1: the document is a {_kind(root)}", hint="begin it with 'dbs:'")
-    _fill(root, file, fill)
-    return _section(root, file=file, path="")
+    _fill(root, source, fill, loader.resolve)
+    return _section(root, source, path="")
 
 
-def _fill(root: yaml.Node, file: str, fill: Callable[[str], str]) -> None:
-    """Put the values of variables into all scalars but keys, and refuse what cannot be a name of anything."""
-    left, seen = [root], {id(root)}
+def _fill(root: yaml.Node, source: Source, fill: Fill, resolve: Callable[..., str]) -> None:
+    """Put the values of variables into all scalars but keys, and refuse what cannot be a name of anything.
+
+    A scalar without quotes has the type that its new text has in YAML; one in quotes stays a text.
+    """
+    left, seen, file = [root], {id(root)}, source.file
     while left:
         node = left.pop()
         if isinstance(node, yaml.ScalarNode):
-            value = fill(node.value)
-            if not value and node.value:
-                node.tag = _NULL
+            value, unset = fill(node.value)
+            if unset:
+                source.unset[id(node)] = unset
+            if value != node.value and node.style is None:
+                node.tag = resolve(yaml.ScalarNode, value, (True, False))
             node.value = _name_of(value, node, file)
             continue
         children = node.value
         if isinstance(node, yaml.MappingNode):
             children = [value for _, value in node.value]
             for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and fill(_name_of(key.value, key, file)) != key.value:
+                if isinstance(key, yaml.ScalarNode) and fill(_name_of(key.value, key, file))[0] != key.value:
                     raise _error(file, key, "a key has a variable", "write the name of the key")
         new = [each for each in children if id(each) not in seen]
         seen.update(map(id, new))
@@ -196,9 +263,9 @@ def _name_of(text: str, node: yaml.Node, file: str) -> str:
     return text
 
 
-def _section(node: yaml.MappingNode, *, file: str, path: str) -> Section:
+def _section(node: yaml.MappingNode, source: Source, *, path: str) -> Section:
     line = node.start_mark.line + 1
-    return Section(_entries(node, file, {}), file=file, path=path, line=line)
+    return Section(_entries(node, source.file, {}), source=source, path=path, line=line)
 
 
 def _entries(node: yaml.MappingNode, file: str, seen: dict[int, Mapping[str, Entry] | None]) -> Mapping[str, Entry]:

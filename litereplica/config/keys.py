@@ -2,7 +2,9 @@
 
 A key of Litestream 0.5 is *honoured*; *idle*, if it is not needed here, because its purpose is achieved in another way;
 or *refused*, if ignoring it would give the file another meaning than the user expects. An idle key is accepted and
-named once in the log; a refused or unknown key is an error. A refused key that is empty or false counts as absent.
+named once in the log; a refused or unknown key is an error. A refused key that is empty or false counts as absent. A
+*former* key, of Litestream 0.3, is obeyed, and the log says what to write instead. At the top of the file, keys that
+begin with `x-` and those that only hold anchors are accepted.
 
 To add a key: name it below as honoured, and read it in `targets.py` (`parse_settings`, for a database), in `config.py`
 (for the whole file) or in `replica.py` (for a store). Add a line to docs/litereplica.yml and a case to the tests.
@@ -15,6 +17,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from litereplica.config.document import Section
+from litereplica.config.findings import Findings
+from litereplica.storage.s3_options import OPTION_NAMES, hyphenated
 
 _LOCAL_STATE = "local state is beside the database, in .<file>-litereplica"
 _WAL_IS_WATCHED = "the WAL is polled continuously"
@@ -24,17 +28,20 @@ _ALWAYS_CHECKED = "every file is checked whenever it is read or made"
 _OTHER_STORE = "it applies to other kinds of stores"
 _MD5_WHERE_NEEDED = "checksums are sent where S3 requires them"
 
-_ENCRYPTION = "the files would not be encrypted as configured; use default encryption of the bucket"
-_SINCE_05 = "since Litestream 0.5 it is {} at the top of the file"
-
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one kind of section. `idle` and `refused` map keys to the reason."""
+    """The keys of one kind of section.
+
+    `idle` and `refused` map keys to the reason, `former` to what is to be written instead. `free` allows further keys
+    that begin with `x-` or hold anchors.
+    """
 
     honoured: frozenset[str]
     idle: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    former: Mapping[str, str] = field(default_factory=dict)
+    free: bool = False
 
 
 def _many(names: str, reason: str) -> dict[str, str]:
@@ -42,13 +49,15 @@ def _many(names: str, reason: str) -> dict[str, str]:
 
 
 _STORE_HONOURED = frozenset(
-    ["sync-interval", "access-key-id", "secret-access-key", "region", "bucket", "endpoint", "force-path-style"]
+    [
+        *("sync-interval", "access-key-id", "secret-access-key", "region", "bucket", "endpoint", "force-path-style"),
+        *("sse-customer-key", *map(hyphenated, OPTION_NAMES)),
+    ]
 )
 _STORE_IDLE = {
     **_many("validation-interval", _ALWAYS_CHECKED),
-    **_many("max-sync-ltx-files part-size concurrency", _OWN_TRANSFERS),
+    **_many("max-sync-ltx-files", _OWN_TRANSFERS),
     **_many("auto-recover", "lost or damaged local state is always rebuilt"),
-    **_many("sign-payload", "requests are signed as the store requires"),
     **_many("require-content-md5", _MD5_WHERE_NEEDED),
     **_many("account-name account-key sas-token", _OTHER_STORE),
     **_many("host user password key-path concurrent-writes host-key", _OTHER_STORE),
@@ -56,32 +65,27 @@ _STORE_IDLE = {
     **_many("jwt seed creds nkey username token tls root-cas client-cert client-key", _OTHER_STORE),
     **_many("max-reconnects reconnect-wait timeout", _OTHER_STORE),
 }
-_STORE_REFUSED = {
-    "age": "the files would not be encrypted; remove it",
-    **_many("sse-customer-algorithm sse-customer-key sse-customer-key-path sse-kms-key-id", _ENCRYPTION),
-    "skip-verify": "name the certificate authority in AWS_CA_BUNDLE instead",
-    "storage-class": "set it by a lifecycle rule of the bucket",
-}
+_STORE_REFUSED = {"age": "the files would not be encrypted; use default encryption of the bucket, or remove it"}
 
 _SCHEDULE = frozenset({"levels", "snapshot", "l0-retention", "retention", "lease", "mode", "group"})
 
 DOCUMENT = Keys(
     honoured=_STORE_HONOURED
     | _SCHEDULE
-    | {"dbs", "exec", "exec-without-credentials", "logging", "socket", "shutdown-sync-timeout"},
+    | {"dbs", "exec", "exec-without-credentials", "logging", "socket", "shutdown-sync-timeout"}
+    | {"heartbeat-url", "heartbeat-interval"},
     idle={
         **_STORE_IDLE,
         **_many("l0-retention-check-interval", "litereplica has its own schedule for deletions"),
         **_many("verify-compaction validation", _ALWAYS_CHECKED),
         **_many("shutdown-sync-interval", "unpublished transactions are published by the next start"),
-        **_many("heartbeat-interval", "there is no heartbeat"),
         "addr": "metrics are not served; ask 'litereplica status --json'",
     },
     refused={
         **_STORE_REFUSED,
-        "heartbeat-url": "there is no heartbeat; monitor 'litereplica status --json' instead",
         "mcp-addr": "there is no such server; use 'litereplica status --json'",
     },
+    free=True,
 )
 
 DATABASE = Keys(
@@ -98,11 +102,11 @@ DATABASE = Keys(
 REPLICA = Keys(
     honoured=_STORE_HONOURED | {"type", "path", "url"},
     idle={**_STORE_IDLE, "name": "a database has one replica"},
-    refused={
-        **_STORE_REFUSED,
-        "retention": _SINCE_05.format("snapshot.retention"),
-        "snapshot-interval": _SINCE_05.format("snapshot.interval"),
-        "retention-check-interval": "litereplica has its own schedule for deletions; remove it",
+    refused=_STORE_REFUSED,
+    former={
+        "retention": "snapshot: {retention: …} beside the replica, or at the top of the file",
+        "snapshot-interval": "snapshot: {interval: …} beside the replica, or at the top of the file",
+        "retention-check-interval": "nothing: litereplica has its own schedule for deletions",
     },
 )
 
@@ -113,33 +117,39 @@ TIER = Keys(frozenset({"every", "keep"}))
 LOGGING = Keys(frozenset({"level", "type", "stderr"}), idle={"source": "loggers are named after their modules"})
 SOCKET = Keys(frozenset({"enabled", "path"}), idle={"permissions": "only the user who runs it may connect"})
 
-PARAMETERS_IDLE = {
-    **_many("sign-payload signPayload", _STORE_IDLE["sign-payload"]),
-    **_many("require-content-md5 requireContentMD5", _MD5_WHERE_NEEDED),
-    **_many("part-size partSize concurrency", _OWN_TRANSFERS),
-}
-"""The same for the parameters of a replica's URL."""
 
-
-def check(section: Section, keys: Keys) -> list[str]:
-    """Return a note for each idle key. Raises `UsageError` for a refused or unknown key."""
-    notes = []
+def check(section: Section, keys: Keys, findings: Findings) -> None:
+    """Note each idle and each former key, and each that is refused or unknown as an error."""
     for key in section:
-        if key in keys.honoured:
+        entry, name = section.entry(key), section.name(_shown(key))
+        if key in keys.honoured or (keys.free and (key.startswith("x-") or _is_anchor(section, key, keys))):
             continue
-        entry = section.entry(key)
-        if key in keys.idle:
+        if key in keys.idle or key in keys.former:
             if key in section and not entry.is_empty:
-                notes.append(f"{section.name(key)} (line {entry.line}): {keys.idle[key]}")
-        elif key not in keys.refused:
-            raise section.error(f"there is no key {section.name(_shown(key))}", key=key, hint=_suggestion(key, keys))
-        elif not entry.is_empty:
-            raise section.error(f"{section.name(key)} is not supported", key=key, hint=keys.refused[key])
-    return notes
+                where = f"{name} (line {entry.line})"
+                if key in keys.idle:
+                    findings.notes.append(f"{where}: {keys.idle[key]}")
+                else:
+                    findings.former.append(f"{where} is of Litestream 0.3: write instead {keys.former[key]}")
+            continue
+        with findings.caught():
+            if key not in keys.refused:
+                raise section.error(f"there is no key {name}", key=key, hint=_suggestion(key, keys))
+            if not entry.is_empty:
+                raise section.error(f"{name} is not supported", key=key, hint=keys.refused[key])
+
+
+def _is_anchor(section: Section, key: str, keys: Keys) -> bool:
+    known = (keys.idle, keys.refused, keys.former)
+    return not any(key in each for each in known) and section.holds_anchor(key)
 
 
 def _suggestion(key: str, keys: Keys) -> str:
-    close = get_close_matches(key[:40].lower().replace("_", "-"), [*keys.honoured, *keys.idle, *keys.refused], n=1)
+    known = [*keys.honoured, *keys.former, *keys.idle, *keys.refused]
+    hyphens = key[:40].lower().replace("_", "-")
+    if hyphens in known:
+        return f"write {hyphens}"
+    close = get_close_matches(hyphens, known, n=1)
     return f"did you mean {close[0]}?" if close else f"the keys are {', '.join(sorted(keys.honoured))}"
 
 

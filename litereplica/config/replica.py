@@ -1,44 +1,32 @@
 """Converts a replica's settings (`url`, or `type`, `bucket`, `path` and so on) into one URL and its credentials.
 
 As in Litestream, the settings of the replica take precedence over those at the top of the file, and both over the URL's
-parameters. `s3://bucket.provider/path` and `s3://bucket.localhost:9000/path`, which name the server, are accepted.
+parameters.
 """
 
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from litereplica.config.document import Section
-from litereplica.config.keys import PARAMETERS_IDLE
 from litereplica.errors import UsageError
-from litereplica.storage.credentials import Credentials
-from litereplica.storage.url import parse_url
+from litereplica.storage.credentials import Credentials, is_sse_key
+from litereplica.storage.s3_options import BOOLEAN_NAMES, OPTION_NAMES, hyphenated
+from litereplica.storage.url import is_loopback, parse_url, require_confidential
 
 _OTHER_TYPES = ("gs", "abs", "sftp", "webdav", "webdavs", "nats", "oss")
 _HINT_TYPE = "name a directory (file) or a bucket (s3) instead"
 
-_PROVIDERS = (
-    (re.compile(r"(?P<bucket>.+)\.s3(?:\.(?P<region>[^.]+))?\.amazonaws\.com"), ""),
-    (re.compile(r"(?P<bucket>.+)\.(?P<region>[^.]+)\.digitaloceanspaces\.com"), "https://{}.digitaloceanspaces.com"),
-    (re.compile(r"(?P<bucket>.+)\.s3\.(?P<region>[^.]+)\.backblazeb2\.com"), "https://s3.{}.backblazeb2.com"),
-    (re.compile(r"(?P<bucket>.+)\.(?P<region>s3)\.filebase\.com"), "https://s3.filebase.com"),
-    (re.compile(r"(?P<bucket>.+)\.s3\.(?P<region>[^.]+)\.scw\.cloud"), "https://s3.{}.scw.cloud"),
-)
-"""Patterns of hosts that contain bucket, region and provider, and the endpoint of each provider."""
-_LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
-
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """The replica of a database. `url` is canonical, without secrets; `notes` name parameters without effect."""
+    """The replica of a database. `url` is canonical, without secrets."""
 
     url: str
     credentials: Credentials | None
-    notes: tuple[str, ...] = ()
 
 
 def parse_replica(section: Section, defaults: Section, *, absolute: Callable[[str], str]) -> Replica:
@@ -58,6 +46,10 @@ def parse_replica(section: Section, defaults: Section, *, absolute: Callable[[st
     except UsageError as exc:
         if exc.message.startswith(section.file):
             raise
+        for where in (section, defaults):
+            for key in where:
+                if exc.message.startswith(f"{key} "):
+                    raise where.error(exc.message.replace(key, where.name(key), 1), key=key, hint=exc.hint) from exc
         raise section.error(f"{section.path}: {exc.message}", key="url" if url else "path", hint=exc.hint) from exc
 
 
@@ -84,61 +76,58 @@ def _s3_replica(section: Section, defaults: Section, url: str, path: str, absolu
     if url and settings["bucket"]:
         key = "bucket" if section.text("bucket") else None
         raise section.error(f"{section.path}: url and bucket exclude each other", key=key, hint="leave one of them")
-    notes: tuple[str, ...] = ()
-    parameters: dict[str, str] = {}
+    endpoint = settings["endpoint"]
+    if endpoint and "://" not in endpoint and not is_loopback(endpoint):
+        settings["endpoint"] = f"https://{endpoint}"  # in a URL the hosts of a private network are asked over http
     bucket, quoted_path = settings.pop("bucket"), quote(posixpath.normpath("/" + path).strip("/"))
-    if url:
-        bucket, quoted_path, parameters, notes = _split(section, url)
-    if not bucket:
+    if not url and not bucket:
         raise section.error(f"{section.path} names no bucket", hint="add url: s3://bucket/path, or bucket and path")
-    parameters |= {key: value for key, value in settings.items() if value}
-    path_style = section.flag("force-path-style")
-    if path_style is None:
-        path_style = defaults.flag("force-path-style")
-    if path_style is not None:
-        parameters["forcePathStyle"] = str(path_style).lower()
-    parsed = parse_url(f"s3://{bucket}/{quoted_path}?{urlencode(parameters)}")
-    return Replica(str(parsed), _credentials(section, defaults), notes)
+    base, _, query = (str(parse_url(url)) if url else f"s3://{bucket}/{quoted_path}").partition("?")
+    parameters = dict(parse_qsl(query)) | {key: value for key, value in settings.items() if value}
+    parameters |= _options(section, defaults, absolute)
+    parsed = parse_url(f"{base}?{urlencode(parameters)}")
+    credentials = _credentials(section, defaults)
+    if credentials is not None and credentials.sse_customer_key:
+        options = parsed.options
+        if options.sse_kms_key_id or options.sse_customer_key_path:
+            raise section.error(
+                f"{section.path}: sse-customer-key excludes sse-kms-key-id and sse-customer-key-path",
+                hint="leave one of them",
+            )
+        require_confidential(parsed)
+    return Replica(str(parsed), credentials)
 
 
-def _split(section: Section, url: str) -> tuple[str, str, dict[str, str], tuple[str, ...]]:
-    """Bucket, quoted path, parameters and notes of an S3 URL."""
-    base, _, query = url.partition("?")
-    host, _, path = base.partition("://")[2].partition("/")
-    if "@" in unquote(host):
-        parse_url(url)  # raises the error about credentials
-    notes = []
-    parameters: dict[str, str] = {}
-    for name, value in parse_qsl(query):
-        if name in PARAMETERS_IDLE:
-            notes.append(f"{section.name('url')}, {name} (line {section.entry('url').line}): {PARAMETERS_IDLE[name]}")
+def _options(section: Section, defaults: Section, absolute: Callable[[str], str]) -> dict[str, str]:
+    """The parameters of the URL that keys of the section, else of the top of the file, stand for."""
+    found = {}
+    for name in ("forcePathStyle", *OPTION_NAMES):
+        key = hyphenated(name)
+        if name in BOOLEAN_NAMES or name == "forcePathStyle":
+            flag = section.flag(key)
+            flag = defaults.flag(key) if flag is None else flag
+            text = "" if flag is None else str(flag).lower()
         else:
-            parameters["forcePathStyle" if name == "force-path-style" else name] = value
-    bucket, named = _provider(host)
-    return bucket, path, named | parameters, tuple(notes)
-
-
-def _provider(host: str) -> tuple[str, dict[str, str]]:
-    """The bucket in a host name, and the URL parameters that follow from the rest of the name."""
-    for pattern, endpoint in _PROVIDERS:
-        match = pattern.fullmatch(host)
-        if match is not None:
-            region = match["region"] or ""
-            named = {"region": region if region != "s3" else "", "endpoint": endpoint.format(region)}
-            return match["bucket"], {name: value for name, value in named.items() if value}
-    match = _LOCAL_HOST.fullmatch(host)
-    if match is not None:
-        return match["bucket"], {"endpoint": f"http://{match['server']}"}
-    return host, {}
+            text = section.text(key) or defaults.text(key)
+        if text:
+            found[name] = absolute(text) if name == "sseCustomerKeyPath" else text
+    return found
 
 
 def _credentials(section: Section, defaults: Section) -> Credentials | None:
-    key, secret = (section.text(name) or defaults.text(name) for name in ("access-key-id", "secret-access-key"))
+    key, secret, sse_key = (
+        section.text(name) or defaults.text(name) for name in ("access-key-id", "secret-access-key", "sse-customer-key")
+    )
     if bool(key) != bool(secret):
         given, missing = ("access-key-id", "secret-access-key") if key else ("secret-access-key", "access-key-id")
         where = section if section.text(given) else defaults
-        raise where.error(f"{where.name(given)} has no {missing} with it", key=given, hint=f"add {missing}")
-    return Credentials(key, secret) if key else None
+        blamed = missing if missing in set(where) else given
+        raise where.error(f"{where.name(given)} has no {missing} with it", key=blamed, hint=f"add {missing}")
+    if sse_key and not is_sse_key(sse_key):
+        where = section if section.text("sse-customer-key") else defaults
+        hint = "write the base64 text of 32 bytes, such as 'openssl rand -base64 32' prints"
+        raise where.error(f"{where.name('sse-customer-key')} is not a key", key="sse-customer-key", hint=hint)
+    return Credentials(key, secret, sse_customer_key=sse_key) if key or sse_key else None
 
 
 READERS = {"file": _file_replica, "s3": _s3_replica}

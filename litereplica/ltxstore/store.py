@@ -22,6 +22,7 @@ from litereplica.errors import AccessDenied, DamagedFile, FileVanished, FormatEr
 from litereplica.file_events import Changes
 from litereplica.format import decoder, ltx, names
 from litereplica.format.frame_checksums import HEAD_SIZE, crc32c
+from litereplica.format.generations import backup_prefix
 from litereplica.format.names import Layout
 from litereplica.ltxstore.frame_checksums import FRAME_CHECKSUMS_PREFIX, FileSums, frame_checksums_key
 from litereplica.ltxstore.limits import require_index_size
@@ -127,10 +128,12 @@ class LTXStore:
     async def list_replicas(self) -> list[str]:
         """Return the prefixes, ascending, of all replicas below this root that have an LTX file.
 
-        The prefix of a replica at the root itself is empty. Makes one listing of everything below the root.
+        Backups by Litestream 0.3 count too. The prefix of a replica at the root itself is empty. Makes one listing of
+        everything below the root.
         """
-        prefixes = [names.replica_prefix(self.layout, item.key) for item in await self.storage.list("")]
-        return sorted({prefix for prefix in prefixes if prefix is not None})
+        keys = [item.key for item in await self.storage.list("")]
+        found = {names.replica_prefix(self.layout, key) for key in keys} | set(map(backup_prefix, keys))
+        return sorted(prefix for prefix in found if prefix is not None)
 
     def below(self, prefix: str, *, url: str) -> LTXStore:
         """Return the replica at a prefix, for which `url` is used in messages. Closing it leaves this one open."""

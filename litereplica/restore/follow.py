@@ -52,6 +52,7 @@ from litereplica.restore.output_file import OutputFile
 from litereplica.restore.plan_reader import PARALLELISM, SourceReader
 from litereplica.restore.provenance import Provenance, provenance_of, read_provenance, write_provenance
 from litereplica.restore.rollback_journal import DatabaseBusy, change_database, exclusive_lock, roll_back
+from litereplica.storage.url import same_place
 from litereplica.types import TXID, FileInfo, Pgno
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class Follower:
     async def _continues(self, node_id: int) -> bool:
         """Return whether a file with this node id, which begins after our TXID, continues our history."""
         origin = self._origin
-        if origin is None or (origin.url, origin.txid) != (self._store.url, self.txid):
+        if origin is None or origin.txid != self.txid or not same_place(origin.url, self._store.url):
             return False
         if origin.lineage != 0 and origin.lineage == node_id:
             return True

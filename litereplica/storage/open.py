@@ -15,6 +15,7 @@ To add a kind of store, change these places; no other code depends on a URL's sc
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,10 @@ from pathlib import Path
 from litereplica.errors import UsageError
 from litereplica.storage.base import Storage
 from litereplica.storage.credentials import Credentials
-from litereplica.storage.url import ReplicaURL, parse_url
+from litereplica.storage.url import ReplicaURL, parse_url, redacted
 from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, RetryStorage
+
+log = logging.getLogger(__name__)
 
 CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
 """The variable that chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and tolerates more kinds
@@ -50,6 +53,8 @@ def _open_file(url: ReplicaURL, credentials: Credentials | None) -> Storage:
 
 
 def _open_s3(url: ReplicaURL, credentials: Credentials | None) -> Storage:
+    if url.options.skip_verify:
+        log.warning("%s: the server's certificate is not checked, because of skip-verify", redacted(str(url)))
     client = os.environ.get(CLIENT_VARIABLE) or "obstore"
     if client == "boto3":
         from litereplica.storage.s3 import S3Storage

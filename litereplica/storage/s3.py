@@ -170,7 +170,14 @@ class S3Storage(Storage):
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, condition: dict[str, Any]) -> str:
         metadata = {} if modified_ms is None else {TIMESTAMP_METADATA: format_time_nano(modified_ms)}
-        target = Target(where=self._where(key), metadata=metadata, condition=condition)
+        options = self._url.options
+        target = Target(
+            where=self._where(key),
+            metadata=metadata,
+            condition=condition,
+            part_bytes=options.part_bytes or s3_upload.PART_BYTES,
+            concurrency=options.concurrency or s3_upload.PARALLEL_PARTS,
+        )
 
         async def run(doing: str, action: Callable[[S3Client], T]) -> T:
             return await self._run(f"{doing} {key}", action, key=key, conditional=bool(condition))

@@ -9,10 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from litereplica.storage.credentials import Credentials, static_credentials
+from litereplica.storage.credentials import Credentials, sse_customer_key, static_credentials
+from litereplica.storage.s3_options import ALGORITHM, S3Options
+from litereplica.storage.url import endpoint_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -31,6 +35,9 @@ DEFAULT_REGION = "us-east-1"
 CREDENTIAL_SERVICES = ("sts", "sso", "sso-oidc", "signin")
 """The services that boto's credential chain calls: assumed roles, web identities, single sign-on, login."""
 
+ENDPOINT_VARIABLE = "LITESTREAM_S3_ENDPOINT"
+"""The endpoint of replicas whose URL names none. The bucket is then part of the path, as with an endpoint in a URL."""
+
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
@@ -48,12 +55,18 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
             return ["s3", *CREDENTIAL_SERVICES]
 
     keys = static_credentials(credentials)
+    options = url.options
+    if options.skip_verify:
+        import urllib3
+
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     core = botocore.session.get_session()
     core.register_component("data_loader", S3Loader())
     session = boto3.session.Session(botocore_session=core)
     client: S3Client = session.client(
         "s3",
-        endpoint_url=url.endpoint or None,
+        endpoint_url=endpoint_of(url) or None,
+        verify=False if options.skip_verify else None,
         region_name=named_region(url) or session.region_name or DEFAULT_REGION,
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,
@@ -63,14 +76,47 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             tcp_keepalive=True,
-            s3={"addressing_style": "path" if url.force_path_style else "auto"},
+            s3={
+                "addressing_style": "path" if uses_path_style(url) else "auto",
+                **({} if options.sign_payload else {"payload_signing_enabled": False}),
+            },
         ),
         aws_access_key_id=None if keys is None else keys.access_key_id,
         aws_secret_access_key=None if keys is None else keys.secret_access_key,
         aws_session_token=None if keys is None else keys.session_token or None,
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _use_content_md5)
+    for operation, parameters in _parameters(options, sse_customer_key(credentials, options.sse_customer_key_path)):
+        add: Any = partial(_with_parameters, parameters)  # the stubs know no handler that returns something
+        client.meta.events.register(f"provide-client-params.s3.{operation}", add)
     return client
+
+
+def _parameters(options: S3Options, sse_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parameters that each operation has beside those of its call: storage class and encryption."""
+    customer = {"SSECustomerAlgorithm": ALGORITHM, "SSECustomerKey": base64.b64decode(sse_key)} if sse_key else {}
+    made: dict[str, Any] = dict(customer)
+    if options.storage_class:
+        made["StorageClass"] = options.storage_class
+    if options.sse_kms_key_id:
+        made |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": options.sse_kms_key_id}
+    yield from ((operation, made) for operation in ("PutObject", "CreateMultipartUpload") if made)
+    others = ("GetObject", "HeadObject", "UploadPart", "CompleteMultipartUpload")
+    yield from ((operation, customer) for operation in others if customer)
+
+
+def _with_parameters(added: dict[str, Any], params: dict[str, Any], **_: Any) -> dict[str, Any]:
+    return params | added
+
+
+def endpoint_of(url: ReplicaURL) -> str:
+    """The endpoint that the URL or Litestream's variable names; empty if neither does, so that AWS's count."""
+    return url.endpoint or endpoint_url(os.environ.get(ENDPOINT_VARIABLE, ""))
+
+
+def uses_path_style(url: ReplicaURL) -> bool:
+    """True if the bucket is part of the path of a request, not of the host."""
+    return url.force_path_style or bool(not url.endpoint and os.environ.get(ENDPOINT_VARIABLE))
 
 
 def send_content_md5(client: S3Client) -> bool:

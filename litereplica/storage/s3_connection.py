@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from litereplica.storage import s3_client
-from litereplica.storage.credentials import Credentials, static_credentials
+from litereplica.storage.credentials import Credentials, sse_customer_key, static_credentials
 from litereplica.storage.pace import MIN_BYTES_PER_S
 
 if TYPE_CHECKING:
     import botocore.session
     from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
+    from litereplica.storage.s3_options import S3Options
     from litereplica.storage.url import ReplicaURL
 
 log = logging.getLogger(__name__)
@@ -125,9 +126,11 @@ def connect(
     """
     from obstore.store import S3Store
 
-    endpoint = url.endpoint or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
-    virtual_hosted = not url.force_path_style and "." not in url.bucket
-    config: S3Config = {"virtual_hosted_style_request": virtual_hosted}
+    endpoint = s3_client.endpoint_of(url) or next(
+        (os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), ""
+    )
+    virtual_hosted = not s3_client.uses_path_style(url) and "." not in url.bucket
+    config: S3Config = {"virtual_hosted_style_request": virtual_hosted, **_options(url.options, credentials)}
     if endpoint:
         config["endpoint"] = _with_bucket(endpoint, url.bucket) if virtual_hosted else endpoint
     keys = static_credentials(credentials)
@@ -148,7 +151,7 @@ def connect(
         url.bucket,
         prefix=url.path or None,
         config=config,
-        client_options=_client_options(endpoint, timeout_s),
+        client_options=_client_options(endpoint, timeout_s, skip_verify=url.options.skip_verify),
         retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
         credential_provider=provider,
     )
@@ -176,7 +179,20 @@ class _Provider:
         }
 
 
-def _client_options(endpoint: str, timeout_s: float) -> ClientConfig:
+def _options(options: S3Options, credentials: Credentials | None) -> S3Config:
+    """The settings of obstore for signing and encryption."""
+    config: S3Config = {}
+    if not options.sign_payload:
+        config["unsigned_payload"] = True
+    sse_key = sse_customer_key(credentials, options.sse_customer_key_path)
+    if sse_key:
+        config["server_side_encryption"], config["sse_customer_key_base64"] = "sse-c", sse_key
+    elif options.sse_kms_key_id:
+        config["server_side_encryption"], config["sse_kms_key_id"] = "aws:kms", options.sse_kms_key_id
+    return config
+
+
+def _client_options(endpoint: str, timeout_s: float, *, skip_verify: bool) -> ClientConfig:
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=s3_client.CONNECT_TIMEOUT_S),
@@ -184,7 +200,9 @@ def _client_options(endpoint: str, timeout_s: float) -> ClientConfig:
         "timeout": timedelta(seconds=timeout_s),
     }
     authorities = os.environ.get("AWS_CA_BUNDLE")
-    if authorities:
+    if skip_verify:
+        options["allow_invalid_certificates"] = True
+    elif authorities:
         options["root_certificate"] = Path(authorities).read_bytes()
     return options
 

@@ -179,6 +179,8 @@ class ObstoreS3Storage(Storage):
             etag: str = await complete()
             return etag
         attributes = {} if modified_ms is None else {TIMESTAMP_METADATA: format_time_nano(modified_ms)}
+        if self._url.options.storage_class:
+            attributes["Storage-Class"] = self._url.options.storage_class
 
         def send(store: S3Store) -> str:
             import obstore

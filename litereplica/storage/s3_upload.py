@@ -54,18 +54,23 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The object to write: `where` is its bucket and key; `condition` the parameters that make the put conditional."""
+    """The object to write: `where` is its bucket and key; `condition` the parameters that make the put conditional.
+
+    `part_bytes` is the size of a part, and `concurrency` how many are sent at a time.
+    """
 
     where: dict[str, Any]
     metadata: dict[str, str]
     condition: dict[str, Any]
+    part_bytes: int = PART_BYTES
+    concurrency: int = PARALLEL_PARTS
 
 
-def part_size(size: int) -> int:
-    """Bytes of each part except the last, for a file of `size` bytes: a multiple of 1 MiB."""
+def part_size(size: int, wanted: int = PART_BYTES) -> int:
+    """Bytes of each part except the last, for a file of `size` bytes: `wanted`, or as many MiB as `MAX_PARTS` needs."""
     mebibyte = 1 << 20
     smallest = -(-size // MAX_PARTS)
-    return max(PART_BYTES, -(-smallest // mebibyte) * mebibyte)
+    return max(wanted, -(-smallest // mebibyte) * mebibyte)
 
 
 class _InFlight:
@@ -103,7 +108,7 @@ async def upload_in_parts(path: Path, size: int, target: Target, run: Run) -> st
     )
     upload = target.where | {"UploadId": started["UploadId"]}
     try:
-        parts = await _upload_parts(path, size, upload, run, in_flight)
+        parts = await _upload_parts(path, size, target, upload, run, in_flight)
         done = await run(
             "write",
             lambda client: client.complete_multipart_upload(
@@ -117,9 +122,9 @@ async def upload_in_parts(path: Path, size: int, target: Target, run: Run) -> st
 
 
 async def _upload_parts(
-    path: Path, size: int, upload: dict[str, Any], run: Run, in_flight: _InFlight
+    path: Path, size: int, target: Target, upload: dict[str, Any], run: Run, in_flight: _InFlight
 ) -> list[CompletedPartTypeDef]:
-    length = part_size(size)
+    length = part_size(size, target.part_bytes)
     offsets = iter(range(0, size, length))
     parts: list[CompletedPartTypeDef] = []
     failures: list[StorageError] = []
@@ -137,7 +142,7 @@ async def _upload_parts(
             parts.append({"PartNumber": number, "ETag": answer})
 
     async with trio.open_nursery() as nursery:
-        for _ in range(PARALLEL_PARTS):
+        for _ in range(target.concurrency):
             nursery.start_soon(worker, nursery.cancel_scope)
     if failures:
         raise failures[0]

@@ -1,27 +1,38 @@
 """Parses replica URLs, and renders them without secrets. `SCHEMES` lists the kinds of URLs; `open.py` opens them.
 
 The forms are Litestream's: `s3://bucket/path?endpoint=…&region=…&forcePathStyle=true` and `file:///path`. A URL names
-the same place as in Litestream: the path of an S3 URL is percent-decoded, that of a file URL is taken literally. A URL
-must not contain credentials, and no message repeats a part of a URL that could contain them.
+the same place as in Litestream: the path of an S3 URL is percent-decoded, that of a file URL is taken literally, and
+`s3://bucket.provider/path` and `s3://bucket.localhost:9000/path` name the server. A URL must not contain credentials,
+and no message repeats a part of a URL that could contain them.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import posixpath
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litereplica.errors import UsageError
 from litereplica.storage.keys import is_key
+from litereplica.storage.s3_options import OPTION_NAMES, S3Options, hyphenated, parse_boolean, parse_options
 
 T = TypeVar("T")
 
 S3_FORM = "s3://bucket/path?endpoint=…&region=…"
 FILE_FORM = "file:///absolute/path"
 
+_PROVIDERS = (
+    (re.compile(r"(?P<bucket>.+)\.s3(?:\.(?P<region>[^.]+))?\.amazonaws\.com"), ""),
+    (re.compile(r"(?P<bucket>.+)\.(?P<region>[^.]+)\.digitaloceanspaces\.com"), "https://{}.digitaloceanspaces.com"),
+    (re.compile(r"(?P<bucket>.+)\.s3\.(?P<region>[^.]+)\.backblazeb2\.com"), "https://s3.{}.backblazeb2.com"),
+    (re.compile(r"(?P<bucket>.+)\.(?P<region>s3)\.filebase\.com"), "https://s3.filebase.com"),
+    (re.compile(r"(?P<bucket>.+)\.s3\.(?P<region>[^.]+)\.scw\.cloud"), "https://s3.{}.scw.cloud"),
+)
+"""Patterns of hosts that contain bucket, region and provider, and the endpoint of each provider."""
 _PROVIDER_DOMAINS = (
     ".amazonaws.com",
     ".backblazeb2.com",
@@ -30,7 +41,11 @@ _PROVIDER_DOMAINS = (
     ".filebase.com",
     ".scw.cloud",
 )
-"""Litestream also accepts `s3://bucket.provider/path`; here the endpoint must be given as a parameter."""
+_LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
+_ACCESS_POINT = "arn:"
+
+_SQLITE_SCHEMES = ("sqlite3://", "sqlite://")
+"""Prefixes that Litestream removes from the path of a database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,7 @@ class ReplicaURL:
 
     `path` is an absolute path for `file`; for `s3` a key prefix without slashes at its ends, possibly empty.
     `endpoint` begins with `http://` or `https://`; empty means AWS. An empty `region` leaves it to the
-    environment.
+    environment. `options` are not part of the place.
     """
 
     scheme: str
@@ -48,6 +63,7 @@ class ReplicaURL:
     endpoint: str = ""
     region: str = ""
     force_path_style: bool = False
+    options: S3Options = field(default_factory=S3Options)
 
     def __str__(self) -> str:
         """The URL in its canonical form. It holds no secret."""
@@ -90,6 +106,29 @@ def basename(url: str) -> str:
     return parse_url(url).basename
 
 
+def same_place(first: str, second: str) -> bool:
+    """True if two URLs name the same replica: if they differ in options at most."""
+    if first == second:
+        return True
+    try:
+        return replace(parse_url(first), options=S3Options()) == replace(parse_url(second), options=S3Options())
+    except UsageError:
+        return False
+
+
+def require_confidential(url: ReplicaURL) -> None:
+    """Raise `UsageError` if a key of SSE-C would leave this machine's network unencrypted."""
+    if url.endpoint.startswith("http://") and not _is_local(url.endpoint.partition("://")[2]):
+        raise UsageError("an SSE-C key would be sent over plain http", hint="write endpoint=https://…")
+
+
+def without_sqlite_scheme(path: str) -> str:
+    """The path of a database that is given as `sqlite://path` or `sqlite3://path`, or as a path."""
+    for scheme in _SQLITE_SCHEMES:
+        path = path.removeprefix(scheme)
+    return path
+
+
 def redacted(url: str) -> str:
     """A URL as typed, for a message or a log: without its query; only the scheme if it may contain credentials."""
     if "@" in unquote(url):
@@ -124,25 +163,31 @@ def _parse_s3(url: str) -> ReplicaURL:
     _refuse_credentials(url, parts.netloc)
     if parts.fragment:
         raise UsageError("an S3 URL has no part after '#'", hint="write %23 for a '#' in a path")
-    options = _parse_query(parts.query)
-    endpoint = options.get("endpoint", "")
-    return ReplicaURL(
+    bucket, by_host = _bucket(url, parts.netloc)
+    parameters = by_host | _parse_query(parts.query)
+    endpoint = parameters.get("endpoint", "")
+    parsed = ReplicaURL(
         scheme="s3",
         path=_key_prefix(url, parts.path),
-        bucket=_bucket(url, parts.netloc),
-        endpoint=_endpoint_url(endpoint) if endpoint else "",
-        region=options.get("region", ""),
-        force_path_style=_boolean("forcePathStyle", options.get("forcePathStyle", str(bool(endpoint)))),
+        bucket=bucket,
+        endpoint=endpoint_url(endpoint),
+        region=parameters.get("region", ""),
+        force_path_style=parse_boolean("forcePathStyle", parameters.get("forcePathStyle", str(bool(endpoint)))),
+        options=parse_options(parameters),
     )
+    if parsed.options.sse_customer_key_path:
+        require_confidential(parsed)
+    return parsed
 
 
 def _render_s3(url: ReplicaURL) -> str:
     base = f"s3://{url.bucket}" + (f"/{quote(url.path)}" if url.path else "")
     query = {"endpoint": url.endpoint, "region": url.region}
-    options = {name: value for name, value in query.items() if value}
+    parameters = {name: value for name, value in query.items() if value}
     if url.force_path_style != bool(url.endpoint):
-        options["forcePathStyle"] = "true" if url.force_path_style else "false"
-    return base + (f"?{urlencode(options, safe=':/')}" if options else "")
+        parameters["forcePathStyle"] = "true" if url.force_path_style else "false"
+    parameters |= url.options.parameters()
+    return base + (f"?{urlencode(parameters, safe=':/')}" if parameters else "")
 
 
 def _refuse_credentials(url: str, netloc: str) -> None:
@@ -151,14 +196,27 @@ def _refuse_credentials(url: str, netloc: str) -> None:
         raise UsageError(f"{redacted(url)} contains credentials, which are not allowed in a URL", hint=hint)
 
 
-def _bucket(url: str, netloc: str) -> str:
+def _bucket(url: str, netloc: str) -> tuple[str, dict[str, str]]:
+    """The bucket in a host name, and the parameters that follow from the rest of the name."""
     if not netloc:
         raise UsageError(f"{redacted(url)!r} names no bucket", hint=f"write {S3_FORM}")
+    if netloc.lower().startswith(_ACCESS_POINT):
+        hint = "write its alias as the bucket: s3://name-…-s3alias/path"
+        raise UsageError("the ARN of an access point is not supported", hint=hint)
+    for pattern, endpoint in _PROVIDERS:
+        match = pattern.fullmatch(netloc)
+        if match is not None:
+            region = match["region"] or ""
+            named = {"region": region if region != "s3" else "", "endpoint": endpoint.format(region)}
+            return match["bucket"], {name: value for name, value in named.items() if value}
+    match = _LOCAL_HOST.fullmatch(netloc)
+    if match is not None:
+        return match["bucket"], {"endpoint": f"http://{match['server']}"}
     if ":" in netloc or netloc.endswith(_PROVIDER_DOMAINS):
         raise UsageError(
             f"the host of {redacted(url)!r} is not a bucket name", hint=f"give the server as endpoint: {S3_FORM}"
         )
-    return netloc
+    return netloc, {}
 
 
 def _key_prefix(url: str, path: str) -> str:
@@ -180,35 +238,32 @@ def _parse_query(query: str) -> dict[str, str]:
     return options
 
 
-_PARAMETERS = {
-    "endpoint": "endpoint",
-    "region": "region",
-    "forcePathStyle": "forcePathStyle",
-    "force-path-style": "forcePathStyle",
-}
+_IDLE = "requireContentMD5"
+"""Accepted for Litestream's sake: Content-MD5 is sent where the store requires it."""
+_NAMES = ("endpoint", "region", "forcePathStyle", *OPTION_NAMES, _IDLE, "sseCustomerKeyMD5")
+_PARAMETERS = {form: name for name in _NAMES for form in (name, hyphenated(name))}
 
 
 def _parameter_hint(name: str) -> str:
-    if name in ("skipVerify", "skip-verify"):
-        return "name the certificate authority in AWS_CA_BUNDLE instead; verification cannot be switched off"
-    return "remove it; the parameters are endpoint, region and forcePathStyle"
+    from difflib import get_close_matches
+
+    if name in ("sseCustomerKey", "sse-customer-key"):
+        return "a URL must not contain a key: put it in a file and name that as sseCustomerKeyPath"
+    close = get_close_matches(name, _PARAMETERS, n=1)
+    return f"did you mean {close[0]}?" if close else f"remove it; the parameters are {', '.join(_NAMES)}"
 
 
-def _boolean(name: str, value: str) -> bool:
-    match value.lower():
-        case "true" | "1" | "t" | "yes":
-            return True
-        case "false" | "0" | "f" | "no":
-            return False
-    raise UsageError(f"the URL parameter {name!r} is {value!r}", hint="write true or false")
+def endpoint_url(endpoint: str) -> str:
+    """The endpoint with its scheme: http for this machine and private networks, else https, unless one is given.
 
-
-def _endpoint_url(endpoint: str) -> str:
-    """The endpoint with its scheme: http for this machine, https for all others, unless one is given."""
+    An empty one stays empty. Raises `UsageError`.
+    """
+    if not endpoint:
+        return ""
     if endpoint.partition("://")[0].lower() not in ("http", "https") or "://" not in endpoint:
         if "://" in endpoint:
             raise UsageError("the endpoint is neither http nor https", hint="write endpoint=https://host")
-        endpoint = ("http://" if _is_loopback(endpoint) else "https://") + endpoint
+        endpoint = ("http://" if _is_local(endpoint) else "https://") + endpoint
     if "@" in unquote(endpoint):
         hint = "put them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise UsageError("the endpoint contains credentials, which are not allowed in a URL", hint=hint)
@@ -219,14 +274,29 @@ def _endpoint_url(endpoint: str) -> str:
     return endpoint.rstrip("/")
 
 
-def _is_loopback(endpoint: str) -> bool:
+def is_loopback(endpoint: str) -> bool:
+    """True if an endpoint without a scheme is this machine. Raises `UsageError` if it is none."""
+    host, address = _host(endpoint)
+    return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
+
+
+def _is_local(endpoint: str) -> bool:
+    """True for this machine and for the hosts of a private network, which Litestream asks over http."""
+    host, address = _host(endpoint)
+    is_private = address is not None and any(address in network for network in _PRIVATE)
+    return is_loopback(endpoint) or host.endswith(".local") or is_private
+
+
+_PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+
+
+def _host(endpoint: str) -> tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address | None]:
+    """The host of an endpoint without a scheme, and the address if it is one."""
     host = _checked(lambda: urlsplit("//" + endpoint).hostname) or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host, ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host, None
 
 
 def _checked(parse: Callable[[], T]) -> T:

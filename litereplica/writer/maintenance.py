@@ -341,3 +341,16 @@ class Maintenance:
 
 def _earlier(moment_ms: int | None, *others_ms: int) -> int | None:
     return min([*others_ms] if moment_ms is None else [moment_ms, *others_ms], default=None)
+
+
+async def enforce_retention(store: LTXStore, policy: RetentionPolicy, lease: LeaseKeeper, directory: Path) -> int:
+    """Delete the files that `policy` does not need now, for `replicate --once`; returns how many.
+
+    `directory` is the state directory of the database. Raises as `Pruner.delete`.
+    """
+    pruner = Pruner(store, policy, SteadyClock(), directory=directory)
+    due = await pruner.due(await store.list_levels())
+    if due:
+        async with lease.kept():
+            await pruner.delete(due)
+    return len(due)

@@ -27,7 +27,8 @@ class WriterSettings:
 
     `take_over`: publish a database even if it does not continue what another writer has published. `verify_source`:
     compare every database with its replica at the start, page by page. `force_snapshot`: when everything is published
-    once, publish a snapshot that is made from the database. `access` is that of new files of a replica in a directory.
+    once, publish a snapshot that is made from the database. `enforce_retention`: then delete what `retention` does not
+    need. `access` is that of new files of a replica in a directory.
     """
 
     sync_interval_s: float = SYNC_INTERVAL_S
@@ -36,6 +37,7 @@ class WriterSettings:
     take_over: bool = False
     verify_source: bool = False
     force_snapshot: bool = False
+    enforce_retention: bool = False
     levels: Levels | None = field(default_factory=Levels)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     access: WantedAccess = AS_USUAL
@@ -43,7 +45,7 @@ class WriterSettings:
     @property
     def opens_all(self) -> bool:
         """True if databases that have not changed since the last run are opened, too."""
-        return self.verify_source or self.force_snapshot
+        return self.verify_source or self.force_snapshot or self.enforce_retention
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
+import logging
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,7 +20,8 @@ import pytest
 
 from litereplica import __version__, errors
 from litereplica.cli import logging_setup, main
-from litereplica.errors import ConflictError, ExitCode, LiteReplicaError, UsageError
+from litereplica.cli.params import log_level_option
+from litereplica.errors import ConfigurationErrors, ConflictError, ExitCode, LiteReplicaError, UsageError
 from tests.cli.logging_state import logging_restored
 
 HEAVY = {"boto3", "botocore", "obstore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
@@ -145,9 +149,14 @@ def test_refusal_of_the_operating_system_is_an_environment_error(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "missing command: see 'litereplica --help'"),
         (["--bogus"], "no such option '--bogus': see 'litereplica --help'"),
-        (["restoer"], "no such command 'restoer': did you mean restore?"),
+        (["restore", "-forces"], "no such option '-forces': did you mean --force?"),
+        (["restore", "-colour=red"], "no such option '-colour': see 'litereplica restore --help'"),
+        (
+            ["ltx", "-json=maybe"],
+            "invalid value for '--json': 'maybe' is neither true nor false: see 'litereplica ltx --help'",
+        ),
+        (["restoer"], "no such command 'restoer': did you mean restore or reset?"),
         (["moutn"], "no such command 'moutn': did you mean mount or umount?"),
     ],
 )
@@ -175,6 +184,75 @@ def test_reader_of_the_output_that_goes_away_is_no_error() -> None:
 def test_broken_pipe_that_is_not_the_output_is_not_hidden(raising: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(BrokenPipeError(errno.EPIPE, "Broken pipe")) == ExitCode.BUG
     assert "BrokenPipeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["-help"], ["--help"], ["-h"]])
+def test_help_of_the_program_has_many_names(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([]) == ExitCode.USAGE, "as Litestream, which fails and shows its help"
+    shown = capsys.readouterr().out
+    assert main.run(arguments) == ExitCode.OK
+    assert capsys.readouterr().out == shown
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["restore", "-help"]) == ExitCode.OK
+    shown = capsys.readouterr().out
+    assert main.run(["help", "restore"]) == ExitCode.OK
+    assert capsys.readouterr().out == shown
+    assert main.run(["help", "restoer"]) == ExitCode.USAGE
+    assert "no such command 'restoer'" in capsys.readouterr().err
+
+
+def test_version_command_tells_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["version", "-json"]) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert told["litereplica"] == __version__
+    assert told["python"].startswith(platform.python_version())
+    assert re.fullmatch(r"3\.\d+\.\d+.*", told["sqlite"])
+    assert re.fullmatch(r"3\.\d+\.\d+.*", told["libfuse"])
+    assert platform.release() in told["kernel"]
+    assert main.run(["version", "-verbose"]) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"litereplica {__version__}"
+    assert any(re.fullmatch(r"obstore [\d.]+", line) for line in lines)
+
+
+def test_all_errors_of_a_configuration_are_printed_a_line_each(
+    raising: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(ConfigurationErrors([UsageError("a", hint="b"), UsageError("c")])) == ExitCode.USAGE
+    assert capsys.readouterr().err == "litereplica: error: a: b\nlitereplica: error: c\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "level"),
+    [
+        ([], "", logging.WARNING),
+        ([], "DEBUG", logging.DEBUG),
+        ([], "silly", logging.WARNING),
+        (["-log-level", "ERROR"], "debug", logging.ERROR),
+        (["--log-level=trace"], "", logging.DEBUG),
+        (["-debug", "-log-level", "error"], "", logging.DEBUG),
+    ],
+)
+def test_level_of_the_log_is_that_of_the_option_else_of_the_variable_else_of_the_file(
+    arguments: list[str], variable: str, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    @log_level_option
+    def command() -> None:
+        logging_setup.configure_logging(level=logging.WARNING)
+        found.append(logging.getLogger().level)
+
+    found: list[int] = []
+    monkeypatch.setenv(logging_setup.LEVEL_VARIABLE, variable)
+    monkeypatch.setattr(main.LazyGroup, "get_command", lambda self, ctx, name: command)
+    with logging_restored():
+        assert main.run([*arguments, "ltx"]) == ExitCode.OK
+        if "-debug" not in arguments:
+            assert main.run(["-log-level", "warn", "ltx", *arguments]) == ExitCode.OK
+    assert found[0] == level
+    assert found[1:] in ([], [level] if arguments else [logging.WARNING])
 
 
 def test_version() -> None:

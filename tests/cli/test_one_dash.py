@@ -33,6 +33,10 @@ def command(**_: object) -> None:
         (["-force", "--", "-force"], ["--force", "--", "-force"]),
         (["-", "-5", "a-force"], ["-", "-5", "a-force"]),
         (["--txid", "", "", "-o", ""], ["--txid", "", "", "-o", ""]),
+        (["-o=x.db", "--o", "y.db", "--o=z.db"], ["-o", "x.db", "-o", "y.db", "-o", "z.db"]),
+        (["--force=false", "-f=true", "--f=0"], ["-f"]),
+        (["-json=false", "-no-json=false", "--no-json=1"], ["--no-json", "--json", "--no-json"]),
+        (["--unknown=3", "--unknown"], ["--unknown=3", "--unknown"]),
     ],
 )
 def test_one_dash_means_the_option_of_that_name(given: list[str], meant: list[str]) -> None:
@@ -44,6 +48,14 @@ def test_a_word_that_is_no_option_is_not_a_bundle_of_letters(word: str) -> None:
     with pytest.raises(click.NoSuchOption) as caught:
         with_two_dashes(command, [word], click.Context(command))
     assert caught.value.option_name == word
+
+
+def test_options_before_a_command_end_at_its_name() -> None:
+    given = ["-txid", "5", "-force", "other", "-force"]
+    assert with_two_dashes(command, given, click.Context(command), leading=True) == [
+        *("--txid", "5", "--force"),
+        *("other", "-force"),
+    ]
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_refused() -> None:

@@ -8,9 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ import pytest
 from litereplica.errors import ExitCode
 from litereplica.testing.litestream import child_environment, litestream_binary
 from litereplica.testing.mounts import litereplica_binary
+from litereplica.testing.server_thread import serving
 from litereplica.writer.fleet.control_socket import ask
 from tests.conftest import S3Bucket
+from tests.restore.test_generations import GOLDEN
 
 pytestmark = pytest.mark.slow
 
@@ -450,6 +455,24 @@ def test_a_database_that_exists_is_not_restored(place: Path) -> None:
     assert restored(place, "a.db") == [1, 2]
 
 
+def test_a_backup_by_litestream_03_is_restored_and_goes_on_as_ltx(place: Path) -> None:
+    """The application would otherwise begin with an empty database, which is what this option is to prevent."""
+    with tarfile.open(GOLDEN) as archive:
+        archive.extractall(place, filter="tar")
+    command = [litereplica_binary(), "replicate", str(place / "a.db"), f"file://{place}/replica"]
+    done = subprocess.run(
+        [*command, "--restore-if-db-not-exists", "--once"], check=True, capture_output=True, text=True
+    )
+    assert "restored generation 2717047099308279" in done.stderr
+    execute(place / "a.db", "CREATE TABLE more (x)")
+    subprocess.run([*command, "--once"], check=True, capture_output=True)
+    assert restored(place, "a.db", replica=place / "replica")[-1] == 23
+    subprocess.run([litestream_binary(), "restore", "-o", str(place / "theirs.db"), command[-1]], check=True)
+    connection = sqlite3.connect(place / "theirs.db")
+    assert connection.execute("SELECT * FROM more").fetchall() == []
+    connection.close()
+
+
 def test_with_an_empty_replica_the_program_makes_the_database(place: Path) -> None:
     program = script(
         place,
@@ -522,6 +545,28 @@ def test_a_standby_without_a_database_does_not_start_the_program(place: Path) ->
     assert running.process.returncode == ExitCode.USAGE
     assert "a standby cannot create it: add --restore-if-db-not-exists" in errors
     assert not (place / "started").exists()
+
+
+def test_former_keys_are_named_and_a_heartbeat_is_sent(place: Path) -> None:
+    make(place / "a.db", 1)
+    requested = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.set()
+            self.send_response(204)
+            self.end_headers()
+
+    replica = {"path": str(place / "replica/a.db"), "retention": "72h", "retention-check-interval": "1h"}
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as port:
+        url = f"http://127.0.0.1:{port}/ping/token"
+        file = configuration(place, [{"path": str(place / "a.db"), "replica": replica}], **{"heartbeat-url": url})
+        with writer(place, "-config", file) as running:
+            running.wait_for(requested.is_set)
+            assert running.end() == ExitCode.OK
+            warnings = [line for line in running.log.splitlines() if " WARNING " in line]
+    assert len(warnings) == 2
+    assert all("is of Litestream 0.3: write instead" in line for line in warnings)
 
 
 # --- credentials

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litereplica.errors import UsageError
+from litereplica.storage.s3_options import S3Options
 from litereplica.storage.url import ReplicaURL, basename, parse_url, redacted
 
 
@@ -35,6 +36,19 @@ from litereplica.storage.url import ReplicaURL, basename, parse_url, redacted
             "s3://b/a?endpoint=http%3A%2F%2Flocalhost%3A9000",
             ReplicaURL("s3", "a", bucket="b", endpoint="http://localhost:9000", force_path_style=True),
         ),
+        ("s3://b.s3.eu-west-1.amazonaws.com/a", ReplicaURL("s3", "a", bucket="b", region="eu-west-1")),
+        (
+            "s3://b.localhost:9000/a?region=r&requireContentMD5=true",
+            ReplicaURL("s3", "a", bucket="b", endpoint="http://localhost:9000", region="r", force_path_style=True),
+        ),
+        (
+            "s3://b/a?skip-verify=1&signPayload=false&storage-class=COLD&part-size=16MiB&concurrency=2&sseKmsKeyId=k",
+            ReplicaURL("s3", "a", bucket="b", options=S3Options(True, False, "COLD", 16 << 20, 2, "k")),
+        ),
+        (
+            "s3://b/a?sseCustomerKeyPath=/etc/key&sseCustomerAlgorithm=AES256",
+            ReplicaURL("s3", "a", bucket="b", options=S3Options(sse_customer_key_path="/etc/key")),
+        ),
     ],
 )
 def test_a_url_is_parsed_as_litestream_does(url: str, expected: ReplicaURL) -> None:
@@ -50,12 +64,18 @@ def test_a_url_is_parsed_as_litestream_does(url: str, expected: ReplicaURL) -> N
         ("127.0.0.1:8333", "http://127.0.0.1:8333"),
         ("[::1]:8333", "http://[::1]:8333"),
         ("s3.example.com", "https://s3.example.com"),
-        ("10.0.0.1:9000", "https://10.0.0.1:9000"),
+        ("10.0.0.1:9000", "http://10.0.0.1:9000"),
+        ("172.31.0.1:9000", "http://172.31.0.1:9000"),
+        ("172.32.0.1:9000", "https://172.32.0.1:9000"),
+        ("nas.local:9000", "http://nas.local:9000"),
+        ("[fd00::1]:9000", "http://[fd00::1]:9000"),
         ("localhost.example.com", "https://localhost.example.com"),
         ("http://s3.example.com", "http://s3.example.com"),
     ],
 )
-def test_an_endpoint_without_a_scheme_is_https_except_on_this_machine(endpoint: str, expected: str) -> None:
+def test_an_endpoint_without_a_scheme_is_https_except_on_this_machine_and_in_private_networks(
+    endpoint: str, expected: str
+) -> None:
     assert parse_url(f"s3://b/p?endpoint={endpoint}").endpoint == expected
 
 
@@ -72,11 +92,18 @@ def test_an_endpoint_without_a_scheme_is_https_except_on_this_machine(endpoint: 
         ("s3://", "names no bucket"),
         ("s3:///path", "names no bucket"),
         ("s3://localhost:9000/bucket", "not a bucket name"),
-        ("s3://bucket.s3.eu-west-1.amazonaws.com/path", "not a bucket name"),
+        ("s3://s3.eu-west-1.amazonaws.com/bucket/path", "not a bucket name"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/path", "the ARN of an access point is not supported"),
         ("s3://bucket/path#fragment", "no part after '#'"),
         ("s3://bucket/path?colour=red", "'colour' is not supported"),
-        ("s3://bucket/path?skipVerify=true", "'skipVerify' is not supported"),
-        ("s3://bucket/path?forcePathStyle=maybe", "'forcePathStyle' is 'maybe'"),
+        ("s3://bucket/path?skipVerify=maybe", "'skipVerify' is neither true nor false"),
+        ("s3://bucket/path?partSize=1", "part-size is not between 5 MiB and 5 GiB"),
+        ("s3://bucket/path?concurrency=-1", "concurrency is not a number"),
+        ("s3://bucket/path?sseCustomerKey=x", "a URL must not contain a key"),
+        ("s3://bucket/path?sseCustomerAlgorithm=x", "sse-customer-algorithm is not AES256"),
+        ("s3://bucket/path?sseKmsKeyId=x&sseCustomerKeyPath=y", "SSE-KMS and SSE-C exclude each other"),
+        ("s3://bucket/path?endpoint=http://x&sseCustomerKeyPath=y", "would be sent over plain http"),
+        ("s3://bucket/path?forcePathStyle=maybe", "'forcePathStyle' is neither true nor false"),
         ("s3://bucket/path?region=a&region=b", "'region' is given twice"),
         ("s3://bucket/path?forcePathStyle=true&force-path-style=false", "given twice"),
         ("s3://bucket/path?endpoint=ftp://x", "neither http nor https"),

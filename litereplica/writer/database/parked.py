@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from litereplica.storage.url import same_place
 from litereplica.types import TXID
 from litereplica.writer.database.published import Published
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity, read_mark
@@ -87,7 +88,7 @@ def parked_by_mark(database: Path, url: str) -> Parked | None:
     """
     real = os.path.realpath(database)
     mark = read_mark(Path(real))
-    if mark is None or mark.url != url:
+    if mark is None or not same_place(mark.url, url):
         return None
     try:
         files = look_at(real)

@@ -30,6 +30,7 @@ from typing import Any, Self
 from litereplica.errors import AlreadyReplicated, EnvironmentProblem
 from litereplica.foreign_directory import open_own_directory, open_regular, read_note
 from litereplica.ltxstore.spooled_file import SpooledFile
+from litereplica.storage.url import same_place
 from litereplica.types import TXID
 
 _LOCK = "lock"
@@ -107,6 +108,19 @@ def read_mark(database: Path) -> CheckpointMark | None:
         )
     except (EnvironmentProblem, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def reset(database: Path, *, dry_run: bool) -> list[Path]:
+    """Remove the local state of a database, except for its identity, by which its writer knows its own files.
+
+    Returns the files that are removed, or would be with `dry_run`. Blocks. Raises `AlreadyReplicated`,
+    `EnvironmentProblem`.
+    """
+    state = StateDirectory(database)
+    if not state.path.exists():
+        return []
+    with state:
+        return state.reset(dry_run=dry_run)
 
 
 def _read(directory: Path, name: str, *, owner: int) -> bytes:
@@ -241,7 +255,7 @@ class StateDirectory(LockedDirectory):
         """
         with contextlib.suppress(ValueError, TypeError, KeyError):
             fields = self._read_own(_LINEAGE)
-            if fields["url"] == url:
+            if same_place(fields["url"], url):
                 return Lineage(url, int(fields["current"], 16), int(fields["previous"], 16))
         return None
 
@@ -251,6 +265,13 @@ class StateDirectory(LockedDirectory):
         fields = {"url": url, "current": f"{lineage.current:016x}", "previous": f"{previous:016x}"}
         self._replace_own(_LINEAGE, fields)
         return lineage
+
+    def reset(self, *, dry_run: bool) -> list[Path]:
+        """Remove all files but those of the identity; returns them. With `dry_run` nothing is removed."""
+        names = sorted(set(os.listdir(self._fd)) - {_LOCK, _WRITER, _LINEAGE})  # noqa: PTH208 - a descriptor
+        for name in names if not dry_run else ():
+            os.unlink(name, dir_fd=self._fd)
+        return [self.path / name for name in names]
 
     def write_mark(self, mark: CheckpointMark) -> None:
         """Replace the mark, durably."""

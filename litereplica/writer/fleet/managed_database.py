@@ -36,7 +36,7 @@ from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import FleetContext
 from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.fleet.statistics import NOTHING_DONE, DatabaseStatistics, State, accumulated
-from litereplica.writer.maintenance import Maintenance
+from litereplica.writer.maintenance import Maintenance, enforce_retention
 from litereplica.writer.publish.lease_keeper import LeaseKeeper
 from litereplica.writer.replicator import Replicator, open_replicator
 from litereplica.writer.replicator_options import ReplicatorOptions
@@ -125,6 +125,10 @@ class ManagedDatabase:
                 await replicator.publish_once()
                 if self.settings.force_snapshot:
                     await replicator.publish_snapshot()
+                if self.settings.enforce_retention and self._lease is not None:
+                    store, policy = self.root.store(self.prefix), self.settings.retention
+                    deleted = await enforce_retention(store, policy, self._lease, state_path(self.path.resolve()))
+                    log.info("deleted %d files of %s, by retention", deleted, self.url)
                 self._remember(replicator.statistics())
         except BaseException as exc:
             self.state, self.error = State.FAILED, str(exc)

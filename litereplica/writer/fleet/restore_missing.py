@@ -17,8 +17,10 @@ from litereplica.errors import EnvironmentProblem, NoReplica, UsageError
 from litereplica.file_access import make_directories
 from litereplica.format.sqlite import HEADER_SIZE
 from litereplica.ltxstore.store import open_ltx_store
+from litereplica.restore.any_format import restore_any
+from litereplica.restore.generations import BackupResult
 from litereplica.restore.output_file import SIDECARS
-from litereplica.restore.restore import require_database, restore
+from litereplica.restore.restore import require_database
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.fleet.replica_root import ReplicaRoot
 from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
@@ -88,11 +90,12 @@ async def _restore_below(
         log.info("%s does not exist: restoring it from %s", path, store.url)
         try:
             async with limiter, lease.kept():
-                result = await restore(store, path, prepare=require_database)
+                result = await restore_any(store, path, prepare=require_database)
         except NoReplica:
             log.info("%s is empty: not restoring %s", store.url, path)
             return
-    log.info("restored TXID %016x to %s, %d bytes", result.txid, path, result.size)
+    what = f"generation {result.generation}" if isinstance(result, BackupResult) else f"TXID {result.txid:016x}"
+    log.info("restored %s to %s, %d bytes", what, path, result.size)
 
 
 def _refuse_left_over(path: Path) -> None:

@@ -31,6 +31,7 @@ from litereplica.format.names import format_txid
 from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.restore.provenance import read_provenance
+from litereplica.storage.url import same_place
 from litereplica.types import FileInfo
 from litereplica.writer.database.connections import WalState
 from litereplica.writer.database.parked import Parked
@@ -140,7 +141,7 @@ async def _require_listed(
     A replica that somebody has deleted is begun anew.
     """
     url = context.store.url
-    known = mark.txid if mark is not None and mark.url == url else 0
+    known = mark.txid if mark is not None and same_place(mark.url, url) else 0
     if context.checksums.version is not None and lineage is not None:
         known = max(known, context.checksums.version.txid)
     if await is_gone(context.store, known, newest=remote.txid) and remote.txid == 0:
@@ -237,11 +238,11 @@ async def decide(
     check_page_size(file.header, database.page_size, url=store.url)
     published = Published.of(file.header, file.file_checksum)
     frames = await frames_covered(store, file, wal) if same_file else None
+    as_left = mark is not None and mark.database == hold.identity and same_place(mark.url, store.url)
     if frames is not None:
         wal.advance(frames)
-        as_left = mark is not None and (mark.url, mark.database) == (store.url, hold.identity)
         return Start.WAL if as_left else Start.COMPARED, published
-    if mark == CheckpointMark(store.url, remote.txid, hold.identity) and not same_generation(file.header, wal):
+    if mark is not None and as_left and mark.txid == remote.txid and not same_generation(file.header, wal):
         return Start.CHECKPOINT, published
     return Start.DIFFERENCE, published
 
