@@ -17,7 +17,7 @@ from litereplica.config import Surroundings, parse_config
 from litereplica.errors import DamagedFile, UsageError
 from litereplica.fuse.at_names import Wanted, parse
 from litereplica.ltxstore.lease_record import Lease
-from litereplica.storage.s3 import given_time_ms
+from litereplica.storage.s3_client import given_time_ms
 from litereplica.times import (
     ABOVE_ZERO_HINT,
     DAY_MS,

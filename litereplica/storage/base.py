@@ -68,6 +68,17 @@ class ObjectInfo:
     etag: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The objects directly in a directory, ascending by key, and the names of the directories in it, ascending.
+
+    A directory has an object in it, or in a directory in it; some stores also show one whose last object was deleted.
+    """
+
+    directories: list[str]
+    objects: list[ObjectInfo]
+
+
 class Storage(ABC):
     """A store of objects below one root. Obtain one from `storage.open.open_storage`."""
 
@@ -105,6 +116,10 @@ class Storage(ABC):
     @abstractmethod
     async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
         """Return the objects whose key begins with `prefix` and is greater than `start_after`, ascending by key."""
+
+    @abstractmethod
+    async def list_directory(self, prefix: str) -> Directory:
+        """Return what is directly below `prefix`, which is empty or ends with `/`; nothing if no key begins with it."""
 
     @abstractmethod
     async def delete(self, keys: Sequence[str]) -> None:

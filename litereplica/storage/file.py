@@ -34,8 +34,15 @@ from litereplica.errors import PreconditionFailed, StorageError
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
-from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
-from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.keys import (
+    is_key,
+    resolve_range,
+    validate_directory,
+    validate_key,
+    validate_prefix,
+    validate_range,
+)
 from litereplica.storage.pace import ListingPace
 
 T = TypeVar("T")
@@ -75,6 +82,10 @@ class FileStorage(Storage):
         listing = _Listing(prefix, start_after or "")
         found = await self._in_thread(prefix, lambda: self._list(listing), reading=True)
         return sorted(found, key=lambda info: info.key)
+
+    async def list_directory(self, prefix: str) -> Directory:
+        validate_directory(prefix)
+        return await self._in_thread(prefix, lambda: self._list_directory(prefix), reading=True)
 
     async def put(self, key: str, body: Body, *, modified_ms: int | None = None) -> str:
         return await self._put(key, body, modified_ms, _replace)
@@ -135,6 +146,27 @@ class FileStorage(Storage):
                 return found
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def _list_directory(self, prefix: str) -> Directory:
+        directories, objects = [], []
+        pace = ListingPace(self.url)
+        try:
+            with files.open_directory(self._root, _components(prefix.rstrip("/"))) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.name.startswith(files.RESERVED_PREFIX) or not is_key(prefix + entry.name):
+                        continue
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+                        if entry.is_dir(follow_symlinks=False):
+                            below = _Listing(prefix + entry.name + "/", "").descend(fd, entry.name)
+                            if next(below, None) is not None:
+                                pace.received(1)
+                                directories.append(entry.name)
+                        elif stat.S_ISREG((status := entry.stat(follow_symlinks=False)).st_mode):
+                            pace.received(1)
+                            objects.append(_info(prefix + entry.name, status, ""))
+        except (FileNotFoundError, NotADirectoryError):
+            return Directory([], [])
+        return Directory(sorted(directories), sorted(objects, key=lambda info: info.key))
 
     def _write(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
         access = self._access_of(key)
@@ -233,19 +265,20 @@ class _Listing:
                     continue
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
                     if entry.is_dir(follow_symlinks=False):
-                        yield from self._descend(fd, entry.name, key + "/")
+                        if (key + "/").startswith(self.prefix):
+                            yield from self.descend(fd, entry.name, key + "/")
                     elif key.startswith(self.prefix) and key > self.start_after:
                         status = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(status.st_mode):
                             yield _info(key, status, "")
 
-    def _descend(self, parent: int, name: str, base: str) -> Iterator[ObjectInfo]:
-        if base.startswith(self.prefix):
-            child = files.open_child(name, parent=parent)
-            try:
-                yield from self.walk(child, base)
-            finally:
-                os.close(child)
+    def descend(self, parent: int, name: str, base: str = "") -> Iterator[ObjectInfo]:
+        """Yield as `walk` for the directory `name` in `parent`."""
+        child = files.open_child(name, parent=parent)
+        try:
+            yield from self.walk(child, base or self.prefix)
+        finally:
+            os.close(child)
 
 
 def _replace(parent: int, temporary: str, name: str) -> None:

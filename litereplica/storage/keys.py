@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from litereplica.errors import StorageError
-from litereplica.storage.base import ByteRange, Range
+from litereplica.storage.base import ByteRange, Directory, ObjectInfo, Range
 
 
 def validate_key(key: str) -> None:
@@ -19,9 +21,24 @@ def validate_prefix(prefix: str) -> None:
         raise StorageError(f"{prefix!r} is not the beginning of a valid key", key=prefix)
 
 
+def validate_directory(prefix: str) -> None:
+    """Raise `StorageError` unless `prefix` is empty, or a valid key followed by `/`."""
+    validate_prefix(prefix)
+    if prefix and not prefix.endswith("/"):
+        raise StorageError(f"{prefix!r} does not end with a slash", key=prefix)
+
+
 def is_key(key: str) -> bool:
     """True if a name found in a store is a valid key."""
     return _are_components(key.split("/")) and _is_text(key)
+
+
+def directory_of(prefix: str, prefixes: Iterable[str], objects: Iterable[ObjectInfo]) -> Directory:
+    """The directory at `prefix`, of a store's answer: keys that begin with it, and the beginnings of longer ones."""
+    names = {each.removeprefix(prefix).strip("/") for each in prefixes if each.startswith(prefix)}
+    directly = {info.key: info for info in objects if info.key.startswith(prefix) and is_key(info.key)}
+    here = [info for key, info in sorted(directly.items()) if "/" not in key.removeprefix(prefix)]
+    return Directory(sorted(name for name in names if is_key(name) and "/" not in name), here)
 
 
 def resolve_range(range: Range | None, size: int) -> slice:

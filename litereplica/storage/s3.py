@@ -23,13 +23,21 @@ import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage, Suffix
-from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.base import Blob, Body, ByteRange, Directory, ObjectInfo, Range, Storage, Suffix
+from litereplica.storage.keys import (
+    directory_of,
+    is_key,
+    resolve_range,
+    validate_directory,
+    validate_key,
+    validate_prefix,
+    validate_range,
+)
 from litereplica.storage.pace import ListingPace
-from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, send_content_md5
+from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, given_time_ms, send_content_md5
 from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import Target, upload_in_parts
-from litereplica.times import format_time_nano, milliseconds, parse_time_ms
+from litereplica.times import format_time_nano, milliseconds
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -139,6 +147,24 @@ class S3Storage(Storage):
             if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
         )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+
+    async def list_directory(self, prefix: str) -> Directory:
+        validate_directory(prefix)
+        request: dict[str, Any] = {"Bucket": self._url.bucket, "Prefix": self._base + prefix, "Delimiter": "/"}
+
+        def fetch(client: S3Client) -> Directory:
+            prefixes: list[str] = []
+            objects: list[ObjectInfo] = []
+            pace = ListingPace(self.url)
+            for page in client.get_paginator("list_objects_v2").paginate(**request):
+                trio.from_thread.check_cancelled()
+                shown = [each["Prefix"].removeprefix(self._base) for each in page.get("CommonPrefixes", ())]
+                pace.received(len(shown) + len(page.get("Contents", ())))
+                prefixes += shown
+                objects += [self._info(entry) for entry in page.get("Contents", ())]
+            return directory_of(prefix, prefixes, objects)
+
+        return await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -369,11 +395,3 @@ def _modified_ms(answer: Any) -> int:
     """The time of an object, or of an entry of a listing; 0 if the store gives none."""
     modified: datetime | None = answer.get("LastModified")
     return 0 if modified is None else milliseconds(modified)
-
-
-def given_time_ms(text: str) -> int | None:
-    """The time in milliseconds that Litestream or litereplica put into an object's metadata; None if it is invalid."""
-    try:
-        return parse_time_ms(text)
-    except ValueError:
-        return None

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from litereplica.storage.credentials import Credentials, sse_customer_key, static_credentials
 from litereplica.storage.s3_options import ALGORITHM, S3Options
 from litereplica.storage.url import endpoint_url
+from litereplica.times import parse_time_ms
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -148,3 +149,11 @@ def _use_content_md5(params: dict[str, Any], **_: Any) -> None:
     digest = hashlib.md5(body, usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
     params["context"].pop("checksum", None)
+
+
+def given_time_ms(text: str) -> int | None:
+    """The time in milliseconds that Litestream or litereplica put into an object's metadata; None if it is invalid."""
+    try:
+        return parse_time_ms(text)
+    except ValueError:
+        return None

@@ -26,10 +26,19 @@ import trio
 
 from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage import s3_client, s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, ObjectInfo, Range, Storage
-from litereplica.storage.keys import is_key, resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.base import Blob, Body, ByteRange, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.keys import (
+    directory_of,
+    is_key,
+    resolve_range,
+    validate_directory,
+    validate_key,
+    validate_prefix,
+    validate_range,
+)
 from litereplica.storage.pace import ListingPace, Pace
-from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage, given_time_ms, is_empty
+from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage, is_empty
+from litereplica.storage.s3_client import given_time_ms
 from litereplica.storage.s3_connection import Connection, connect, request_timeout_s
 from litereplica.times import format_time_nano, milliseconds
 
@@ -154,6 +163,20 @@ class ObstoreS3Storage(Storage):
             if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
         )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+
+    async def list_directory(self, prefix: str) -> Directory:
+        validate_directory(prefix)
+
+        def fetch(store: S3Store) -> Directory:
+            import obstore
+
+            found = obstore.list_with_delimiter(store, prefix or None)
+            prefixes = (str(each) + "/" for each in found["common_prefixes"])
+            return directory_of(prefix, prefixes, [_info(meta, meta["path"]) for meta in found["objects"]])
+
+        return await self._run(
+            f"list {prefix or 'objects'}", fetch, lambda: self._complete.list_directory(prefix), key=prefix
+        )
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self._complete.delete(keys)

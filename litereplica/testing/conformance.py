@@ -15,14 +15,10 @@ import trio
 from litereplica.errors import NotFound, PreconditionFailed, StorageError
 from litereplica.storage.base import ByteRange, Storage, Suffix
 from litereplica.storage.s3_upload import MULTIPART_BYTES
-from litereplica.testing.back_doors import BackDoor, Subject
+from litereplica.testing.back_doors import BackDoor
+from litereplica.testing.listing_conformance import ListingConformance, keys_of
 
 DIGITS = b"0123456789"
-
-
-async def keys_of(storage: Storage, prefix: str, start_after: str | None = None) -> list[str]:
-    """The keys of a listing."""
-    return [info.key for info in await storage.list(prefix, start_after=start_after)]
 
 
 async def winners_of(count: int, put: Callable[[bytes], Awaitable[object]]) -> list[int]:
@@ -42,16 +38,8 @@ async def winners_of(count: int, put: Callable[[bytes], Awaitable[object]]) -> l
     return winners
 
 
-class StorageConformance:
+class StorageConformance(ListingConformance):
     """The contract of `litereplica.storage.base.Storage`."""
-
-    @pytest.fixture
-    def storage(self, subject: Subject) -> Storage:
-        return subject.storage
-
-    @pytest.fixture
-    def door(self, subject: Subject) -> BackDoor:
-        return subject.door
 
     # get
 
@@ -247,75 +235,6 @@ class StorageConformance:
         with pytest.raises(NotFound):
             await storage.head("missing")
 
-    # list
-
-    async def test_list_of_nothing_is_empty(self, storage: Storage) -> None:
-        assert await storage.list("") == []
-        assert await storage.list("0000/") == []
-
-    async def test_list_is_sorted_and_tells_sizes(self, storage: Storage, door: BackDoor) -> None:
-        for size, key in enumerate(["b", "0001/z", "0000/x", "0000/y", "0000/sub/k", "a"]):
-            door.write(key, b"x" * size)
-        infos = await storage.list("")
-        assert [info.key for info in infos] == ["0000/sub/k", "0000/x", "0000/y", "0001/z", "a", "b"]
-        assert [info.size for info in infos] == [4, 2, 3, 1, 5, 0]
-        assert all(info.modified_ms > 1_600_000_000_000 for info in infos)
-
-    async def test_list_sorts_by_the_whole_key(self, storage: Storage, door: BackDoor) -> None:
-        keys = ["B", "a-b", "a.b", "a/b", "a0"]
-        for key in keys:
-            door.write(key, b"")
-        assert await keys_of(storage, "") == keys
-
-    @pytest.mark.parametrize(
-        ("prefix", "expected"),
-        [
-            ("0000/", ["0000/1", "0000/12", "0000/2"]),
-            ("0000/1", ["0000/1", "0000/12"]),
-            ("0000", ["0000/1", "0000/12", "0000/2"]),
-            ("00", ["0000/1", "0000/12", "0000/2", "0001/1"]),
-            ("0002/", []),
-            ("0000/1/", []),
-            ("x", ["x"]),
-        ],
-    )
-    async def test_list_by_prefix(self, storage: Storage, door: BackDoor, prefix: str, expected: list[str]) -> None:
-        for key in ["0000/1", "0000/12", "0000/2", "0001/1", "x"]:
-            door.write(key, b"")
-        assert await keys_of(storage, prefix) == expected
-
-    @pytest.mark.parametrize(
-        ("start_after", "expected"),
-        [
-            (None, ["0000/1", "0000/2", "0000/3"]),
-            ("0000/", ["0000/1", "0000/2", "0000/3"]),
-            ("0000/0", ["0000/1", "0000/2", "0000/3"]),
-            ("0000/1", ["0000/2", "0000/3"]),
-            ("0000/10", ["0000/2", "0000/3"]),
-            ("0000/3", []),
-            ("0001/1", []),
-        ],
-    )
-    async def test_list_after_a_key(
-        self, storage: Storage, door: BackDoor, start_after: str | None, expected: list[str]
-    ) -> None:
-        for key in ["0000/1", "0000/2", "0000/3", "0001/1"]:
-            door.write(key, b"")
-        assert await keys_of(storage, "0000/", start_after) == expected
-
-    async def test_list_of_more_than_a_page(self, storage: Storage, door: BackDoor) -> None:
-        keys = [f"0000/{number:06}" for number in range(1005)]
-        write_many(door, keys)
-        assert await keys_of(storage, "0000/") == keys
-        assert await keys_of(storage, "0000/", keys[1000]) == keys[1001:]
-        await storage.delete(keys)
-        assert door.keys() == []
-
-    @pytest.mark.parametrize("prefix", ["/", "../", "a/../", "a//b", "./a"])
-    async def test_list_refuses_what_begins_no_key(self, storage: Storage, prefix: str) -> None:
-        with pytest.raises(StorageError, match="beginning of a valid key"):
-            await storage.list(prefix)
-
     # delete
 
     async def test_delete_removes_only_what_is_named(self, storage: Storage, door: BackDoor) -> None:
@@ -380,9 +299,3 @@ class StorageConformance:
 
     async def test_the_url_names_the_place(self, storage: Storage) -> None:
         assert "://" in storage.url
-
-
-def write_many(door: BackDoor, keys: list[str]) -> None:
-    """Write an empty object for each key."""
-    for key in keys:
-        door.write(key, b"")

@@ -14,8 +14,8 @@ from pathlib import Path
 import trio
 
 from litereplica.errors import NotFound, PreconditionFailed
-from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
-from litereplica.storage.keys import resolve_range, validate_key, validate_prefix, validate_range
+from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.keys import resolve_range, validate_directory, validate_key, validate_prefix, validate_range
 from litereplica.times import wall_clock_ms
 
 
@@ -74,6 +74,15 @@ class MemoryStorage(Storage):
         after = start_after or ""
         keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
         return [_info(key, self.objects[key]) for key in keys]
+
+    async def list_directory(self, prefix: str) -> Directory:
+        validate_directory(prefix)
+        await trio.lowlevel.checkpoint()
+        names = {key: key.removeprefix(prefix).partition("/") for key in sorted(self.objects) if key.startswith(prefix)}
+        directories = sorted({name for name, slash, _ in names.values() if slash})
+        return Directory(
+            directories, [_info(key, self.objects[key]) for key, (_, slash, _) in names.items() if not slash]
+        )
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -287,3 +287,12 @@ async def test_process_that_knows_no_limit_follows_the_directory(storage: FileSt
         0o700,
         0o600,
     ]
+
+
+async def test_a_directory_without_objects_is_not_listed(storage: FileStorage, root: Path) -> None:
+    for key in ("a.db/ltx/0/k", "b.db/ltx/0/k"):
+        await storage.put(key, b"x")
+    await storage.delete(["a.db/ltx/0/k"])
+    (root / "link").symlink_to(root / "b.db")
+    assert (root / "a.db" / "ltx" / "0").is_dir()
+    assert (await storage.list_directory("")).directories == ["b.db"]

@@ -20,7 +20,8 @@ from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection, look
 from litereplica.storage.s3_obstore import ObstoreS3Storage
 from litereplica.storage.url import parse_url
 from litereplica.testing.back_doors import S3Door, Subject
-from litereplica.testing.conformance import StorageConformance, keys_of
+from litereplica.testing.conformance import StorageConformance
+from litereplica.testing.listing_conformance import keys_of
 from litereplica.testing.seaweed import SeaweedServer
 
 if TYPE_CHECKING:

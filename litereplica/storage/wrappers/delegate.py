@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
-from litereplica.storage.base import Blob, Body, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
 
 T = TypeVar("T")
 
@@ -89,6 +89,9 @@ class WrapperStorage(Storage):
         return await self._around(
             Call(Operation.LIST, prefix), lambda: self._inner.list(prefix, start_after=start_after)
         )
+
+    async def list_directory(self, prefix: str) -> Directory:
+        return await self._around(Call(Operation.LIST, prefix), lambda: self._inner.list_directory(prefix))
 
     async def delete(self, keys: Sequence[str]) -> None:
         first = keys[0] if keys else ""
