@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -61,13 +61,13 @@ class FuseKernelCache:
         self._limiter = trio.CapacityLimiter(1)
         self._descriptors: dict[LiveFile, int] = {}
 
-    def open_files(self, database: str) -> None:
+    def open_files(self, path_of: Callable[[LiveFile], str]) -> None:
         """Open the database and its WAL (O_PATH), so that the kernel knows their inodes until `close_files`.
 
-        `database` is the path of the database in the mount. Makes requests to this process: call it in a thread.
+        `path_of` returns the path of a file in the mount. Makes requests to this process: call it in a thread.
         """
         for file in (LiveFile.DATABASE, LiveFile.WAL):
-            self._descriptors[file] = os.open(database + file.value, os.O_PATH | os.O_CLOEXEC)
+            self._descriptors[file] = os.open(path_of(file), os.O_PATH | os.O_CLOEXEC)
 
     def close_files(self) -> None:
         """Close what `open_files` opened. Call it in a thread, too."""

@@ -17,8 +17,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,9 @@ import trio
 
 from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
+from litereplica.fuse.nodes import STATUS_NAME
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.replica.poll_schedule import MAX_INTERVAL_S
 from litereplica.replica.store_outage import READ_TIMEOUT_S
 
@@ -83,13 +85,14 @@ class MountOptions:
 class FuseSession:
     """The session, and the tasks around it. Subclasses have `_serve`, and `_close_own` if they have descriptors."""
 
-    def __init__(self, options: MountOptions, operations: Operations) -> None:
+    def __init__(
+        self, options: MountOptions, operations: Operations, *, shielded: ShieldedBlocks | None = None
+    ) -> None:
         self._options = options
         self._operations = operations
-        self._own: list[int] = []  # our descriptors on our own files
+        self._shielded = shielded or ShieldedBlocks()
         self._following = trio.CancelScope()
         self._stopped = trio.Event()  # following has ended
-        self._whole: set[trio.CancelScope] = set()
         self._detached = trio.Event()
         self._mount: mountpoint.Mount | None = None
         self._tasks: trio.Nursery
@@ -126,7 +129,7 @@ class FuseSession:
                 self._tasks.start_soon(self._start_following, ready)
                 await pyfuse3.main(max_tasks=MAX_TASKS)
                 mounted = False
-                self._give_up()
+                self._shielded.give_up()
                 self._tasks.cancel_scope.cancel()
         finally:
             if mounted:
@@ -163,32 +166,23 @@ class FuseSession:
         self._operations.close_to_others()
         self._following.cancel()
         await self._stopped.wait()
-        if self._own:
-            await trio.to_thread.run_sync(self._close_own)
+        await trio.to_thread.run_sync(self._close_own)
 
     async def _resume_following(self) -> None:
         await self._stopped.wait()
         self._following, self._stopped = trio.CancelScope(), trio.Event()
         await self._start_following(lambda: None)
 
-    @contextmanager
-    def _as_a_whole(self) -> Iterator[None]:
-        """Shield the block from cancellation until the session ends: half an advance cannot be continued."""
-        with trio.CancelScope(shield=True) as scope:
-            self._whole.add(scope)
-            try:
-                yield
-            finally:
-                self._whole.remove(scope)
+    def _flush_once(self) -> None:
+        """Open and close a file of the mount: the answer to that FLUSH makes the kernel send no other. Blocks.
 
-    def _give_up(self) -> None:
-        for scope in self._whole:
-            scope.shield = False
+        Without it, a child of this process that begins by closing inherited descriptors would wait for our answer,
+        while we wait for the child to begin.
+        """
+        os.close(os.open(self._options.path / STATUS_NAME, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close_own(self) -> None:
-        descriptors, self._own = self._own, []
-        for fd in descriptors:
-            os.close(fd)
+        """Close the daemon's descriptors on its own files. Called in a thread."""
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from litereplica.fuse import mount
+from litereplica.fuse import live_service, mount
 from litereplica.fuse.session import MountOptions
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica import poll_schedule
@@ -36,6 +36,6 @@ async def opened(url: str) -> AsyncIterator[Replica]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    poll_schedule.GRACE_S, mount.PAUSE_AFTER_S = 0.2, PAUSE_AFTER_S  # type: ignore[attr-defined]  # a name that it imports
+    poll_schedule.GRACE_S, live_service.PAUSE_AFTER_S = 0.2, PAUSE_AFTER_S  # type: ignore[attr-defined]  # a name that it imports
     options = MountOptions(url=sys.argv[1], path=Path(sys.argv[2]), name="app.db", poll_interval_s=0.05)
     trio.run(mount.serve, options, opened(sys.argv[1]), lambda: print("ready", flush=True))

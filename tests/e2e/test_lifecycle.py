@@ -416,13 +416,13 @@ BUG = """
 import sys
 from pathlib import Path
 import trio
-from litereplica.fuse import mount
+from litereplica.fuse import live_service, mount
 from tests.e2e.healing_mount import opened
 
 async def fail(*_, **__):
     raise ZeroDivisionError
 
-mount.run_poller = fail
+live_service.run_poller = fail
 options = mount.MountOptions(url=sys.argv[1], path=Path(sys.argv[2]), name="app.db", poll_interval_s=1.0)
 trio.run(mount.serve, options, opened(sys.argv[1]), lambda: None)
 """

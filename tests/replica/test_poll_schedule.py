@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from litereplica.format.names import Layout
-from litereplica.fuse.mount import schedule_of
+from litereplica.fuse.live_service import schedule_of
 from litereplica.fuse.session import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica

@@ -1,0 +1,95 @@
+"""The nodes of one live database: `app.db`, `-wal`, `-shm` and `-pos`.
+
+What they answer comes from a `LiveSource` (`live_service.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+from litereplica.fuse.client_locks import ClientLocks
+from litereplica.fuse.kernel_cache import LiveFile
+from litereplica.fuse.nodes import POS_SIZE, Attributes, GeneratedFile, Node
+from litereplica.types import Pos
+
+
+class LiveSource(Protocol):
+    """A live database as its nodes see it. `clients` are its clients."""
+
+    @property
+    def clients(self) -> ClientLocks:
+        """The clients of the database."""
+
+    @property
+    def pos(self) -> Pos:
+        """The position that a transaction which begins now will see."""
+
+    def attributes(self, file: LiveFile) -> Attributes:
+        """Attributes of a file as of now."""
+
+    async def prepare(self, file: LiveFile) -> None:
+        """Called before a client's open of a file. Raises if it cannot be read now."""
+
+    async def read(self, file: LiveFile, offset: int, size: int) -> bytes:
+        """Answer a READ."""
+
+    def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
+        """Note that a client has opened a file."""
+
+    def closed(self, handle: int) -> None:
+        """Note that a handle was closed."""
+
+
+class LiveNode(Node):
+    """One of the three files of a live database that the kernel caches."""
+
+    def __init__(self, inode: int, source: LiveSource, *, file: LiveFile) -> None:
+        super().__init__(inode)
+        self.daemon_may_write = file is LiveFile.SHM
+        self._source = source
+        self._file = file
+
+    def attributes(self) -> Attributes:
+        """Return the attributes with the current size."""
+        return self._source.attributes(self._file)
+
+    async def open(self, *, own: bool) -> None:
+        """Let a client open the file once the source is prepared."""
+        if not own:
+            await self._source.prepare(self._file)
+
+    def may_open(self, thread_id: int) -> bool:
+        """False for a client whose locks are missing. `-shm` may be opened, so that it can lock."""
+        return self._file is LiveFile.SHM or self._source.clients.may_open(thread_id)
+
+    def opened(self, handle: int, thread_id: int) -> None:
+        """Tell the source."""
+        self._source.opened(handle, self._file, thread_id)
+
+    def may_read(self, handle: int) -> bool:
+        """False for a client whose locks are missing. `-shm` may be read: it is copied, and holds no rows."""
+        return self._file is LiveFile.SHM or self._source.clients.may_read(handle)
+
+    def release(self, handle: int) -> None:
+        """Tell the source."""
+        self._source.closed(handle)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Answer a READ. Raises `StaleReplica`, and as `LiveFiles.read`."""
+        return await self._source.read(self._file, offset, size)
+
+
+def live_nodes(name: str, files: Mapping[LiveFile, int], pos_inode: int, source: LiveSource) -> dict[bytes, Node]:
+    """Return the nodes of a database by name; `files` are the inodes of those that the kernel caches."""
+    nodes: dict[bytes, Node] = {
+        f"{name}{file.value}".encode(): LiveNode(inode, source, file=file) for file, inode in files.items()
+    }
+    nodes[f"{name}-pos".encode()] = GeneratedFile(
+        pos_inode,
+        lambda: f"{source.pos}\n".encode(),
+        attributes=Attributes(size=POS_SIZE),
+        before_open=partial(source.prepare, LiveFile.SHM),
+    )
+    return nodes
