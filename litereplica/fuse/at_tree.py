@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyfuse3
@@ -29,7 +29,7 @@ import trio
 
 from litereplica.errors import PageSizeChanged, ReplicaError
 from litereplica.fuse import at_names
-from litereplica.fuse.nodes import Attributes, InodeTable, Node
+from litereplica.fuse.nodes import Attributes, Entries, InodeTable, Node
 from litereplica.fuse.static import StaticFile
 from litereplica.replica.past_catalog import Point
 from litereplica.replica.past_snapshots import Identity, PastSnapshots
@@ -188,7 +188,7 @@ class PastDirectory(Node):
         self.use()
         return await self._appear()
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Entries:
         """Return the database file under its name; nothing if the state cannot be reached any more."""
         file = await self._appear()
         return [(self._tree.database_name, file)] if file is not None else []
@@ -222,8 +222,6 @@ def _forget_name(inode: int, name: bytes) -> None:
 
 class AtDirectory(Node):
     """The directory `.at`. `run` closes what is unused; `name` is that of the database file."""
-
-    absent_names_stay_absent = False
 
     def __init__(
         self,
@@ -274,7 +272,11 @@ class AtDirectory(Node):
         point = await self._find(name)
         return self._entered(name, point) if point is not None else None
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    def stays_absent(self, name: bytes) -> bool:
+        """False: transactions are published."""
+        return False
+
+    async def entries(self) -> Entries:
         """Return the directories of the newest points, by TXID."""
         points = await self.past.points(LISTED_POINTS)
         names = [at_names.txid_name(point.txid) for point in points]

@@ -17,12 +17,14 @@ node whose `lookup` makes the nodes of a database.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import stat
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import pyfuse3
 
@@ -38,6 +40,9 @@ FOREVER_S = 1e9
 """Timeout of entries and attributes: the daemon notifies the kernel of every change, and a GETATTR costs more than a
 hot query."""
 
+_FIRST_SHOWN_NUMBER = 1 << 32
+"""Inode numbers from here on are shown for names of which no node is known."""
+
 _RESERVED_SUFFIXES = ("-wal", "-shm", "-journal", "-pos")
 _MTIME_NS = 0
 """Constant: a change of mtime makes the kernel drop the file's cached pages."""
@@ -45,12 +50,16 @@ _MTIME_NS = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """Attributes of a node. `size` is in bytes; the kernel may use the name for `entry_timeout_s` without asking."""
+    """Attributes of a node. `size` is in bytes.
+
+    The kernel may use the name for `entry_timeout_s` without asking, and the other attributes for `attr_timeout_s`.
+    """
 
     is_directory: bool = False
     size: int = 0
     mtime_ns: int = _MTIME_NS
     entry_timeout_s: float = FOREVER_S
+    attr_timeout_s: float = FOREVER_S
 
 
 class Node:
@@ -64,9 +73,6 @@ class Node:
 
     daemon_may_write = False
     """True: the daemon itself may open it for writing, to take locks. Clients never may."""
-
-    absent_names_stay_absent = True
-    """True: the kernel may remember for ever that a directory does not have a name."""
 
     parent_inode: int = pyfuse3.ROOT_INODE
 
@@ -104,8 +110,12 @@ class Node:
         """Return the entry with this name, or None."""
         raise OSError(errno.ENOTDIR, f"inode {self.inode} is not a directory")
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
-        """Return what a listing of the directory shows."""
+    def stays_absent(self, name: bytes) -> bool:
+        """True if the kernel may remember for ever that the directory does not have this name."""
+        return True
+
+    async def entries(self) -> Entries:
+        """Return what a listing of the directory shows: names, with their nodes where these are known."""
         raise OSError(errno.ENOTDIR, f"inode {self.inode} is not a directory")
 
     def remember(self) -> None:
@@ -116,6 +126,9 @@ class Node:
         """Drop `count` kernel references (FORGET)."""
         self.references -= count
 
+
+Entries: TypeAlias = Sequence[tuple[bytes, Node | None]]
+"""A listing. Names without a node are looked up by those who need more than the name."""
 
 _N = TypeVar("_N", bound=Node)
 
@@ -170,7 +183,7 @@ class Directory(Node):
         """Return the entry of this name, listed or not."""
         return self._all.get(name)
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Entries:
         """Return the entries that are listed."""
         return list(self._visible.items())
 
@@ -231,7 +244,23 @@ def entry_of(node: Node, owner: Owner) -> pyfuse3.EntryAttributes:
     entry.st_blksize = 4096
     entry.st_uid, entry.st_gid = owner.uid, owner.gid
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.mtime_ns
-    entry.entry_timeout, entry.attr_timeout = attributes.entry_timeout_s, FOREVER_S
+    entry.entry_timeout, entry.attr_timeout = attributes.entry_timeout_s, attributes.attr_timeout_s
+    return entry
+
+
+def name_only(name: bytes) -> pyfuse3.EntryAttributes:
+    """An entry of a listing of which nothing but the name is known: the kernel shows it as DT_UNKNOWN.
+
+    Its node id is 0, for which pyfuse3 has no argument: it takes that and the number that a listing shows, which must
+    not be 0, from `st_ino`. `fuse_entry_param` begins with the node id, and an `EntryAttributes` with that.
+    """
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = zlib.crc32(name) + _FIRST_SHOWN_NUMBER
+    entry.st_mode = 0
+    node_id = ctypes.c_uint64.from_address(id(entry) + object.__basicsize__)
+    if node_id.value != entry.st_ino:
+        raise AssertionError("EntryAttributes of pyfuse3 has another layout")
+    node_id.value = 0
     return entry
 
 

@@ -35,7 +35,7 @@ from pyfuse3 import (
 
 from litereplica.fuse.errno import errno_of, is_expected
 from litereplica.fuse.mountpoint import Owner
-from litereplica.fuse.nodes import InodeTable, Node, entry_of, no_entry
+from litereplica.fuse.nodes import Entries, InodeTable, Node, entry_of, name_only, no_entry
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Operations(pyfuse3.Operations):
         self._owner = owner
         self._total_size = total_size
         self._handles: dict[int, Handle] = {}
-        self._listings: dict[int, Sequence[tuple[bytes, Node]]] = {}
+        self._listings: dict[int, Entries] = {}
         self._next_handle = 1
         self._released = trio.Event()
         self._open_to_others = trio.Event()
@@ -136,7 +136,7 @@ class Operations(pyfuse3.Operations):
         else:
             node = await parent.lookup(name)
         if node is None:
-            return no_entry(for_ever=parent.absent_names_stay_absent)
+            return no_entry(for_ever=parent.stays_absent(name))
         node.remember()
         return entry_of(node, self._owner)
 
@@ -207,9 +207,11 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """READDIR: reply with the entries from `start_id` on, counting a reference of the kernel for each."""
         for i, (name, node) in enumerate(self._listings[fh][start_id:], start_id + 1):
-            if not pyfuse3.readdir_reply(token, FileNameT(name), entry_of(node, self._owner), i):
+            entry = name_only(name) if node is None else entry_of(node, self._owner)
+            if not pyfuse3.readdir_reply(token, FileNameT(name), entry, i):
                 break
-            node.remember()
+            if node is not None:
+                node.remember()
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -84,7 +84,7 @@ class Scene:
         return seen(node)
 
     async def list(self, inode: int) -> list[tuple[bytes, Seen]]:
-        return [(name, seen(node)) for name, node in await self.inodes.get(inode).entries()]
+        return [(name, seen(node)) for name, node in await self.inodes.get(inode).entries() if node is not None]
 
     async def open(self, inode: int) -> None:
         await self.inodes.get(inode).open(own=False)
@@ -184,8 +184,8 @@ async def test_only_the_database_is_in_a_directory(autojump_clock: trio.testing.
         directory = await scene.directory(txid_name(4))
         for name in (b"app.db-journal", b"app.db-wal", b"other"):
             assert await scene.lookup(directory.inode, name) is None
-        assert scene.inodes.get(directory.inode).absent_names_stay_absent
-        assert not scene.tree.absent_names_stay_absent
+        assert scene.inodes.get(directory.inode).stays_absent(b"app.db-journal")
+        assert not scene.tree.stays_absent(b"txid-1")
         ((name, node),) = await scene.list(directory.inode)
         assert (name, node.size) == (NAME, len(scene.database(4)))
 
