@@ -24,7 +24,7 @@ Job: TypeAlias = Callable[[], Awaitable[T]]
 @asynccontextmanager
 async def open_nursery() -> AsyncIterator[trio.Nursery]:
     """A nursery that raises the first `LiteReplicaError` of its block and tasks bare, after cancelling the others."""
-    failure: LiteReplicaError | None = None
+    failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
@@ -32,8 +32,8 @@ async def open_nursery() -> AsyncIterator[trio.Nursery]:
         ours, others = group.split(LiteReplicaError)
         if others is not None:
             raise others from None
-        assert ours is not None
-        failure = _first(ours)
+        assert isinstance(ours, ExceptionGroup)
+        failure = first_error(ours)
     if failure is not None:  # outside of the handler: the group is not its context
         raise failure
 
@@ -96,8 +96,8 @@ class _Running(Generic[T]):
         return self._outcome[0]
 
 
-def _first(group: BaseExceptionGroup[LiteReplicaError]) -> LiteReplicaError:
-    error: LiteReplicaError | BaseExceptionGroup[LiteReplicaError] = group
-    while isinstance(error, BaseExceptionGroup):
+def first_error(error: Exception) -> Exception:
+    """Return the first exception in a group of groups; the exception itself if it is no group."""
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -84,7 +84,7 @@ ALLOWED = {
         "restore",
     },
     "config": {"file_access", "errors", "log_levels", "types", "times", "storage", "compaction", "writer"},
-    "fuse": {"errors", "file_locks", "types", "times", "runs", "format", "replica"},
+    "fuse": {"errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
     "cli": {
         "file_access",
         "errors",

@@ -20,7 +20,8 @@ from litereplica.errors import ExitCode, LiteReplicaError
 
 log = logging.getLogger(__name__)
 
-Ready = Callable[[], None]
+Ready = Callable[[str], None]
+"""Says that a process is ready, with what is to be said to the user."""
 
 END_LIMIT_S = 3.0
 """Time that a process that is not ready has to end after Ctrl-C."""
@@ -37,8 +38,8 @@ class BackgroundError(LiteReplicaError):
         self.exit_code = ExitCode(exit_code)
 
 
-def run_in_background(work: Callable[[Ready], None]) -> int:
-    """Run `work` in a new process, and return its pid once it has called its argument.
+def run_in_background(work: Callable[[Ready], None]) -> str:
+    """Run `work` in a new process, and return what it has called its argument with.
 
     Until then the new process ends when this one does, for whatever reason. Once it is ready, Ctrl-C is ignored, since
     this process is about to end. Must be called before any thread is started.
@@ -73,7 +74,7 @@ def run_in_background(work: Callable[[Ready], None]) -> int:
     if code != ExitCode.OK:
         os.waitpid(pid, 0)
         raise BackgroundError(line, code)
-    return pid
+    return str(line)
 
 
 def _end(pid: int) -> None:
@@ -106,10 +107,10 @@ def _child(work: Callable[[Ready], None], write_end: int, parent: int) -> NoRetu
             os.write(write_end, json.dumps([code, line]).encode())
             os.close(write_end)
 
-    def ready() -> None:
+    def ready(line: str) -> None:
         _leave_terminal()
         _end_with_parent(0)
-        answer(ExitCode.OK, "")
+        answer(ExitCode.OK, line)
 
     code = int(ExitCode.OK)
     try:

@@ -1,8 +1,8 @@
-"""`litereplica mount`: open a replica and serve it as a FUSE file system, by default in the background.
+"""`litereplica mount`: open a replica, or many, and serve them as a FUSE file system, by default in the background.
 
-options      checked before anything is opened
-_opened      the store, the point to mount, and the replica, with retries for `--wait`
-fuse         `serve` (live) or `serve_static` (a past state) runs until the mount ends
+options        checked before anything is opened
+mount_run      opens what is to be mounted, in the process that becomes the daemon, and serves it
+mount_prefix   what a mount of every database below a prefix needs
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ import gc
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from litereplica.cli.mount_prefix import HYDRATE, MountCommand, Selection
 from litereplica.cli.params import DURATION, SIZE, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 
 if TYPE_CHECKING:
+    from litereplica.cli.mount_run import MountPlan
     from litereplica.fuse.session import MountOptions
-    from litereplica.replica.database import Replica
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +31,27 @@ ROOT_CACHE = Path("/var/cache/litereplica")
 LOG_NAME = "mount.log"
 QUEUED_READS_S = 3.0
 """Time within the read timeout for reads that the kernel sends later, or once more: they fail early, but in turns."""
-WAIT_INTERVAL_S = 1.0
-"""Between attempts to open the replica with `--wait`."""
 
 
-@click.command("mount", short_help="Mount a replica as a live, read-only SQLite file.")
+@click.command("mount", cls=MountCommand, short_help="Mount a replica as a live, read-only SQLite file.")
 @replica_argument
 @click.argument("mountpoint", type=Path)  # click.Path would stat() it, and a dead daemon there may hang
 @click.option("--name", help="Name of the database file.  [default: that of DB, or the URL's last component]")
+@click.option(
+    "--all/--one",
+    "every",
+    default=None,
+    help="Mount every database below REPLICA_URL, or the one database there.  [default: by what is there]",
+)
+@click.option("--include", multiple=True, help="With --all: mount only databases that match this pattern. Repeatable.")
+@click.option("--exclude", multiple=True, help="With --all: leave out what matches this pattern. Repeatable.")
+@click.option(
+    "--park-after",
+    type=DURATION,
+    default="1m",
+    show_default=True,
+    help="With --all: close a database that no client has had open for this long.",
+)
 @click.option(
     "--poll-interval",
     type=DURATION,
@@ -63,10 +74,10 @@ WAIT_INTERVAL_S = 1.0
 )
 @click.option("--cache-size", type=SIZE, default="1GiB", show_default=True, help="Disk space for cached pages.")
 @click.option(
-    "--hydrate/--no-hydrate",
-    default=True,
-    show_default=True,
-    help="Download the whole database in the background, if it fits into --cache-size.",
+    "--hydrate",
+    type=click.Choice(HYDRATE),
+    help="Download databases in the background while they are in use, if they fit into --cache-size: none, those of"
+    " up to 64 MiB, or all. Without a value: all; --no-hydrate: none.  [default: all; small with --all]",
 )
 @click.option("--hydrate-rate", type=SIZE, help="Limit of this download, in bytes per second.  [default: no limit]")
 @click.option(
@@ -98,11 +109,15 @@ def command(
     replica: ReplicaOf,
     mountpoint: Path,
     name: str | None,
+    every: bool | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    park_after: float,
     poll_interval: float,
     poll_interval_max: float,
     cache_dir: Path | None,
     cache_size: int,
-    hydrate: bool,
+    hydrate: str | None,
     hydrate_rate: int | None,
     read_timeout: float,
     max_staleness: float | None,
@@ -123,6 +138,9 @@ def command(
     Past states are in the hidden directory .at of the mount, by time and by TXID, each as a file of its own: 'ls -l' of
     that directory shows the newest. With --timestamp or --txid only that state is mounted, and it does not change.
 
+    If REPLICA_URL has no LTX files itself, and has directories below it, it is a prefix: the mount shows the same
+    directories, and each database in them is a live file. A database costs nothing until it is opened.
+
     \b
     Example:
       litereplica mount s3://backups/app.db /mnt/live
@@ -130,124 +148,112 @@ def command(
       sqlite3 /mnt/live/.at/2026-03-01T09:30:00Z/app.db 'SELECT count(*) FROM orders'
       litereplica mount s3://backups/app.db /mnt/then --timestamp '2 hours ago'
       litereplica mount --config /etc/litereplica.yml /srv/app.db /mnt/live
+      litereplica mount s3://backups/tenants /mnt/all
     """
     gc.disable()  # start-up creates no garbage worth collecting: the collector would take a tenth of the time
+    from litereplica.cli.mount_run import MountPlan
+    from litereplica.fuse import mountpoint as mountpoints
+    from litereplica.fuse.nodes import check_database_name
+    from litereplica.fuse.session import MountOptions
+
+    path = mountpoints.absolute(mountpoint)
+    point = Point(txid=txid, before_ms=timestamp)
+    every = _is_prefix(every, of=replica, name=name, point=point, patterns=include + exclude)
+    cache = _replica_cache(cache_dir, replica.url, live=point.is_latest)
+    options = MountOptions(
+        url=replica.url,
+        path=path,
+        name="" if every else check_database_name(name if name is not None else replica.name),
+        poll_interval_s=poll_interval,
+        poll_interval_max_s=poll_interval_max,
+        allow_other=allow_other,
+        hydrate_rate=hydrate_rate,
+        max_staleness_s=max_staleness,
+        read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
+    )
+    _check_staleness(options)
+    plan = MountPlan(
+        options=options,
+        replica=replica,
+        selection=Selection(include, exclude, park_after),
+        every=every,
+        point=point,
+        cache=cache,
+        cache_size=cache_size,
+        wait_s=wait or 0.0,
+        hydrate=hydrate,
+    )
+    _mount(plan, foreground=foreground, log_file=log_file)
+
+
+def _mount(plan: MountPlan, *, foreground: bool, log_file: Path | None) -> None:
+    """Mount in the background, and say what was mounted; or mount and serve until the mount ends."""
     import trio
 
     from litereplica.cli.background import Ready, run_in_background
     from litereplica.cli.hangup import read_anew_on_hangup
     from litereplica.cli.logging_setup import configure_logging
-    from litereplica.errors import UsageError
+    from litereplica.cli.mount_run import run_mount
     from litereplica.foreign_directory import open_own_directory
     from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.mount import serve
-    from litereplica.fuse.nodes import check_database_name
-    from litereplica.fuse.session import MountOptions
-    from litereplica.fuse.static_mount import serve_static
     from litereplica.replica.malloc_tuning import tune_allocator
 
-    path = mountpoints.absolute(mountpoint)
-    point = Point(txid=txid, before_ms=timestamp)
-    cache = _replica_cache(cache_dir, replica.url, live=point.is_latest)
-    options = MountOptions(
-        url=replica.url,
-        path=path,
-        name=check_database_name(name if name is not None else replica.name),
-        poll_interval_s=poll_interval,
-        poll_interval_max_s=poll_interval_max,
-        allow_other=allow_other,
-        hydrate=hydrate,
-        hydrate_rate=hydrate_rate,
-        max_staleness_s=max_staleness,
-        read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
-    )
-    if max_staleness is not None and max_staleness <= poll_interval:
+    mountpoints.prepare(plan.options.path)
+    if log_file is None and not foreground:
+        os.close(open_own_directory(plan.cache, owner=os.geteuid()))
+    configure_logging(log_file.absolute() if log_file else None if foreground else plan.cache / LOG_NAME)
+
+    def work(ready: Ready) -> None:
+        def started(shown: str) -> None:
+            gc.freeze()
+            gc.enable()
+            ready(shown)
+
+        tune_allocator()
+        warn = log.warning if foreground else _warn
+        trio.run(read_anew_on_hangup, lambda: run_mount(plan, started, warn=warn))
+
+    if foreground:
+        work(lambda _: None)
+        return
+    try:
+        shown = run_in_background(work)
+    except KeyboardInterrupt:
+        mountpoints.take_away_dead(plan.options.path)
+        raise
+    click.echo(shown)
+
+
+def _is_prefix(
+    every: bool | None, *, of: ReplicaOf, name: str | None, point: Point, patterns: tuple[str, ...]
+) -> bool | None:
+    """Return whether a prefix is mounted, as far as the options say; None if the store tells."""
+    from litereplica.errors import UsageError
+
+    for option, given in (
+        ("--name", name is not None),
+        ("--timestamp and --txid", not point.is_latest),
+        ("a database", of.database is not None),
+    ):
+        if given and (every or patterns):
+            raise UsageError(
+                f"{option} is for one database, and --all, --include and --exclude for many",
+                hint="leave one of them; past states of all are in .at of the mount",
+            )
+        if given:
+            every = False
+    if patterns and every is False:
+        raise UsageError("--include and --exclude are for many databases", hint="leave out --one")
+    return True if patterns else every
+
+
+def _check_staleness(options: MountOptions) -> None:
+    from litereplica.errors import UsageError
+
+    if options.max_staleness_s is not None and options.max_staleness_s <= options.poll_interval_s:
         raise UsageError(
             "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
         )
-    mountpoints.prepare(path)
-    if log_file is None and not foreground:
-        os.close(open_own_directory(cache, owner=os.geteuid()))
-    configure_logging(log_file.absolute() if log_file else None if foreground else cache / LOG_NAME)
-
-    def work(ready: Ready) -> None:
-        def started() -> None:
-            gc.freeze()
-            gc.enable()
-            ready()
-
-        tune_allocator()
-        run = serve if point.is_latest else serve_static
-        opening = partial(_opened, options, replica, cache, cache_size, point, log.warning if foreground else _warn)
-        trio.run(read_anew_on_hangup, lambda: run(options, _opened_within(wait or 0.0, opening), started))
-
-    if foreground:
-        work(lambda: None)
-        return
-    try:
-        run_in_background(work)
-    except KeyboardInterrupt:
-        mountpoints.take_away_dead(path)
-        raise
-    click.echo(str(path / options.name))
-
-
-@asynccontextmanager
-async def _opened_within(
-    limit_s: float, opening: Callable[[], AbstractAsyncContextManager[Replica]]
-) -> AsyncIterator[Replica]:
-    """Enter the context of `opening()`, retried for `limit_s` while the store fails or has no replica."""
-    import trio
-
-    from litereplica.errors import NoReplica, StorageError
-
-    deadline = trio.current_time() + limit_s
-    logged = ""
-    async with AsyncExitStack() as stack:
-        while True:
-            try:
-                replica = await stack.enter_async_context(opening())
-                break
-            except (StorageError, NoReplica) as exc:
-                if trio.current_time() >= deadline:
-                    raise
-                if str(exc) != logged:
-                    logged = str(exc)
-                    log.warning("retrying: %s", logged)
-                await trio.sleep(WAIT_INTERVAL_S)
-        yield replica
-
-
-@asynccontextmanager
-async def _opened(
-    options: MountOptions,
-    of: ReplicaOf,
-    cache_dir: Path,
-    cache_size: int,
-    point: Point,
-    warn: Callable[[str], None],
-) -> AsyncIterator[Replica]:
-    from litereplica.cli.nothing_there import explained
-    from litereplica.cli.point import resolve
-    from litereplica.errors import NoReplica
-    from litereplica.ltxstore.store import open_ltx_store
-    from litereplica.replica.database import open_replica
-
-    store = open_ltx_store(of.url, credentials=of.credentials)
-    try:
-        at = await resolve(store, point, warn=warn)
-        async with open_replica(
-            store,
-            cache_dir=cache_dir,
-            cache_size=cache_size,
-            read_timeout_s=options.read_timeout_s,
-            at=at,
-        ) as replica:
-            yield replica
-    except NoReplica as exc:
-        raise await explained(store, exc) from exc
-    finally:
-        await store.aclose()
 
 
 def _warn(text: str) -> None:

@@ -259,9 +259,19 @@ class AtDirectory(Node):
         """Return the statistics of the states that are open."""
         return [file.statistics() for file in self._files.values() if file.state is not None]
 
+    @property
+    def is_in_use(self) -> bool:
+        """True if a client has a past state open."""
+        return any(file.handles for file in self._files.values())
+
+    def close(self) -> None:
+        """Remove the directory and all below it from the table. Nothing may be in use."""
+        for node in (*self._directories.values(), *self._files.values(), self):
+            self._inodes.remove(node)
+
     def attributes(self) -> Attributes:
         """Return the attributes of the directory."""
-        return Attributes(is_directory=True)
+        return Attributes(is_directory=True, entry_timeout_s=NAME_TIMEOUT_S)
 
     async def lookup(self, name: bytes) -> Node | None:
         """Return the directory of a name: the existing one while it is in use."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from litereplica.fuse.client_locks import ClientLocks
 from litereplica.fuse.kernel_cache import LiveFile
-from litereplica.fuse.nodes import POS_SIZE, Attributes, GeneratedFile, Node
+from litereplica.fuse.nodes import FOREVER_S, POS_SIZE, Attributes, GeneratedFile, Node
 from litereplica.types import Pos
 
 
@@ -81,15 +81,25 @@ class LiveNode(Node):
         return await self._source.read(self._file, offset, size)
 
 
-def live_nodes(name: str, files: Mapping[LiveFile, int], pos_inode: int, source: LiveSource) -> dict[bytes, Node]:
-    """Return the nodes of a database by name; `files` are the inodes of those that the kernel caches."""
-    nodes: dict[bytes, Node] = {
-        f"{name}{file.value}".encode(): LiveNode(inode, source, file=file) for file, inode in files.items()
-    }
-    nodes[f"{name}-pos".encode()] = GeneratedFile(
-        pos_inode,
+def live_node(inode: int, source: LiveSource, file: LiveFile) -> LiveNode:
+    """Return the node of a file that the kernel caches."""
+    return LiveNode(inode, source, file=file)
+
+
+def pos_node(inode: int, source: LiveSource, *, entry_timeout_s: float = FOREVER_S) -> GeneratedFile:
+    """Return the node of `-pos`."""
+    return GeneratedFile(
+        inode,
         lambda: f"{source.pos}\n".encode(),
-        attributes=Attributes(size=POS_SIZE),
+        attributes=Attributes(size=POS_SIZE, entry_timeout_s=entry_timeout_s),
         before_open=partial(source.prepare, LiveFile.SHM),
     )
+
+
+def live_nodes(name: str, files: Mapping[LiveFile, int], pos_inode: int, source: LiveSource) -> dict[bytes, Node]:
+    """Return all nodes of a database by name; `files` are the inodes of those that the kernel caches."""
+    nodes: dict[bytes, Node] = {
+        f"{name}{file.value}".encode(): live_node(inode, source, file) for file, inode in files.items()
+    }
+    nodes[f"{name}-pos".encode()] = pos_node(pos_inode, source)
     return nodes

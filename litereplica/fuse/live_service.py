@@ -159,7 +159,7 @@ class LiveService:
             ready()
             if self._options.max_staleness_s is not None:
                 nursery.start_soon(self._watch_staleness, self._options.max_staleness_s)
-            if self._options.hydrate:
+            if self._options.hydrate and self.live.size(LiveFile.DATABASE) <= self._options.hydrate_limit:
                 nursery.start_soon(self._hydrate)
             if self.past is not None:
                 nursery.start_soon(self.past.run)

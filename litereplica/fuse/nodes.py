@@ -133,6 +133,10 @@ Entries: TypeAlias = Sequence[tuple[bytes, Node | None]]
 _N = TypeVar("_N", bound=Node)
 
 
+class StaleInode(OSError):
+    """A request for an inode that has left the table."""
+
+
 class InodeTable:
     """Nodes by inode. The first inode allocated is the root's; none is allocated twice."""
 
@@ -160,10 +164,10 @@ class InodeTable:
         del self._nodes[node.inode]
 
     def get(self, inode: int) -> Node:
-        """Return the node of an inode. Raises `OSError` (ESTALE) when there is none."""
+        """Return the node of an inode. Raises `StaleInode` (ESTALE) when there is none."""
         node = self._nodes.get(inode)
         if node is None:
-            raise OSError(errno.ESTALE, f"no file has inode {inode}")
+            raise StaleInode(errno.ESTALE, f"no file has inode {inode}")
         return node
 
 

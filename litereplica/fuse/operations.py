@@ -35,7 +35,7 @@ from pyfuse3 import (
 
 from litereplica.fuse.errno import errno_of, is_expected
 from litereplica.fuse.mountpoint import Owner
-from litereplica.fuse.nodes import Entries, InodeTable, Node, entry_of, name_only, no_entry
+from litereplica.fuse.nodes import Entries, InodeTable, Node, StaleInode, entry_of, name_only, no_entry
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ def _answered(handler: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Co
             log.error("%s: not answered within %g s", handler.__name__, operations.limit_s)
             raise FUSEError(errno.ETIMEDOUT) from None
         except Exception as exc:
-            if is_expected(exc):
+            if isinstance(exc, StaleInode):
+                log.debug("%s: %s", handler.__name__, exc)  # the kernel looks the name up again
+            elif is_expected(exc):
                 log.error("%s: %s", handler.__name__, exc)
             else:
                 log.exception("%s failed", handler.__name__)
@@ -207,10 +209,11 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """READDIR: reply with the entries from `start_id` on, counting a reference of the kernel for each."""
         for i, (name, node) in enumerate(self._listings[fh][start_id:], start_id + 1):
-            entry = name_only(name) if node is None else entry_of(node, self._owner)
+            is_known = node is not None and node.inode in self._inodes  # it may have gone since OPENDIR
+            entry = entry_of(node, self._owner) if node is not None and is_known else name_only(name)
             if not pyfuse3.readdir_reply(token, FileNameT(name), entry, i):
                 break
-            if node is not None:
+            if node is not None and is_known:
                 node.remember()
 
     @_answered

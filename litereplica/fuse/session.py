@@ -13,6 +13,7 @@ in other places, until they are gone, and exits.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -72,6 +73,7 @@ class MountOptions:
     poll_interval_max_s: float = MAX_INTERVAL_S  # while nobody has a file open
     allow_other: bool = False
     hydrate: bool = False
+    hydrate_limit: float = math.inf  # bytes of a database that is hydrated
     hydrate_rate: float | None = None  # bytes per second
     max_staleness_s: float | None = None
     read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel

@@ -62,7 +62,7 @@ class StaticSession(FuseSession):
         txid = self._file.past.snapshot.pos.txid
         log.info("mounted %s at %s, fixed at TXID %016x", self._options.url, self._options.path, txid)
         ready()
-        if self._options.hydrate:
+        if self._options.hydrate and self._file.size <= self._options.hydrate_limit:
             await self._replica.hydrate(self._pages, rate=self._options.hydrate_rate)
         else:
             await trio.sleep_forever()

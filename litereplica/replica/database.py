@@ -28,7 +28,6 @@ from litereplica.errors import DamagedFile, LiteReplicaError, StaleReplica
 from litereplica.file_events import Changes
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.current import FORGET_EVERY, Current, keep_pages
-from litereplica.replica.disk_pages import open_disk_pages
 from litereplica.replica.fetch import Fetcher
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.file_table import FileTable, SourceFile
@@ -36,8 +35,8 @@ from litereplica.replica.hydrate import Hydrator, Push
 from litereplica.replica.next_files import LIST_INTERVAL_S, NextFiles
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import PageMap
+from litereplica.replica.page_pool import PagePool, open_own_pages
 from litereplica.replica.page_reader import PageReader
-from litereplica.replica.page_store import PageStore
 from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_status import PollStatus
 from litereplica.replica.relocator import Relocator
@@ -277,11 +276,13 @@ async def open_replica(
     forget_every: int = FORGET_EVERY,
     clock: Callable[[], float] = clock_through_suspend,
     at: TXID | None = None,
+    pool: PagePool | None = None,
 ) -> AsyncIterator[Replica]:
     """Open the newest database that the store's files make, or that of the TXID `at`.
 
     Sizes in bytes. Pages are kept in `cache_dir`, which belongs to this one database, or only in memory if it is None.
-    `forget_every` is how many files may gather before unused ones are forgotten.
+    With `pool` they are kept there, and `cache_dir` has the position alone. `forget_every` is how many files may gather
+    before unused ones are forgotten.
 
     Raises:
         NoReplica, GapError: no files, or none that lead to `at`.
@@ -301,12 +302,12 @@ async def open_replica(
         if remembered is not None:
             await remembered.require_listed(store, snapshot.pos.txid)
             stack.callback(remembered.flush)
-        disk = None
-        if cache_dir is not None:
-            tier = open_disk_pages(cache_dir, size=cache_size, page_size=snapshot.page_size)
-            disk = await stack.enter_async_context(tier)
+        if pool is None:
+            own = open_own_pages(cache_dir, size=cache_size, memory_size=memory_size, page_size=snapshot.page_size)
+            pages = await stack.enter_async_context(own)
+        else:
+            pages = await pool.pages(snapshot.page_size)
         nursery = await stack.enter_async_context(trio.open_nursery())
-        pages = PageStore(memory_size, snapshot.page_size, disk)
         current = Current(snapshot, files=files, pages=pages, forget_every=forget_every, remembered=remembered)
         keep_pages(pages, snapshot.pages, opened, files)
         del opened, snapshot  # the indexes are as large as the map, and the replica moves on to other snapshots

@@ -198,7 +198,7 @@ class Hydrator:
         if self._is_first or incomplete - streamed:
             await self._fetch_rest(pages, streamed, everything=self._is_first)
         if self._is_first:
-            log.info("all %d pages are cached", pages.commit)
+            log.info("%s: all %d pages are cached", self._store.url, pages.commit)
         self._state, self._done, self._missing, self._is_first = HydrationState.COMPLETE, pages, 0, False
 
     async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int]]:

@@ -9,6 +9,7 @@ Both tiers are caches: they may lose anything at any time, and never return wron
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from cachetools import LRUCache
@@ -21,12 +22,20 @@ ENTRY_OVERHEAD = 250
 """Bytes of memory that a page takes besides its content: key, object headers, LRU links."""
 
 
-class PageStore:
-    """Two tiers of pages of one size. `disk` None: memory only. `memory_size` in bytes."""
+PageMemory: TypeAlias = LRUCache[PageKey, bytes]
 
-    def __init__(self, memory_size: int, page_size: int, disk: DiskPages | None = None) -> None:
+
+def page_memory(size: int) -> PageMemory:
+    """Return a memory tier of `size` bytes, which stores of any page size may share."""
+    return LRUCache(size, getsizeof=_cost)
+
+
+class PageStore:
+    """Two tiers of pages of one size. `disk` None: memory only."""
+
+    def __init__(self, memory: PageMemory, page_size: int, disk: DiskPages | None = None) -> None:
         self.page_size = page_size
-        self._memory: LRUCache[PageKey, bytes] = LRUCache(memory_size, getsizeof=_cost)
+        self._memory = memory
         self._disk = disk
 
     def get(self, key: PageKey) -> bytes | None:

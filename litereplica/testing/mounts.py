@@ -41,9 +41,10 @@ class MountError(AssertionError):
 class MountedReplica:
     """`url` mounted below `directory`, with a mount point, a cache and a log of its own there.
 
-    A second one in the same directory uses the same mount point, cache and log. `options` are passed to the command.
-    `expected_problems` are regular expressions of log lines that the test provokes. `environment` replaces the
-    daemon's environment. Processes of the test that have the database open must close it before the block is left.
+    With an empty `name` it is a prefix, and `path` is the mount point. A second one in the same directory uses the same
+    mount point, cache and log. `options` are passed to the command. `expected_problems` are regular expressions of log
+    lines that the test provokes. `environment` replaces the daemon's environment. Processes of the test that have the
+    database open must close it before the block is left.
 
     >>> with MountedReplica(f"file://{tmp_path}/replica", tmp_path / "mount") as mount:
     ...     mount.wait_for(txid)
@@ -66,7 +67,8 @@ class MountedReplica:
         self.path = self.mountpoint / name
         self.cache = directory / "cache"
         self.log_file = directory / "mount.log"
-        self._command = [litereplica_binary(), "mount", url, str(self.mountpoint), "--name", name]
+        self._command = [litereplica_binary(), "mount", url, str(self.mountpoint)]
+        self._command += ["--name", name] if name else []
         self._command += ["--poll-interval", poll_interval, "--cache-dir", str(self.cache)]
         self._command += ["--log-file", str(self.log_file), *options]
         self._expected = [re.compile(pattern) for pattern in expected_problems]

@@ -24,7 +24,7 @@ from litereplica.types import TXID, Pgno
 
 
 class Publisher:
-    """A database below `directory`, and its replica there. `setup` is the SQL that makes TXID 1.
+    """A database below `directory`, and its replica: there, or at `replica`. `setup` is the SQL that makes TXID 1.
 
     `lineage` is the files' node id: random, or 0 as Litestream has it.
 
@@ -34,10 +34,17 @@ class Publisher:
     """
 
     def __init__(
-        self, directory: Path, *, setup: str, page_size: int = 4096, auto_vacuum: int = 0, lineage: int | None = None
+        self,
+        directory: Path,
+        *,
+        setup: str,
+        page_size: int = 4096,
+        auto_vacuum: int = 0,
+        lineage: int | None = None,
+        replica: Path | None = None,
     ) -> None:
         self.path = directory / "primary.db"
-        self.replica = directory / "replica"
+        self.replica = replica or directory / "replica"
         self.txid: TXID = 0
         self.lineage = secrets.randbits(63) + 1 if lineage is None else lineage
         self._page_size = page_size

@@ -1,0 +1,139 @@
+"""A mount of every database below a prefix: the tree, the activations, and the session around them.
+
+Start: mount → ready. Nothing is asked of the store before somebody looks. End: park everything → unmount.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from litereplica.fuse.active_databases import (
+    INODES_NAME,
+    PARK_AFTER_S,
+    ActiveDatabases,
+    OpenReplica,
+)
+from litereplica.fuse.mountpoint import Owner
+from litereplica.fuse.nodes import AT_NAME, STATUS_NAME, GeneratedFile, InodeTable
+from litereplica.fuse.operations import Operations
+from litereplica.fuse.prefix_database import PrefixDatabase
+from litereplica.fuse.prefix_mirrors import EachDirectory, InodeDirectory, Mirrors, TimesDirectory
+from litereplica.fuse.prefix_names import Patterns
+from litereplica.fuse.prefix_tree import PrefixTree
+from litereplica.fuse.session import FuseSession, MountOptions
+from litereplica.fuse.shielded import ShieldedBlocks
+from litereplica.fuse.status import status
+from litereplica.replica.prefix import Prefix
+
+log = logging.getLogger(__name__)
+
+EACH_NAME = ".each"
+
+DESCRIPTORS_EACH = 4
+"""Descriptors of an active database: three of its own files, and one for a request."""
+
+SPARE_DESCRIPTORS = 256
+MAX_ACTIVE = 4096
+
+LISTED = 256
+"""Active databases that the status of the mount lists."""
+
+TIDY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixOptions:
+    """What a mount of a prefix has besides the options of any mount."""
+
+    patterns: Patterns
+    park_after_s: float = PARK_AFTER_S
+
+
+class PrefixSession(FuseSession):
+    """The session of a mount of a prefix. `open_replica` opens the database at a path."""
+
+    def __init__(
+        self, options: MountOptions, prefix: Prefix, open_replica: OpenReplica, *, prefix_options: PrefixOptions
+    ) -> None:
+        shielded = ShieldedBlocks()
+        inodes = InodeTable()
+        self.active = ActiveDatabases(
+            options,
+            open_replica,
+            inodes=inodes,
+            shielded=shielded,
+            park_after_s=prefix_options.park_after_s,
+            max_active=max_active(),
+        )
+        self.tree = PrefixTree(inodes, prefix, self.active, patterns=prefix_options.patterns)
+        self._mirrors = Mirrors(inodes, self.tree, self._status_of)
+        hidden = (
+            (STATUS_NAME, GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)),
+            (AT_NAME, TimesDirectory(inodes.allocate(), self._mirrors)),
+            (EACH_NAME, EachDirectory(inodes.allocate(), self._mirrors, "")),
+            (INODES_NAME, InodeDirectory(inodes.allocate(), inodes)),
+        )
+        for name, node in hidden:
+            self.tree.root.hidden[name.encode()] = inodes.add(node)
+        owner = Owner(os.getuid(), os.getgid())
+        operations = Operations(inodes, owner, total_size=lambda: 0, limit_s=options.request_limit_s)
+        super().__init__(options, operations, shielded=shielded)
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(self._flush_once)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.tree.run)
+            nursery.start_soon(self._tidy)
+
+            def started() -> None:
+                self._operations.open_to_others()
+                log.info("mounted all databases of %s at %s", self._options.url, self._options.path)
+                ready()
+
+            await self.active.run(self._mount.device if self._mount is not None else None, started)
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(TIDY_S)
+            self._mirrors.tidy()
+
+    def _status(self) -> bytes:
+        listed = sorted(self.active.databases.values(), key=lambda each: each.path)[:LISTED]
+        return status(
+            self._options,
+            databases=self.active.statistics(),
+            names={"known": len(self.tree), "requests": self.tree.prefix.statistics().requests},
+            active=[{"path": each.path, "handles": each.handles} for each in listed],
+        )
+
+    def _status_of(self, database: PrefixDatabase) -> bytes:
+        return status(self._options, path=database.path, active=database.is_active, **database.statistics())
+
+
+def max_active() -> int:
+    """Raise the limit of open files as far as this process may; return how many databases may be active at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = SPARE_DESCRIPTORS + DESCRIPTORS_EACH * MAX_ACTIVE
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return max(1, min(MAX_ACTIVE, (soft - SPARE_DESCRIPTORS) // DESCRIPTORS_EACH))
+
+
+async def serve_prefix(
+    options: MountOptions,
+    prefix: Prefix,
+    open_replica: OpenReplica,
+    *,
+    prefix_options: PrefixOptions,
+    ready: Callable[[], None],
+) -> None:
+    """Mount a prefix, call `ready`, and serve until the mount ends. Raises `EnvironmentProblem`."""
+    await PrefixSession(options, prefix, open_replica, prefix_options=prefix_options).run(ready)
