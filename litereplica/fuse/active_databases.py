@@ -17,7 +17,7 @@ from typing import Protocol
 import trio
 
 from litereplica.fuse.at_tree import AtDirectory
-from litereplica.fuse.client_locks import ClientLocks
+from litereplica.fuse.client_locks import ClientLocks, ProcessFiles
 from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import InodeTable, Node
@@ -92,6 +92,7 @@ class ActiveDatabases:
         self.open_replica = open_replica
         self.turn = trio.CapacityLimiter(ACTIVATIONS)
         self.device: str | None = None
+        self.processes = ProcessFiles()
         self.databases: dict[str, Database] = {}
         self._inodes = inodes
         self._shielded = shielded

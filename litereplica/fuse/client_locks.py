@@ -23,6 +23,7 @@ https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separat
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,14 +66,61 @@ class _Lock:
     bytes: range
 
 
+class ProcessFiles:
+    """Locks and mappings of all processes, as /proc has them. Many databases may share one reading of it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, list[_Lock]] | None = None
+        self._locks_at = -math.inf
+        self._mapped: dict[int, tuple[float, frozenset[str]]] = {}
+        self._is_blind = False  # and it was said
+
+    def locks(self, *, max_age_s: float) -> Mapping[str, Sequence[_Lock]] | None:
+        """Return the POSIX locks by `device:inode`. Those of clients are, the daemon's own are not. None: not known."""
+        now = trio.current_time()
+        if now - self._locks_at > max_age_s:
+            self._locks, self._locks_at = self._read_locks(), now
+        return self._locks
+
+    def mapped(self, process: int, *, max_age_s: float) -> frozenset[str] | None:
+        """Return the files, as `device inode`, that a process has mapped; None if that cannot be known."""
+        now = trio.current_time()
+        found = self._mapped.get(process)
+        if found is None or now - found[0] > max_age_s:
+            try:
+                lines = (_PROC / str(process) / "maps").read_text(errors="replace").splitlines()
+            except OSError:
+                return None
+            found = (now, frozenset(" ".join(line.split(None, 5)[3:5]) for line in lines))
+            self._mapped = {each: read for each, read in self._mapped.items() if now - read[0] <= CHECK_INTERVAL_S}
+            self._mapped[process] = found
+        return found[1]
+
+    def _read_locks(self) -> dict[str, list[_Lock]] | None:
+        try:
+            lines = _LOCKS.read_text().splitlines()
+        except OSError as exc:
+            if not self._is_blind:
+                log.warning("clients without SQLite's locks cannot be found: %s: %s", _LOCKS, exc.strerror)
+            self._is_blind = True
+            return None
+        found: dict[str, list[_Lock]] = {}
+        for line in lines:
+            fields = line.split()  # "1: POSIX ADVISORY READ 4711 00:27:4 123 128"; of a process that waits, one more
+            if len(fields) == 8 and fields[1] == "POSIX":
+                last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
+                found.setdefault(fields[5], []).append(_Lock(int(fields[4]), range(int(fields[6]), last + 1)))
+        return found
+
+
 class ClientLocks:
     """The clients of one live database, by their open files. `inodes` are those of its files."""
 
-    def __init__(self, inodes: Mapping[LiveFile, int]) -> None:
+    def __init__(self, inodes: Mapping[LiveFile, int], processes: ProcessFiles | None = None) -> None:
         self._inodes = inodes
+        self._processes_files = processes or ProcessFiles()
         self._device = ""  # as /proc has it
         self._opens: dict[int, _Open] = {}
-        self._is_blind = False  # and it was said
         self._without: dict[int, float] = {}  # processes without lock or mapping, since when
         self._mapped: set[int] = set()  # processes that have `-shm` mapped
         self._refused: dict[int, str] = {}  # and those that may not read
@@ -87,7 +135,7 @@ class ClientLocks:
         self._device = f"{int(major):02x}:{int(minor):02x}"
         while True:
             await trio.sleep(CHECK_INTERVAL_S)
-            self.check()
+            self.check(max_age_s=CHECK_INTERVAL_S / 2)
 
     def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
         """Note that a thread has opened a file."""
@@ -113,17 +161,20 @@ class ClientLocks:
             self.check()  # it may have locked meanwhile
         return process not in self._refused
 
-    def check(self) -> None:
-        """Compare the open files with the locks."""
+    def check(self, *, max_age_s: float = 0.0) -> None:
+        """Compare the open files with the locks, which were read no longer ago than this."""
         now = trio.current_time()
         database = self._processes(LiveFile.DATABASE, now=now)
         self._mapped &= database
         lacking = set[int]()
-        locks = self._read_locks() if database else None
+        locks = self._processes_files.locks(max_age_s=max_age_s) if database else None
         if locks is not None:
-            using = self._processes(LiveFile.WAL, LiveFile.SHM, now=now) | _holders(locks[LiveFile.DATABASE])
-            linked = _holders(locks[LiveFile.SHM], byte=walindex.LOCK_DMS)
-            lacking = {each for each in database & using if each not in linked or not self._maps_shm(each)}
+            holders = _holders(self._locks_on(LiveFile.DATABASE, locks))
+            using = self._processes(LiveFile.WAL, LiveFile.SHM, now=now) | holders
+            linked = _holders(self._locks_on(LiveFile.SHM, locks), byte=walindex.LOCK_DMS)
+            lacking = {
+                each for each in database & using if each not in linked or not self._maps_shm(each, max_age_s=max_age_s)
+            }
         self._without = {process: self._without.get(process, now) for process in lacking}
         refused = {process for process, since in self._without.items() if now - since >= CHECK_INTERVAL_S}
         for process in refused - self._refused.keys():
@@ -143,32 +194,16 @@ class ClientLocks:
         opens = self._opens.values()
         return {each.process for each in opens if each.file in files and now - each.since >= GRACE_S} - {0}
 
-    def _read_locks(self) -> dict[LiveFile, list[_Lock]] | None:
-        """Return the POSIX locks on each file. Those of clients are, the daemon's own are not. None: not known here."""
-        try:
-            lines = _LOCKS.read_text().splitlines()
-        except OSError as exc:
-            if not self._is_blind:
-                log.warning("clients without SQLite's locks cannot be found: %s: %s", _LOCKS, exc.strerror)
-            self._is_blind = True
-            return None
-        names = {f"{self._device}:{inode}": file for file, inode in self._inodes.items()}
-        found: dict[LiveFile, list[_Lock]] = {file: [] for file in LiveFile}
-        for line in lines:
-            fields = line.split()  # "1: POSIX ADVISORY READ 4711 00:27:4 123 128"; of a process that waits, one more
-            if len(fields) == 8 and fields[1] == "POSIX" and fields[5] in names:
-                last = sys.maxsize if fields[7] == "EOF" else int(fields[7])
-                found[names[fields[5]]].append(_Lock(int(fields[4]), range(int(fields[6]), last + 1)))
-        return found
+    def _locks_on(self, file: LiveFile, locks: Mapping[str, Sequence[_Lock]]) -> Sequence[_Lock]:
+        return locks.get(f"{self._device}:{self._inodes[file]}", ())
 
-    def _maps_shm(self, process: int) -> bool:
+    def _maps_shm(self, process: int, *, max_age_s: float) -> bool:
         """True if a process has `-shm` mapped, or if that cannot be known."""
         if process not in self._mapped:
-            try:
-                mappings = (_PROC / str(process) / "maps").read_text(errors="replace")
-            except OSError:
+            mapped = self._processes_files.mapped(process, max_age_s=max_age_s)
+            if mapped is None:
                 return True
-            if f" {self._device} {self._inodes[LiveFile.SHM]} " not in mappings:
+            if f"{self._device} {self._inodes[LiveFile.SHM]}" not in mapped:
                 return False
             self._mapped.add(process)
         return True

@@ -112,7 +112,7 @@ class PrefixDatabase:
     def clients(self) -> ClientLocks:
         """The clients of the database."""
         if self._clients is None:
-            self._clients = ClientLocks(self._files)
+            self._clients = ClientLocks(self._files, self._active.processes)
         return self._clients
 
     @property
