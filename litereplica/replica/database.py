@@ -303,10 +303,10 @@ async def open_replica(
             await remembered.require_listed(store, snapshot.pos.txid)
             stack.callback(remembered.flush)
         if pool is None:
-            own = open_own_pages(cache_dir, size=cache_size, memory_size=memory_size, page_size=snapshot.page_size)
-            pages = await stack.enter_async_context(own)
+            cache = open_own_pages(cache_dir, size=cache_size, memory_size=memory_size, page_size=snapshot.page_size)
         else:
-            pages = await pool.pages(snapshot.page_size)
+            cache = pool.pages(store.url, snapshot.page_size)
+        pages = await stack.enter_async_context(cache)
         nursery = await stack.enter_async_context(trio.open_nursery())
         current = Current(snapshot, files=files, pages=pages, forget_every=forget_every, remembered=remembered)
         keep_pages(pages, snapshot.pages, opened, files)

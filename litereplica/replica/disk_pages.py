@@ -6,7 +6,8 @@
 
 A slot holds the page of its record only if the digest agrees: the CRC-64 of the page mixed with the key. The page is
 written first, then its record; nothing is synced. So after a crash, a full disk or damage a slot is either right or a
-miss. Pages are never invalidated: a key names a content (`page_key.py`), and slots are reused in turn.
+miss. Pages are never invalidated: a key names a content (`page_key.py`), and slots are reused in turn. Databases that
+share the tier are owners: one that has more than its share of a full tier reuses its own slots.
 
 Pages that the kernel has in memory are read on the trio thread; everything that may wait for the disk runs in a worker
 thread. Pages are written in the background: readers never wait for it. When the disk fails, one WARNING is logged, and
@@ -95,7 +96,9 @@ class DiskPages:
         self._files = files
         self._index = index
         self._page_size = page_size
+        self._owners = 0  # databases that share the tier now
         self._pending: dict[PageKey, bytes] = {}
+        self._pending_owners: dict[PageKey, int] = {}
         self._wake = trio.Event()
         self._written = trio.Event()
         self._turn = trio.Lock()  # held while the files are changed
@@ -108,6 +111,10 @@ class DiskPages:
     def capacity(self) -> int:
         """Bytes of pages; 0 once the disk has failed."""
         return self._index.capacity * self._page_size if self._writable and self._readable else 0
+
+    def add_owners(self, count: int) -> None:
+        """Count databases that begin, or end if negative, to use the tier."""
+        self._owners += count
 
     def holds(self, key: PageKey) -> bool:
         """True if the page is probably here: hashes may collide (2⁻⁶⁴), and damage is noticed only by reading."""
@@ -135,20 +142,23 @@ class DiskPages:
                 self._drop_damaged(slots)
         return found
 
-    def write_soon(self, pages: dict[PageKey, bytes]) -> None:
-        """Queue the pages that are not here for writing, as many as the queue takes."""
+    def write_soon(self, pages: dict[PageKey, bytes], *, owner: int = 0) -> None:
+        """Queue the pages of an owner that are not here for writing, as many as the queue takes."""
         if not self._writable:
             return
         room = MAX_PENDING // self._page_size - len(self._pending)
         new = ((key, page) for key, page in pages.items() if not self.holds(key))
-        self._pending.update(islice(new, max(0, room)))
+        taken = dict(islice(new, max(0, room)))
+        self._pending.update(taken)
+        if owner:
+            self._pending_owners.update(dict.fromkeys(taken, owner))
         self._wake.set()
 
-    async def write_when_there_is_room(self, pages: dict[PageKey, bytes]) -> None:
+    async def write_when_there_is_room(self, pages: dict[PageKey, bytes], *, owner: int = 0) -> None:
         """Queue these pages for writing once the queue is at most half full, which leaves room for readers' pages."""
         while self._writable and len(self._pending) * self._page_size > MAX_PENDING // 2:
             await self._written.wait()
-        self.write_soon(pages)
+        self.write_soon(pages, owner=owner)
 
     async def write_behind(self) -> None:
         """Write queued pages, until cancelled."""
@@ -189,17 +199,21 @@ class DiskPages:
                     self._give_up(exc)
 
     async def _write_batch(self) -> bool:
-        batch = dict(islice(self._pending.items(), BATCH))
-        slots = self._index.take(len(batch))
+        owner = self._pending_owners.get(next(iter(self._pending), -1), 0)
+        of_owner = (item for item in self._pending.items() if self._pending_owners.get(item[0], 0) == owner)
+        batch = dict(islice(of_owner, BATCH))
+        share = self._index.capacity // max(1, self._owners) if owner else 0
+        slots = self._index.take(len(batch), owner=owner, share=share)
         batch = dict(islice(batch.items(), len(slots)))
         try:
             await trio.to_thread.run_sync(self._write, slots, batch, limiter=self._limiter)
         except OSError as exc:
             self._give_up(exc)
             return False
-        self._index.insert(slots, list(batch))
+        self._index.insert(slots, list(batch), owner=owner)
         for key in batch:
             del self._pending[key]
+            self._pending_owners.pop(key, None)
         self._tell_writers()
         return True
 
@@ -207,6 +221,7 @@ class DiskPages:
         log.warning("%s: no more pages are kept on disk: %s", self._directory, error.strerror)
         self._writable = False
         self._pending.clear()
+        self._pending_owners.clear()
         self._tell_writers()
 
     def _tell_writers(self) -> None:
@@ -286,7 +301,7 @@ class DiskPages:
         for start, stop in consecutive(rows):
             first, last = rows[start], rows[stop - 1]
             _write_all(self._files.slots, [records[first : last + 1].tobytes()], int(first) * RECORD.itemsize)
-        return _index(records, self._index.capacity)
+        return self._index.renamed(_hashes(records, self._index.capacity))
 
 
 def _record(key: PageKey, page: bytes | bytearray) -> bytes:
@@ -355,7 +370,7 @@ def _load(files: CacheFiles, capacity: int, page_size: int) -> SlotIndex:
     for fd, width in ((files.slots, RECORD.itemsize), (files.pages, page_size)):
         if os.fstat(fd).st_size > capacity * width:
             os.ftruncate(fd, capacity * width)
-    return _index(_read_records(files), capacity)
+    return SlotIndex(_hashes(_read_records(files), capacity))
 
 
 def _read_records(files: CacheFiles) -> NDArray[np.void]:
@@ -363,8 +378,8 @@ def _read_records(files: CacheFiles) -> NDArray[np.void]:
     return np.frombuffer(data, RECORD, count=len(data) // RECORD.itemsize)
 
 
-def _index(records: NDArray[np.void], capacity: int) -> SlotIndex:
+def _hashes(records: NDArray[np.void], capacity: int) -> NDArray[np.uint64]:
     used = np.flatnonzero(records["checksum"])
     hashes = np.zeros(capacity, np.uint64)
     hashes[used] = key_hashes(records["checksum"][used].astype(np.uint64), records["pgno"][used].astype(np.uint32))
-    return SlotIndex(hashes)
+    return hashes

@@ -31,10 +31,11 @@ def page_memory(size: int) -> PageMemory:
 
 
 class PageStore:
-    """Two tiers of pages of one size. `disk` None: memory only."""
+    """Two tiers of pages of one size. `disk` None: memory only. `owner` is the database, if it shares them."""
 
-    def __init__(self, memory: PageMemory, page_size: int, disk: DiskPages | None = None) -> None:
+    def __init__(self, memory: PageMemory, page_size: int, disk: DiskPages | None = None, *, owner: int = 0) -> None:
         self.page_size = page_size
+        self._owner = owner
         self._memory = memory
         self._disk = disk
 
@@ -75,7 +76,7 @@ class PageStore:
         if self._disk is None:
             self._remember(pages)
         else:
-            await self._disk.write_when_there_is_room(pages)
+            await self._disk.write_when_there_is_room(pages, owner=self._owner)
 
     async def load(self, keys: Sequence[PageKey]) -> dict[PageKey, bytes]:
         """Return those of the pages that are on disk. They are in memory afterwards."""
@@ -89,7 +90,7 @@ class PageStore:
         """Cache pages in memory now, and on disk soon, unless its write queue is full."""
         self._remember(pages)
         if self._disk is not None:
-            self._disk.write_soon(pages)
+            self._disk.write_soon(pages, owner=self._owner)
 
     async def correct(self, pages: dict[PageKey, bytes]) -> None:
         """Replace cached pages that differ from these, which are known to be right."""

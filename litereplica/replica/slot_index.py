@@ -1,12 +1,14 @@
 """Which slot of the page file holds which page: a hash table over the slots, and the choice of what to evict.
 
 A page is identified by a 64-bit hash of its key; the reader of the slot checks the whole key. Chains run through arrays
-with one entry a slot, so a page takes 17 to 21 bytes of memory. Eviction is second chance: slots are reused in turn,
-and those read since the last turn are passed over once. Pure; not safe for threads.
+with one entry a slot, so a page takes 19 to 23 bytes of memory. Eviction is second chance: slots are reused in turn,
+and those read since the last turn are passed over once. An owner that has more than its share of a full table reuses
+its own slots. Pure; not safe for threads.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -38,20 +40,23 @@ def key_hashes(checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDAr
 class SlotIndex:
     """The table of a page file with `len(hashes)` slots; `hashes[slot]` is 0 for an empty slot."""
 
-    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+    def __init__(self, hashes: NDArray[np.uint64], *, owners: NDArray[np.uint16] | None = None) -> None:
         self._hashes = hashes
         buckets = 1 << max(0, len(hashes) - 1).bit_length()
         self._bucket_mask = buckets - 1
         self._heads = np.zeros(buckets, np.uint32)  # slot + 1, 0 = none; so are the links
         self._links = np.zeros(len(hashes), np.uint32)
         self._read = np.zeros(len(hashes), np.uint8)
+        self._owners = np.zeros(len(hashes), np.uint16) if owners is None else owners  # 0 = unknown
+        self._owned = Counter(self._owners[hashes != 0].tolist())
+        self._used = int(np.count_nonzero(hashes))
         self._link_all()
         empty = np.flatnonzero(hashes == 0)
         self._hand = int(empty[0]) if len(empty) else 0
 
     def __len__(self) -> int:
         """Return the number of slots in use."""
-        return int(np.count_nonzero(self._hashes))
+        return self._used
 
     @property
     def capacity(self) -> int:
@@ -86,10 +91,21 @@ class SlotIndex:
         """Record that the page in a slot has been read."""
         self._read[slot] = 1
 
-    def take(self, count: int) -> list[int]:
-        """Empty `count` different slots for new pages, at most all there are."""
+    def take(self, count: int, *, owner: int = 0, share: int = 0) -> list[int]:
+        """Empty up to `count` different slots for new pages of an owner: at least one, if there are any.
+
+        `share` is how many slots the owner may take from others; 0 for any number.
+        """
+        count = min(count, len(self._hashes))
         slots: dict[int, None] = {}
-        for _ in range(min(count, len(self._hashes))):
+        if share:
+            owned = self._owned[owner]
+            growth = min(count, max(share - owned, len(self._hashes) - self._used))
+            slots = dict.fromkeys(self._oldest_of(owner, count - growth))
+            for slot in slots:
+                self.remove(slot)
+            count = growth + len(slots)
+        while len(slots) < count:
             while self._read.item(self._hand) or self._hand in slots:
                 self._read[self._hand] = 0
                 self._hand = (self._hand + 1) % len(self._hashes)
@@ -98,10 +114,24 @@ class SlotIndex:
             self._hand = (self._hand + 1) % len(self._hashes)
         return list(slots)
 
-    def insert(self, slots: Sequence[int], keys: Sequence[PageKey]) -> None:
-        """Enter pages whose slots, taken before, are written now."""
+    def _oldest_of(self, owner: int, count: int) -> list[int]:
+        """Return slots of an owner: those that come first in turn, unread ones before others."""
+        if not count:
+            return []
+        rows = np.flatnonzero(self._owners == owner)
+        rows = np.roll(rows, -int(np.searchsorted(rows, self._hand)))
+        order = np.argsort(self._read[rows], kind="stable")
+        self._read[rows] = 0
+        oldest: list[int] = rows[order[:count]].tolist()
+        return oldest
+
+    def insert(self, slots: Sequence[int], keys: Sequence[PageKey], *, owner: int = 0) -> None:
+        """Enter pages of an owner whose slots, taken before, are written now."""
         for slot, key in zip(slots, keys, strict=True):
             self.remove(slot)
+            self._owners[slot] = owner
+            self._owned[owner] += 1
+            self._used += 1
             hashed = key_hash(key)
             bucket = hashed & self._bucket_mask
             self._hashes[slot] = hashed
@@ -122,9 +152,16 @@ class SlotIndex:
             while self._links.item(before) != slot + 1:
                 before = self._links.item(before) - 1
             self._links[before] = link
+        self._owned[self._owners.item(slot)] -= 1
+        self._used -= 1
+        self._owners[slot] = 0
         self._hashes[slot] = 0
         self._links[slot] = 0
         self._read[slot] = 0
+
+    def renamed(self, hashes: NDArray[np.uint64]) -> SlotIndex:
+        """Return the table of the same slots after pages have been given other keys."""
+        return SlotIndex(hashes, owners=self._owners)
 
     def _link_all(self) -> None:
         """Chain every slot in use to the next one of its bucket."""

@@ -210,6 +210,7 @@ def test_databases_appear_go_and_are_replaced(fleet: Fleet, mount: MountedReplic
         assert connection.execute("SELECT x FROM t").fetchone() == ("first",)
         fleet.remove("new/one.db")
         assert os.listdir(mount.mountpoint / "new") == []  # noqa: PTH208 - which ends the trust in the name
+        until(lambda: not path.exists())
         with pytest.raises(sqlite3.OperationalError, match="unable to open"):
             value(path)
         assert connection.execute("SELECT x FROM t").fetchone() == ("first",)
