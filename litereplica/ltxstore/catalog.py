@@ -109,6 +109,16 @@ class Catalog:
             return exc
 
 
+class SmallCatalog(Catalog):
+    """A catalog that lists a replica by one request, if it has few files."""
+
+    async def list_all(self, *, after: TXID = 0, in_order: bool = False) -> Sequence[FileInfo]:
+        """Return the files of all levels; in order, level by level, if that is wanted."""
+        if in_order:
+            return await super().list_all(after=after, in_order=True)
+        return await self.store.list_at_once(after=after)
+
+
 def require_pages(store: LTXStore, files: Sequence[OpenedFile], *, onto: int | None) -> None:
     """Raise `DamagedFile` for the first file that makes the database grow by pages that it does not have.
 

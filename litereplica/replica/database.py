@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile, LiteReplicaError, StaleReplica
 from litereplica.file_events import Changes
+from litereplica.ltxstore.catalog import Catalog, SmallCatalog
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.current import FORGET_EVERY, Current, keep_pages
 from litereplica.replica.fetch import Fetcher
@@ -281,8 +282,8 @@ async def open_replica(
     """Open the newest database that the store's files make, or that of the TXID `at`.
 
     Sizes in bytes. Pages are kept in `cache_dir`, which belongs to this one database, or only in memory if it is None.
-    With `pool` they are kept there, and `cache_dir` has the position alone. `forget_every` is how many files may gather
-    before unused ones are forgotten.
+    With `pool`, for one replica of many, they are kept there, `cache_dir` has the position alone, and the first listing
+    is a single request. `forget_every` is how many files may gather before unused ones are forgotten.
 
     Raises:
         NoReplica, GapError: no files, or none that lead to `at`.
@@ -293,7 +294,8 @@ async def open_replica(
             `cache_dir` before.
     """
     costs = RequestCosts(store)
-    next_files = NextFiles(costs, clock=clock, list_interval_s=list_interval_s)
+    kind = Catalog if pool is None else SmallCatalog
+    next_files = NextFiles(costs, clock=clock, list_interval_s=list_interval_s, first_catalog=kind)
     opened = await next_files.first_files(at)
     files = FileTable()
     snapshot = first_snapshot(opened, files)

@@ -80,15 +80,23 @@ class _Here:
 class NextFiles:
     """Finds the files after a TXID. It keeps no position: callers pass theirs.
 
-    `newest_txid` is the highest TXID that the last listing or file showed; `catalog` is the store's files.
+    `newest_txid` is the highest TXID that the last listing or file showed; `catalog` is the store's files. The first
+    ones are found by a catalog of the kind `first_catalog`.
     """
 
-    def __init__(self, costs: RequestCosts, *, clock: Callable[[], float], list_interval_s: float) -> None:
+    def __init__(
+        self,
+        costs: RequestCosts,
+        *,
+        clock: Callable[[], float],
+        list_interval_s: float,
+        first_catalog: type[Catalog] = Catalog,
+    ) -> None:
         self.newest_txid: TXID = 0
         self._store = costs.store(Purpose.POLL)
         self._lists = costs.store(Purpose.LIST)
         self.catalog = KnownCatalog(self._lists)
-        self._first_catalog = Catalog(costs.store(Purpose.OPEN), damaged=self.catalog.damaged)
+        self._first_catalog = first_catalog(costs.store(Purpose.OPEN), damaged=self.catalog.damaged)
         self._clock = clock
         self._list_interval_s = list_interval_s
         self._listed_at = self._fully_listed_at = clock()

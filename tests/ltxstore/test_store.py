@@ -12,6 +12,7 @@ from trio.testing import MockClock as Clock
 
 from litereplica.errors import DamagedFile, FileVanished, NotFound, PreconditionFailed
 from litereplica.format import ltx
+from litereplica.format.names import Layout
 from litereplica.ltxstore.store import TAIL_READ, WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Blob, Range, Suffix
 from litereplica.storage.wrappers.delegate import WrapperStorage
@@ -233,3 +234,15 @@ async def test_listing_tells_the_time_that_the_header_has() -> None:
     store = memory_store()
     await put(store, 0, 1, 1, incompressible_file(3))
     assert [info.modified_ms for info in await store.list_level(0)] == [1_700_000_000_000]
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+async def test_one_listing_of_everything_shows_what_those_of_the_levels_do(layout: Layout) -> None:
+    layout_store = LTXStore(MemoryStorage(), layout)
+    for level, low, high in ((0, 1, 1), (0, 2, 2), (1, 1, 2), (9, 1, 1)):
+        await layout_store.storage.put(layout_store.key(FileInfo(level, low, high, 0)), b"x" * (level + 1))
+    below = "below.db/0000/0000000000000003-0000000000000003.ltx"
+    for key in ("sums/0/x.sums", "lock.json", "0000/x.ltx", "ltx/0/x", below, f"0000/{below}", f"ltx/0/{below}"):
+        await layout_store.storage.put(key, b"x")
+    for after in (0, 1, 2):
+        assert await layout_store.list_at_once(after=after) == await layout_store.list_levels(after=after)
