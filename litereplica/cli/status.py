@@ -33,6 +33,9 @@ GONE = "gone"
 NOT_RUNNING = "not running"
 """The state of a configured database that no writer replicates."""
 
+MAX_SHOWN = 20
+"""Databases in use that the status of a mount of many names."""
+
 _WRITER_COLUMNS = ("database", "state", "txid", "behind", "lease", "note")
 
 
@@ -200,7 +203,25 @@ def _of_the_usual_form(what: str) -> Iterator[None]:
         ) from exc
 
 
+def _prefix_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of a mount of many databases."""
+    databases, names = status["databases"], status["names"]
+    used = [each["path"] for each in status["active"] if each["handles"]]
+    return [
+        ("mount point", str(status["mountpoint"])),
+        ("prefix", str(status["url"])),
+        ("process", str(status["pid"])),
+        ("active", f"{databases['active']} databases, at most {databases['max_active']}"),
+        ("in use", ", ".join(used[:MAX_SHOWN]) + (f" and {len(used) - MAX_SHOWN} more" if used[MAX_SHOWN:] else "")),
+        ("opened", f"{databases['activations']} times, closed {databases['parked']} times"),
+        ("failed", str(databases["failed"])),
+        ("names", f"{names['known']} known, {names['requests']} requests"),
+    ]
+
+
 def _mount_rows(status: dict[str, Any]) -> list[tuple[str, str]]:
+    if "databases" in status:
+        return [(what, value) for what, value in _prefix_rows(status) if value]
     replica = status.get("replica") or {}
     hydration = replica.get("hydration") or {}
     ledger = replica.get("ledger") or {}

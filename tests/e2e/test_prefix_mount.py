@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -175,6 +176,9 @@ def test_an_open_database_follows_and_is_not_parked(fleet: Fleet, mount: Mounted
         connection.execute("COMMIT")
         until(lambda: connection.execute("SELECT x FROM t").fetchone()[0] == "b, step 2")
         assert about(mount, "b.db")["handles"] >= 2
+        command = [litereplica_binary(), "status", str(mount.mountpoint)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert re.search(r"^in use +b\.db$", shown, re.MULTILINE), shown
     until(lambda: not about(mount, "b.db")["active"])
 
 
