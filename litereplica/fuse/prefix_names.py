@@ -53,7 +53,7 @@ def parse(name: bytes) -> Parts | None:
 
 
 class Patterns:
-    """Shell patterns of paths. One without a slash is for the last component of a path.
+    """Shell patterns of paths. One without a slash is for the last component of a path; `**` stands for any number.
 
     With patterns to include, a database must match one of them. What matches a pattern to exclude is left out, with
     all that is below it.
@@ -79,7 +79,12 @@ class Patterns:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path if "/" in pattern else path.rpartition("/")[2], pattern)
+    if "/" not in pattern:
+        return fnmatchcase(path.rpartition("/")[2], pattern)
+    if "**" in pattern:
+        return fnmatchcase(path, pattern)
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def _may_lead_to(parts: Sequence[str], pattern: str) -> bool:

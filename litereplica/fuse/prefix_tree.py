@@ -32,6 +32,12 @@ log = logging.getLogger(__name__)
 TRUST_S = 30.0
 """How long a name is taken to exist since the store last had it; the poll of an active database asks for one file."""
 
+KNOWN_PATIENCE_S = 2.0
+"""How long a lookup of a known name waits for the store. If there is no answer, the name is taken to exist."""
+
+AGAIN_S = 5.0
+"""Time until the store is asked for such a name again."""
+
 ABSENT_S = 0.5
 """How long a name is taken not to exist."""
 
@@ -160,18 +166,21 @@ class PrefixTree:
 
     async def _ask(self, path: str) -> Entry | None:
         asked = self._asking[path] = trio.Event()
+        known = self._known.get(path)
+        kind = None
         try:
-            kind = await self._prefix.find(path)
-        except StorageError as exc:
-            known = self._known.get(path)
+            with trio.move_on_after(math.inf if known is None else KNOWN_PATIENCE_S) as patience:
+                kind = await self._prefix.find(path)
+        except StorageError:
             if known is None:
                 raise
-            self._active.warn(f"names cannot be looked up: {exc}")
-            known.seen_at = trio.current_time() - self._trust_s + NAME_TIMEOUT_S
-            return known
+            patience.cancel()
         finally:
             del self._asking[path]
             asked.set()
+        if known is not None and patience.cancel_called:  # no answer is no evidence that it has gone
+            known.seen_at = max(known.seen_at, trio.current_time() - self._trust_s + AGAIN_S)
+            return known
         if kind is Kind.DATABASE and not self._patterns.includes(path):
             kind = None
         return self._reconcile(path, kind)
