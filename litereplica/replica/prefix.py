@@ -1,9 +1,9 @@
 """What the store has below a prefix: databases and directories, found by name.
 
 A name is a *database* if an LTX file lies directly in one of its levels, else a *directory* if any object lies below
-it. A listing with a delimiter does not tell the one from the other, so `names` returns names alone. `find` makes one
-small request for a name that is neither, and one or a few more for a database: the levels that the first one showed
-are listed, the highest first, since it has the fewest files.
+it. A listing with a delimiter does not tell the one from the other, so `names` returns names alone. `find` lists the
+name and its level 0 at the same time, and in doubt further levels that the first listing shows, the highest first,
+since it has the fewest files.
 
 Paths are relative to the prefix, without slashes at their ends; the prefix itself is the empty path.
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
+from litereplica.concurrent import gather
 from litereplica.format import names
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.base import Directory
@@ -54,7 +56,9 @@ class Prefix:
 
     async def find(self, path: str) -> Kind | None:
         """Return what a path is; None if the store has nothing there."""
-        found = await self._list(path)
+        found, files = await gather([partial(self._list, path), partial(self._level_0, path)])
+        if _has_file(files):
+            return Kind.DATABASE
         shown = set(found.directories)
         levels = shown.intersection([self._shown] if self._shown else self._levels)
         if levels and await self._has_files(path, shown):
@@ -71,11 +75,17 @@ class Prefix:
         if self._shown:
             shown = set((await self._list(f"{path}/{self._levels_in}".strip("/"))).directories)
         for level in self._levels:
-            if level in shown:
-                found = await self._list(f"{path}/{self._levels_in}{level}".strip("/"))
-                if any(names.parse_name(info.key.rpartition("/")[2]) for info in found.objects):
-                    return True
+            if level in shown and _has_file(await self._list(f"{path}/{self._levels_in}{level}".strip("/"))):
+                return True
         return False
+
+    async def _level_0(self, path: str) -> Directory:
+        return await self._list(f"{path}/{self._levels_in}{self._levels[-1]}".strip("/"))
 
     async def _list(self, path: str) -> Directory:
         return await self._storage.list_directory(f"{path}/" if path else "")
+
+
+def _has_file(found: Directory) -> bool:
+    """True if there is an LTX file directly in a directory."""
+    return any(names.parse_name(info.key.rpartition("/")[2]) for info in found.objects)

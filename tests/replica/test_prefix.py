@@ -77,4 +77,4 @@ async def test_a_name_costs_few_small_requests(scene: Scene) -> None:
         before = scene.requests()
         await scene.prefix.find(path)
         costs[path] = scene.requests() - before
-    assert costs == {"missing": 1, "eu": 1, "eu/a.db": 2 if scene.layout is Layout.S3 else 3}
+    assert costs == {"missing": 2, "eu": 2, "eu/a.db": 2}
