@@ -84,6 +84,8 @@ def document(run: Run, measured: Sequence[Measured]) -> str:
         "round trip to each request, and another to each new connection, without limiting bandwidth; requests are "
         "counted there. The cold and idle measurements read one replica, published by Litestream. Subjects take turns "
         "within a repeat. A ratio is of medians; its quartiles are those of the ratios of all pairs of measurements.",
+        "Mounts of thousands of databases are measured by hand: see "
+        "[a mount of ten thousand databases](benchmarks/prefix-mount.md).",
         "## Summary",
         _summary(results),
     ]
