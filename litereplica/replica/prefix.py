@@ -17,7 +17,7 @@ from functools import partial
 from litereplica.concurrent import gather
 from litereplica.format import names
 from litereplica.ltxstore.store import LTXStore
-from litereplica.storage.base import Directory
+from litereplica.storage.base import DirectoryListing
 from litereplica.storage.wrappers import MeteredStorage, StorageStatistics
 
 
@@ -79,13 +79,13 @@ class Prefix:
                 return True
         return False
 
-    async def _level_0(self, path: str) -> Directory:
+    async def _level_0(self, path: str) -> DirectoryListing:
         return await self._list(f"{path}/{self._levels_in}{self._levels[-1]}".strip("/"))
 
-    async def _list(self, path: str) -> Directory:
+    async def _list(self, path: str) -> DirectoryListing:
         return await self._storage.list_directory(f"{path}/" if path else "")
 
 
-def _has_file(found: Directory) -> bool:
+def _has_file(found: DirectoryListing) -> bool:
     """True if there is an LTX file directly in a directory."""
     return any(names.parse_name(info.key.rpartition("/")[2]) for info in found.objects)

@@ -69,7 +69,7 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class DirectoryListing:
     """The objects directly in a directory, ascending by key, and the names of the directories in it, ascending.
 
     A directory has an object in it, or in a directory in it; some stores also show one whose last object was deleted.
@@ -118,7 +118,7 @@ class Storage(ABC):
         """Return the objects whose key begins with `prefix` and is greater than `start_after`, ascending by key."""
 
     @abstractmethod
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         """Return what is directly below `prefix`, which is empty or ends with `/`; nothing if no key begins with it."""
 
     @abstractmethod

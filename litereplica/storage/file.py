@@ -34,7 +34,7 @@ from litereplica.errors import PreconditionFailed, StorageError
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
-from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
 from litereplica.storage.keys import (
     is_key,
     resolve_range,
@@ -83,7 +83,7 @@ class FileStorage(Storage):
         found = await self._in_thread(prefix, lambda: self._list(listing), reading=True)
         return sorted(found, key=lambda info: info.key)
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
         return await self._in_thread(prefix, lambda: self._list_directory(prefix), reading=True)
 
@@ -147,7 +147,7 @@ class FileStorage(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _list_directory(self, prefix: str) -> Directory:
+    def _list_directory(self, prefix: str) -> DirectoryListing:
         directories, objects = [], []
         pace = ListingPace(self.url)
         try:
@@ -165,8 +165,8 @@ class FileStorage(Storage):
                             pace.received(1)
                             objects.append(_info(prefix + entry.name, status, ""))
         except (FileNotFoundError, NotADirectoryError):
-            return Directory([], [])
-        return Directory(sorted(directories), sorted(objects, key=lambda info: info.key))
+            return DirectoryListing([], [])
+        return DirectoryListing(sorted(directories), sorted(objects, key=lambda info: info.key))
 
     def _write(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
         access = self._access_of(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from litereplica.errors import StorageError
-from litereplica.storage.base import ByteRange, Directory, ObjectInfo, Range
+from litereplica.storage.base import ByteRange, DirectoryListing, ObjectInfo, Range
 
 
 def validate_key(key: str) -> None:
@@ -33,12 +33,12 @@ def is_key(key: str) -> bool:
     return _are_components(key.split("/")) and _is_text(key)
 
 
-def directory_of(prefix: str, prefixes: Iterable[str], objects: Iterable[ObjectInfo]) -> Directory:
+def directory_of(prefix: str, prefixes: Iterable[str], objects: Iterable[ObjectInfo]) -> DirectoryListing:
     """The directory at `prefix`, of a store's answer: keys that begin with it, and the beginnings of longer ones."""
     names = {each.removeprefix(prefix).strip("/") for each in prefixes if each.startswith(prefix)}
     directly = {info.key: info for info in objects if info.key.startswith(prefix) and is_key(info.key)}
     here = [info for key, info in sorted(directly.items()) if "/" not in key.removeprefix(prefix)]
-    return Directory(sorted(name for name in names if is_key(name) and "/" not in name), here)
+    return DirectoryListing(sorted(name for name in names if is_key(name) and "/" not in name), here)
 
 
 def resolve_range(range: Range | None, size: int) -> slice:

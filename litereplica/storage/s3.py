@@ -23,7 +23,7 @@ import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, Directory, ObjectInfo, Range, Storage, Suffix
+from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage, Suffix
 from litereplica.storage.keys import (
     directory_of,
     is_key,
@@ -148,11 +148,11 @@ class S3Storage(Storage):
         )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
         request: dict[str, Any] = {"Bucket": self._url.bucket, "Prefix": self._base + prefix, "Delimiter": "/"}
 
-        def fetch(client: S3Client) -> Directory:
+        def fetch(client: S3Client) -> DirectoryListing:
             prefixes: list[str] = []
             objects: list[ObjectInfo] = []
             pace = ListingPace(self.url)

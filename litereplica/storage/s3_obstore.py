@@ -26,7 +26,7 @@ import trio
 
 from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage import s3_client, s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage
 from litereplica.storage.keys import (
     directory_of,
     is_key,
@@ -164,10 +164,10 @@ class ObstoreS3Storage(Storage):
         )
         return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
 
-        def fetch(store: S3Store) -> Directory:
+        def fetch(store: S3Store) -> DirectoryListing:
             import obstore
 
             found = obstore.list_with_delimiter(store, prefix or None)

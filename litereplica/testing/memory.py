@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from litereplica.errors import NotFound, PreconditionFailed
-from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
 from litereplica.storage.keys import resolve_range, validate_directory, validate_key, validate_prefix, validate_range
 from litereplica.times import wall_clock_ms
 
@@ -75,12 +75,12 @@ class MemoryStorage(Storage):
         keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
         return [_info(key, self.objects[key]) for key in keys]
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
         await trio.lowlevel.checkpoint()
         names = {key: key.removeprefix(prefix).partition("/") for key in sorted(self.objects) if key.startswith(prefix)}
         directories = sorted({name for name, slash, _ in names.values() if slash})
-        return Directory(
+        return DirectoryListing(
             directories, [_info(key, self.objects[key]) for key, (_, slash, _) in names.items() if not slash]
         )
 

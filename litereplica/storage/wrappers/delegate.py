@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
-from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class WrapperStorage(Storage):
             Call(Operation.LIST, prefix), lambda: self._inner.list(prefix, start_after=start_after)
         )
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         return await self._around(Call(Operation.LIST, prefix), lambda: self._inner.list_directory(prefix))
 
     async def delete(self, keys: Sequence[str]) -> None:

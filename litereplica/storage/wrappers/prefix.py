@@ -9,7 +9,7 @@ from dataclasses import replace
 from litereplica.errors import StorageError
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
-from litereplica.storage.base import Blob, Body, Directory, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
 
 
 class PrefixStorage(Storage):
@@ -52,10 +52,10 @@ class PrefixStorage(Storage):
         with self._errors():
             return [self._without(info) for info in await self._inner.list(self._prefix + prefix, start_after=after)]
 
-    async def list_directory(self, prefix: str) -> Directory:
+    async def list_directory(self, prefix: str) -> DirectoryListing:
         with self._errors():
             found = await self._inner.list_directory(self._prefix + prefix)
-            return Directory(found.directories, [self._without(info) for info in found.objects])
+            return DirectoryListing(found.directories, [self._without(info) for info in found.objects])
 
     async def delete(self, keys: Sequence[str]) -> None:
         with self._errors():
