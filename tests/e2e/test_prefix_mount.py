@@ -140,9 +140,10 @@ def test_names_that_would_collide_are_left_out(fleet: Fleet, mount: MountedRepli
 def test_a_parked_database_costs_nothing_and_is_current_when_it_is_opened_again(
     fleet: Fleet, mount: MountedReplica
 ) -> None:
+    path = mount.mountpoint / "a.db"
+    value(path)  # which opens the cache for all
     until(lambda: active(mount) == 0)
     idle = descriptors(mount)
-    path = mount.mountpoint / "a.db"
     for step in range(4):
         content = f"a, step {step}"
         publisher = fleet.publish("a.db", content)
@@ -157,7 +158,7 @@ def test_a_parked_database_costs_nothing_and_is_current_when_it_is_opened_again(
             assert path.stat().st_size == len(publisher.content)
             assert path.read_bytes()[100:] == publisher.content[100:]
         until(lambda: active(mount) == 0)
-        assert descriptors(mount) == idle
+        until(lambda: descriptors(mount) <= idle)
     requests = mount.status()["names"]["requests"]
     time.sleep(0.5)
     assert mount.status()["names"]["requests"] == requests  # nobody looks, nothing is asked
