@@ -24,7 +24,7 @@ from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 
 if TYPE_CHECKING:
-    from litereplica.fuse.session import MountOptions
+    from litereplica.fuse.state import MountOptions
     from litereplica.replica.database import Replica
 
 log = logging.getLogger(__name__)
@@ -137,17 +137,15 @@ def command(
     from litereplica.cli.background import Ready, run_in_background
     from litereplica.cli.hangup import read_anew_on_hangup
     from litereplica.cli.logging_setup import configure_logging
-    from litereplica.errors import UsageError
     from litereplica.foreign_directory import open_own_directory
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.mount import serve
     from litereplica.fuse.nodes import check_database_name
-    from litereplica.fuse.session import MountOptions
+    from litereplica.fuse.state import MountOptions
     from litereplica.fuse.static_mount import serve_static
     from litereplica.replica.malloc_tuning import tune_allocator
 
-    path = mountpoints.absolute(mountpoint)
-    point = Point(txid=txid, before_ms=timestamp)
+    path, point = mountpoints.absolute(mountpoint), Point(txid=txid, before_ms=timestamp)
     cache = _replica_cache(cache_dir, replica.url, live=point.is_latest)
     options = MountOptions(
         url=replica.url,
@@ -160,15 +158,14 @@ def command(
         hydrate_rate=hydrate_rate,
         max_staleness_s=max_staleness,
         read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
+        cache_dir=cache,
+        log_file=_log_file(log_file, cache, foreground=foreground),
     )
-    if max_staleness is not None and max_staleness <= poll_interval:
-        raise UsageError(
-            "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
-        )
+    _check_staleness(max_staleness, poll_interval)
     mountpoints.prepare(path)
     if log_file is None and not foreground:
         os.close(open_own_directory(cache, owner=os.geteuid()))
-    configure_logging(log_file.absolute() if log_file else None if foreground else cache / LOG_NAME)
+    configure_logging(options.log_file)
 
     def work(ready: Ready) -> None:
         def started() -> None:
@@ -248,6 +245,22 @@ async def _opened(
         raise await explained(store, exc) from exc
     finally:
         await store.aclose()
+
+
+def _check_staleness(max_staleness_s: float | None, poll_interval_s: float) -> None:
+    from litereplica.errors import UsageError
+
+    if max_staleness_s is not None and max_staleness_s <= poll_interval_s:
+        raise UsageError(
+            "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
+        )
+
+
+def _log_file(given: Path | None, cache: Path, *, foreground: bool) -> Path | None:
+    """The file to log to; None for stderr."""
+    if given is not None:
+        return given.absolute()
+    return None if foreground else cache / LOG_NAME
 
 
 def _warn(text: str) -> None:

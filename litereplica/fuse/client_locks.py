@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ import trio
 from litereplica.format import walindex
 from litereplica.fuse import mountpoint
 from litereplica.fuse.kernel_cache import LiveFile
+from litereplica.times import format_time, wall_clock_ms
+from litereplica.types import TXID
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,21 @@ HELP = "docs/CLIENTS.md"
 
 _LOCKS = Path("/proc/locks")
 _PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A read transaction: its process, the read mark that it holds, the TXID it sees, and its least age in seconds."""
+
+    client: mountpoint.Client
+    mark: int
+    txid: TXID
+    age_s: float
+
+    def record(self) -> dict[str, object]:
+        """Return its JSON object."""
+        since = format_time(wall_clock_ms() - round(self.age_s * 1000))
+        return {"pid": self.client.pid, "command": self.client.command, "txid": f"{self.txid:016x}", "since": since}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +93,27 @@ class ClientLocks:
         self._without: dict[int, float] = {}  # processes without lock or mapping, since when
         self._mapped: set[int] = set()  # processes that have `-shm` mapped
         self._refused: dict[int, str] = {}  # and those that may not read
+        self._reading: dict[tuple[int, int], float] = {}  # processes and the read marks that they hold, since when
 
     def statistics(self) -> list[str]:
         """Return the processes that may not read, as `command (pid …)`."""
         return list(self._refused.values())
+
+    def readers(self, txid_of: Callable[[int], TXID]) -> list[Reader]:
+        """Return the read transactions that are open, by `txid_of` each read mark."""
+        locks = self._read_locks()
+        if locks is not None:
+            self._note_readers(locks[LiveFile.SHM])
+        now = trio.current_time()
+        return [
+            Reader(mountpoint.client(process), mark, txid_of(mark), now - since)
+            for (process, mark), since in self._reading.items()
+        ]
+
+    def _note_readers(self, locks: Sequence[_Lock]) -> None:
+        now, marks = trio.current_time(), range(walindex.READ_MARKS)
+        held = {(lock.process, mark) for lock in locks for mark in marks if walindex.LOCK_READ + mark in lock.bytes}
+        self._reading = {each: self._reading.get(each, now) for each in sorted(held)}
 
     async def run(self, device: str) -> None:
         """Check the clients of the file system `device` (`major:minor`) until cancelled."""
@@ -121,6 +155,7 @@ class ClientLocks:
         lacking = set[int]()
         locks = self._read_locks() if database else None
         if locks is not None:
+            self._note_readers(locks[LiveFile.SHM])
             using = self._processes(LiveFile.WAL, LiveFile.SHM, now=now) | _holders(locks[LiveFile.DATABASE])
             linked = _holders(locks[LiveFile.SHM], byte=walindex.LOCK_DMS)
             lacking = {each for each in database & using if each not in linked or not self._maps_shm(each)}

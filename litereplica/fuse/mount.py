@@ -19,6 +19,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from litereplica.control.protocol import WaitFor
 from litereplica.errors import LiteReplicaError, PageSizeChanged
 from litereplica.fuse import mountpoint, nodes
 from litereplica.fuse.at_tree import AtDirectory
@@ -28,9 +29,10 @@ from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
-from litereplica.fuse.session import FuseSession, MountOptions
-from litereplica.fuse.status import status
-from litereplica.replica.database import Replica
+from litereplica.fuse.session import FuseSession
+from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.status import public_status, status
+from litereplica.replica.database import Replica, clock_through_suspend
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.past_snapshots import PastSnapshots
 from litereplica.replica.poll_schedule import PAUSE_AFTER_S, PollSchedule
@@ -81,7 +83,7 @@ class LiveNode(Node):
         """Return the attributes with the current size."""
         return Attributes(size=self._live.size(self._file))
 
-    async def open(self, *, own: bool) -> None:
+    async def open(self, *, own: bool, uid: int) -> None:
         """Let a client open the file: poll first if polls have become rare, and refuse a replica that is too old."""
         if not own:
             await self._before_open()
@@ -136,8 +138,10 @@ class Session(FuseSession):
         self._past = AtDirectory(inodes, past, name=options.name) if past is not None else None
         self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
         self.live = LiveDatabase(replica, self._kernel)
+        self._timestamp_ms = replica.statistics().timestamp_ms
+        self._current_at = clock_through_suspend()  # when everything known was last applied
         visible = self._database_nodes(options, inodes, files)
-        about = inodes.add(GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False))
+        about = inodes.add(GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False))
         hidden: dict[bytes, Node] = {nodes.STATUS_NAME.encode(): about}
         if self._past is not None:
             hidden[nodes.AT_NAME.encode()] = inodes.add(self._past)
@@ -167,6 +171,9 @@ class Session(FuseSession):
     def _pos(self) -> bytes:
         return f"{self.live.pos}\n".encode()
 
+    def _public(self) -> bytes:
+        return public_status(self.state())
+
     def _status(self) -> bytes:
         return status(
             self._options,
@@ -177,6 +184,51 @@ class Session(FuseSession):
             polling=self._schedule.statistics(),
             past=self._past.statistics() if self._past is not None else [],
         )
+
+    def state(self) -> MountState:
+        """Return the state of this moment."""
+        replica, now = self._replica.statistics(), clock_through_suspend()
+        return MountState(
+            options=self._options,
+            replica=replica,
+            txid=self.live.pos.txid,
+            timestamp_ms=self._timestamp_ms,
+            error=replica.last_error or replica.reason,
+            current_age_s=now - self._current_at,
+            news_age_s=now - replica.last_success_at,
+            polling=self._schedule.statistics(),
+            wal_frames=self.live.statistics().wal_frames,
+            readers=self._clients.readers(self.live.txid_at),
+            clients_without_locks=self._clients.statistics(),
+            stacked_on=self._stacked,
+        )
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted: one poll at once, then the regular ones."""
+        with self._schedule.regular():
+            if wanted.txid is None and wanted.time_ms is None:
+                await self._catch_up()
+                return
+            if not self._has_reached(wanted):
+                await self._schedule.poll_now()
+            while not self._has_reached(wanted):
+                await self._schedule.next_poll()
+
+    def _has_reached(self, wanted: WaitFor) -> bool:
+        if wanted.txid is not None:
+            return self.live.pos.txid >= wanted.txid
+        return wanted.time_ms is not None and self._timestamp_ms >= wanted.time_ms
+
+    async def _catch_up(self) -> None:
+        """Return after a poll that began after this call and found nothing that is not applied."""
+        began, failed = clock_through_suspend(), False
+        while True:
+            before = self.live.pos
+            await (self._schedule.next_poll() if failed else self._schedule.poll_now())
+            now = self._replica.statistics()
+            failed = bool(now.last_error) or now.last_success_at < began
+            if not failed and before == self.live.pos == now.pos and now.newest_txid <= now.pos.txid:
+                return
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         """Take the locks, let clients in, and follow."""
@@ -212,6 +264,11 @@ class Session(FuseSession):
     async def _apply(self, update: Update | None) -> None:
         with self._as_a_whole():
             await self.live.apply(update)
+        replica = self._replica.statistics()
+        if self.live.pos == replica.pos:
+            self._timestamp_ms = replica.timestamp_ms
+            if replica.newest_txid <= replica.pos.txid:
+                self._current_at = clock_through_suspend()
 
     async def _follow(self) -> None:
         """Apply what polls bring, as long as the files go on with our page size."""

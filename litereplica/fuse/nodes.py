@@ -18,6 +18,7 @@ node whose `lookup` makes the nodes of a database.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ class Node:
         """Attributes as of now."""
         raise NotImplementedError
 
-    async def open(self, *, own: bool) -> bytes | None:
-        """Open a file, for the daemon itself if `own`. Returns the content if it is generated at this moment."""
+    async def open(self, *, own: bool, uid: int) -> bytes | None:
+        """Open a file for a user (uid), for the daemon if `own`. Returns the content if it is generated now."""
         return None
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -178,7 +179,8 @@ class Directory(Node):
 class GeneratedFile(Node):
     """A file whose content is generated at each open and not cached by the kernel.
 
-    `before_open` is awaited before a client's open. `waits_until_ready` is as in `Node`.
+    `public` generates what users other than the mount's own and root get; by default the same. `before_open` is awaited
+    before a client's open. `waits_until_ready` is as in `Node`.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class GeneratedFile(Node):
         inode: int,
         generate: Callable[[], bytes],
         *,
+        public: Callable[[], bytes] | None = None,
         attributes: Attributes | None = None,
         before_open: Callable[[], Awaitable[None]] | None = None,
         waits_until_ready: bool = True,
@@ -193,6 +196,7 @@ class GeneratedFile(Node):
         super().__init__(inode)
         self.waits_until_ready = waits_until_ready
         self._generate = generate
+        self._public = public or generate
         self._attributes = attributes or Attributes()
         self._before_open = before_open
 
@@ -200,11 +204,16 @@ class GeneratedFile(Node):
         """Return the attributes, which do not depend on the content."""
         return self._attributes
 
-    async def open(self, *, own: bool) -> bytes:
+    async def open(self, *, own: bool, uid: int) -> bytes:
         """Return the content for this handle."""
         if self._before_open is not None and not own:
             await self._before_open()
-        return self._generate()
+        return self._generate() if is_insider(uid) else self._public()
+
+
+def is_insider(uid: int) -> bool:
+    """True for the user of this mount and for root, who may know its URL, its paths and its errors."""
+    return uid in (0, os.getuid())
 
 
 def check_database_name(name: str) -> str:

@@ -170,7 +170,7 @@ class Operations(pyfuse3.Operations):
             await self._open_to_others.wait()
         if not own and not node.may_open(ctx.pid):
             raise FUSEError(errno.ENOLCK)
-        content = await node.open(own=own)
+        content = await node.open(own=own, uid=ctx.uid)
         handle = self._new_handle()
         if not own:
             node.opened(handle, ctx.pid)

@@ -9,13 +9,16 @@ from contextlib import AbstractAsyncContextManager
 
 import trio
 
+from litereplica.control.protocol import WaitFor
+from litereplica.errors import NotReached
 from litereplica.fuse import nodes
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
-from litereplica.fuse.session import FuseSession, MountOptions
+from litereplica.fuse.session import FuseSession
+from litereplica.fuse.state import MountOptions, MountState
 from litereplica.fuse.static import StaticFile
-from litereplica.fuse.status import status
+from litereplica.fuse.status import public_status, status
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
 
@@ -49,13 +52,31 @@ class StaticSession(FuseSession):
         pos_attributes = Attributes(size=nodes.POS_SIZE, mtime_ns=file.mtime_ns)
         database = FixedNode(inodes.allocate(), file)
         pos = GeneratedFile(inodes.allocate(), self._pos, attributes=pos_attributes)
-        about = GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)
+        about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
         visible = {name: database, name + b"-pos": pos}
         for node in (Directory(root, visible, hidden={nodes.STATUS_NAME.encode(): about}), database, pos, about):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())
         operations = Operations(inodes, owner, total_size=lambda: file.size, limit_s=options.request_limit_s)
         super().__init__(options, operations)
+
+    def state(self) -> MountState:
+        """Return the state of this moment."""
+        past = self._file.past
+        return MountState(
+            options=self._options,
+            replica=self._replica.statistics(),
+            txid=past.snapshot.pos.txid,
+            timestamp_ms=past.identity.timestamp_ms,
+            fixed=True,
+            error=past.error.message if past.error is not None else "",
+        )
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return if the state has what is wanted. Raises `NotReached` if not: it never will."""
+        state = self.state()
+        if state.txid < (wanted.txid or 0) or state.timestamp_ms < (wanted.time_ms or 0):
+            raise NotReached(f"the mount is fixed at TXID {state.txid:016x}", hint="mount the replica without --txid")
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._operations.open_to_others()
@@ -72,6 +93,9 @@ class StaticSession(FuseSession):
 
     def _pos(self) -> bytes:
         return f"{self._file.past.snapshot.pos}\n".encode()
+
+    def _public(self) -> bytes:
+        return public_status(self.state())
 
     def _status(self) -> bytes:
         past = self._file.past

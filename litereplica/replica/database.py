@@ -247,6 +247,7 @@ class Replica:
             page_size=snapshot.page_size,
             commit=snapshot.commit,
             newest_txid=max(self._next_files.newest_txid, snapshot.pos.txid),
+            behind_bytes=self._next_files.bytes_beyond(snapshot.pos.txid),
             polls=self._status.polls,
             heals=self._heals,
             last_success_at=self._status.last_success_at,

@@ -125,6 +125,11 @@ def test_other_users_are_told_whose_mount_it_is(
     done = machine.run(*command, place, user=True)
     if command == ["status"] and allow_other:
         assert (done.returncode, done.stderr) == (0, "")
+        assert f"position     {1:016x}" in done.stdout
+        assert publisher.url not in done.stdout
+        assert not {"process", "replica", "log file", "cache"} & {
+            line.split("  ")[0] for line in done.stdout.splitlines()
+        }
     else:
         line = f"litereplica: error: the mount at {place} belongs to root: run the command as that user, or as root\n"
         assert (done.returncode, done.stderr) == (ExitCode.ENVIRONMENT, line)

@@ -13,7 +13,7 @@ import trio.testing
 
 from litereplica.format.names import Layout
 from litereplica.fuse.mount import schedule_of
-from litereplica.fuse.session import MountOptions
+from litereplica.fuse.state import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.poll_schedule import (
