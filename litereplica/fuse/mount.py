@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from litereplica.control.protocol import WaitFor
 from litereplica.errors import LiteReplicaError, PageSizeChanged
 from litereplica.fuse import mountpoint, nodes
-from litereplica.fuse.at_tree import AtDirectory
+from litereplica.fuse.at_tree import LISTED_POINTS, AtDirectory
 from litereplica.fuse.client_locks import HELP, ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
@@ -32,6 +32,7 @@ from litereplica.fuse.operations import Operations
 from litereplica.fuse.session import FuseSession
 from litereplica.fuse.state import MountOptions, MountState
 from litereplica.fuse.status import public_status, status
+from litereplica.fuse.status_database import Row, StatusDatabase, point_row
 from litereplica.replica.database import Replica, clock_through_suspend
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.past_snapshots import PastSnapshots
@@ -46,6 +47,9 @@ PUSH_QUEUE = 8
 
 MAX_STALENESS_PAUSE_S = 1.0
 """How late the limit is noticed when the machine has been suspended: sleeping tasks do not notice that."""
+
+POINTS_LIMIT_S = 2.0
+"""How long opening the status database waits for the points."""
 
 STALENESS_CHECK_S = 0.1
 """How often a replica that is too old is checked; the limit is given in seconds, so 0.1 s is precise enough."""
@@ -69,6 +73,7 @@ class LiveNode(Node):
         file: LiveFile,
         clients: ClientLocks,
         before_open: Callable[[], Awaitable[None]],
+        state: Callable[[], MountState],
         require_fresh: Callable[[], None] | None,
     ) -> None:
         super().__init__(inode)
@@ -77,11 +82,18 @@ class LiveNode(Node):
         self._file = file
         self._clients = clients
         self._before_open = before_open
+        self._state = state
         self._require_fresh = require_fresh
 
     def attributes(self) -> Attributes:
         """Return the attributes with the current size."""
         return Attributes(size=self._live.size(self._file))
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the attributes of the database; the other files have none."""
+        if self._file is not LiveFile.DATABASE:
+            return {}
+        return self._state().extended(is_insider=nodes.is_insider(uid))
 
     async def open(self, *, own: bool, uid: int) -> None:
         """Let a client open the file: poll first if polls have become rare, and refuse a replica that is too old."""
@@ -138,11 +150,16 @@ class Session(FuseSession):
         self._past = AtDirectory(inodes, past, name=options.name) if past is not None else None
         self._schedule = schedule_of(options, lambda: self._operations.client_handles > 0)
         self.live = LiveDatabase(replica, self._kernel)
+        self._known_points: Sequence[Row] = ()
         self._timestamp_ms = replica.statistics().timestamp_ms
         self._current_at = clock_through_suspend()  # when everything known was last applied
         visible = self._database_nodes(options, inodes, files)
         about = inodes.add(GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False))
-        hidden: dict[bytes, Node] = {nodes.STATUS_NAME.encode(): about}
+        tables = StatusDatabase(inodes.allocate(), self.state, files=replica.ltx_files, points=self._points)
+        hidden: dict[bytes, Node] = {
+            nodes.STATUS_NAME.encode(): about,
+            nodes.STATUS_DATABASE_NAME.encode(): inodes.add(tables),
+        }
         if self._past is not None:
             hidden[nodes.AT_NAME.encode()] = inodes.add(self._past)
         inodes.add(Directory(root, visible, hidden=hidden))
@@ -160,7 +177,13 @@ class Session(FuseSession):
         for file, inode in files.items():
             fresh = require_fresh if file is not LiveFile.SHM else None
             node = LiveNode(
-                inode, self.live, file=file, clients=self._clients, before_open=freshen, require_fresh=fresh
+                inode,
+                self.live,
+                file=file,
+                clients=self._clients,
+                before_open=freshen,
+                state=self.state,
+                require_fresh=fresh,
             )
             by_name[f"{options.name}{file.value}".encode()] = inodes.add(node)
         attributes = Attributes(size=nodes.POS_SIZE)
@@ -170,6 +193,15 @@ class Session(FuseSession):
 
     def _pos(self) -> bytes:
         return f"{self.live.pos}\n".encode()
+
+    async def _points(self) -> Sequence[Row]:
+        """Return the newest points. A store that does not answer in time leaves those of the last time."""
+        if self._past is not None:
+            with trio.move_on_after(POINTS_LIMIT_S), suppress(LiteReplicaError):
+                found = await self._past.past.points(LISTED_POINTS)
+                self._known_points = [point_row(point.txid, point.timestamp_ms) for point in found]
+        newest = point_row(self.live.pos.txid, self._timestamp_ms)  # the listing may be some seconds old
+        return [*(row for row in self._known_points if row["txid"] < newest["txid"]), newest]
 
     def _public(self) -> bytes:
         return public_status(self.state())

@@ -8,6 +8,7 @@ A mount of one database has these nodes; each answers for itself, and `Operation
     ├── app.db-shm        LiveNode
     ├── app.db-pos        GeneratedFile  position of a transaction that begins now
     ├── .litereplica      GeneratedFile  the daemon's status as JSON; not listed
+    ├── .litereplica.db   StatusDatabase (status_database.py) the same as a SQLite database; not listed
     └── .at               AtDirectory    (at_tree.py) past states, which appear when they are looked up; not listed
 
 A node is found by its inode, which `InodeTable` allocates and never reuses. Nodes that come and go count the kernel's
@@ -31,7 +32,9 @@ from litereplica.errors import UsageError
 from litereplica.fuse.mountpoint import Owner
 
 STATUS_NAME = ".litereplica"
+STATUS_DATABASE_NAME = ".litereplica.db"
 AT_NAME = ".at"
+XATTR_PREFIX = "user.litereplica."
 POS_SIZE = 34
 """Bytes of `-pos`: two numbers of 16 hexadecimal digits, a slash, a newline."""
 
@@ -86,6 +89,10 @@ class Node:
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ of an open file."""
         raise OSError(errno.EISDIR, f"inode {self.inode} is a directory")
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the extended attributes that a user (uid) sees, by their names behind `XATTR_PREFIX`."""
+        return {}
 
     def may_open(self, thread_id: int) -> bool:
         """True if the client with this thread may open the file."""
@@ -219,7 +226,12 @@ def is_insider(uid: int) -> bool:
 def check_database_name(name: str) -> str:
     """Return `name` if a database in a mount can have it, else raise `UsageError`."""
     hint = "choose another with --name"
-    if not name or name in (".", "..", STATUS_NAME, AT_NAME) or "/" in name or len(name.encode(errors="replace")) > 240:
+    if (
+        not name
+        or name in (".", "..", STATUS_NAME, STATUS_DATABASE_NAME, AT_NAME)
+        or "/" in name
+        or len(name.encode(errors="replace")) > 240
+    ):
         raise UsageError(f"{name!r} is not a file name", hint=hint)
     if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in name):
         raise UsageError(f"{name!r} has a control character", hint=hint)

@@ -97,6 +97,15 @@ class MountState:
             "lag_ms": self.lag_ms,
         }
 
+    def extended(self, *, is_insider: bool) -> dict[str, str]:
+        """Return the extended attributes of the database file; a user other than the mount's sees no state."""
+        shown = {
+            "txid": f"{self.txid:016x}",
+            "timestamp": format_time(self.timestamp_ms),
+            "lag_ms": str(self.lag_ms),
+        }
+        return {**shown, "behind_bytes": str(self.replica.behind_bytes), "status": self.state} if is_insider else shown
+
     def record(self) -> dict[str, Any]:
         """Return the JSON object of the mounted database."""
         options, replica = self.options, self.replica

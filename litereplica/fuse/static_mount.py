@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import trio
@@ -19,6 +19,7 @@ from litereplica.fuse.session import FuseSession
 from litereplica.fuse.state import MountOptions, MountState
 from litereplica.fuse.static import StaticFile
 from litereplica.fuse.status import public_status, status
+from litereplica.fuse.status_database import Row, StatusDatabase
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
 
@@ -28,9 +29,14 @@ log = logging.getLogger(__name__)
 class FixedNode(Node):
     """The database file."""
 
-    def __init__(self, inode: int, file: StaticFile) -> None:
+    def __init__(self, inode: int, file: StaticFile, state: Callable[[], MountState]) -> None:
         super().__init__(inode)
         self._file = file
+        self._state = state
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the attributes of the database."""
+        return self._state().extended(is_insider=nodes.is_insider(uid))
 
     def attributes(self) -> Attributes:
         """Return the attributes, which never change."""
@@ -50,11 +56,13 @@ class StaticSession(FuseSession):
         inodes, name = InodeTable(), options.name.encode()
         root = inodes.allocate()
         pos_attributes = Attributes(size=nodes.POS_SIZE, mtime_ns=file.mtime_ns)
-        database = FixedNode(inodes.allocate(), file)
+        database = FixedNode(inodes.allocate(), file, self.state)
         pos = GeneratedFile(inodes.allocate(), self._pos, attributes=pos_attributes)
         about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
+        tables = StatusDatabase(inodes.allocate(), self.state, files=replica.ltx_files, points=_no_points)
         visible = {name: database, name + b"-pos": pos}
-        for node in (Directory(root, visible, hidden={nodes.STATUS_NAME.encode(): about}), database, pos, about):
+        hidden = {nodes.STATUS_NAME.encode(): about, nodes.STATUS_DATABASE_NAME.encode(): tables}
+        for node in (Directory(root, visible, hidden=hidden), database, pos, about, tables):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())
         operations = Operations(inodes, owner, total_size=lambda: file.size, limit_s=options.request_limit_s)
@@ -106,6 +114,10 @@ class StaticSession(FuseSession):
             "error": past.error.message if past.error is not None else "",
         }
         return status(self._options, static=about, replica=self._replica.statistics())
+
+
+async def _no_points() -> Sequence[Row]:
+    return ()
 
 
 async def serve_static(

@@ -48,7 +48,7 @@ from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s
-from litereplica.types import TXID
+from litereplica.types import TXID, FileInfo
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +237,10 @@ class Replica:
     def newest_txids(self, file_ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Return the max TXID of each file that locations name."""
         return self._current.files.newest_txids(file_ids)
+
+    def ltx_files(self) -> list[FileInfo]:
+        """Return the files that pages may be read from, by their names."""
+        return self._current.files.infos()
 
     def statistics(self) -> ReplicaStatistics:
         """Return the figures of this moment."""
