@@ -193,7 +193,7 @@ def mount_facts(record: Record) -> list[tuple[str, str]]:
         ("process", str(record.get("pid", ""))),
         ("state", _state(record)),
         ("position", str(record.get("txid", ""))),
-        ("committed", str(record.get("time") or "")),
+        ("committed", str(record.get("timestamp") or "")),
         ("newest known", str(record.get("newest_txid") or "")),
         ("behind", _behind(record, "behind_bytes") if "lag_ms" in record else ""),
         ("last news", f"{record['news_age_ms'] / 1000:.1f} s ago" if "news_age_ms" in record else ""),

@@ -31,7 +31,7 @@ def show_replica(url: str, *, as_json: bool) -> None:
         [
             ("replica", status["url"]),
             ("newest TXID", status["txid"] or ""),
-            ("published", status["time"] or ""),
+            ("published", status["timestamp"] or ""),
             ("lease", "not held" if lease is None else lease.get("damaged") or _lease_text(lease)),
         ],
     )
@@ -61,7 +61,7 @@ async def _replica_status(store: LTXStore) -> dict[str, Any]:
             {
                 "level": level,
                 "files": len(own),
-                "bytes": sum(info.size for info in own),
+                "size_bytes": sum(info.size for info in own),
                 "min_txid": f"{min(info.min_txid for info in own):016x}",
                 "max_txid": f"{max(info.max_txid for info in own):016x}",
             }
@@ -69,7 +69,7 @@ async def _replica_status(store: LTXStore) -> dict[str, Any]:
     return {
         "url": store.url,
         "txid": None if newest is None else f"{newest.max_txid:016x}",
-        "time": None if newest is None else _time(newest.modified_ms),
+        "timestamp": None if newest is None else _time(newest.modified_ms),
         "lease": await _lease(store),
         "levels": levels,
     }

@@ -52,7 +52,7 @@ def command(
     if txid is not None:
         fields["txid"] = f"{txid:016x}"
     if timestamp is not None:
-        fields["time"] = format_time(timestamp)
+        fields["timestamp"] = format_time(timestamp)
     answer, took_ms = request(chosen, "/wait", fields, timeout_s=timeout)
     if as_json:
         output.print_json({**answer, "duration_ms": took_ms})

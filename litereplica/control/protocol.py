@@ -76,15 +76,15 @@ def timeout_field(fields: Mapping[str, Any]) -> float:
 
 def wait_fields(fields: Mapping[str, Any]) -> WaitFor:
     """What to wait for. Raises `Refusal`."""
-    txid, time = fields.get("txid"), fields.get("time")
+    txid, timestamp = fields.get("txid"), fields.get("timestamp")
     try:
         return WaitFor(
             txid=None if txid is None else int(str(txid), 16),
-            time_ms=None if time is None else parse_time_ms(str(time), round_up=True),
+            time_ms=None if timestamp is None else parse_time_ms(str(timestamp), round_up=True),
             timeout_s=timeout_field(fields),
         )
     except ValueError as exc:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "txid or time is invalid", details=str(exc)) from exc
+        raise Refusal(HTTPStatus.BAD_REQUEST, "txid or timestamp is invalid", details=str(exc)) from exc
 
 
 def time_or_none(time_ms: int) -> str | None:

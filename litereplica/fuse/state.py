@@ -93,7 +93,7 @@ class MountState:
         return {
             "name": self.options.name,
             "txid": f"{self.txid:016x}",
-            "time": format_time(self.timestamp_ms) if self.timestamp_ms else None,
+            "timestamp": format_time(self.timestamp_ms) if self.timestamp_ms else None,
             "lag_ms": self.lag_ms,
         }
 

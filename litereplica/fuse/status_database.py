@@ -35,13 +35,13 @@ MAX_ROWS = 4096
 
 _TABLES = {
     "databases": (
-        "name", "db_path", "mountpoint", "url", "state", "txid", "time", "newest_txid", "lag_ms", "behind_bytes",
+        "name", "db_path", "mountpoint", "url", "state", "txid", "timestamp", "newest_txid", "lag_ms", "behind_bytes",
         "news_age_ms", "size_bytes", "wal_frames", "pid", "version", "error",
     ),
     "readers": ("pid", "command", "txid", "since"),
     "requests": ("purpose", "requests", "errors", "received_bytes", "usd"),
     "files": ("level", "min_txid", "max_txid", "size_bytes"),
-    "points": ("txid", "time"),
+    "points": ("txid", "timestamp"),
 }  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -89,7 +89,7 @@ class StatusDatabase(Node):
 
 def point_row(txid: int, timestamp_ms: int) -> Row:
     """The row of a point."""
-    return {"txid": f"{txid:016x}", "time": format_time(timestamp_ms)}
+    return {"txid": f"{txid:016x}", "timestamp": format_time(timestamp_ms)}
 
 
 def _file_row(info: FileInfo) -> Row:

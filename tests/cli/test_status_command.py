@@ -103,7 +103,7 @@ def test_replica_is_asked_in_its_store(tmp_path: Path, history: History, replica
     assert int(status["txid"], 16) == history.txid
     (level,) = status["levels"]
     assert (level["level"], level["files"], level["min_txid"]) == (0, history.txid, "0000000000000001")
-    assert level["bytes"] == sum(path.stat().st_size for path in (tmp_path / "replica/ltx/0").iterdir())
+    assert level["size_bytes"] == sum(path.stat().st_size for path in (tmp_path / "replica/ltx/0").iterdir())
     assert (status["lease"]["owner"], status["lease"]["generation"]) == ("host:1", 7)
     assert 0 < status["lease"]["left_ms"] <= 20_000
     assert "host:1, generation 7, expires in " in program("status", replica).stdout

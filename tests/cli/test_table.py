@@ -21,7 +21,7 @@ WRITER = {
 }  # fmt: skip
 MOUNT = {
     "db_path": "/mnt/replicas/orders/orders.db", "state": "following", "txid": TXID, "lag_ms": 0, "pid": 4711,
-    "url": "s3://backups/production/orders.db?region=eu-central-1&endpoint=https://s3.example.org", "time": TIME,
+    "url": "s3://backups/production/orders.db?region=eu-central-1&endpoint=https://s3.example.org", "timestamp": TIME,
     "readers": [{"pid": 12, "command": "python3", "txid": TXID, "since": TIME}], "newest_txid": TXID,
 }  # fmt: skip
 

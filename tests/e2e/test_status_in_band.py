@@ -17,6 +17,7 @@ from litereplica.control.sockets import own_directory
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.mountpoint import ask as ask_as
 from litereplica.testing.mounts import MountedReplica
+from tests.helpers.json_language import require_one_language
 from tests.helpers.publisher import Publisher
 
 pytestmark = pytest.mark.slow
@@ -80,9 +81,10 @@ def test_state_is_in_the_attributes_and_in_a_database_that_any_client_attaches(
                 assert row[8] == later
                 assert third.execute("SELECT pid, txid FROM lr.readers").fetchone() == (os.getpid(), later)
                 (state,) = (ask(own_directory({}, uid=0) / f"{mount.pid}.sock", "GET", "/status") or {})["databases"]
-                told = third.execute("SELECT txid, time, url, mountpoint FROM lr.databases").fetchone()
-                assert told == (state["txid"], state["time"], publisher.url, str(mount.mountpoint))
-                assert attributes(mount.path)["timestamp"] == state["time"]
+                require_one_language(state)
+                told = third.execute("SELECT txid, timestamp, url, mountpoint FROM lr.databases").fetchone()
+                assert told == (state["txid"], state["timestamp"], publisher.url, str(mount.mountpoint))
+                assert attributes(mount.path)["timestamp"] == state["timestamp"]
             assert client.execute("SELECT txid FROM lr.databases").fetchone() == (txid,), "it does not change"
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
                 client.execute("INSERT INTO lr.points VALUES (1, 1)")
@@ -96,7 +98,7 @@ def test_state_is_in_the_attributes_and_in_a_database_that_any_client_attaches(
         seen = ask_as(lambda: " ".join(attributes(mount.path)).encode(), owner=Owner(OTHER_USER, OTHER_USER))
         assert seen == b"txid timestamp lag_ms"
         hidden = json.loads(as_other_user("cat", mount.mountpoint / ".litereplica").stdout)
-        assert set(hidden) == {"name", "txid", "time", "lag_ms"}
+        assert set(hidden) == {"name", "txid", "timestamp", "lag_ms"}
         rows = as_other_user(
             "sqlite3", f"file:{tables}?mode=ro", "SELECT * FROM databases; SELECT count(*) FROM readers, requests;"
         )

@@ -93,7 +93,7 @@ def test_what_was_written_before_a_sync_is_read_after_a_wait(tmp_path: Path) -> 
             reached = json.loads(program("wait", mount.mountpoint, "--caught-up", "--json").stdout)
             assert reached["txid"] == f"{txid + 2:016x}"
             assert reader.execute("SELECT x FROM t").fetchone() == (-2,)
-            assert program("wait", mount.mountpoint, "--timestamp", reached["time"]).returncode == ExitCode.OK
+            assert program("wait", mount.mountpoint, "--timestamp", reached["timestamp"]).returncode == ExitCode.OK
 
             late = program("wait", mount.mountpoint, "--txid", f"{txid + 3:016x}", "--timeout", "100ms")
             assert (late.returncode, late.stdout) == (ExitCode.NOT_REACHED, "")

@@ -23,6 +23,7 @@ from litereplica.errors import EnvironmentProblem, ExitCode
 from litereplica.testing.litestream import LitestreamProcess, litestream_ltx, run_litestream
 from litereplica.testing.mounts import litereplica_binary
 from tests.cli.program import DEADLINE_S, program
+from tests.helpers.json_language import require_one_language
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -144,6 +145,7 @@ def test_our_client_drives_litestream_and_our_writer_alike(tmp_path: Path, socke
         assert ours("sync", app, "--wait", "--timeout", "10")["txid"] == found["txid"] + 1
         assert ours("stop", app)["state"] == "stopped"
         (record,) = ours("status", app)["databases"]
+        require_one_language(record)
         assert (record["kind"], record["state"]) == (WRITER, "stopped")
         sick = program("health", str(app))
         assert (sick.returncode, "is stopped" in sick.stderr) == (ExitCode.NOT_REACHED, True), sick
