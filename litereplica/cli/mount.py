@@ -94,6 +94,13 @@ WAIT_INTERVAL_S = 1.0
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Log to this file.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Whether each line of the log is text or a JSON object.",
+)
 def command(
     replica: ReplicaOf,
     mountpoint: Path,
@@ -112,6 +119,7 @@ def command(
     allow_other: bool,
     foreground: bool,
     log_file: Path | None,
+    log_format: str,
 ) -> None:
     """Mount the replica at REPLICA_URL, or that of the database DB, below the empty directory MOUNTPOINT.
 
@@ -165,7 +173,7 @@ def command(
     mountpoints.prepare(path)
     if log_file is None and not foreground:
         os.close(open_own_directory(cache, owner=os.geteuid()))
-    configure_logging(options.log_file)
+    configure_logging(options.log_file, as_json=log_format == "json")
 
     def work(ready: Ready) -> None:
         def started() -> None:

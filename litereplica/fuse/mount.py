@@ -297,6 +297,11 @@ class Session(FuseSession):
         with self._as_a_whole():
             await self.live.apply(update)
         replica = self._replica.statistics()
+        if update is not None:
+            log.debug(
+                "TXID %016x is applied: %d pages have changed",
+                self.live.pos.txid, len(update.changed), extra={"txid": f"{self.live.pos.txid:016x}"},
+            )  # fmt: skip
         if self.live.pos == replica.pos:
             self._timestamp_ms = replica.timestamp_ms
             if replica.newest_txid <= replica.pos.txid:

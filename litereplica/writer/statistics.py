@@ -95,6 +95,9 @@ class ReplicationCounters:
             logging.INFO if published.whole else logging.DEBUG,
             "published %s of %s: %d pages%s, %d bytes",
             published.info, self._path, published.pages, " (all)" if published.whole else "", published.info.size,
+            extra={
+                "db": str(self._path), "txid": f"{published.info.max_txid:016x}", "size_bytes": published.info.size,
+            },
         )  # fmt: skip
         if wal_frames >= 2 * self._warned_frames:
             self._warned_frames = wal_frames

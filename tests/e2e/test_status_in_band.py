@@ -116,8 +116,10 @@ def make_reachable(path: Path) -> None:
 
 def test_a_fixed_mount_says_what_it_is(publisher: Publisher, tmp_path: Path) -> None:
     first = publisher.txid
-    with MountedReplica(publisher.url, tmp_path, options=("--txid", f"{first:016x}")) as mount:
+    with MountedReplica(publisher.url, tmp_path, options=("--txid", f"{first:016x}", "--log-format", "json")) as mount:
         assert attributes(mount.path)["status"] == "fixed"
         with closing(sqlite3.connect(mount.mountpoint / ".litereplica.db")) as tables:
             row = tables.execute("SELECT state, txid, newest_txid FROM databases").fetchone()
         assert row == ("fixed", f"{first:016x}", None)
+        lines = [json.loads(line) for line in mount.log_file.read_text().splitlines()]
+        assert any(line["msg"].startswith("mounted ") and line["level"] == "INFO" for line in lines)
