@@ -104,9 +104,9 @@ def ask_all(environment: Mapping[str, str], *, target: str, warn: Callable[[str]
     uid = os.geteuid()
     for directory in registry(environment, uid=uid):
         is_own = directory.owner == uid
-        deadline = time.monotonic() + (ANSWER_LIMIT_S if is_own else FOREIGN_LIMIT_S)
+        deadline = time.monotonic() + FOREIGN_LIMIT_S
         for path in directory.sockets():
-            left_s = deadline - time.monotonic()
+            left_s = ANSWER_LIMIT_S if is_own else deadline - time.monotonic()
             if left_s <= 0:
                 break
             try:

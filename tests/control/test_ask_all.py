@@ -127,6 +127,26 @@ def test_one_that_misbehaves_is_left_out_and_the_others_are_not_waited_for(
         assert list(ask_all({}, target="/status", warn=pytest.fail)) == []
 
 
+def test_a_silent_daemon_of_ones_own_is_named_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litereplica.control.client.ANSWER_LIMIT_S", 0.2)
+    directory = SocketDirectory(tmp_path, 0)
+    monkeypatch.setattr("litereplica.control.client.registry", lambda environment, uid: [directory])
+    said: list[str] = []
+    document = {"kind": "writer", "databases": []}
+    with (
+        daemon_of(0, tmp_path / "1.sock", stay_silent),
+        daemon_of(0, tmp_path / "2.sock", lambda connection: connection.sendall(b"{}")),
+        daemon_of(0, tmp_path / "3.sock", answer(document)),
+    ):
+        for number in (1, 2, 3):
+            wait_for_listener(tmp_path / f"{number}.sock")
+        found = list(ask_all({}, target="/status", warn=said.append))
+    assert [each.socket.name for each in found] == ["3.sock"]
+    assert ["1.sock" in said[0], "2.sock" in said[1], len(said)] == [True, True, 2], said
+
+
 def test_a_link_to_a_socket_of_somebody_else_is_not_followed_into_a_request(alices: Path, tmp_path: Path) -> None:
     """Root's own daemon, or another service of root, gets no byte because a user planted a link to it."""
     with socket.socket(socket.AF_UNIX) as service:
