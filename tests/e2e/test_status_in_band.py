@@ -9,14 +9,19 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from litereplica.control.client import ask
 from litereplica.control.sockets import own_directory
+from litereplica.errors import ExitCode
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.mountpoint import ask as ask_as
 from litereplica.testing.mounts import MountedReplica
+from tests.cli.program import program
+from tests.conftest import S3Bucket
+from tests.e2e.test_outage import publish, silent
 from tests.helpers.json_language import require_one_language
 from tests.helpers.publisher import Publisher
 
@@ -123,3 +128,28 @@ def test_a_fixed_mount_says_what_it_is(publisher: Publisher, tmp_path: Path) -> 
         assert row == ("fixed", f"{first:016x}", None)
         lines = [json.loads(line) for line in mount.log_file.read_text().splitlines()]
         assert any(line["msg"].startswith("mounted ") and line["level"] == "INFO" for line in lines)
+
+
+def test_a_mount_whose_store_is_silent_is_unhealthy_and_healthy_again_after(
+    s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    publish(tmp_path / "app.db", s3_bucket.url, "CREATE TABLE t (x)")
+    with MountedReplica(s3_bucket.url, tmp_path / "m", expected_problems=("polling fails",)) as mount:
+        socket = own_directory({}, uid=0) / f"{mount.pid}.sock"
+
+        def state() -> dict[str, Any]:
+            (record,) = (ask(socket, "GET", "/status") or {})["databases"]
+            return dict(record)
+
+        assert program("health", mount.mountpoint).returncode == ExitCode.OK
+        assert "USD by S3's price list" in program("status", mount.mountpoint).stdout
+        with silent(s3_bucket.server.pid):
+            mount.wait_until(lambda: state()["state"] == "failed", what="failure")
+            assert state()["lag_ms"] > 1000
+            assert state()["news_age_ms"] > 1000
+            sick = program("status", mount.mountpoint, "--check")
+            assert (sick.returncode, f"{mount.path} is failed (" in sick.stderr) == (ExitCode.NOT_REACHED, True), sick
+            assert attributes(mount.path)["status"] == "failed"
+        mount.wait_until(lambda: state()["state"] == "following", what="recovery")
+        assert state()["lag_ms"] == 0
+        assert program("health", mount.mountpoint, "--max-lag", "1s").returncode == ExitCode.OK
