@@ -138,7 +138,7 @@ class MountState:
             },
             "ltx_files": replica.files,
             "requests": self.requests(),
-            "is_priced": options.url.startswith("s3://"),
+            "is_priced": replica.is_priced,
         }
 
     def _following(self) -> dict[str, Any]:

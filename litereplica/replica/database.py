@@ -46,6 +46,7 @@ from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.replica.store_outage import READ_TIMEOUT_S
+from litereplica.storage.prices import is_priced
 from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s
 from litereplica.types import TXID, FileInfo
@@ -266,6 +267,7 @@ class Replica:
             files=len(self._current.files),
             requests=storage.statistics() if isinstance(storage, MeteredStorage) else None,
             ledger=self._costs.statistics(),
+            is_priced=is_priced(self._store.url),
             hydration=self._hydrator.statistics(),
         )
 

@@ -40,7 +40,7 @@ class ReplicaStatistics:
     files beyond `pos` that the last listing has shown. `polls_behind` counts the polls since
     the last progress while newer TXIDs were known, and `reason` says why; 0 and "" when all is well. `staleness_s` is
     how long ago nothing newer than `pos` was known. `requests` is None unless the store is metered; the `ledger` has
-    them by purpose.
+    them by purpose, and `is_priced` is False if they cost nothing.
     """
 
     pos: Pos
@@ -63,4 +63,5 @@ class ReplicaStatistics:
     files: int
     requests: StorageStatistics | None
     ledger: Mapping[Purpose, PurposeCosts]
+    is_priced: bool
     hydration: HydrationStatistics

@@ -146,6 +146,12 @@ def test_our_client_drives_litestream_and_our_writer_alike(tmp_path: Path, socke
         assert ours("stop", app)["state"] == "stopped"
         (record,) = ours("status", app)["databases"]
         require_one_language(record)
+        document = ask(socket, "GET", "/status") or {}
+        require_one_language(document)
+        (place,) = document["replicas"]
+        assert (place["url"], place["is_priced"]) == (f"file://{app}-replica", False)
+        puts = {each["operation"]: each["requests"] for each in place["requests"]}["put_if_absent"]
+        assert puts >= record["published_files"] > 0
         assert (record["kind"], record["state"]) == (WRITER, "stopped")
         sick = program("health", str(app))
         assert (sick.returncode, "is stopped" in sick.stderr) == (ExitCode.NOT_REACHED, True), sick

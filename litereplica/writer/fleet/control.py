@@ -15,7 +15,9 @@ from litereplica.control.protocol import About, text_field, time_or_none, timeou
 from litereplica.errors import NotReached, UsageError
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.lease_record import Lease
+from litereplica.storage.prices import is_priced, price_usd
 from litereplica.storage.url import parse_url
+from litereplica.storage.wrappers import StorageStatistics
 from litereplica.times import format_time, wall_clock_ms
 from litereplica.types import TXID
 from litereplica.writer.fleet.managed_database import ManagedDatabase
@@ -97,7 +99,9 @@ class WriterControl:
     async def _status(self, request: Request) -> Response:
         statistics, wanted = self.statistics(), request.query.get("path")
         chosen = [each for each in statistics.databases if wanted is None or _is_below(each.path, wanted)]
-        return json_response(self._about.status([database_record(each, statistics) for each in chosen]))
+        records = [database_record(each, statistics) for each in chosen]
+        replicas = [replica_record(url, each) for url, each in statistics.requests.items()]
+        return json_response({**self._about.status(records), "replicas": replicas})
 
     # --- what is to be done
 
@@ -223,6 +227,22 @@ def database_record(database: DatabaseStatistics, fleet: FleetStatistics) -> dic
         "error": database.error,
         "lease": None if lease is None else lease_record(lease),
     }
+
+
+def replica_record(url: str, statistics: StorageStatistics) -> dict[str, object]:
+    """The JSON object of a replica root: the requests that this process made there, and their price by S3's list."""
+    made = {operation: each for operation, each in statistics.by_operation.items() if each.requests}
+    requests = [
+        {
+            "operation": operation.value,
+            "requests": each.requests,
+            "errors": sum(each.errors.values()),
+            "received_bytes": each.bytes_received,
+            "sent_bytes": each.bytes_sent,
+        }
+        for operation, each in made.items()
+    ]
+    return {"url": url, "requests": requests, "usd": price_usd(statistics), "is_priced": is_priced(url)}
 
 
 def _covers(root: str, url: str) -> bool:

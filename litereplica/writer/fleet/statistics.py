@@ -6,11 +6,12 @@ The control socket, `litereplica status` and the lag in the log read only these 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from litereplica.ltxstore.lease_record import Lease
+from litereplica.storage.wrappers import StorageStatistics
 from litereplica.types import TXID
 from litereplica.writer.statistics import Statistics
 
@@ -61,11 +62,12 @@ class DatabaseStatistics:
 class FleetStatistics:
     """Statistics of all databases by path, followed by the last ones that are gone.
 
-    `leases` maps the URL of each replica root to the lease that is held there.
+    `leases` maps the URL of each replica root to the lease that is held there, `requests` to the requests made there.
     """
 
     databases: tuple[DatabaseStatistics, ...]
     leases: dict[str, Lease]
+    requests: dict[str, StorageStatistics] = field(default_factory=dict)
 
 
 NOTHING_DONE = Statistics(0, 0, 0, 0, 0, 0)

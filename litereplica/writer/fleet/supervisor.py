@@ -178,7 +178,8 @@ class Supervisor:
                     leases[group.target.url] = lease
         here = {each.path for each in databases}
         gone = (each for each in self._gone if each.path not in here)
-        return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
+        requests = {group.target.url: group.root.requests() for group in self._groups}
+        return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases, requests)
 
     # --- what an operator asks for
 
