@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -150,8 +149,12 @@ async def _admit(
             if not may_ask(uid):
                 log.warning("refused user %d on the control socket", uid)
                 return
-            with suppress(trio.BrokenResourceError, trio.TooSlowError):
+            try:
                 await _converse(trio.SocketStream(connection), routes)
+            except (trio.BrokenResourceError, trio.TooSlowError):
+                return  # the client has gone, or takes too long
+            except Exception:  # a daemon goes on whatever it is sent
+                log.exception("a connection on the control socket failed")
 
 
 async def _converse(stream: trio.SocketStream, routes: Sequence[Route]) -> None:
@@ -195,11 +198,18 @@ async def _receive(connection: h11.Connection, stream: trio.SocketStream) -> Req
                 if len(body) > MAX_BODY_BYTES:
                     raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too large")
             case h11.EndOfMessage() if head is not None:
-                url = urlsplit(head.target.decode("ascii"))
-                query = dict(parse_qsl(url.query, keep_blank_values=True, errors="surrogateescape"))
-                return Request(method=head.method.decode("ascii"), path=url.path, query=query, body=bytes(body))
+                return _parsed(head, bytes(body))
             case _:
                 return None
+
+
+def _parsed(head: h11.Request, body: bytes) -> Request:
+    try:
+        url = urlsplit(head.target.decode("ascii"))
+        query = dict(parse_qsl(url.query, keep_blank_values=True, errors="surrogateescape"))
+    except ValueError as exc:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"invalid request target: {exc}") from exc
+    return Request(method=head.method.decode("ascii"), path=url.path, query=query, body=body)
 
 
 async def answer(request: Request, routes: Sequence[Route]) -> Response:

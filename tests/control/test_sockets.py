@@ -11,9 +11,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 import trio.testing
+from hypothesis import strategies as st
 
 from litereplica.control import http
 from litereplica.control.client import ask
@@ -117,6 +119,37 @@ async def test_requests_are_answered_and_every_wrong_one_is_refused(tmp_path: Pa
 
     await served(path, work)
     assert ask(path, "GET", "/hello") is None
+
+
+PARTS = st.sampled_from(
+    [b"GET ", b"POST ", b"HEAD ", b"CONNECT ", b"/hello", b"/echo", b"//[", b"http://[::1", b"*", b"?a=%zz&&=",
+     b" HTTP/1.1",
+     b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"Host: x\r\n", b"Content-Length: 5\r\n", b"Content-Length: -1\r\n",
+     b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
+     b"Connection: close\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"{}", b"\xff\x00"]
+)  # fmt: skip
+HEADS = st.sampled_from([b"GET /hello HTTP/1.1\r\nHost: x\r\n", b"POST /echo HTTP/1.1\r\nHost: x\r\n", b""])
+
+
+async def test_no_bytes_end_the_daemon_or_are_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "run/1.sock"
+
+    @hypothesis.given(HEADS, st.lists(PARTS | st.binary(max_size=20), max_size=8))
+    @hypothesis.settings(max_examples=150)
+    @hypothesis.example(b"", [b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n"])
+    def send(head: bytes, parts: list[bytes]) -> None:
+        try:
+            received = exchange(path, head, *parts)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        assert not received or received.startswith(b"HTTP/1.1 ")
+        assert b"HTTP/1.1 5" not in received
+
+    def work() -> None:
+        send()
+        assert ask(path, "GET", "/hello") is not None
+
+    await served(path, work)
 
 
 async def test_socket_and_its_directory_are_the_users_and_it_goes_with_the_process(tmp_path: Path) -> None:
