@@ -116,7 +116,10 @@ def test_an_honest_daemon_of_another_user_is_shown_and_its_text_does_no_harm(
             require_healthy([{**RECORD, "lag_ms": 2000}], max_lag_s=1)
 
 
-@pytest.mark.parametrize("respond", [stay_silent, send_without_end, lambda connection: connection.close()])
+@pytest.mark.parametrize(
+    "respond",
+    [pytest.param(stay_silent, marks=pytest.mark.slow), send_without_end, lambda connection: connection.close()],
+)
 def test_one_that_misbehaves_is_left_out_and_the_others_are_not_waited_for(
     alices: Path, respond: Callable[[socket.socket], None]
 ) -> None:
