@@ -42,7 +42,8 @@ class Seconds(click.ParamType[float]):
 
 socket_option = click.option(
     "--socket",
-    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    type=Path,
     help="The control socket of the daemon.  [default: that of the running daemon]",
 )
 timeout_option = click.option(
