@@ -62,7 +62,7 @@ def asked(*arguments: str | Path) -> dict[str, Any]:
         done = program("status", *arguments, "--json")
         if done.returncode == ExitCode.OK:
             (record,) = json.loads(done.stdout)["databases"]
-            if record.get("txid", "0" * 16) != "0" * 16:
+            if record.get("txid", "0" * 16) != "0" * 16 and record["state"] != "starting":
                 return dict(record)
         assert time.monotonic() < deadline, done
 
