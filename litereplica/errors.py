@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     CONFLICT = 7  # another writer publishes to the replica
     UNPUBLISHED = 8  # replication was stopped, and committed transactions are not in the replica
     SOURCE_REPLACED = 9  # a database was moved, deleted or replaced while it was replicated
+    NOT_REACHED = 10  # `wait` or `sync` ran out of time, or `health` found a database failed, stopped or behind
 
 
 class LiteReplicaError(Exception):
@@ -64,6 +65,37 @@ class EnvironmentProblem(LiteReplicaError):
     """This machine prevents the operation: no FUSE, mount point in use, disk full."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+class ControlError(LiteReplicaError):
+    """A daemon refused what it was asked on its control socket. `status` is that of HTTP."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+    def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.exit_code = _CODE_OF_STATUS.get(status, ExitCode.ENVIRONMENT)
+
+
+_CODE_OF_STATUS = {
+    400: ExitCode.USAGE,
+    404: ExitCode.NOT_FOUND,
+    408: ExitCode.NOT_REACHED,
+    409: ExitCode.CONFLICT,
+}
+
+
+class DatabaseNotFound(LiteReplicaError):
+    """A daemon has no such database."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class NotReached(LiteReplicaError):
+    """A position was not reached in time, or a check found something wrong."""
+
+    exit_code = ExitCode.NOT_REACHED
 
 
 class FormatError(LiteReplicaError):

@@ -226,6 +226,11 @@ def test_exec_logging_and_socket_are_read() -> None:
     assert not one("{path: r}", before="socket: {enabled: false}").socket.enabled
     assert not config.withholds_credentials
     assert one("{path: r}", before="exec-without-credentials: yes").withholds_credentials
+    assert config.socket.mode == 0o600
+    for text in ("0660", "660", "'0o660'"):
+        assert one("{path: r}", before=f"socket: {{path: s, permissions: {text}}}").socket.mode == 0o660
+    with pytest.raises(UsageError, match=r"permissions is no mode of a file: .*write 0600|line 1"):
+        one("{path: r}", before="socket: {permissions: rw}")
 
 
 def test_merge_keys_and_aliases_are_followed() -> None:

@@ -65,8 +65,10 @@ ALLOWED = {
         "ltxstore",
         "history",
     },
+    "control": {"errors", "foreign_directory", "times"},
     "writer": {
         "file_access",
+        "control",
         "errors",
         "foreign_database",
         "foreign_directory",
@@ -84,8 +86,9 @@ ALLOWED = {
         "restore",
     },
     "config": {"file_access", "errors", "log_levels", "types", "times", "storage", "compaction", "writer"},
-    "fuse": {"errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
+    "fuse": {"control", "errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
     "cli": {
+        "control",
         "file_access",
         "errors",
         "log_levels",

@@ -31,7 +31,7 @@ def command(replica: ReplicaOf, level: int, as_json: bool) -> None:
 
     The merged files are kept. Every file that is read is checked, and so is the result before it is published.
     With --json, a summary is printed: file (as in 'ltx --json', or null when there was nothing to merge), inputs,
-    seconds.
+    duration_ms.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def run(replica: ReplicaOf, merge: Merge, *, as_json: bool, nothing: str) -> Non
     if as_json:
         file = None if done is None else record(done.info)
         inputs = 0 if done is None else len(done.compaction.inputs)
-        output.print_json({"file": file, "inputs": inputs, "seconds": round(seconds, 3)})
+        output.print_json({"file": file, "inputs": inputs, "duration_ms": round(seconds * 1000)})
     elif done is None:
         output.note(nothing)
     else:

@@ -78,7 +78,7 @@ def command(replica: ReplicaOf, before: Point, after: Point, names: tuple[str, .
     different types differ, such as 1 and 1.0. Generated columns are left out, and so are SQLite's internal tables
     unless they are named. For a virtual table, only the fact that it changed is shown.
 
-    With --json: from and to (txid, timestamp, bytes), pages, settings, schema, tables (name, inserted, updated,
+    With --json: from and to (txid, timestamp, size_bytes), pages, settings, schema, tables (name, inserted, updated,
     deleted, note, rows), virtual_tables, note. A blob is {"blob": base64}.
 
     \b
@@ -134,7 +134,7 @@ def _record(found: _Difference) -> dict[str, object]:
         "from": _end_record(found.before),
         "to": _end_record(found.after),
         "pages": {
-            "page_size": list(found.pages.page_sizes),
+            "page_size_bytes": list(found.pages.page_sizes),
             "count": list(found.pages.counts),
             "changed": len(found.pages.changed),
             "changed_ranges": [list(pages) for pages in found.pages.ranges()],
@@ -149,7 +149,7 @@ def _record(found: _Difference) -> dict[str, object]:
 
 def _end_record(end: _End) -> dict[str, object]:
     time = None if end.timestamp_ms is None else format_time(end.timestamp_ms)
-    return {"txid": format_txid(end.txid), "timestamp": time, "bytes": end.size}
+    return {"txid": format_txid(end.txid), "timestamp": time, "size_bytes": end.size}
 
 
 def _object_record(change: ObjectChange) -> dict[str, object]:

@@ -145,10 +145,10 @@ def _record(point: Point) -> dict[str, object]:
         "txid": format_txid(point.txid),
         "timestamp": None if point.timestamp_ms is None else format_time(point.timestamp_ms),
         "changed": point.changed,
-        "page_size": point.page_size,
+        "page_size_bytes": point.page_size,
         "pages": point.commit,
-        "bytes": point.size,
-        "published": point.published,
+        "size_bytes": point.size,
+        "published_bytes": point.published,
         "levels": list(point.levels),
     }
 

@@ -26,6 +26,10 @@ QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
 """Libraries that log every request at INFO or DEBUG: only their warnings are logged."""
 
 
+ATTRIBUTES = ("db", "url", "txid", "size_bytes", "received_bytes", "sent_bytes", "duration_ms")
+"""What log calls give as `extra`, in the language of docs/JSON.md."""
+
+
 class LineFormatter(logging.Formatter):
     """Formats a record as a line: ISO time in UTC, level, logger, and message with control characters escaped."""
 
@@ -43,7 +47,10 @@ class LineFormatter(logging.Formatter):
 
 
 class JSONFormatter(LineFormatter):
-    """Formats a record as a JSON object on one line: `time`, `level`, `logger`, `msg`, and `error` with a traceback."""
+    """Formats a record as a JSON object on one line: `time`, `level`, `logger`, `msg`, and `error` with a traceback.
+
+    The attributes of a record that are named in `ATTRIBUTES` are fields as well.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -52,6 +59,7 @@ class JSONFormatter(LineFormatter):
             "level": record.levelname,
             "logger": record.name,
             "msg": record.getMessage(),
+            **{name: getattr(record, name) for name in ATTRIBUTES if hasattr(record, name)},
         }
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)

@@ -35,6 +35,15 @@ HELP_WIDTH = 100
 COMMANDS = {
     "replicate": "Publish the transactions of databases to their replicas as they are committed.",
     "status": "Show the state of writers, a mount or a replica.",
+    "health": "Fail if a database is failed, stopped, not running or behind.",
+    "list": "List the databases of running writers.",
+    "info": "Show which writer is running.",
+    "sync": "Publish what is committed now, and say at which TXID.",
+    "wait": "Wait until a mount shows, or a replica has, a TXID, a time or everything.",
+    "stop": "End the replication of one database of a running writer.",
+    "start": "Replicate a database again that was stopped.",
+    "register": "Let a running writer replicate one more database.",
+    "unregister": "Let a running writer forget a database.",
     "databases": "Show the databases of a configuration file, or those with replicas below a URL.",
     "mount": "Mount a replica as a live, read-only SQLite file.",
     "umount": "Unmount a replica and end its daemon.",
@@ -73,6 +82,7 @@ EXIT_CODES: dict[int, str] = {
     ExitCode.CONFLICT: "another writer publishes to the replica",
     ExitCode.UNPUBLISHED: "replicate was stopped, and committed transactions are not in the replica",
     ExitCode.SOURCE_REPLACED: "a database was moved, deleted or replaced while it was replicated",
+    ExitCode.NOT_REACHED: "what was waited for was not reached in time, or a check found a database that is not well",
     INTERRUPTED: "interrupted",
     BROKEN_PIPE: "the reader of the output closed the pipe",
 }

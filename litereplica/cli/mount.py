@@ -23,7 +23,7 @@ from litereplica.cli.replica_of import ReplicaOf, replica_argument
 
 if TYPE_CHECKING:
     from litereplica.cli.mount_run import MountPlan
-    from litereplica.fuse.session import MountOptions
+    from litereplica.fuse.state import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,13 @@ QUEUED_READS_S = 3.0
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Log to this file.  [default: {LOG_NAME} in the replica's directory below --cache-dir]",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Whether each line of the log is text or a JSON object.",
+)
 def command(
     replica: ReplicaOf,
     mountpoint: Path,
@@ -127,6 +134,7 @@ def command(
     allow_other: bool,
     foreground: bool,
     log_file: Path | None,
+    log_format: str,
 ) -> None:
     """Mount the replica at REPLICA_URL, or that of the database DB, below the empty directory MOUNTPOINT.
 
@@ -154,7 +162,7 @@ def command(
     from litereplica.cli.mount_run import MountPlan
     from litereplica.fuse import mountpoint as mountpoints
     from litereplica.fuse.nodes import check_database_name
-    from litereplica.fuse.session import MountOptions
+    from litereplica.fuse.state import MountOptions
 
     path = mountpoints.absolute(mountpoint)
     point = Point(txid=txid, before_ms=timestamp)
@@ -170,6 +178,8 @@ def command(
         hydrate_rate=hydrate_rate,
         max_staleness_s=max_staleness,
         read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
+        cache_dir=cache,
+        log_file=_log_file(log_file, cache, foreground=foreground),
     )
     _check_staleness(options)
     plan = MountPlan(
@@ -183,10 +193,10 @@ def command(
         wait_s=wait or 0.0,
         hydrate=hydrate,
     )
-    _mount(plan, foreground=foreground, log_file=log_file)
+    _mount(plan, foreground=foreground, as_json=log_format == "json")
 
 
-def _mount(plan: MountPlan, *, foreground: bool, log_file: Path | None) -> None:
+def _mount(plan: MountPlan, *, foreground: bool, as_json: bool) -> None:
     """Mount in the background, and say what was mounted; or mount and serve until the mount ends."""
     import trio
 
@@ -199,9 +209,10 @@ def _mount(plan: MountPlan, *, foreground: bool, log_file: Path | None) -> None:
     from litereplica.replica.malloc_tuning import tune_allocator
 
     mountpoints.prepare(plan.options.path)
-    if log_file is None and not foreground:
+    log_file = plan.options.log_file
+    if log_file is not None and log_file.parent == plan.cache:
         os.close(open_own_directory(plan.cache, owner=os.geteuid()))
-    configure_logging(log_file.absolute() if log_file else None if foreground else plan.cache / LOG_NAME)
+    configure_logging(log_file, as_json=as_json)
 
     def work(ready: Ready) -> None:
         def started(shown: str) -> None:
@@ -254,6 +265,13 @@ def _check_staleness(options: MountOptions) -> None:
         raise UsageError(
             "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
         )
+
+
+def _log_file(given: Path | None, cache: Path, *, foreground: bool) -> Path | None:
+    """The file to log to; None for stderr."""
+    if given is not None:
+        return given.absolute()
+    return None if foreground else cache / LOG_NAME
 
 
 def _warn(text: str) -> None:

@@ -23,7 +23,7 @@ from litereplica.cli.point import Point, resolve
 from litereplica.cli.replica_of import ReplicaOf
 from litereplica.errors import NoReplica, StorageError
 from litereplica.fuse.mount import serve
-from litereplica.fuse.session import MountOptions
+from litereplica.fuse.state import MountOptions
 from litereplica.fuse.static_mount import serve_static
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica.database import Replica, open_replica

@@ -51,10 +51,21 @@ def read_status(mount: Mount) -> dict[str, Any] | None:
     return status
 
 
+def require_alive(mount: Mount) -> None:
+    """Raise `EnvironmentProblem` if the daemon of a mount has ended."""
+    if mountpoints.is_dead(mount):
+        raise EnvironmentProblem(f"the daemon of the mount at {mount.path} is dead", hint="mount it again")
+
+
 def require_yours(mount: Mount) -> None:
     """Raise `EnvironmentProblem` unless this user may end the mount."""
-    if mount.owner is not None and os.geteuid() not in (0, mount.owner.uid):
+    if not is_yours(mount):
         raise _not_yours(mount)
+
+
+def is_yours(mount: Mount) -> bool:
+    """True if the mount is this user's, or this user is root."""
+    return mount.owner is None or os.geteuid() in (0, mount.owner.uid)
 
 
 def _not_yours(mount: Mount) -> EnvironmentProblem:

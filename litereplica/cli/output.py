@@ -1,11 +1,12 @@
 """Output of commands: data on stdout, as a table or as JSON; notes and progress bars on stderr.
 
-rich is imported only when a table or a progress bar is drawn on a terminal. Logging is set up in `logging_setup`.
+rich is imported only when a progress bar is drawn. `table.py` lays tables out, `logging_setup` sets up logging.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from typing import Any
 import click
 
 from litereplica.cli.printable import printable, printable_json
+from litereplica.cli.table import layout
 
 MAX_DRAWN_ROWS = 1000
-"""Rows of a table that is drawn by rich, which takes half a millisecond for each."""
+"""Rows of a table that is fitted to the terminal; longer ones are printed as for a program."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 """The `--json` option of every command that prints data; the command's parameter is `as_json`."""
@@ -30,20 +32,12 @@ def print_json(value: object) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
     """Print a table to stdout. Columns named in `right` are aligned to the right."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
+    aligned = [name in right for name in columns]
     if not sys.stdout.isatty() or len(rows) > MAX_DRAWN_ROWS:
-        _print_plain([[*columns], *cells], [name in right for name in columns])
+        _print_plain([[*columns], *cells], aligned)
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    for line in layout(columns, cells, aligned, width=shutil.get_terminal_size().columns):
+        click.echo(line)
 
 
 def _print_plain(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:

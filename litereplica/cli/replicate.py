@@ -186,7 +186,8 @@ def command(
     stopped. A database in a rollback journal mode is switched to WAL; nothing else in it is changed. Only one writer at
     a time publishes to a replica: it holds a lease, the object lock.json there. If a writer ends without releasing its
     lease, another writer can acquire it after half a minute; the same writer need not wait. With --once --json, a
-    summary is printed: db_path, url, txid, files, pages, bytes; with a configuration file, a list of them.
+    summary is printed: db_path, url, txid, published_files, published_pages, published_bytes; with a configuration
+    file, a list of them.
 
     \b
     Example:
@@ -296,7 +297,7 @@ def _record(done: DatabaseStatistics) -> dict[str, object]:
         "db_path": str(done.path),
         "url": done.url,
         "txid": format_txid(done.txid),
-        "files": done.files,
-        "pages": done.pages,
-        "bytes": done.bytes,
+        "published_files": done.files,
+        "published_pages": done.pages,
+        "published_bytes": done.bytes,
     }

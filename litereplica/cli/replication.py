@@ -4,7 +4,7 @@
     _replicate          the fleet publishes; SIGHUP looks up the credentials again and reloads the configuration file
     _run_program        starts the program of `exec` once everything is published; it is not started while another
                         writer publishes one of the named databases
-    _control, _handle   serve the control socket and handle signals throughout
+    serving, _handle    serve the control socket and handle signals throughout
 
 Lag is logged meanwhile. Without a program, SIGTERM or SIGINT ends replication. With a program, these signals are passed
 on to it, and replication ends when it exits, so that everything it has written is published. In both cases the fleet
@@ -16,10 +16,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,18 +27,22 @@ from litereplica import __version__
 from litereplica.cli.child import Child, check_program, hide_process, start_child
 from litereplica.cli.hangup import read_anew
 from litereplica.cli.heartbeat import beat
+from litereplica.cli.logging_setup import log_file
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
-from litereplica.errors import EnvironmentProblem, ExitCode, LiteReplicaError, Unpublished, UsageError
+from litereplica.control.protocol import About
+from litereplica.control.served import serving
+from litereplica.errors import ExitCode, LiteReplicaError, Unpublished, UsageError
 from litereplica.storage.credentials import without_credentials
 from litereplica.times import format_duration
-from litereplica.writer.fleet.control_socket import default_path, encode, listening, serve, socket_directory
+from litereplica.writer.fleet.control import WriterControl
+from litereplica.writer.fleet.groups import FleetError
 from litereplica.writer.fleet.lag_log import LOOK_INTERVAL_S, LagLog
 from litereplica.writer.fleet.restore_missing import is_there, restore_missing, wait_for_database
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
-from litereplica.writer.fleet.supervisor import FleetError, Supervisor, open_fleet
+from litereplica.writer.fleet.supervisor import Supervisor, open_fleet
 from litereplica.writer.publish.lease_keeper import LeaseMode
-from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target
+from litereplica.writer.settings import DatabaseTarget, DirectoryTarget, Target, WriterSettings
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +75,15 @@ class Replication:
         self._config = config
         self._follow = follow
         self._reread = reread
-        self._process = {
-            "pid": os.getpid(),
-            "version": __version__,
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "config": None if file is None else str(file.absolute()),
-        }
+        log_path = log_file()
+        about = About(
+            "writer",
+            log_file=None if log_path is None else str(log_path),
+            config=None if file is None else str(file.absolute()),
+        )
+        self._control = WriterControl(
+            about, fleet=lambda: self._fleet, starting=self._starting, settings=WriterSettings()
+        )
         self._stop = trio.Event()
         self._until_ready = trio.CancelScope()
         self._may_start_program = trio.Event()
@@ -105,7 +110,9 @@ class Replication:
         """
         if self._config.command:
             check_program(self._config.command)
-        async with self._signals(), self._control(), trio.open_nursery() as nursery:
+        socket = self._config.socket
+        served = serving(self._control.routes(), socket.path, enabled=socket.enabled, mode=socket.mode)
+        async with self._signals(), served, trio.open_nursery() as nursery:
             if self._config.command:
                 nursery.start_soon(self._run_program)
             with self._until_ready:
@@ -176,46 +183,10 @@ class Replication:
                 log.error("%s", exc)  # the exit code is the program's own
             nursery.cancel_scope.cancel()
 
-    # --- the control socket
-
-    @asynccontextmanager
-    async def _control(self) -> AsyncIterator[None]:
-        """Serve the control socket during the block, also while waiting for a lease or a database."""
-        with self._control_socket() as listener:
-            async with trio.open_nursery() as nursery:
-                if listener is not None:
-                    nursery.start_soon(serve, listener, self._answer)
-                yield
-                nursery.cancel_scope.cancel()
-
-    def _answer(self) -> bytes:
-        if self._fleet is not None:
-            return encode(self._process, self._fleet.statistics())
+    def _starting(self) -> list[DatabaseStatistics]:
+        """The records of the named databases before the fleet is open."""
         targets = (target for target in self._config.targets if isinstance(target, DatabaseTarget))
-        starting = tuple(DatabaseStatistics(target.path, target.url, State.STARTING) for target in targets)
-        return encode(self._process, FleetStatistics(starting, {}))
-
-    @contextmanager
-    def _control_socket(self) -> Iterator[socket.socket | None]:
-        """The control socket; None if it is disabled, or cannot be created at its default path."""
-        settings = self._config.socket
-        if not settings.enabled:
-            yield None
-            return
-        path = settings.path or default_path(socket_directory(os.environ, uid=os.geteuid()))
-        made = listening(path, own_directory=settings.path is None)
-        try:
-            listener = made.__enter__()
-        except EnvironmentProblem as exc:
-            if settings.path is not None:
-                raise
-            log.warning("'litereplica status' will not find this process: %s", exc)
-            yield None
-            return
-        try:
-            yield listener
-        finally:
-            made.__exit__(None, None, None)
+        return [DatabaseStatistics(target.path.absolute(), target.url, State.STARTING) for target in targets]
 
     # --- background tasks
 

@@ -22,7 +22,7 @@ def command(replica: ReplicaOf, as_json: bool) -> None:
     database; 'replicate --once --force-snapshot' makes one from the database. Every file that is read is checked, and
     so is the result before it is published.
     With --json, a summary is printed: file (as in 'ltx --json', or null if this state has a snapshot already), inputs,
-    seconds.
+    duration_ms.
 
     \b
     Example:

@@ -58,14 +58,14 @@ def command(
       warning  restoring is not affected; later operations may be
       note     objects of other programs, and files deleted by retention
 
-    The exit code is 5 if there is an error. With --json: files, bytes, points, newest_txid, errors, and problems
+    The exit code is 5 if there is an error. With --json: files, size_bytes, points, newest_txid, errors, and problems
     (severity, file, what, means, and lost: the first and the last of the TXIDs that cannot be restored, or null).
 
     With the path of a database, each of its pages is compared with the replica's newest state, while the application
     and the writer go on. The replica is that of REPLICA_URL, or the one that is known for the database. All that the
     newest state needs is read, and its CRCs checked. The exit code is 5 if a page differs. With --json: equal, db_path,
-    url, txid, page_size, pages, replica_pages, differing (their number), first_pages (at most 100), behind (true if
-    transactions were not published, even after ten seconds).
+    url, txid, page_size_bytes, pages, replica_pages, differing (their number), first_pages (at most 100), behind (true
+    if transactions were not published, even after ten seconds).
 
     \b
     Example:
@@ -100,7 +100,7 @@ def compare_source(source: str, url: str | None, config_path: Path | None, *, ex
                 "db_path": source,
                 "url": shown,
                 "txid": format_txid(found.txid),
-                "page_size": found.page_size,
+                "page_size_bytes": found.page_size,
                 "pages": found.pages,
                 "replica_pages": found.replica_pages,
                 "differing": len(found.differing),
@@ -130,7 +130,7 @@ def verify_replica(replica: ReplicaOf, *, quick: bool, as_json: bool) -> None:
         output.print_json(
             {
                 "files": report.files,
-                "bytes": report.size,
+                "size_bytes": report.size,
                 "points": report.points,
                 "newest_txid": format_txid(report.newest),
                 "errors": report.errors,

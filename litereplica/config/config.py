@@ -8,6 +8,7 @@ the top of the file or with one database, where they take precedence.
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,10 +60,11 @@ class LoggingSettings:
 
 @dataclass(frozen=True, slots=True)
 class SocketSettings:
-    """Settings of the control socket. `path` None is the default path."""
+    """Settings of the control socket. With `path`, there is another one there, with permissions `mode`."""
 
     enabled: bool = True
     path: Path | None = None
+    mode: int = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,4 +233,7 @@ def _socket(document: Section, findings: Findings, absolute: Callable[[str], str
         return SocketSettings()
     keys.check(section, keys.SOCKET, findings)
     path = section.text("path")
-    return SocketSettings(section.flag("enabled") is not False, Path(absolute(path)) if path else None)
+    mode = section.text("permissions", "0600").removeprefix("0o")
+    if not re.fullmatch("[0-7]{3,4}", mode):
+        raise section.error(f"{section.name('permissions')} is no mode of a file", key="permissions", hint="write 0600")
+    return SocketSettings(section.flag("enabled") is not False, Path(absolute(path)) if path else None, int(mode, 8))

@@ -115,7 +115,7 @@ SNAPSHOT = Keys(frozenset({"interval", "retention"}))
 RETENTION = Keys(frozenset({"enabled", "tiers"}))
 TIER = Keys(frozenset({"every", "keep"}))
 LOGGING = Keys(frozenset({"level", "type", "stderr"}), idle={"source": "loggers are named after their modules"})
-SOCKET = Keys(frozenset({"enabled", "path"}), idle={"permissions": "only the user who runs it may connect"})
+SOCKET = Keys(frozenset({"enabled", "path", "permissions"}))
 
 
 def check(section: Section, keys: Keys, findings: Findings) -> None:

@@ -21,8 +21,8 @@ from litereplica.fuse.client_locks import ClientLocks, ProcessFiles
 from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import InodeTable, Node
-from litereplica.fuse.session import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
+from litereplica.fuse.state import MountOptions, MountState
 from litereplica.replica.database import Replica
 from litereplica.replica.malloc_tuning import give_back
 
@@ -60,6 +60,9 @@ class Database(Protocol):
     @property
     def handles(self) -> int:
         """Number of files that clients have open."""
+
+    def state(self) -> MountState | None:
+        """The state of this moment; None unless it is active."""
 
     def is_idle(self, for_s: float) -> bool:
         """True if it is active and nobody has used it for this time."""
@@ -166,7 +169,7 @@ class ActiveDatabases:
         self, database: Database, replica: Replica, *, files: Mapping[LiveFile, int], clients: ClientLocks
     ) -> LiveService:
         """Return the service of a database whose replica was opened."""
-        options = replace(self.options, url=database.path, name=database.name)
+        options = replace(self.options, url=database.path, name=database.path)
         past = replica.past_snapshots(patience_s=options.read_timeout_s)
         return LiveService(
             options,

@@ -88,7 +88,7 @@ class PastFile(Node):
         assert self._attributes is not None, "the kernel learns of a file only once its state has been open"
         return self._attributes
 
-    async def open(self, *, own: bool) -> None:
+    async def open(self, *, own: bool, uid: int) -> None:
         """Count a handle and open the state. Raises `OSError`: ENOENT if no files lead there, or ENFILE."""
         self.handles += 1  # at once, so that it is not closed meanwhile
         try:

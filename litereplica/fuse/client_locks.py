@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ import trio
 from litereplica.format import walindex
 from litereplica.fuse import mountpoint
 from litereplica.fuse.kernel_cache import LiveFile
+from litereplica.times import format_time, wall_clock_ms
+from litereplica.types import TXID
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,21 @@ HELP = "docs/CLIENTS.md"
 
 _LOCKS = Path("/proc/locks")
 _PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A read transaction: its process, the read mark that it holds, the TXID it sees, and its least age in seconds."""
+
+    client: mountpoint.Client
+    mark: int
+    txid: TXID
+    age_s: float
+
+    def record(self) -> dict[str, object]:
+        """Return its JSON object."""
+        since = format_time(wall_clock_ms() - round(self.age_s * 1000))
+        return {"pid": self.client.pid, "command": self.client.command, "txid": f"{self.txid:016x}", "since": since}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +141,27 @@ class ClientLocks:
         self._without: dict[int, float] = {}  # processes without lock or mapping, since when
         self._mapped: set[int] = set()  # processes that have `-shm` mapped
         self._refused: dict[int, str] = {}  # and those that may not read
+        self._reading: dict[tuple[int, int], float] = {}  # processes and the read marks that they hold, since when
 
     def statistics(self) -> list[str]:
         """Return the processes that may not read, as `command (pid …)`."""
         return list(self._refused.values())
+
+    def readers(self, txid_of: Callable[[int], TXID]) -> list[Reader]:
+        """Return the read transactions that are open, by `txid_of` each read mark."""
+        locks = self._processes_files.locks(max_age_s=0.0)
+        if locks is not None:
+            self._note_readers(self._locks_on(LiveFile.SHM, locks))
+        now = trio.current_time()
+        return [
+            Reader(mountpoint.client(process), mark, txid_of(mark), now - since)
+            for (process, mark), since in self._reading.items()
+        ]
+
+    def _note_readers(self, locks: Sequence[_Lock]) -> None:
+        now, marks = trio.current_time(), range(walindex.READ_MARKS)
+        held = {(lock.process, mark) for lock in locks for mark in marks if walindex.LOCK_READ + mark in lock.bytes}
+        self._reading = {each: self._reading.get(each, now) for each in sorted(held)}
 
     async def run(self, device: str) -> None:
         """Check the clients of the file system `device` (`major:minor`) until cancelled."""
@@ -169,9 +203,11 @@ class ClientLocks:
         lacking = set[int]()
         locks = self._processes_files.locks(max_age_s=max_age_s) if database else None
         if locks is not None:
+            shm = self._locks_on(LiveFile.SHM, locks)
+            self._note_readers(shm)
             holders = _holders(self._locks_on(LiveFile.DATABASE, locks))
             using = self._processes(LiveFile.WAL, LiveFile.SHM, now=now) | holders
-            linked = _holders(self._locks_on(LiveFile.SHM, locks), byte=walindex.LOCK_DMS)
+            linked = _holders(shm, byte=walindex.LOCK_DMS)
             lacking = {
                 each for each in database & using if each not in linked or not self._maps_shm(each, max_age_s=max_age_s)
             }

@@ -33,7 +33,7 @@ from litereplica.fuse.live_files import LiveFiles
 from litereplica.replica.database import Replica
 from litereplica.replica.snapshot import Snapshot, Update
 from litereplica.runs import consecutive
-from litereplica.types import Pos
+from litereplica.types import TXID, Pos
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,11 @@ class LiveDatabase:
     def pos(self) -> Pos:
         """The position that a transaction which begins now will see."""
         return self._pos
+
+    def txid_at(self, mark: int) -> TXID:
+        """Return the TXID that a reader sees who holds a read mark, 0 to 4."""
+        frame = self._index.marks[mark] if mark else 0
+        return self._wal.commit_at(frame).pos.txid if 0 < frame <= self._wal.frames else self.files.base_pos.txid
 
     async def activate(self, fd: int) -> None:
         """Take the locks that make clients trust the wal-index.

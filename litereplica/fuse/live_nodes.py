@@ -29,6 +29,9 @@ class LiveSource(Protocol):
     def attributes(self, file: LiveFile) -> Attributes:
         """Attributes of a file as of now."""
 
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Extended attributes of the database file, as a user (uid) sees them."""
+
     async def prepare(self, file: LiveFile) -> None:
         """Called before a client's open of a file. Raises if it cannot be read now."""
 
@@ -55,7 +58,11 @@ class LiveNode(Node):
         """Return the attributes with the current size."""
         return self._source.attributes(self._file)
 
-    async def open(self, *, own: bool) -> None:
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the attributes of the database; the other files have none."""
+        return self._source.extended(uid) if self._file is LiveFile.DATABASE else {}
+
+    async def open(self, *, own: bool, uid: int) -> None:
         """Let a client open the file once the source is prepared."""
         if not own:
             await self._source.prepare(self._file)

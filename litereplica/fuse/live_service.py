@@ -10,22 +10,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from litereplica.control.protocol import WaitFor
 from litereplica.errors import LiteReplicaError, PageSizeChanged
-from litereplica.fuse.at_tree import AtDirectory
+from litereplica.fuse import nodes
+from litereplica.fuse.at_tree import LISTED_POINTS, AtDirectory
 from litereplica.fuse.client_locks import ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Attributes
-from litereplica.fuse.session import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.replica.database import Replica
+from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.status_database import Row, StatusDatabase, point_row
+from litereplica.replica.database import Replica, clock_through_suspend
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.poll_schedule import PAUSE_AFTER_S, PollSchedule
 from litereplica.replica.poller import run_poller
@@ -39,6 +42,9 @@ PUSH_QUEUE = 8
 
 MAX_STALENESS_PAUSE_S = 1.0
 """How late the limit is noticed when the machine has been suspended: sleeping tasks do not notice that."""
+
+POINTS_LIMIT_S = 2.0
+"""How long opening the status database waits for the points."""
 
 STALENESS_CHECK_S = 0.1
 """How often a replica that is too old is checked; the limit is given in seconds, so 0.1 s is precise enough."""
@@ -72,6 +78,9 @@ class LiveService:
         self._replica = replica
         self._schedule = schedule_of(options, in_use)
         self._shielded = shielded
+        self._known_points: Sequence[Row] = ()
+        self._timestamp_ms = replica.statistics().timestamp_ms
+        self._current_at = clock_through_suspend()  # when everything known was last applied
         self._own: int | None = None  # our descriptor of `-shm`, which has the locks
 
     # --- what the nodes ask ----------------------------------------------------------------------
@@ -120,6 +129,70 @@ class LiveService:
             "polling": self._schedule.statistics(),
             "past": self.past.statistics() if self.past is not None else [],
         }
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Extended attributes of the database file."""
+        return self.state().extended(is_insider=nodes.is_insider(uid))
+
+    def state(self, stacked_on: Sequence[str] = ()) -> MountState:
+        """Return the state of this moment."""
+        replica, now = self._replica.statistics(), clock_through_suspend()
+        return MountState(
+            options=self._options,
+            replica=replica,
+            txid=self.live.pos.txid,
+            timestamp_ms=self._timestamp_ms,
+            error=replica.last_error or replica.reason,
+            current_age_s=now - self._current_at,
+            news_age_s=now - replica.last_success_at,
+            polling=self._schedule.statistics(),
+            wal_frames=self.live.statistics().wal_frames,
+            readers=self.clients.readers(self.live.txid_at),
+            clients_without_locks=self.clients.statistics(),
+            stacked_on=stacked_on,
+        )
+
+    def status_database(self, inode: int, state: Callable[[], MountState]) -> StatusDatabase:
+        """Return the node of the status as a database."""
+        return StatusDatabase(inode, state, files=self._replica.ltx_files, points=self._points)
+
+    async def _points(self) -> Sequence[Row]:
+        """Return the newest points. A store that does not answer in time leaves those of the last time."""
+        if self.past is not None:
+            with trio.move_on_after(POINTS_LIMIT_S), suppress(LiteReplicaError):
+                found = await self.past.past.points(LISTED_POINTS)
+                self._known_points = [point_row(point.txid, point.timestamp_ms) for point in found]
+        newest = point_row(self.live.pos.txid, self._timestamp_ms)  # the listing may be some seconds old
+        return [*(row for row in self._known_points if row["txid"] < newest["txid"]), newest]
+
+    # --- waiting for a position ------------------------------------------------------------------
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted: one poll at once, then the regular ones."""
+        with self._schedule.regular():
+            if wanted.txid is None and wanted.time_ms is None:
+                await self._catch_up()
+                return
+            if not self._has_reached(wanted):
+                await self._schedule.poll_now()
+            while not self._has_reached(wanted):
+                await self._schedule.next_poll()
+
+    def _has_reached(self, wanted: WaitFor) -> bool:
+        if wanted.txid is not None:
+            return self.live.pos.txid >= wanted.txid
+        return wanted.time_ms is not None and self._timestamp_ms >= wanted.time_ms
+
+    async def _catch_up(self) -> None:
+        """Return after a poll that began after this call and found nothing that is not applied."""
+        began, failed = clock_through_suspend(), False
+        while True:
+            before = self.live.pos
+            await (self._schedule.next_poll() if failed else self._schedule.poll_now())
+            now = self._replica.statistics()
+            failed = bool(now.last_error) or now.last_success_at < began
+            if not failed and before == self.live.pos == now.pos and now.newest_txid <= now.pos.txid:
+                return
 
     # --- the daemon's own descriptors ------------------------------------------------------------
 
@@ -170,6 +243,16 @@ class LiveService:
     async def _apply(self, update: Update | None) -> None:
         with self._shielded.block():
             await self.live.apply(update)
+        replica = self._replica.statistics()
+        if update is not None:
+            log.debug(
+                "TXID %016x is applied: %d pages have changed",
+                self.live.pos.txid, len(update.changed), extra={"txid": f"{self.live.pos.txid:016x}"},
+            )  # fmt: skip
+        if self.live.pos == replica.pos:
+            self._timestamp_ms = replica.timestamp_ms
+            if replica.newest_txid <= replica.pos.txid:
+                self._current_at = clock_through_suspend()
 
     async def _follow(self) -> None:
         """Apply what polls bring, as long as the files go on with our page size."""

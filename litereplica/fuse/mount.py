@@ -16,6 +16,7 @@ from functools import partial
 
 import trio
 
+from litereplica.control.protocol import WaitFor
 from litereplica.fuse import mountpoint, nodes
 from litereplica.fuse.at_tree import AtDirectory
 from litereplica.fuse.client_locks import HELP, ClientLocks
@@ -25,9 +26,10 @@ from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
-from litereplica.fuse.session import FuseSession, MountOptions
+from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.status import status
+from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.status import public_status, status
 from litereplica.replica.database import Replica
 from litereplica.replica.past_snapshots import PastSnapshots
 
@@ -66,8 +68,10 @@ class Session(FuseSession):
         )
         self.live = self._service.live
         visible = live_nodes(options.name, files, inodes.allocate(), self._service)
+        about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
         hidden: dict[bytes, Node] = {
-            nodes.STATUS_NAME.encode(): GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)
+            nodes.STATUS_NAME.encode(): about,
+            nodes.STATUS_DATABASE_NAME.encode(): self._service.status_database(inodes.allocate(), self.state),
         }
         if at is not None:
             hidden[nodes.AT_NAME.encode()] = at
@@ -77,6 +81,17 @@ class Session(FuseSession):
         total_size = partial(self.live.size, LiveFile.DATABASE)
         operations = Operations(inodes, owner, total_size=total_size, limit_s=options.request_limit_s)
         super().__init__(options, operations, shielded=shielded)
+
+    def state(self) -> MountState:
+        """Return the state of this moment."""
+        return self._service.state(self._stacked)
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted."""
+        await self._service.reach(wanted)
+
+    def _public(self) -> bytes:
+        return public_status(self.state())
 
     def _status(self) -> bytes:
         return status(self._options, stacked_on=self._stacked, **self._service.statistics())

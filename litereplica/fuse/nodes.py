@@ -8,6 +8,7 @@ A mount of one database has these nodes; each answers for itself, and `Operation
     ├── app.db-shm        LiveNode
     ├── app.db-pos        GeneratedFile  position of a transaction that begins now
     ├── .litereplica      GeneratedFile  the daemon's status as JSON; not listed
+    ├── .litereplica.db   StatusDatabase (status_database.py) the same as a SQLite database; not listed
     └── .at               AtDirectory    (at_tree.py) past states, which appear when they are looked up; not listed
 
 A node is found by its inode, which `InodeTable` allocates and never reuses. Nodes that come and go count the kernel's
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import stat
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,7 +34,9 @@ from litereplica.errors import UsageError
 from litereplica.fuse.mountpoint import Owner
 
 STATUS_NAME = ".litereplica"
+STATUS_DATABASE_NAME = ".litereplica.db"
 AT_NAME = ".at"
+XATTR_PREFIX = "user.litereplica."
 POS_SIZE = 34
 """Bytes of `-pos`: two numbers of 16 hexadecimal digits, a slash, a newline."""
 
@@ -84,13 +88,17 @@ class Node:
         """Attributes as of now."""
         raise NotImplementedError
 
-    async def open(self, *, own: bool) -> bytes | None:
-        """Open a file, for the daemon itself if `own`. Returns the content if it is generated at this moment."""
+    async def open(self, *, own: bool, uid: int) -> bytes | None:
+        """Open a file for a user (uid), for the daemon if `own`. Returns the content if it is generated now."""
         return None
 
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ of an open file."""
         raise OSError(errno.EISDIR, f"inode {self.inode} is a directory")
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the extended attributes that a user (uid) sees, by their names behind `XATTR_PREFIX`."""
+        return {}
 
     def may_open(self, thread_id: int) -> bool:
         """True if the client with this thread may open the file."""
@@ -195,7 +203,8 @@ class Directory(Node):
 class GeneratedFile(Node):
     """A file whose content is generated at each open and not cached by the kernel.
 
-    `before_open` is awaited before a client's open. `waits_until_ready` is as in `Node`.
+    `public` generates what users other than the mount's own and root get; by default the same. `before_open` is awaited
+    before a client's open. `waits_until_ready` is as in `Node`.
     """
 
     def __init__(
@@ -203,6 +212,7 @@ class GeneratedFile(Node):
         inode: int,
         generate: Callable[[], bytes],
         *,
+        public: Callable[[], bytes] | None = None,
         attributes: Attributes | None = None,
         before_open: Callable[[], Awaitable[None]] | None = None,
         waits_until_ready: bool = True,
@@ -210,6 +220,7 @@ class GeneratedFile(Node):
         super().__init__(inode)
         self.waits_until_ready = waits_until_ready
         self._generate = generate
+        self._public = public or generate
         self._attributes = attributes or Attributes()
         self._before_open = before_open
 
@@ -217,17 +228,27 @@ class GeneratedFile(Node):
         """Return the attributes, which do not depend on the content."""
         return self._attributes
 
-    async def open(self, *, own: bool) -> bytes:
+    async def open(self, *, own: bool, uid: int) -> bytes:
         """Return the content for this handle."""
         if self._before_open is not None and not own:
             await self._before_open()
-        return self._generate()
+        return self._generate() if is_insider(uid) else self._public()
+
+
+def is_insider(uid: int) -> bool:
+    """True for the user of this mount and for root, who may know its URL, its paths and its errors."""
+    return uid in (0, os.getuid())
 
 
 def check_database_name(name: str) -> str:
     """Return `name` if a database in a mount can have it, else raise `UsageError`."""
     hint = "choose another with --name"
-    if not name or name in (".", "..", STATUS_NAME, AT_NAME) or "/" in name or len(name.encode(errors="replace")) > 240:
+    if (
+        not name
+        or name in (".", "..", STATUS_NAME, STATUS_DATABASE_NAME, AT_NAME)
+        or "/" in name
+        or len(name.encode(errors="replace")) > 240
+    ):
         raise UsageError(f"{name!r} is not a file name", hint=hint)
     if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in name):
         raise UsageError(f"{name!r} has a control character", hint=hint)

@@ -31,11 +31,12 @@ from pyfuse3 import (
     ReaddirToken,
     RequestContext,
     StatvfsData,
+    XAttrNameT,
 )
 
 from litereplica.fuse.errno import errno_of, is_expected
 from litereplica.fuse.mountpoint import Owner
-from litereplica.fuse.nodes import Entries, InodeTable, Node, StaleInode, entry_of, name_only, no_entry
+from litereplica.fuse.nodes import XATTR_PREFIX, Entries, InodeTable, Node, StaleInode, entry_of, name_only, no_entry
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class Operations(pyfuse3.Operations):
             await self._open_to_others.wait()
         if not own and not node.may_open(ctx.pid):
             raise FUSEError(errno.ENOLCK)
-        content = await node.open(own=own)
+        content = await node.open(own=own, uid=ctx.uid)
         handle = self._new_handle()
         if not own:
             node.opened(handle, ctx.pid)
@@ -184,7 +185,8 @@ class Operations(pyfuse3.Operations):
         """READ: return what the node, or the content that was generated at the open, has there."""
         handle = self._handles[fh]
         if handle.content is not None:
-            return handle.content[off : off + size]
+            end = max(len(handle.content), handle.node.attributes().size)
+            return handle.content[off : off + size].ljust(min(size, max(0, end - off)), b"\0")
         if not handle.node.may_read(fh):
             raise FUSEError(errno.ENOLCK)
         if handle.direct:
@@ -233,6 +235,21 @@ class Operations(pyfuse3.Operations):
         answer.f_ffree = answer.f_favail = FREE_FILES
         answer.f_namemax = 255
         return answer
+
+    @_answered
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """GETXATTR: return one of our attributes. The kernel caches none."""
+        key = name.decode(errors="replace")
+        if key.startswith(XATTR_PREFIX):
+            value = self._inodes.get(inode).extended(ctx.uid).get(key.removeprefix(XATTR_PREFIX))
+            if value is not None:
+                return value.encode()
+        raise FUSEError(errno.ENODATA)
+
+    @_answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """LISTXATTR: return the names of our attributes."""
+        return [XAttrNameT(f"{XATTR_PREFIX}{name}".encode()) for name in self._inodes.get(inode).extended(ctx.uid)]
 
     async def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise FUSEError(errno.EROFS)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 
 import pyfuse3
@@ -35,6 +35,7 @@ from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.live_nodes import live_node, pos_node
 from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import Attributes, InodeTable, Node
+from litereplica.fuse.state import MountState
 from litereplica.types import Pos
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,14 @@ class PrefixDatabase:
         if service is None:
             return Attributes(size=self._sizes[file], entry_timeout_s=NAME_TIMEOUT_S, attr_timeout_s=0)
         return Attributes(size=service.attributes(file).size, entry_timeout_s=NAME_TIMEOUT_S)
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Extended attributes of the database file; none while it is parked."""
+        return self._service.extended(uid) if self._service is not None else {}
+
+    def state(self) -> MountState | None:
+        """The state of this moment; None unless the database is active."""
+        return self._service.state() if self._service is not None and self._is_ready else None
 
     async def prepare(self, file: LiveFile) -> None:
         """Activate the database for a client's open.

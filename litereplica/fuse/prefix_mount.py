@@ -10,13 +10,17 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
+from litereplica.control.protocol import WaitFor
+from litereplica.errors import NotReached
 from litereplica.fuse.active_databases import (
     INODES_NAME,
     PARK_AFTER_S,
     ActiveDatabases,
+    Database,
     OpenReplica,
 )
 from litereplica.fuse.mountpoint import Owner
@@ -26,8 +30,9 @@ from litereplica.fuse.prefix_database import PrefixDatabase
 from litereplica.fuse.prefix_mirrors import EachDirectory, InodeDirectory, Mirrors, TimesDirectory
 from litereplica.fuse.prefix_names import Patterns
 from litereplica.fuse.prefix_tree import PrefixTree
-from litereplica.fuse.session import FuseSession, MountOptions
+from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
+from litereplica.fuse.state import PREFIX, MountOptions
 from litereplica.fuse.status import status
 from litereplica.replica.prefix import Prefix
 
@@ -85,6 +90,33 @@ class PrefixSession(FuseSession):
         operations = Operations(inodes, owner, total_size=lambda: 0, limit_s=options.request_limit_s)
         super().__init__(options, operations, shielded=shielded)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return the mount as a whole, and some of the active databases."""
+        figures, listed = self.active.statistics(), self._some_active()
+        whole = {
+            "name": None,
+            "db_path": str(self._options.path),
+            "mountpoint": str(self._options.path),
+            "url": self._options.url,
+            "state": PREFIX,
+            "error": None,
+            "active": figures.active,
+            "max_active": figures.max_active,
+            "activations": figures.activations,
+            "parked": figures.parked,
+            "failed": figures.failed,
+            "known_names": len(self.tree),
+            "in_use": [each.path for each in listed if each.handles],
+        }
+        return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Raise `NotReached`: one cannot wait for all databases."""
+        raise NotReached(f"{self._options.path} has many databases", hint="mount the one that you wait for")
+
+    def _some_active(self) -> list[Database]:
+        return sorted(self.active.databases.values(), key=lambda each: each.path)[:LISTED]
+
     async def _serve(self, ready: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(self._flush_once)
         async with trio.open_nursery() as nursery:
@@ -104,12 +136,11 @@ class PrefixSession(FuseSession):
             self._mirrors.tidy()
 
     def _status(self) -> bytes:
-        listed = sorted(self.active.databases.values(), key=lambda each: each.path)[:LISTED]
         return status(
             self._options,
             databases=self.active.statistics(),
             names={"known": len(self.tree), "requests": self.tree.prefix.statistics().requests},
-            active=[{"path": each.path, "handles": each.handles} for each in listed],
+            active=[{"path": each.path, "handles": each.handles} for each in self._some_active()],
         )
 
     def _status_of(self, database: PrefixDatabase) -> bytes:

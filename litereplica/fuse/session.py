@@ -13,26 +13,26 @@ in other places, until they are gone, and exits.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import select
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pyfuse3
 import trio
 
+from litereplica.control.protocol import WaitFor
+from litereplica.control.served import serving
 from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
+from litereplica.fuse.control import MountControl
 from litereplica.fuse.nodes import STATUS_NAME
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.replica.poll_schedule import MAX_INTERVAL_S
-from litereplica.replica.store_outage import READ_TIMEOUT_S
+from litereplica.fuse.state import MountOptions, MountState
 
 log = logging.getLogger(__name__)
 
@@ -51,37 +51,12 @@ COPY_CHECK_S = 1.0
 RELEASE_LIMIT_S = 0.5
 """How long to wait for RELEASE, which the kernel sends after the client's close() has returned."""
 
-REQUEST_MARGIN_S = 0.1
-"""A read that gets no page fails by itself, and says why, before its request does."""
-
 MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
 """Requests that are worked on at once."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED = (signal.SIGUSR2, signal.SIGALRM)
 """Signals whose default action would end the process and leave a dead mount."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountOptions:
-    """What is mounted, where and how."""
-
-    url: str
-    path: Path
-    name: str
-    poll_interval_s: float
-    poll_interval_max_s: float = MAX_INTERVAL_S  # while nobody has a file open
-    allow_other: bool = False
-    hydrate: bool = False
-    hydrate_limit: float = math.inf  # bytes of a database that is hydrated
-    hydrate_rate: float | None = None  # bytes per second
-    max_staleness_s: float | None = None
-    read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel
-
-    @property
-    def request_limit_s(self) -> float:
-        """How long a request of the kernel takes at most. What a read waits for comes to an end before."""
-        return self.read_timeout_s + REQUEST_MARGIN_S
 
 
 class FuseSession:
@@ -97,7 +72,21 @@ class FuseSession:
         self._stopped = trio.Event()  # following has ended
         self._detached = trio.Event()
         self._mount: mountpoint.Mount | None = None
+        log_file = options.log_file
+        self._control = MountControl(self, log_file=None if log_file is None else str(log_file))
         self._tasks: trio.Nursery
+
+    def state(self) -> MountState:
+        """Return the state of this moment."""
+        raise NotImplementedError
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what is mounted, as JSON objects."""
+        return [self.state().record()]
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted. Waits without limit."""
+        raise NotImplementedError
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         """Let clients in, call `ready`, and keep the mount current until cancelled."""
@@ -125,7 +114,7 @@ class FuseSession:
             mountpoint.raise_max_background(self._mount)
         mounted = True
         try:
-            async with trio.open_nursery() as self._tasks:
+            async with serving(self._control.routes()), trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._watch_signals, signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import trio
 
+from litereplica.control.protocol import WaitFor
+from litereplica.errors import NotReached
 from litereplica.fuse import nodes
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
-from litereplica.fuse.session import FuseSession, MountOptions
+from litereplica.fuse.session import FuseSession
+from litereplica.fuse.state import MountOptions, MountState
 from litereplica.fuse.static import StaticFile
-from litereplica.fuse.status import status
+from litereplica.fuse.status import public_status, status
+from litereplica.fuse.status_database import Row, StatusDatabase
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
 
@@ -25,9 +29,14 @@ log = logging.getLogger(__name__)
 class FixedNode(Node):
     """The database file."""
 
-    def __init__(self, inode: int, file: StaticFile) -> None:
+    def __init__(self, inode: int, file: StaticFile, state: Callable[[], MountState]) -> None:
         super().__init__(inode)
         self._file = file
+        self._state = state
+
+    def extended(self, uid: int) -> Mapping[str, str]:
+        """Return the attributes of the database."""
+        return self._state().extended(is_insider=nodes.is_insider(uid))
 
     def attributes(self) -> Attributes:
         """Return the attributes, which never change."""
@@ -47,15 +56,35 @@ class StaticSession(FuseSession):
         inodes, name = InodeTable(), options.name.encode()
         root = inodes.allocate()
         pos_attributes = Attributes(size=nodes.POS_SIZE, mtime_ns=file.mtime_ns)
-        database = FixedNode(inodes.allocate(), file)
+        database = FixedNode(inodes.allocate(), file, self.state)
         pos = GeneratedFile(inodes.allocate(), self._pos, attributes=pos_attributes)
-        about = GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)
+        about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
+        tables = StatusDatabase(inodes.allocate(), self.state, files=replica.ltx_files, points=_no_points)
         visible = {name: database, name + b"-pos": pos}
-        for node in (Directory(root, visible, hidden={nodes.STATUS_NAME.encode(): about}), database, pos, about):
+        hidden = {nodes.STATUS_NAME.encode(): about, nodes.STATUS_DATABASE_NAME.encode(): tables}
+        for node in (Directory(root, visible, hidden=hidden), database, pos, about, tables):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())
         operations = Operations(inodes, owner, total_size=lambda: file.size, limit_s=options.request_limit_s)
         super().__init__(options, operations)
+
+    def state(self) -> MountState:
+        """Return the state of this moment."""
+        past = self._file.past
+        return MountState(
+            options=self._options,
+            replica=self._replica.statistics(),
+            txid=past.snapshot.pos.txid,
+            timestamp_ms=past.identity.timestamp_ms,
+            fixed=True,
+            error=past.error.message if past.error is not None else "",
+        )
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return if the state has what is wanted. Raises `NotReached` if not: it never will."""
+        state = self.state()
+        if state.txid < (wanted.txid or 0) or state.timestamp_ms < (wanted.time_ms or 0):
+            raise NotReached(f"the mount is fixed at TXID {state.txid:016x}", hint="mount the replica without --txid")
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._operations.open_to_others()
@@ -73,6 +102,9 @@ class StaticSession(FuseSession):
     def _pos(self) -> bytes:
         return f"{self._file.past.snapshot.pos}\n".encode()
 
+    def _public(self) -> bytes:
+        return public_status(self.state())
+
     def _status(self) -> bytes:
         past = self._file.past
         about = {
@@ -82,6 +114,10 @@ class StaticSession(FuseSession):
             "error": past.error.message if past.error is not None else "",
         }
         return status(self._options, static=about, replica=self._replica.statistics())
+
+
+async def _no_points() -> Sequence[Row]:
+    return ()
 
 
 async def serve_static(

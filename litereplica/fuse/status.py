@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 
 import litereplica
-from litereplica.fuse.session import MountOptions
+from litereplica.fuse.state import MountOptions, MountState
 
 
 def status(options: MountOptions, **parts: object) -> bytes:
@@ -21,6 +21,11 @@ def status(options: MountOptions, **parts: object) -> bytes:
         "name": options.name,
     }
     return (json.dumps(about | {name: _plain(part) for name, part in parts.items()}, indent=2) + "\n").encode()
+
+
+def public_status(state: MountState) -> bytes:
+    """What users may know who can only read the database: no URL, path, process or error."""
+    return (json.dumps(state.public(), indent=2) + "\n").encode()
 
 
 def _plain(record: object) -> object:

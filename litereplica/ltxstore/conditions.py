@@ -12,7 +12,14 @@ from collections.abc import Awaitable
 
 import trio
 
-from litereplica.errors import ConditionsIgnored, NotSupported, PreconditionFailed, StorageError
+from litereplica.errors import (
+    ConditionsIgnored,
+    LiteReplicaError,
+    NotSupported,
+    PreconditionFailed,
+    StorageError,
+    TransientStorageError,
+)
 from litereplica.storage.base import Storage
 
 log = logging.getLogger(__name__)
@@ -63,6 +70,7 @@ class _Probe:
         self._storage = storage
         self._key = key
         self._etag = ""
+        self._left = ""  # what is known of the object: nothing, "is left", or "may be left"
 
     async def run(self) -> None:
         """Make all six requests."""
@@ -75,16 +83,25 @@ class _Probe:
 
     async def create(self) -> None:
         """Make the two requests with If-None-Match."""
-        await self._must_succeed(_CREATE, self._storage.put_if_absent(self._key, b"1"))
+        self._left = "may be left"
+        try:
+            await self._must_succeed(_CREATE, self._storage.put_if_absent(self._key, b"1"))
+        except LiteReplicaError as exc:
+            if not isinstance(exc, TransientStorageError):
+                self._left = ""
+            raise
+        self._left = "is left"
         await self._must_fail(_CREATE, self._storage.put_if_absent(self._key, b"2"))
 
     async def remove(self) -> None:
-        """Delete the object, if it exists."""
+        """Delete the object, if it was put or may have been."""
+        if not self._left:
+            return
         with trio.move_on_after(CLEANING_LIMIT_S, shield=True):
             try:
                 await self._storage.delete([self._key])
             except StorageError as exc:
-                log.warning("%s is left in %s: %s", self._key, self._storage.url, exc)
+                log.warning("%s %s in %s: %s", self._key, self._left, self._storage.url, exc)
 
     async def _must_succeed(self, condition: str, request: Awaitable[str | None]) -> None:
         try:

@@ -46,9 +46,10 @@ from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
 from litereplica.replica.store_outage import READ_TIMEOUT_S
+from litereplica.storage.prices import is_priced
 from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s
-from litereplica.types import TXID
+from litereplica.types import TXID, FileInfo
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +239,10 @@ class Replica:
         """Return the max TXID of each file that locations name."""
         return self._current.files.newest_txids(file_ids)
 
+    def ltx_files(self) -> list[FileInfo]:
+        """Return the files that pages may be read from, by their names."""
+        return self._current.files.infos()
+
     def statistics(self) -> ReplicaStatistics:
         """Return the figures of this moment."""
         snapshot, storage = self._current.snapshot, self._store.storage
@@ -247,6 +252,7 @@ class Replica:
             page_size=snapshot.page_size,
             commit=snapshot.commit,
             newest_txid=max(self._next_files.newest_txid, snapshot.pos.txid),
+            behind_bytes=self._next_files.bytes_beyond(snapshot.pos.txid),
             polls=self._status.polls,
             heals=self._heals,
             last_success_at=self._status.last_success_at,
@@ -261,6 +267,7 @@ class Replica:
             files=len(self._current.files),
             requests=storage.statistics() if isinstance(storage, MeteredStorage) else None,
             ledger=self._costs.statistics(),
+            is_priced=is_priced(self._store.url),
             hydration=self._hydrator.statistics(),
         )
 

@@ -55,6 +55,11 @@ class FileTable:
     def __len__(self) -> int:
         return len(self._files)
 
+    def infos(self) -> list[FileInfo]:
+        """Return every file that may be used, by its name."""
+        usable = [file.info for file_id, file in self._files.items() if file_id not in self.condemned]
+        return sorted(usable, key=str)
+
     def add(self, opened: OpenedFile) -> int:
         """Return the id of a file, the same one each time while it is not forgotten.
 

@@ -103,6 +103,7 @@ class NextFiles:
         self._rebase_checked_at = clock()
         self._ground: frozenset[str] = frozenset()
         self._tip: FileInfo | None = None
+        self._ahead: Sequence[FileInfo] = ()  # L0 files beyond the position at the last listing
         self._here: dict[TXID, _Here] = {}  # the files that end at the position and at those that may follow
         self._diverged = False
         self._unproven = False  # it diverged for want of proof: the file at the position has gone
@@ -261,6 +262,7 @@ class NextFiles:
         self._listed_at = self._clock()
         level0 = await self._lists.list_level(0, after=position - 1)
         self._note(level0)
+        self._ahead = [info for info in level0 if info.min_txid > position]
         self._check_tip(level0, position)
         quiet = bool(level0) and self.newest_txid <= position and not self._diverged
         if quiet and self._clock() - self._fully_listed_at < FULL_LIST_INTERVAL_S:
@@ -316,6 +318,10 @@ class NextFiles:
         self._here = {}
         self._remember(files)
         return FoundFiles(files, whole=True)
+
+    def bytes_beyond(self, position: TXID) -> int:
+        """Return the bytes of the L0 files after a TXID, as far as the last listing showed them."""
+        return sum(info.size for info in self._ahead if info.min_txid > position)
 
     def _note(self, files: Sequence[FileInfo]) -> None:
         self.newest_txid = max((info.max_txid for info in files), default=self.newest_txid)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,6 +89,9 @@ class PollSchedule:
         self._used_at: float | None = None
         self._state = PollState.ACTIVE
         self._busy_s = 0.0  # the time that the last poll took
+        self._is_polling = False
+        self._waiting = 0  # those who wait for a position: they count as open files
+        self._news: Changes | None = None  # that `wait` may be waiting for
         self._wanted = trio.Event()
         self._polled = trio.Event()
 
@@ -96,7 +100,7 @@ class PollSchedule:
         return PollScheduleStatistics(self._state, self._idle_s())
 
     async def wait(self, least_s: float, news: Changes | None = None) -> None:
-        """Return when the next poll is due: not before `least_s`, unless there are news or a file is opened.
+        """Return when the next poll is due: not before `least_s`, unless there are news, or a poll is wanted now.
 
         News count while polls are regular, after a pause in proportion to what the last poll took.
         """
@@ -108,20 +112,47 @@ class PollSchedule:
             log.info("polling stops until a file is opened: none has been open for %.0f s", idle_s)
         elif pause > self.interval_s:
             self._state = PollState.SLOWED
-        self._wanted = trio.Event()
         with trio.move_on_after(max(pause, least_s)):
-            if news is not None and self._state is PollState.ACTIVE:
+            if news is not None and self._state is PollState.ACTIVE and not self._wanted.is_set():
+                self._news = news
                 await trio.sleep(self._busy_s * REST)
                 await news.wait()
             else:
                 await self._wanted.wait()
+        self._wanted = trio.Event()
+
+    def begin(self) -> None:
+        """Record that a poll begins."""
+        self._is_polling = True
 
     def polled(self, took_s: float = 0.0) -> None:
         """Record that a poll has finished, after so many seconds: its update has been applied, or it failed."""
-        self._state = PollState.ACTIVE
+        self._state, self._is_polling = PollState.ACTIVE, False
         self._busy_s = took_s
         self._polled.set()
         self._polled = trio.Event()
+
+    @contextmanager
+    def regular(self) -> Iterator[None]:
+        """Poll every interval during the block, as if a file was open."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def poll_now(self) -> None:
+        """Make a poll that begins after this call, and return when it has finished."""
+        self._wanted.set()
+        if self._news is not None:
+            self._news.wake()
+        if self._is_polling:
+            await self._polled.wait()
+        await self._polled.wait()
+
+    async def next_poll(self) -> None:
+        """Return when the next of the regular polls has finished."""
+        await self._polled.wait()
 
     async def freshen(self) -> None:
         """Record that a file is being opened. Unless polls are regular, make one now and wait for it."""
@@ -133,6 +164,6 @@ class PollSchedule:
 
     def _idle_s(self) -> float:
         now = trio.current_time()
-        if self._used_at is None or self._in_use():
+        if self._used_at is None or self._waiting or self._in_use():
             self._used_at = now
         return now - self._used_at

@@ -72,6 +72,7 @@ async def _poll_once(
     replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule
 ) -> None:
     began = trio.current_time()
+    schedule.begin()
     try:
         await apply(await replica.poll())
     finally:

@@ -12,23 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from litereplica.ltxstore.store import LTXStore
+from litereplica.storage.prices import price_usd
 from litereplica.storage.wrappers import MeteredStorage, Operation, OperationStatistics, StorageStatistics
-
-_CHEAP_USD, _DEAR_USD = 0.0004 / 1000, 0.005 / 1000
-
-S3_PRICES_USD: Mapping[Operation, float] = MappingProxyType(
-    {
-        Operation.GET: _CHEAP_USD,
-        Operation.HEAD: _CHEAP_USD,
-        Operation.LIST: _DEAR_USD,
-        Operation.PUT: _DEAR_USD,
-        Operation.PUT_IF_ABSENT: _DEAR_USD,
-        Operation.PUT_IF_MATCH: _DEAR_USD,
-        Operation.DELETE: 0.0,
-        Operation.DELETE_IF_MATCH: 0.0,
-    }
-)
-"""US dollars a request: S3 Standard in us-east-1, by its list of 2025. Transfer within a region is free."""
 
 
 class Purpose(StrEnum):
@@ -65,11 +50,6 @@ class RequestCosts:
     def statistics(self) -> Mapping[Purpose, PurposeCosts]:
         """The counts of this moment, for every purpose."""
         return MappingProxyType({purpose: _entry(meter.statistics()) for purpose, meter in self._meters.items()})
-
-
-def price_usd(statistics: StorageStatistics) -> float:
-    """What these requests cost by the list."""
-    return sum(S3_PRICES_USD[operation] * each.requests for operation, each in statistics.by_operation.items())
 
 
 def _entry(statistics: StorageStatistics) -> PurposeCosts:

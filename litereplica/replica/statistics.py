@@ -36,10 +36,11 @@ class HydrationStatistics:
 class ReplicaStatistics:
     """A moment of a replica. Times ending in `_at` are those of the replica's clock, in seconds.
 
-    `newest_txid` is the highest TXID that a listing or a file has shown so far. `polls_behind` counts the polls since
+    `newest_txid` is the highest TXID that a listing or a file has shown so far, and `behind_bytes` the size of the L0
+    files beyond `pos` that the last listing has shown. `polls_behind` counts the polls since
     the last progress while newer TXIDs were known, and `reason` says why; 0 and "" when all is well. `staleness_s` is
     how long ago nothing newer than `pos` was known. `requests` is None unless the store is metered; the `ledger` has
-    them by purpose.
+    them by purpose, and `is_priced` is False if they cost nothing.
     """
 
     pos: Pos
@@ -47,6 +48,7 @@ class ReplicaStatistics:
     page_size: int
     commit: int
     newest_txid: TXID
+    behind_bytes: int
     polls: int
     heals: int
     last_success_at: float
@@ -61,4 +63,5 @@ class ReplicaStatistics:
     files: int
     requests: StorageStatistics | None
     ledger: Mapping[Purpose, PurposeCosts]
+    is_priced: bool
     hydration: HydrationStatistics

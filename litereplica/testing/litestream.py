@@ -85,6 +85,12 @@ class LitestreamProcess:
         return self._process.pid
 
     @property
+    def socket(self) -> Path:
+        """Its control socket."""
+        assert self._directory is not None
+        return self._directory / "socket"
+
+    @property
     def log(self) -> str:
         """What it has logged so far."""
         assert self._directory is not None
@@ -167,8 +173,7 @@ class LitestreamProcess:
         raise LitestreamError(f"Litestream did not start: {error}\n{self.log}")
 
     def _request(self, method: str, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        assert self._directory is not None
-        connection = _UnixConnection(self._directory / "socket", timeout_s=SYNC_DEADLINE_S + 5)
+        connection = _UnixConnection(self.socket, timeout_s=SYNC_DEADLINE_S + 5)
         try:
             connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()

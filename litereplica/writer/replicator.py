@@ -88,6 +88,7 @@ class Replicator:
         self._context = context
         self._options = options
         self._changes = changes
+        self._syncs = options.syncs.forward(changes.wake)
         self._database = context.database
         self._wal = context.wal
         self._counters = ReplicationCounters(context.database.path)
@@ -95,8 +96,7 @@ class Replicator:
         self._parker = Parker(context, self._attachment, token)
         self._checkpointer = Checkpointer(context, self._attachment, self._counters, publish=self._publish)
         self._place = PlaceCheck(context)
-        self._publish_at_s = 0.0
-        self._park_at_s = 0.0
+        self._publish_at_s = self._park_at_s = 0.0
         self._active_s = trio.current_time() - quiet_s
         self._is_parked = False
 
@@ -120,6 +120,7 @@ class Replicator:
             counters.behind_s,
             counters.is_waiting,
             counters.error,
+            counters.published_ms,
         )
 
     async def run(
@@ -201,7 +202,7 @@ class Replicator:
                 self._detach()
             except (TransientStorageError, NotFound) as exc:
                 failures += 1
-                await self._pause(exc, failures, stop)
+                await self._pause(exc, failures)
 
     async def _follow(self, stop: trio.Event, may_park: MayPark | None) -> Parked | None:
         failures = 0
@@ -220,18 +221,18 @@ class Replicator:
                 continue
             except (StorageError, OSError, apsw.Error, EnvironmentProblem, SourceMalformed) as exc:
                 failures += 1
-                await self._pause(exc, failures, stop)
+                await self._pause(exc, failures)
                 continue
             with trio.move_on_after(pause.seconds):
-                await (self._changes if pause.for_changes else stop).wait()
+                await (self._changes.wait() if pause.for_changes else self._syncs.until_wakened())
         await self._finish()
         return None
 
     async def _limit_stop(self, stop: trio.Event, scope: trio.CancelScope) -> None:
-        """Once `stop` is set, give `scope` its time, and begin."""
+        """Once `stop` is set, give `scope` its time, and end the pause."""
         await stop.wait()
         scope.deadline = trio.current_time() + self._options.stop_limit_s
-        self._changes.wake()
+        self._syncs.wake()
 
     async def _round(self) -> _Pause:
         """Do what is due."""
@@ -242,7 +243,7 @@ class Replicator:
         if self._database.is_in_doubt:
             await self._database.run(lambda: require_unchanged(self._context, self._attachment.publisher.last))
         await self._checkpointer.renew_read()
-        if now_s < self._publish_at_s and not self._checkpointer.take_turn():
+        if now_s < self._publish_at_s and not self._syncs.is_wanted and not self._checkpointer.take_turn():
             soon = await self._checkpointer.give_way() or self._database.may_restart
             longest_s = max(self._options.pace.look_interval_s(), 0.0 if soon else LOCK_INTERVAL_S)
             return _Pause(min(self._publish_at_s - now_s, longest_s))
@@ -310,6 +311,18 @@ class Replicator:
 
     async def _publish(self) -> int:
         """Publish what is committed now, not what is committed meanwhile. Returns the number of files."""
+        requests = self._syncs.take()
+        try:
+            files = await self._publish_committed()
+            if requests:  # that may have been a file that was prepared before they were made
+                files += await self._publish_committed()
+        except BaseException:
+            self._syncs.put_back(requests)
+            raise
+        self._syncs.answer(requests, self._attachment.publisher.last.txid)
+        return files
+
+    async def _publish_committed(self) -> int:
         change = self._wal.look()
         if change is not WalChange.NONE:
             self._counters.note_behind()
@@ -335,7 +348,7 @@ class Replicator:
         self._attachment.detach()
         self._counters.note_behind()
 
-    async def _pause(self, error: Exception, failures: int, stop: trio.Event) -> None:
+    async def _pause(self, error: Exception, failures: int) -> None:
         self._counters.note_behind()
         delay_s = retry_delay_s(failures, self._options.rng, busy=isinstance(error, apsw.BusyError))
         level = logging.WARNING if self._counters.note_error(str(error)) else logging.DEBUG
@@ -344,7 +357,7 @@ class Replicator:
         if readable and self._wal.look() is WalChange.FRAMES:
             await self._database.run(self._wal.scan)  # for the statistics
         with trio.move_on_after(delay_s):
-            await stop.wait()
+            await self._syncs.until_wakened()
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from litereplica.writer.database.parked import Parked
 from litereplica.writer.database.state_directory import Lineage, StateDirectory
 from litereplica.writer.publish.lease_keeper import LeaseKeeper, LeaseMode
 from litereplica.writer.settings import STOP_LIMIT_S, SYNC_INTERVAL_S
+from litereplica.writer.sync_requests import SyncRequests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class ReplicatorOptions:
     `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
     own lease; `lease_keeper` replaces it by another one. `access` is that of new files of the replica. `within` is the
     directory that links must not lead out of. `parked` is what the last run of this process returned. `on_published`
-    is called for every file.
+    is called for every file. `syncs` are requests to publish at once.
     """
 
     lease: LeaseMode = LeaseMode.OFF
@@ -42,3 +43,4 @@ class ReplicatorOptions:
     pace: Pace = field(default_factory=Pace)
     parked: Parked | None = None
     on_published: Callable[[FileInfo], None] | None = None
+    syncs: SyncRequests = field(default_factory=SyncRequests)

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from litereplica.ltxstore.lease_record import Lease
+from litereplica.times import wall_clock_ms
 from litereplica.types import TXID
 from litereplica.writer.database.checkpoint import LARGE_WAL_FRAMES
 from litereplica.writer.publish.publisher import Prepared
@@ -25,7 +26,7 @@ class Statistics:
     `txid` is the newest published TXID, `wal_frames` the number of WAL frames that are not in the database file,
     `lease` the lease while it is held. `unpublished_bytes` is the size of the committed part of the WAL that is not
     published, `behind_s` the time in seconds since everything was published. `waits` is True while another writer holds
-    the lease. `error` is that of the last attempt to publish.
+    the lease. `error` is that of the last attempt to publish, `published_ms` the time of the last file (0: none yet).
     """
 
     txid: TXID
@@ -39,6 +40,7 @@ class Statistics:
     behind_s: float = 0.0
     waits: bool = False
     error: str | None = None
+    published_ms: int = 0
 
 
 class ReplicationCounters:
@@ -48,6 +50,7 @@ class ReplicationCounters:
         self.files = self.pages = self.bytes = self.checkpoints = 0
         self.is_waiting = False
         self.error: str | None = None
+        self.published_ms = 0
         self._path = path
         self._is_current = False
         self._current_s = trio.current_time()  # when everything was last known to be published
@@ -85,12 +88,16 @@ class ReplicationCounters:
     def count(self, published: Prepared, *, wal_frames: int) -> None:
         """Count a published file. `wal_frames` is the number of WAL frames that are not in the database file."""
         self.files += 1
+        self.published_ms = wall_clock_ms()
         self.pages += published.pages
         self.bytes += published.info.size
         log.log(
             logging.INFO if published.whole else logging.DEBUG,
             "published %s of %s: %d pages%s, %d bytes",
             published.info, self._path, published.pages, " (all)" if published.whole else "", published.info.size,
+            extra={
+                "db": str(self._path), "txid": f"{published.info.max_txid:016x}", "size_bytes": published.info.size,
+            },
         )  # fmt: skip
         if wal_frames >= 2 * self._warned_frames:
             self._warned_frames = wal_frames

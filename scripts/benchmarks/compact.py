@@ -76,7 +76,7 @@ def _remove_level_1(directory: Path) -> None:
 def _ours(url: str) -> float:
     command = [str(litereplica_binary()), "compact", url, "--level", "1", "--json"]
     done = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return float(done["seconds"])
+    return float(done["duration_ms"]) / 1000
 
 
 def _litestream(database: Path, url: str, level: Path) -> float:

@@ -61,10 +61,10 @@ def test_json_has_the_same(replica: str, history: History) -> None:
         "txid": f"{2:016x}",
         "timestamp": TIME,
         "changed": 2,
-        "page_size": 512,
+        "page_size_bytes": 512,
         "pages": 30,
-        "bytes": 30 * 512,
-        "published": len(history.file(2, 2)),
+        "size_bytes": 30 * 512,
+        "published_bytes": len(history.file(2, 2)),
         "levels": [0],
     }
 

@@ -156,7 +156,7 @@ def test_refusal_of_the_operating_system_is_an_environment_error(
             ["ltx", "-json=maybe"],
             "invalid value for '--json': 'maybe' is neither true nor false: see 'litereplica ltx --help'",
         ),
-        (["restoer"], "no such command 'restoer': did you mean restore or reset?"),
+        (["restoer"], "no such command 'restoer': did you mean restore or register or unregister?"),
         (["moutn"], "no such command 'moutn': did you mean mount or umount?"),
     ],
 )

@@ -43,9 +43,9 @@ def test_once_publishes_what_there_is_and_says_so(tmp_path: Path) -> None:
         "db_path": str(app),
         "url": url,
         "txid": "0000000000000001",
-        "files": 0,
-        "pages": 0,
-        "bytes": 0,
+        "published_files": 0,
+        "published_pages": 0,
+        "published_bytes": 0,
     }
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from litereplica.cli.status import _mount_rows, _row
+from litereplica.cli.daemon_status import mount_facts, writer_row
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.lease_record import Lease
 from litereplica.storage.file import FileStorage
@@ -61,7 +62,7 @@ def asked(*arguments: str | Path) -> dict[str, Any]:
         done = program("status", *arguments, "--json")
         if done.returncode == ExitCode.OK:
             (record,) = json.loads(done.stdout)["databases"]
-            if record.get("txid", "0" * 16) != "0" * 16:
+            if record.get("txid", "0" * 16) != "0" * 16 and record["state"] != "starting":
                 return dict(record)
         assert time.monotonic() < deadline, done
 
@@ -71,8 +72,6 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
     url = f"file://{tmp_path}/replica"
     file = tmp_path / "litereplica.yml"
     file.write_text(f"dbs: [{{path: {app}, replica: {{url: '{url}'}}}}]")
-    elsewhere = tmp_path / "elsewhere.yml"
-    elsewhere.write_text(f"socket: {{path: {tmp_path}/none}}\n" + file.read_text())
     with replicating("--config", file) as process:
         record = asked(app)
         assert (record["db_path"], record["url"], record["pid"]) == (str(app), url, process.pid)
@@ -82,7 +81,7 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
         assert asked(tmp_path)["db_path"] == str(app)
         assert asked("--config", file)["pid"] == process.pid
         assert asked(app, "--config", file)["pid"] == process.pid
-        assert program("status", app, "--config", elsewhere).returncode == ExitCode.ENVIRONMENT
+        assert (record["kind"], record["lag_ms"], record["lease"]["generation"]) == ("writer", 0, 1)
         table = program("status", app).stdout.splitlines()
         assert table[0].split() == ["database", "state", "txid", "behind", "lease", "note"]
         assert table[1].split()[:5] == [str(app), "active", "0000000000000001", "0", "s"]
@@ -90,7 +89,9 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
     assert done.returncode == ExitCode.ENVIRONMENT
     assert done.stderr.startswith(f"litereplica: error: no writer of this user replicates {app}: start one: ")
     (record,) = json.loads(program("status", "--config", file, "--json").stdout)["databases"]
-    assert record == {"db_path": str(app), "url": url, "state": "not running"}
+    assert record == {"kind": "writer", "db_path": str(app), "url": url, "state": "not running"}
+    done = program("status", "--config", file, "--check")
+    assert (done.returncode, f"{app} is not running" in done.stderr) == (ExitCode.NOT_REACHED, True)
     assert "not running" in program("status", "--config", file).stdout
 
 
@@ -102,9 +103,9 @@ def test_replica_is_asked_in_its_store(tmp_path: Path, history: History, replica
     assert int(status["txid"], 16) == history.txid
     (level,) = status["levels"]
     assert (level["level"], level["files"], level["min_txid"]) == (0, history.txid, "0000000000000001")
-    assert level["bytes"] == sum(path.stat().st_size for path in (tmp_path / "replica/ltx/0").iterdir())
+    assert level["size_bytes"] == sum(path.stat().st_size for path in (tmp_path / "replica/ltx/0").iterdir())
     assert (status["lease"]["owner"], status["lease"]["generation"]) == ("host:1", 7)
-    assert 0 < status["lease"]["left_s"] <= 20
+    assert 0 < status["lease"]["left_ms"] <= 20_000
     assert "host:1, generation 7, expires in " in program("status", replica).stdout
 
 
@@ -124,23 +125,37 @@ def test_lease_is_told_as_it_is(tmp_path: Path, replica: str, content: bytes | N
     assert expected in done.stdout
 
 
-def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> None:
+def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -> None:
     replica = f"file://{tmp_path}/replica"
     assert program("replicate", database(tmp_path / "app.db"), replica, "--once").returncode == ExitCode.OK
-    with MountedReplica(replica, tmp_path / "mount") as mount:
+    with MountedReplica(replica, tmp_path / "mount") as mount, closing(sqlite3.connect(mount.path)) as reader:
         mount.wait_for(1)
-        status = json.loads(program("status", mount.mountpoint, "--json").stdout)
-        assert status["pid"] == mount.pid
-        rows = dict(
-            line.strip().split(maxsplit=1) for line in program("status", mount.mountpoint).stdout.splitlines()[1:]
-        )
-        assert rows["position"] == f"{1:016x}"
-        assert rows["replica"] == replica
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        (record,) = json.loads(program("status", mount.mountpoint, "--json").stdout)["databases"]
+        assert (record["kind"], record["pid"], record["state"]) == ("mount", mount.pid, "following")
+        assert (record["db_path"], record["url"]) == (str(mount.path), replica)
+        assert (record["txid"], record["newest_txid"], record["lag_ms"]) == (f"{1:016x}", f"{1:016x}", 0)
+        (pinned,) = record["readers"]
+        assert (pinned["pid"], pinned["txid"]) == (os.getpid(), f"{1:016x}")
         lines = program("status", mount.mountpoint).stdout
-    assert "open " in lines
-    assert "USD by S3's price list" in lines
-    assert "staleness" in lines
-    assert dict(line.strip().split(maxsplit=1) for line in lines.splitlines())["polling"] == "active"
+        rows = dict(line.strip().split(maxsplit=1) for line in lines.splitlines()[1:])
+        assert (rows["position"], rows["replica"]) == (f"{1:016x}", replica)
+        assert (rows["state"], rows["behind"]) == ("following", "0 s")
+        assert rows["reader"].endswith(
+            f"(pid {os.getpid()}) reads {1:016x} since {pinned['since'][:16]}" + rows["reader"][-8:]
+        )
+        assert "open " in rows["requests"]
+        assert "USD" not in lines, "a directory costs nothing"
+        for each in json.loads(program("status", "--all", "--json").stdout)["databases"]:
+            if each["pid"] == mount.pid:
+                break
+        else:
+            pytest.fail("the mount is not among all daemons")
+        assert program("health", mount.mountpoint).stdout == "1 database(s) healthy\n"
+        mount.kill()
+        done = program("health", mount.mountpoint)
+        assert (done.returncode, "is dead" in done.stderr) == (ExitCode.ENVIRONMENT, True)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +171,7 @@ def test_mount_tells_its_position_its_age_and_its_requests(tmp_path: Path) -> No
         (
             ["file:///x", "--config", "y.yml"],
             ExitCode.USAGE,
-            "--config cannot be combined with a replica or a mount: remove",
+            "--config, --all, --watch and --check cannot be combined with a replica URL: remove",
         ),
         (["--config", "/no/such.yml"], ExitCode.USAGE, "there is no configuration file /no/such.yml"),
     ],
@@ -171,36 +186,26 @@ def test_what_cannot_be_told_is_one_line_and_an_exit_code(arguments: list[str], 
 def test_row_of_a_database_says_how_far_behind_it_is_and_why() -> None:
     lease = {"owner": "host:1", "generation": 3, "expires_at": ""}
     record = {
-        "db_path": "/a.db", "state": "failed", "txid": "1", "behind_s": 12.34, "unpublished_bytes": 2048,
+        "db_path": "/a.db", "state": "failed", "txid": "1", "lag_ms": 12340, "unpublished_bytes": 2048,
         "error": "disk full", "lease": lease,
     }  # fmt: skip
-    assert _row(record) == ["/a.db", "failed", "1", "12.3 s, 2KiB", "host:1, generation 3", "disk full"]
+    assert writer_row(record) == ["/a.db", "failed", "1", "12.3 s, 2KiB", "host:1, generation 3", "disk full"]
 
 
-def test_status_of_a_mount_of_another_version_is_shown_as_far_as_it_goes() -> None:
-    assert _mount_rows({"pid": 3, "replica": {"pos": {"txid": 5}}})[:2] == [
-        ("process", "3"),
-        ("position", "0000000000000005"),
-    ]
+def test_facts_of_a_mount_of_another_version_are_shown_as_far_as_they_go() -> None:
+    assert mount_facts({"pid": 3, "txid": "5"}) == [("process", "3"), ("position", "5")]
 
 
 def test_a_mount_says_what_it_asked_for_what_that_brought_and_why_it_asks_no_more() -> None:
-    ledger = {
-        "open": {"by_operation": {"get": {"requests": 2, "bytes_received": 3 << 10}, "list": {"requests": 10}}},
-        "past": {"by_operation": {"get": {"requests": 1, "bytes_received": 1 << 20}}, "usd": 0.5},
-        "poll": {"by_operation": {}},
-    }
-    rows = dict(_mount_rows({"replica": {"ledger": ledger}, "polling": {"state": "paused", "idle_s": 660.0}}))
+    requests = [
+        {"purpose": "open", "requests": 12, "received_bytes": 3 << 10, "usd": 0.0},
+        {"purpose": "past", "requests": 1, "received_bytes": 0, "usd": 0.5},
+    ]
+    rows = dict(mount_facts({"requests": requests, "is_priced": True, "state": "paused", "idle_ms": 660_000}))
     assert rows["requests"] == "open 12, past 1"
-    assert rows["received"] == "open 3KiB, past 1MiB"
+    assert rows["received"] == "open 3KiB"
     assert rows["cost"].startswith("0.500000 USD")
-    assert rows["polling"] == "paused: no file has been open for 11m"
-
-
-def test_a_mount_of_a_past_state_is_not_called_stale() -> None:
-    rows = dict(_mount_rows({"static": {"txid": 5}, "replica": {"pos": {"txid": 5}, "staleness_s": 1e6}}))
-    assert rows["position"] == "0000000000000005"
-    assert not {"staleness", "newest known", "polling"} & rows.keys()
+    assert rows["state"] == "paused: no file has been open for 11m"
 
 
 def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:

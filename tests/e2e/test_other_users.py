@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from litereplica.control.sockets import ROOT_DIRECTORY
 from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary, wait_for_end
 from tests.helpers.publisher import Publisher
@@ -24,6 +29,8 @@ USER = 65534
 AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
 AS_USER += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may lie in root's home
 """The capability lets the user read files; FUSE, signals and mounting do not go by it."""
+LET_GO = "awk '/fuse.litereplica/ { print $5 }' /proc/self/mountinfo | while read copy; do umount -l \"$copy\"; done"
+"""Copies of the mounts of tests that run beside this one would keep those alive."""
 
 
 @pytest.fixture
@@ -41,7 +48,8 @@ class Machine:
         self._init = subprocess.Popen(
             [
                 *command,
-                f"mknod -m 666 {directory}/fuse c 10 229 && mount --bind {directory}/fuse /dev/fuse && echo && cat",
+                f"{LET_GO}; mknod -m 666 {directory}/fuse c 10 229 && mount --bind {directory}/fuse /dev/fuse"
+                " && echo && cat",
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -125,7 +133,65 @@ def test_other_users_are_told_whose_mount_it_is(
     done = machine.run(*command, place, user=True)
     if command == ["status"] and allow_other:
         assert (done.returncode, done.stderr) == (0, "")
+        assert f"position     {1:016x}" in done.stdout
+        assert publisher.url not in done.stdout
+        assert not {"process", "replica", "log file", "cache"} & {
+            line.split("  ")[0] for line in done.stdout.splitlines()
+        }
     else:
         line = f"litereplica: error: the mount at {place} belongs to root: run the command as that user, or as root\n"
         assert (done.returncode, done.stderr) == (ExitCode.ENVIRONMENT, line)
     assert pid_of(machine, place)
+
+
+def test_root_sees_and_asks_the_writer_of_a_services_user_and_that_user_does_not_see_roots(tmp_path: Path) -> None:
+    """As a systemd unit with `RuntimeDirectory=litereplica/…` runs it, whatever /tmp it has."""
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+    service, own = tmp_path / "service", tmp_path / "root.db"
+    service.mkdir()
+    for path in (service / "app.db", own):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript("CREATE TABLE t (x)")
+        os.chown(path, USER if path != own else 0, -1)
+    os.chown(service, USER, USER)
+    runtime = ROOT_DIRECTORY / f"test-{os.getpid()}"
+    runtime.mkdir(parents=True, mode=0o755)
+    os.chown(runtime, USER, USER)
+    environment = os.environ | {"RUNTIME_DIRECTORY": str(runtime), "HOME": str(service), "XDG_RUNTIME_DIR": ""}
+    as_root = os.environ | {"XDG_RUNTIME_DIR": ""}
+    writers = [
+        subprocess.Popen(
+            [*prefix, litereplica_binary(), "replicate", path, f"file://{path}-replica"],
+            env=env,
+            stderr=subprocess.DEVNULL,
+        )
+        for prefix, path, env in [(AS_USER, service / "app.db", environment), ([], own, as_root)]
+    ]
+
+    def ask(*arguments: str | Path, user: bool) -> subprocess.CompletedProcess[str]:
+        command = [*(AS_USER if user else []), litereplica_binary(), *map(str, arguments)]
+        env = environment if user else as_root
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+
+    try:
+        deadline = time.monotonic() + 30
+        while any(ask("health", path, user=False).returncode for path in (service / "app.db", own)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (record,) = json.loads(ask("status", service / "app.db", "--json", user=False).stdout)["databases"]
+        assert (record["pid"], record["state"]) == (writers[0].pid, "active")
+        assert "txid: 1" in ask("sync", service / "app.db", "--wait", user=False).stdout
+        assert "txid: 1" in ask("sync", service / "app.db", "--wait", user=True).stdout
+        seen = json.loads(ask("status", "--json", user=True).stdout)["databases"]
+        assert [each["db_path"] for each in seen] == [str(service / "app.db")]
+        hidden = ask("sync", own, "--wait", user=True)
+        assert (hidden.returncode, "no running writer has" in hidden.stderr) == (ExitCode.ENVIRONMENT, True)
+        path = ROOT_DIRECTORY / f"{writers[1].pid}.sock"
+        denied = ask("sync", own, "--socket", path, user=True)
+        assert (denied.returncode, "Permission denied" in denied.stderr) == (ExitCode.ENVIRONMENT, True)
+    finally:
+        for writer in writers:
+            writer.terminate()
+            assert writer.wait(30) == ExitCode.OK
+        runtime.rmdir()

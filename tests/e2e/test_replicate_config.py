@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
+from litereplica.control.client import ask
 from litereplica.errors import ExitCode
 from litereplica.testing.litestream import child_environment, litestream_binary
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.testing.server_thread import serving
-from litereplica.writer.fleet.control_socket import ask
 from tests.conftest import S3Bucket
 from tests.restore.test_generations import GOLDEN
 
@@ -46,7 +46,7 @@ class Writer:
 
     def databases(self) -> dict[str, dict[str, Any]]:
         """What it tells of its databases, by their names; empty before it tells anything."""
-        document = ask(self._control) or {}
+        document = ask(self._control, "GET", "/status") or {}
         return {Path(each["db_path"]).name: each for each in document.get("databases", [])}
 
     def wait_for(self, condition: Callable[[], object]) -> None:

@@ -24,8 +24,8 @@ from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.nodes import Attributes, InodeTable, Node
 from litereplica.fuse.prefix_database import PrefixDatabase
 from litereplica.fuse.prefix_tree import PrefixTree
-from litereplica.fuse.session import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
+from litereplica.fuse.state import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.prefix import Prefix

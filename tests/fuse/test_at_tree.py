@@ -87,7 +87,7 @@ class Scene:
         return [(name, seen(node)) for name, node in await self.inodes.get(inode).entries() if node is not None]
 
     async def open(self, inode: int) -> None:
-        await self.inodes.get(inode).open(own=False)
+        await self.inodes.get(inode).open(own=False, uid=0)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         return await self.inodes.get(inode).read(offset, size)

@@ -66,6 +66,7 @@ class Context:
     """A request of another process."""
 
     pid = 1
+    uid = 0
 
 
 class NoKernel:

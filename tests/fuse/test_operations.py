@@ -46,7 +46,7 @@ class SilentFile(Node):
         await trio.sleep_forever()
         raise AssertionError
 
-    async def open(self, *, own: bool) -> None:
+    async def open(self, *, own: bool, uid: int) -> None:
         await trio.sleep_forever()
 
     async def read(self, offset: int, size: int) -> bytes:

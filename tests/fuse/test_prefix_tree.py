@@ -18,7 +18,7 @@ from tests.fuse.prefix_scene import PAGE_SIZE, PAGES, PARK_AFTER_S, PrefixScene
 async def open_at(scene: PrefixScene, path: str, handle: int) -> Node:
     node = await scene.kernel.walk(path)
     assert node is not None
-    await node.open(own=False)
+    await node.open(own=False, uid=0)
     node.opened(handle, 0)
     return node
 

@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,12 @@ from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import Session
-from litereplica.fuse.session import MountOptions
+from litereplica.fuse.state import MountOptions
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
-from litereplica.types import Pos
+from litereplica.types import FileInfo, Pos
 
 DIGITS = 10
 
@@ -40,6 +40,10 @@ DIGITS = 10
 @dataclass(frozen=True)
 class Nothing:
     """Statistics of a replica that has none."""
+
+    pos: Pos = field(default_factory=lambda: Pos(0))
+    timestamp_ms: int = 0
+    newest_txid: int = 0
 
 
 class ScriptedReplica:
@@ -73,6 +77,9 @@ class ScriptedReplica:
     async def poll(self) -> Update:
         self.snapshot = self._at(self.snapshot.pos.txid + 1)
         return Update(self.snapshot, self._changing, relocated=False)
+
+    def ltx_files(self) -> list[FileInfo]:
+        return []
 
     def subscribe(self, observer: ReplicaObserver) -> None:
         pass

@@ -47,7 +47,7 @@ class Scene(PrefixScene):
             assert isinstance(node, LiveNode)
             database = node._source
             assert isinstance(database, PrefixDatabase)
-            await node.open(own=False)
+            await node.open(own=False, uid=0)
         except (pyfuse3.FUSEError, OSError) as exc:
             self._excuse(path, truth, exc)
             return

@@ -13,7 +13,7 @@ import trio.testing
 
 from litereplica.format.names import Layout
 from litereplica.fuse.live_service import schedule_of
-from litereplica.fuse.session import MountOptions
+from litereplica.fuse.state import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.poll_schedule import (
@@ -193,3 +193,42 @@ async def test_with_a_file_open_an_open_waits_for_nothing(autojump_clock: trio.t
         await bench.open_file()
         assert trio.current_time() == opened
         assert not asked
+
+
+async def test_who_wants_a_poll_now_gets_one_that_began_after_that_and_asks_for_the_next_file_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Also while another poll, which began before the file was there, is under way."""
+    bench = Bench()
+    async with bench.polling() as replica:
+        for idle_s in (0.3, GRACE_S + 20, PAUSE_AFTER_S + 60):
+            await trio.sleep(idle_s)
+            bench.latency._one_way_s = 0.1
+            txid = await bench.history.commit({1: b"new"})
+            before, began = bench.requests(), trio.current_time()
+            with bench.schedule.regular():
+                await bench.schedule.poll_now()
+            assert replica.snapshot.pos.txid == txid
+            assert trio.current_time() - began < 1.5
+            assert bench.requests() - before <= 4, "the next file and its index, and the one after it"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bench.schedule.poll_now)  # finds nothing
+                await trio.sleep(0.25)  # its answer is on its way
+                txid = await bench.history.commit({1: b"newer"})
+                nursery.start_soon(bench.schedule.poll_now)
+            assert replica.snapshot.pos.txid == txid
+            bench.latency._one_way_s = 0.0
+
+
+async def test_polls_are_regular_while_somebody_waits_for_a_position(autojump_clock: trio.testing.MockClock) -> None:
+    bench = Bench()
+    async with bench.polling() as replica:
+        await trio.sleep(PAUSE_AFTER_S + 60)
+        assert bench.schedule.statistics().state is PollState.PAUSED
+        with bench.schedule.regular():
+            await bench.schedule.poll_now()
+            for _ in range(int(GRACE_S) * 2):
+                await bench.schedule.next_poll()
+            assert await bench.polls_in(replica, 10.5) in (10, 11)
+        await trio.sleep(PAUSE_AFTER_S + 60)
+        assert bench.schedule.statistics().state is PollState.PAUSED

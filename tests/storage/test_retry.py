@@ -220,3 +220,17 @@ def test_alone_every_conditional_operation_succeeds_whatever_is_lost(faults: lis
             assert not stack.memory.objects
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_each_attempt_is_logged_at_level_debug_with_its_outcome(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="litereplica.storage.wrappers.retry")
+    storage = RetryStorage(FaultStorage(MemoryStorage(), FaultAt(1, Operation.GET)), RetryPolicy())
+    await storage.put("key", b"12345")
+    await storage.get("key")
+    put, failed, got = caplog.records
+    assert put.message.startswith("put key of ")
+    assert (put.sent_bytes, put.received_bytes) == (5, 0)  # type: ignore[attr-defined]
+    assert "failed before its effect" in failed.message
+    assert "5 bytes received, 0 sent, in " in got.message

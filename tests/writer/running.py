@@ -14,6 +14,7 @@ from litereplica.storage.base import Storage
 from litereplica.testing.memory import MemoryStorage
 from litereplica.writer.replicator import Replicator, open_replicator
 from litereplica.writer.replicator_options import ReplicatorOptions
+from litereplica.writer.sync_requests import SyncRequests
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
 
@@ -27,12 +28,13 @@ def memory_store(storage: Storage | None = None) -> LTXStore:
 
 @asynccontextmanager
 async def replicating(
-    database: Path, store: LTXStore, *, sync_interval_s: float = SYNC_INTERVAL_S
+    database: Path, store: LTXStore, *, sync_interval_s: float = SYNC_INTERVAL_S, syncs: SyncRequests | None = None
 ) -> AsyncIterator[Replicator]:
     """A replicator that has published once; stopped in the ordinary way at the end."""
     stop = trio.Event()
+    options = ReplicatorOptions(sync_interval_s=sync_interval_s, syncs=syncs or SyncRequests())
     async with (
-        open_replicator(database, store, ReplicatorOptions(sync_interval_s=sync_interval_s)) as replicator,
+        open_replicator(database, store, options) as replicator,
         trio.open_nursery() as nursery,
     ):
         await nursery.start(replicator.run, stop)

@@ -13,7 +13,8 @@ import trio
 
 from litereplica.errors import ExitCode, Unpublished
 from litereplica.ltxstore.store import open_ltx_store
-from litereplica.writer.fleet.supervisor import FleetError, open_fleet
+from litereplica.writer.fleet.groups import FleetError
+from litereplica.writer.fleet.supervisor import open_fleet
 from litereplica.writer.settings import DatabaseTarget, WriterSettings
 from tests.helpers.app import Application
 from tests.helpers.waiting import wait_until

@@ -8,6 +8,7 @@ ours, or if an object that we were deleting is missing, the operation counts as 
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import Generic, TypeVar
 
 import trio
 
-from litereplica.errors import NotFound, PreconditionFailed, TransientStorageError
+from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage.base import Body, ByteRange, Storage
-from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
+from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage, received_bytes
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -82,7 +85,7 @@ class RetryStorage(WrapperStorage):
         give_up_at = 0.0
         while True:
             try:
-                return await perform()
+                return await self._logged(call, perform)
             except TransientStorageError:
                 failures += 1
                 now = trio.current_time()
@@ -92,6 +95,24 @@ class RetryStorage(WrapperStorage):
                 if failures >= self._policy.attempts or now + delay_s > give_up_at:
                     raise
             await trio.sleep(delay_s)
+
+    async def _logged(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        """Perform an operation; at level DEBUG, log each attempt with its outcome."""
+        if not log.isEnabledFor(logging.DEBUG):
+            return await perform()
+        began = trio.current_time()
+        try:
+            result = await perform()
+        except StorageError as exc:
+            log.debug("%s %s of %s: %s", call.operation, call.key, self.url, exc)
+            raise
+        duration_ms, received, sent = (trio.current_time() - began) * 1000, received_bytes(result), call.sent_bytes
+        log.debug(
+            "%s %s of %s: %d bytes received, %d sent, in %.1f ms",
+            call.operation, call.key, self.url, received, sent, duration_ms,
+            extra={"received_bytes": received, "sent_bytes": sent, "duration_ms": round(duration_ms, 1)},
+        )  # fmt: skip
+        return result
 
     async def _conditional_put(self, call: Call, perform: Callable[[], Awaitable[str]]) -> str:
         attempts = _Attempts(perform)

@@ -42,6 +42,7 @@ from litereplica.writer.replicator import Replicator, open_replicator
 from litereplica.writer.replicator_options import ReplicatorOptions
 from litereplica.writer.settings import WriterSettings
 from litereplica.writer.statistics import Statistics
+from litereplica.writer.sync_requests import SyncRequests
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,13 @@ class ManagedDatabase:
     """The database at `path`, replicated to `prefix` below `root` (an empty prefix is the root itself).
 
     `closed` is set while the database has no task; `done_once` once it is published, parked, failed or gone.
+    `syncs` are requests to publish now, and `published` wakes those who wait for a TXID.
     """
 
     __slots__ = (
         "_before", "_failed_s", "_failures", "_fleet", "_has_run", "_in_doubt", "_lease", "_lineage", "_maintained",
         "_maintaining", "_maintenance", "_replicator", "closed", "done_once", "error", "parked", "path", "prefix",
-        "root", "settings", "state", "stop", "unpublished", "url",
+        "published", "root", "settings", "state", "stop", "syncs", "unpublished", "url",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +81,8 @@ class ManagedDatabase:
         self.closed = trio.Event()
         self.done_once = trio.Event()
         self.closed.set()
+        self.syncs = SyncRequests()
+        self.published = trio.Event()
         self._fleet = fleet
         self._replicator: Replicator | None = None
         self._lease: LeaseKeeper | None = None
@@ -97,6 +101,18 @@ class ManagedDatabase:
         self.parked = parked
         self.state, self.error = State.DORMANT, None
         self.done_once.set()
+
+    def continue_from(self, before: DatabaseStatistics) -> None:
+        """Take the counts and the TXID of the last run; called before the first task."""
+        self._before = Statistics(
+            before.txid,
+            before.files,
+            before.pages,
+            before.bytes,
+            before.checkpoints,
+            0,
+            published_ms=before.published_ms,
+        )
 
     def expect_task(self) -> None:
         """Clear `closed`, before the task is started."""
@@ -169,17 +185,18 @@ class ManagedDatabase:
             pages=total.pages,
             bytes=total.bytes,
             checkpoints=total.checkpoints,
+            published_ms=total.published_ms,
             wal_frames=now.wal_frames if now is not None else 0,
             unpublished_bytes=now.unpublished_bytes if now is not None else 0,
             behind_s=now.behind_s if now is not None else self._failing_s(),
             error=error or maintenance or None,
             lease=self._lease.held() if self._lease is not None else None,
         )
-        return record if state is not State.GONE else record.of_gone()
+        return record if state is not State.GONE else record.ended(State.GONE)
 
-    def last_statistics(self) -> DatabaseStatistics:
-        """Return the record that is kept after the database is gone."""
-        return self.statistics().of_gone()
+    def last_statistics(self, state: State = State.GONE) -> DatabaseStatistics:
+        """Return the record that is kept after the database is gone or stopped."""
+        return self.statistics().ended(state)
 
     # --- its task
 
@@ -260,6 +277,7 @@ class ManagedDatabase:
             pace=self._fleet.pace,
             parked=parked,
             on_published=self._note_published,
+            syncs=self.syncs,
         )
         return open_replicator(self.path, self.root.store(self.prefix), options)
 
@@ -327,6 +345,8 @@ class ManagedDatabase:
     # --- compaction and retention
 
     def _note_published(self, info: FileInfo) -> None:
+        self.published.set()
+        self.published = trio.Event()
         if self._maintenance is not None:
             self._maintenance.note_published(info)
 

@@ -20,6 +20,7 @@ from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.keys import is_key
 from litereplica.storage.url import parse_url
+from litereplica.storage.wrappers import MeteredStorage, StorageStatistics
 from litereplica.writer.database.state_directory import LockedDirectory, StateDirectory
 from litereplica.writer.publish.lease_keeper import (
     DatabaseLease,
@@ -46,7 +47,9 @@ class ReplicaRoot:
 
     def __init__(self, target: Target, open_store: Callable[[str, Credentials | None], LTXStore]) -> None:
         self._target = target
-        self._store = open_store(target.url, target.credentials)
+        store = open_store(target.url, target.credentials)
+        self._meter = MeteredStorage(store.storage)
+        self._store = LTXStore(self._meter, store.layout)
         self._directory: LockedDirectory | None = None
         self._shared: RootLease | None = None
         self._open: NoLease | None = None
@@ -55,6 +58,10 @@ class ReplicaRoot:
     def path(self) -> Path:
         """The path of the target."""
         return self._target.path
+
+    def requests(self) -> StorageStatistics:
+        """The requests to the store that were made for the databases of this root."""
+        return self._meter.statistics()
 
     def lock(self) -> None:
         """Lock the directory of the target, if it is one. Raises `AlreadyReplicated`, `EnvironmentProblem`. Blocks."""

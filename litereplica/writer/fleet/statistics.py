@@ -6,11 +6,12 @@ The control socket, `litereplica status` and the lag in the log read only these 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from litereplica.ltxstore.lease_record import Lease
+from litereplica.storage.wrappers import StorageStatistics
 from litereplica.types import TXID
 from litereplica.writer.statistics import Statistics
 
@@ -23,6 +24,7 @@ class State(StrEnum):
     DORMANT = "dormant"  # parked: idle, closed, and watched with stat() once a second
     WAITING = "waiting"  # for the lease that another writer holds
     FAILED = "failed"  # tried again with back-off
+    STOPPED = "stopped"  # by `litereplica stop`, until `litereplica start`
     GONE = "gone"  # deleted, renamed or no longer configured
 
 
@@ -32,7 +34,8 @@ class DatabaseStatistics:
 
     `txid` is the newest published TXID (0: none, or not read yet). `wal_frames` counts the frames that no checkpoint
     has copied into the database file. `unpublished_bytes` is the size of the committed part of the WAL that is not
-    published, and `behind_s` the time in seconds since everything was published, 0 if everything is.
+    published, and `behind_s` the time in seconds since everything was published, 0 if everything is. `published_ms` is
+    the time of the last file that this process published (0: none).
     """
 
     path: Path
@@ -48,21 +51,23 @@ class DatabaseStatistics:
     behind_s: float = 0.0
     error: str | None = None
     lease: Lease | None = None
+    published_ms: int = 0
 
-    def of_gone(self) -> DatabaseStatistics:
-        """The record with state GONE, without a lease and without lag."""
-        return replace(self, state=State.GONE, lease=None, behind_s=0.0, unpublished_bytes=0)
+    def ended(self, state: State) -> DatabaseStatistics:
+        """The record of a database that is no longer replicated: without a lease and without lag."""
+        return replace(self, state=state, lease=None, behind_s=0.0, unpublished_bytes=0)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetStatistics:
     """Statistics of all databases by path, followed by the last ones that are gone.
 
-    `leases` maps the URL of each replica root to the lease that is held there.
+    `leases` maps the URL of each replica root to the lease that is held there, `requests` to the requests made there.
     """
 
     databases: tuple[DatabaseStatistics, ...]
     leases: dict[str, Lease]
+    requests: dict[str, StorageStatistics] = field(default_factory=dict)
 
 
 NOTHING_DONE = Statistics(0, 0, 0, 0, 0, 0)
@@ -77,4 +82,5 @@ def accumulated(before: Statistics, now: Statistics) -> Statistics:
         before.bytes + now.bytes,
         before.checkpoints + now.checkpoints,
         0,
+        published_ms=now.published_ms or before.published_ms,
     )

@@ -13,25 +13,21 @@ hangs stops only the databases on it.
 from __future__ import annotations
 
 import logging
-import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from litereplica.errors import ExitCode, LiteReplicaError, UsageError
-from litereplica.ltxstore.store import LTXStore, open_ltx_store
-from litereplica.storage.credentials import Credentials
+from litereplica.errors import DatabaseNotFound, LiteReplicaError, UsageError
+from litereplica.ltxstore.store import open_ltx_store
 from litereplica.times import wall_clock_ms
-from litereplica.writer.database.parked import parked_by_mark
 from litereplica.writer.fleet.directory_scan import Directory, printable
+from litereplica.writer.fleet.groups import FleetError, Group, GroupOpener, OpenStore, checked_targets, finish
 from litereplica.writer.fleet.limits import ErrorPolicy, FleetContext, raise_descriptor_limit
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.fleet.parking import watch_parked
-from litereplica.writer.fleet.replica_root import ReplicaRoot, join_url
 from litereplica.writer.fleet.statistics import DatabaseStatistics, FleetStatistics, State
 from litereplica.writer.settings import DirectoryTarget, Target
 
@@ -42,40 +38,16 @@ OVERDUE_INTERVAL_S = 1.0
 GONE_KEPT = 100
 """Number of databases that stay in the statistics after they are gone."""
 
-OpenStore = Callable[[str, Credentials | None], LTXStore]
-
-
-class FleetError(LiteReplicaError):
-    """Some databases could not be published: `errors` by path. The exit code is that of the first."""
-
-    def __init__(self, errors: Mapping[Path, Exception]) -> None:
-        each = "; ".join(f"{path}: {error}" for path, error in errors.items())
-        super().__init__(f"{len(errors)} database(s) could not be published: {each}")
-        self.errors = errors
-        self.exit_code = next(
-            (error.exit_code for error in errors.values() if isinstance(error, LiteReplicaError)), ExitCode.BUG
-        )
-
-
-class _Group:
-    """The databases of one target. `directory` is set if the target is a directory."""
-
-    def __init__(self, target: Target, root: ReplicaRoot) -> None:
-        self.target = target
-        self.root = root
-        self.directory = Directory(target) if isinstance(target, DirectoryTarget) else None
-        self.members: dict[Path, ManagedDatabase] = {}
-        self.tasks = trio.CancelScope()
-
 
 class Supervisor:
     """Replicates the databases of one process. Obtain one from `open_fleet`."""
 
     def __init__(self, context: FleetContext, open_store: OpenStore) -> None:
         self._context = context
-        self._open_store = open_store
-        self._groups: list[_Group] = []
+        self._opener = GroupOpener(context, open_store)
+        self._groups: list[Group] = []
         self._gone: list[DatabaseStatistics] = []
+        self._registered: dict[Path, Target] = {}
         self._changing = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._error: Exception | None = None
@@ -99,7 +71,7 @@ class Supervisor:
             await stop.wait()
             async with self._changing:
                 members = self._members()  # a scan may remove those that have ended
-                await _finish(members)
+                await finish(members)
             nursery.cancel_scope.cancel()
         self._nursery = None
         if self._error is not None:
@@ -145,17 +117,20 @@ class Supervisor:
         """Replace the targets.
 
         The databases of removed targets are published and closed, those of new targets are opened, and those of
-        unchanged targets are not interrupted.
+        unchanged targets are not interrupted. Registered targets stay.
 
         Raises:
             UsageError, EnvironmentProblem, ConflictError: a new target cannot be opened; the old targets are kept.
         """
-        targets = _checked(targets)
+        targets = checked_targets(targets)
+        for target in targets:
+            self._registered.pop(target.path, None)
+        targets = checked_targets([*targets, *self._registered.values()])
         async with self._changing:
             kept = [group for group in self._groups if group.target in targets]
             ended = [group for group in self._groups if group.target not in targets]
             replaced = list(ended)
-            opened: list[_Group] = []
+            opened: list[Group] = []
             try:
                 self._context.errors.set_targets(targets)
                 # a directory whose settings changed must be unlocked before it is opened again
@@ -177,7 +152,7 @@ class Supervisor:
                 for group in opened:
                     self._begin(group, self._nursery)
 
-    async def _reopen(self, groups: Iterable[_Group]) -> list[_Group]:
+    async def _reopen(self, groups: Iterable[Group]) -> list[Group]:
         """Open again the groups that were closed for a change that failed. Logs those that cannot be opened."""
         reopened = []
         for group in groups:
@@ -193,6 +168,7 @@ class Supervisor:
     def statistics(self) -> FleetStatistics:
         """Return a record of the present state. Makes no request."""
         databases = [member.statistics() for member in self._members()]
+        databases += [record for group in self._groups for record in group.stopped.values()]
         leases = {each.url: each.lease for each in databases if each.lease is not None}
         for group in self._groups:
             if group.directory is not None:
@@ -202,7 +178,83 @@ class Supervisor:
                     leases[group.target.url] = lease
         here = {each.path for each in databases}
         gone = (each for each in self._gone if each.path not in here)
-        return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases)
+        requests = {group.target.url: group.root.requests() for group in self._groups}
+        return FleetStatistics((*sorted(databases, key=lambda each: each.path), *gone), leases, requests)
+
+    # --- what an operator asks for
+
+    def find(self, path: Path) -> ManagedDatabase | None:
+        """Return the database at a path; None if it is stopped. Raises `DatabaseNotFound`."""
+        return self._group_of(path).members.get(path)
+
+    async def stop_database(self, path: Path) -> DatabaseStatistics:
+        """Publish the rest of a database, and close it until `start_database`. Raises as `find`, and `Unpublished`."""
+        async with self._changing:
+            group = self._group_of(path)
+            member = group.members.pop(path, None)
+            if member is not None:
+                group.stopped[path] = member.last_statistics(State.STOPPED)
+                await finish([member])
+                group.stopped[path] = member.last_statistics(State.STOPPED)
+                log.info("%s is stopped", printable(path))
+                if member.unpublished is not None:
+                    raise member.unpublished
+            return group.stopped[path]
+
+    async def start_database(self, path: Path) -> ManagedDatabase:
+        """Replicate a stopped database again. Raises as `find`."""
+        async with self._changing:
+            group = self._group_of(path)
+            if (before := group.stopped.pop(path, None)) is not None:
+                for member in await self._add(group, [path]):
+                    member.continue_from(before)
+                    log.info("%s is started", printable(path))
+                    if self._nursery is not None:
+                        self._start(member, self._nursery)
+            return group.members[path]
+
+    async def register(self, target: Target) -> bool:
+        """Replicate a target that no configuration names. False if its path is one already. Raises as `reconfigure`."""
+        path = target.path
+        if any(path == group.target.path or path in group.members for group in self._groups):
+            return False
+        raise_descriptor_limit()
+        before, self._registered = self._registered, {**self._registered, path: target}
+        try:
+            await self.reconfigure(self._configured())
+        except BaseException:
+            self._registered = before
+            raise
+        return True
+
+    async def unregister(self, path: Path) -> DatabaseStatistics | None:
+        """End the replication of a target, until the configuration is read again if it is in there; None if it is none.
+
+        Raises `UsageError` for a database of a directory, and `Unpublished`.
+        """
+        group = next((each for each in self._groups if each.has(path)), None)
+        if group is None:
+            return None
+        if group.directory is not None:
+            raise UsageError(f"{path} is in a directory that is replicated", hint=f"stop it: litereplica stop {path}")
+        member = group.members.get(path)
+        last = group.stopped.get(path)
+        self._registered.pop(path, None)
+        await self.reconfigure([target for target in self._configured() if target.path != path])
+        if member is None:
+            return last
+        if member.unpublished is not None:
+            raise member.unpublished
+        return member.last_statistics()
+
+    def _configured(self) -> list[Target]:
+        return [group.target for group in self._groups if group.target.path not in self._registered]
+
+    def _group_of(self, path: Path) -> Group:
+        for group in self._groups:
+            if group.has(path):
+                return group
+        raise DatabaseNotFound(f"database not found: {path}")
 
     def tolerate_conflicts(self) -> None:
         """Let a conflict about one of several databases fail that database only, from now on."""
@@ -220,45 +272,21 @@ class Supervisor:
 
     async def open(self, targets: Sequence[Target]) -> None:
         """Open the targets; called once, by `open_fleet`."""
-        targets = _checked(targets)
+        targets = checked_targets(targets)
         self._context.errors.set_targets(targets)
         for target in targets:
             self._groups.append(await self._open(target))
 
-    async def _open(self, target: Target) -> _Group:
-        root = ReplicaRoot(target, self._open_store)
-        group = _Group(target, root)
-        try:
-            await trio.to_thread.run_sync(root.lock)
-            paths = {target.path} if group.directory is None else await group.directory.scan(())
-            await self._add(group, paths)
-        except BaseException:
-            await root.aclose()
-            raise
-        return group
+    async def _open(self, target: Target) -> Group:
+        return await self._opener.open(target, named=self._named())
 
-    async def _add(self, group: _Group, paths: Iterable[Path]) -> list[ManagedDatabase]:
-        """Add new databases to a group. Those that have not changed since the last run are parked."""
-        named = {other.target.path for other in self._groups if other.directory is None}
-        added = []
-        for path in sorted(paths):
-            if group.directory is not None and path in named:
-                continue
-            prefix = "" if group.directory is None else path.relative_to(group.target.path).as_posix()
-            url = join_url(group.target.url, prefix)
-            member = ManagedDatabase(
-                path, group.root, prefix, url=url, settings=group.target.settings, fleet=self._context
-            )
-            group.members[path] = member
-            added.append(member)
-        if not (self._context.errors.is_strict or group.target.settings.opens_all):
-            parked = await trio.to_thread.run_sync(lambda: [parked_by_mark(each.path, each.url) for each in added])
-            for member, each in zip(added, parked, strict=True):
-                if each is not None:
-                    member.park(each)
-        return added
+    async def _add(self, group: Group, paths: Iterable[Path]) -> list[ManagedDatabase]:
+        return await self._opener.add(group, paths, named=self._named())
 
-    def _begin(self, group: _Group, nursery: trio.Nursery) -> None:
+    def _named(self) -> set[Path]:
+        return {group.target.path for group in self._groups if group.directory is None}
+
+    def _begin(self, group: Group, nursery: trio.Nursery) -> None:
         for member in group.members.values():
             self._start(member, nursery)
         if group.directory is not None:
@@ -268,11 +296,11 @@ class Supervisor:
         if member.parked is None:
             nursery.start_soon(self._guard, member.run, nursery)
 
-    async def _end_all(self, groups: list[_Group]) -> None:
+    async def _end_all(self, groups: list[Group]) -> None:
         """Publish and close the databases of groups. Empties `groups`."""
         for group in groups:
             group.tasks.cancel()
-        await _finish([member for group in groups for member in group.members.values()])
+        await finish([member for group in groups for member in group.members.values()])
         while groups:
             await groups.pop().root.aclose()
 
@@ -287,12 +315,12 @@ class Supervisor:
 
     # --- tasks
 
-    async def _follow(self, group: _Group) -> None:
+    async def _follow(self, group: Group) -> None:
         """Follow a directory: add and remove databases, and reopen parked ones that have changed."""
         assert group.directory is not None
         with group.tasks:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch_parked, lambda: list(group.members.values()), self._wake)
+                nursery.start_soon(watch_parked, lambda: list(group.members.values()), self.wake)
                 logged = ""
                 while group.directory.target.watch:
                     await group.directory.until_changed()
@@ -305,10 +333,12 @@ class Supervisor:
                         logged = str(exc)
                 await trio.sleep_forever()
 
-    async def _rescan(self, group: _Group, directory: Directory) -> None:
-        found = await directory.scan(group.members.keys())
+    async def _rescan(self, group: Group, directory: Directory) -> None:
+        found = await directory.scan(group.members.keys() | group.stopped.keys())
         async with self._changing:
             assert self._nursery is not None
+            for path in group.stopped.keys() - found:
+                del group.stopped[path]
             vanished = [each for each in group.members.values() if each.path not in found or each.state is State.GONE]
             for member in vanished:
                 del group.members[member.path]
@@ -320,18 +350,16 @@ class Supervisor:
 
     async def _dismiss(self, member: ManagedDatabase) -> None:
         """Publish the remaining transactions of a database that has left its directory, and close it."""
-        await _finish([member])
+        await finish([member])
         if member.unpublished is not None:
             log.error("%s", member.unpublished)
         log.info("%s has gone", printable(member.path))
 
     async def _watch_named(self) -> None:
-        await watch_parked(
-            lambda: [each for group in self._groups if group.directory is None for each in group.members.values()],
-            self._wake,
-        )
+        await watch_parked(lambda: [each for each in self._members() if not each.prefix], self.wake)
 
-    def _wake(self, member: ManagedDatabase) -> None:
+    def wake(self, member: ManagedDatabase) -> None:
+        """Open a parked database again."""
         assert self._nursery is not None
         member.expect_task()
         self._nursery.start_soon(self._guard, member.run, self._nursery)
@@ -370,31 +398,3 @@ async def open_fleet(
         yield fleet
     finally:
         await fleet.aclose()
-
-
-def _checked(targets: Sequence[Target]) -> list[Target]:
-    """The targets with absolute paths. Raises `UsageError` if two of them exclude each other."""
-    paths, urls = set[Path](), set[str]()
-    result: list[Target] = []
-    for target in targets:
-        absolute = replace(target, path=Path(os.path.abspath(target.path)))  # noqa: PTH100 - links stay
-        url = join_url(target.url, "")
-        if absolute.path in paths:
-            raise UsageError(f"{target.path} is named twice", hint="name it once")
-        if url in urls:
-            raise UsageError(f"two targets have the URL {url}", hint="give each its own URL")
-        if isinstance(target, DirectoryTarget) and not absolute.path.is_dir():
-            raise UsageError(f"{target.path} is not a directory", hint="name an existing one")
-        paths.add(absolute.path)
-        urls.add(url)
-        result.append(absolute)
-    return result
-
-
-async def _finish(members: Sequence[ManagedDatabase]) -> None:
-    """Stop the databases, and wait until each has published its remaining transactions and is closed."""
-    for member in members:
-        member.stop.set()
-    for member in members:
-        await member.closed.wait()
-        await member.aclose()

@@ -26,8 +26,9 @@ from litereplica.writer.database.sqlite_database import SQLiteDatabase
 from litereplica.writer.database.state_directory import StateDirectory
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
 from litereplica.writer.fleet import limits, parking, supervisor
+from litereplica.writer.fleet.groups import FleetError
 from litereplica.writer.fleet.statistics import State
-from litereplica.writer.fleet.supervisor import FleetError, open_fleet
+from litereplica.writer.fleet.supervisor import open_fleet
 from litereplica.writer.parker import Parker
 from litereplica.writer.publish import lease_keeper
 from litereplica.writer.publish.lease_keeper import LeaseMode

@@ -1,0 +1,67 @@
+"""What a mount answers on its control socket; docs/design/control.md has the protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import trio
+
+from litereplica.control.http import Request, Response, Route, json_response
+from litereplica.control.protocol import About, WaitFor, wait_fields
+from litereplica.errors import NotReached
+from litereplica.fuse.state import MountState
+
+
+class Mounted(Protocol):
+    """What is asked: the session of a mount."""
+
+    def state(self) -> MountState:
+        """Return the state of this moment, after `reach`."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what is mounted, as JSON objects."""
+
+    async def reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted."""
+
+
+class MountControl:
+    """The routes of a mount."""
+
+    def __init__(self, mounted: Mounted, *, log_file: str | None) -> None:
+        self._mounted = mounted
+        self._about = About("mount", log_file=log_file)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("GET", "/info", self._info),
+            Route("GET", "/list", self._list),
+            Route("GET", "/status", self._status),
+            Route("POST", "/wait", self._wait),
+        ]
+
+    async def _info(self, request: Request) -> Response:
+        return json_response(self._about.info(databases=len(self._mounted.records())))
+
+    async def _list(self, request: Request) -> Response:
+        paths = [record["db_path"] for record in self._mounted.records()]
+        return json_response({"databases": [{"path": path, "status": "mounted"} for path in paths]})
+
+    async def _status(self, request: Request) -> Response:
+        wanted = request.query.get("path")
+        mine = [each for each in self._mounted.records() if wanted in (None, each["mountpoint"], each["db_path"])]
+        return json_response(self._about.status(mine))
+
+    async def _wait(self, request: Request) -> Response:
+        wanted = wait_fields(request.fields())
+        with trio.move_on_after(wanted.timeout_s) as limit:
+            await self._mounted.reach(wanted)
+        state = self._mounted.state()
+        if limit.cancelled_caught:
+            error = f" ({state.error})" if state.error else ""
+            raise NotReached(
+                f"{state.options.path} is at TXID {state.txid:016x} after {wanted.timeout_s:g} s{error}",
+                hint="is the writer running? see 'litereplica status'",
+            )
+        return json_response({"path": str(state.options.path), **state.public()})
