@@ -27,7 +27,7 @@ from litereplica.errors import ExitCode
 from tests.security.limited import limited, require_orderly
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
 SERVICES = ("store", "primary", "replica")
 BUCKET = "provisioned-bucket"
 NOBODY = "nobody"
