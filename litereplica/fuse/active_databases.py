@@ -169,7 +169,7 @@ class ActiveDatabases:
         self, database: Database, replica: Replica, *, files: Mapping[LiveFile, int], clients: ClientLocks
     ) -> LiveService:
         """Return the service of a database whose replica was opened."""
-        options = replace(self.options, url=database.path, name=database.path)
+        options = replace(self.options, url=replica.url, name=database.path)
         past = replica.past_snapshots(patience_s=options.read_timeout_s)
         return LiveService(
             options,

@@ -104,6 +104,11 @@ class Replica:
         self._heal_due_at = -math.inf
 
     @property
+    def url(self) -> str:
+        """The URL of the replica, without credentials."""
+        return self._store.url
+
+    @property
     def snapshot(self) -> Snapshot:
         """The snapshot that is current now."""
         return self._current.snapshot
