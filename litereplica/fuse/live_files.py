@@ -16,9 +16,10 @@ while a READ of it waits for the store, the READ starts over.
 from __future__ import annotations
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import DamagedFile, FileVanished
+from litereplica.errors import DamagedFile, FileVanished, TransientStorageError
 from litereplica.format.names import MAX_TXID
 from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.walindex import Patch, WalIndex
@@ -28,10 +29,14 @@ from litereplica.fuse.virtual_wal import VirtualWal
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.types import Pos
 
 READ_ATTEMPTS = 4
 """How often a READ starts over because the base moved or a file vanished."""
+
+HEAL_RETRY_S = 0.5
+"""Pause between attempts to find other files for a READ while the store fails."""
 
 OLDER_STATES = 4
 """Older states that are looked at for what one READ has lost: some hot pages may be in none."""
@@ -92,7 +97,7 @@ class LiveFiles:
             except (FileVanished, DamagedFile):
                 if attempt == READ_ATTEMPTS - 1:
                     raise
-                await self.heal()
+                await self._heal_patiently()
                 if self._unchanged(present, locations):
                     await self._find_older_of_base(present)
                 continue
@@ -112,7 +117,7 @@ class LiveFiles:
             except (FileVanished, DamagedFile):
                 if attempt == READ_ATTEMPTS - 1:
                     raise
-                await self.heal()
+                await self._heal_patiently()
                 if (self.wal.frames_at(offset, size)[2][: len(locations)] == locations).all():
                     await self._find_older(self._frame_versions(), np.arange(first - 1, first - 1 + len(pgnos)))
         out = bytearray(self.wal.header[offset : offset + size].ljust(size, b"\0"))
@@ -145,6 +150,17 @@ class LiveFiles:
     def _base_first(self) -> bytes:
         """Return the location of the base's page 1."""
         return self.base.lookup(np.array([1], np.uint32)).tobytes()
+
+    async def _heal_patiently(self) -> None:
+        """Heal for a READ, which outlives errors of the store that pass; the request's own limit is shorter."""
+        deadline = trio.current_time() + READ_TIMEOUT_S
+        while True:
+            try:
+                return await self.heal()
+            except TransientStorageError:
+                if trio.current_time() + HEAL_RETRY_S >= deadline:
+                    raise
+            await trio.sleep(HEAL_RETRY_S)
 
     async def heal(self) -> None:
         """Take new locations of the pages after a file has vanished or proved damaged."""

@@ -29,6 +29,7 @@ from litereplica.fuse.operations import Operations
 from litereplica.replica.database import HEAL_PAUSE_S, Replica
 from litereplica.replica.next_files import LIST_INTERVAL_S
 from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage
+from litereplica.testing.faults import Fault
 from tests.helpers.history import History
 from tests.replica.test_database import Bench
 
@@ -291,7 +292,25 @@ async def test_heals_that_bring_nothing_are_made_once_in_a_while_and_said_once(
         assert replica.statistics().heals == 6, "those who wait share one"
 
 
-async def test_a_store_without_any_file_is_an_outage_and_not_a_damaged_database() -> None:
+async def test_a_read_that_looks_for_other_files_outlives_a_store_that_fails_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(memory_size=0)
+    await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
+    async with live_database(bench) as (replica, live):
+        await bench.history.snapshot()
+        await bench.history.delete(0, 1)
+        back_at = trio.current_time() + 10.0
+        bench.faults.plan = lambda request: (
+            Fault() if request.call.operation is Operation.LIST and trio.current_time() < back_at else None
+        )
+        assert (await page(live, 2, replica.snapshot.page_size)).startswith(b"first 2")
+        assert trio.current_time() >= back_at
+
+
+async def test_a_store_without_any_file_is_an_outage_and_not_a_damaged_database(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """As an unmounted directory is: the absence of everything is not the absence of one file."""
     bench = Bench(memory_size=0)
     await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
