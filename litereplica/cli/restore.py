@@ -317,6 +317,7 @@ async def _begin(arguments: _Arguments, store: LTXStore) -> int:
         integrity_check=arguments.check,
         progress=partial(output.progress, "Restoring"),
         prepare=partial(prepare, arguments.path),
+        access=arguments.access,
         parallelism=arguments.parallelism or PARALLELISM,
     )
     return result.txid
