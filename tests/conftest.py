@@ -36,6 +36,18 @@ class _Problems(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a test, or a command that it calls in this process, sets up for logging."""
+    loggers = [logging.getLogger(name) for name in (None, "litereplica")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for handler in [each for each in logger.handlers if each not in handlers]:
+            logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
 def no_undeclared_warning(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test in whose process the package logs a WARNING or ERROR that the test does not declare.
 
