@@ -17,7 +17,8 @@ from litereplica.fuse import at_names, prefix_names
 from litereplica.fuse.live_nodes import LiveNode
 from litereplica.fuse.nodes import AT_NAME, STATUS_NAME, Attributes, Entries, GeneratedFile, InodeTable, Node
 from litereplica.fuse.prefix_database import NAME_TIMEOUT_S, PrefixDatabase
-from litereplica.fuse.prefix_tree import PrefixDirectory, PrefixTree, join
+from litereplica.fuse.prefix_tree import Entry, PrefixDirectory, PrefixTree, join
+from litereplica.fuse.status import public_status
 
 N = TypeVar("N", bound=Node)
 
@@ -53,6 +54,14 @@ class Mirrors:
             self._nodes[key] = self.inodes.add(make(self.inodes.allocate()))
         return self._nodes[key]  # type: ignore[return-value] # the key begins with the kind
 
+    async def find(self, directory: str, name: bytes) -> tuple[str, Entry | None]:
+        """Return the path of a name in a directory of the visible tree, and what is there: no file of a database."""
+        parts = prefix_names.parse(name)
+        if parts is None or parts.suffix:
+            return "", None
+        path = join(directory, parts.name)
+        return path, await self.tree.find(path)
+
     def tidy(self) -> None:
         """Drop the nodes that the kernel does not reference."""
         for key in [key for key, node in self._nodes.items() if node.references <= 0]:
@@ -69,11 +78,7 @@ class EachDirectory(MirrorDirectory):
 
     async def lookup(self, name: bytes) -> Node | None:
         """Return a directory: that of a database, or of the names below."""
-        parts = prefix_names.parse(name)
-        if parts is None or parts.suffix:
-            return None
-        path = join(self._path, parts.name)
-        entry = await self._mirrors.tree.find(path)
+        path, entry = await self._mirrors.find(self._path, name)
         if isinstance(entry, PrefixDirectory):
             return self._mirrors.node(("each", path), lambda inode: EachDirectory(inode, self._mirrors, path))
         if entry is None:
@@ -100,7 +105,12 @@ class EachDatabase(MirrorDirectory):
 
     def _status(self, inode: int) -> GeneratedFile:
         attributes = Attributes(entry_timeout_s=NAME_TIMEOUT_S)
-        return GeneratedFile(inode, lambda: self._mirrors.status_of(self._database), attributes=attributes)
+        return GeneratedFile(
+            inode,
+            lambda: self._mirrors.status_of(self._database),
+            public=lambda: public_status(self._database.state()),
+            attributes=attributes,
+        )
 
 
 class TimesDirectory(MirrorDirectory):
@@ -129,11 +139,7 @@ class TimeDirectory(MirrorDirectory):
 
     async def lookup(self, name: bytes) -> Node | None:
         """Return a directory, or a database as it was before the time; it is activated for that."""
-        parts = prefix_names.parse(name)
-        if parts is None or parts.suffix:
-            return None
-        path = join(self._path, parts.name)
-        entry = await self._mirrors.tree.find(path)
+        path, entry = await self._mirrors.find(self._path, name)
         if isinstance(entry, PrefixDirectory):
             key = ("at", self._time, path)
             return self._mirrors.node(key, lambda inode: TimeDirectory(inode, self._mirrors, self._time, path))
@@ -149,7 +155,8 @@ class TimeDirectory(MirrorDirectory):
         directory = await self._mirrors.tree.find(self._path) if self._path else self._mirrors.tree.root
         if not isinstance(directory, PrefixDirectory):
             return []
-        return [(name, None) for name, _ in await directory.entries() if not name.endswith((b"-wal", b"-shm", b"-pos"))]
+        own = tuple(suffix.encode() for suffix in prefix_names.OWN_SUFFIXES)
+        return [(name, None) for name, _ in await directory.entries() if not name.endswith(own)]
 
 
 class InodeDirectory(MirrorDirectory):

@@ -33,7 +33,7 @@ from litereplica.fuse.prefix_tree import PrefixTree
 from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import PREFIX, MountOptions
-from litereplica.fuse.status import status
+from litereplica.fuse.status import public_status, status
 from litereplica.replica.prefix import Prefix
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class PrefixSession(FuseSession):
         self.tree = PrefixTree(inodes, prefix, self.active, patterns=prefix_options.patterns)
         self._mirrors = Mirrors(inodes, self.tree, self._status_of)
         hidden = (
-            (STATUS_NAME, GeneratedFile(inodes.allocate(), self._status, waits_until_ready=False)),
+            (STATUS_NAME, GeneratedFile(inodes.allocate(), self._status, public=_public, waits_until_ready=False)),
             (AT_NAME, TimesDirectory(inodes.allocate(), self._mirrors)),
             (EACH_NAME, EachDirectory(inodes.allocate(), self._mirrors, "")),
             (INODES_NAME, InodeDirectory(inodes.allocate(), inodes)),
@@ -145,6 +145,10 @@ class PrefixSession(FuseSession):
 
     def _status_of(self, database: PrefixDatabase) -> bytes:
         return status(self._options, path=database.path, active=database.is_active, **database.statistics())
+
+
+def _public() -> bytes:
+    return public_status(None)
 
 
 def max_active() -> int:

@@ -23,9 +23,9 @@ def status(options: MountOptions, **parts: object) -> bytes:
     return (json.dumps(about | {name: _plain(part) for name, part in parts.items()}, indent=2) + "\n").encode()
 
 
-def public_status(state: MountState) -> bytes:
-    """What users may know who can only read the database: no URL, path, process or error."""
-    return (json.dumps(state.public(), indent=2) + "\n").encode()
+def public_status(state: MountState | None) -> bytes:
+    """What users may know who can only read the database, if one is open: no URL, path, process or error."""
+    return (json.dumps({} if state is None else state.public(), indent=2) + "\n").encode()
 
 
 def _plain(record: object) -> object:

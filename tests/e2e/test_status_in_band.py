@@ -113,6 +113,23 @@ def test_state_is_in_the_attributes_and_in_a_database_that_any_client_attaches(
         assert f"app.db|||||{later}|" in rows.stdout
 
 
+@pytest.mark.slow
+def test_other_users_learn_as_little_of_a_mount_of_many(tmp_path: Path) -> None:
+    with (
+        Publisher(tmp_path / "prefix", setup="CREATE TABLE t(x)") as publisher,
+        MountedReplica(
+            f"file://{publisher.replica.parent}", tmp_path / "mount", name="", options=("--allow-other", "--all")
+        ) as mount,
+        closing(sqlite3.connect(mount.mountpoint / publisher.replica.name)) as client,
+    ):
+        make_reachable(mount.mountpoint)
+        client.execute("SELECT count(*) FROM t")
+        one = mount.mountpoint / ".each" / publisher.replica.name / ".litereplica"
+        for path, known in ((mount.mountpoint / ".litereplica", set()), (one, {"name", "txid", "timestamp", "lag_ms"})):
+            assert json.loads(path.read_bytes())["url"]
+            assert set(json.loads(as_other_user("cat", path).stdout)) == known
+
+
 def make_reachable(path: Path) -> None:
     for parent in path.parents:
         if parent.stat().st_uid == 0 and parent != Path("/"):
