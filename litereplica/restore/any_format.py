@@ -48,6 +48,7 @@ async def restore_any(
         force=force,
         integrity_check=integrity_check,
         progress=options.get("progress"),
+        access=options.get("access"),
     )
 
 

@@ -21,6 +21,7 @@ import lz4.frame
 import trio
 
 from litereplica.errors import AccessDenied, BucketNotFound, DamagedFile, NotFound, PointNotFound
+from litereplica.file_access import FileAccess
 from litereplica.format.generations import PREFIX, parse_key
 from litereplica.ltxstore.progress import Advance, Progress, no_progress
 from litereplica.restore.integrity_check import IntegrityCheck, require_integrity
@@ -123,6 +124,7 @@ async def restore_backup(
     force: bool = False,
     integrity_check: IntegrityCheck = IntegrityCheck.NONE,
     progress: Progress | None = None,
+    access: FileAccess | None = None,
 ) -> BackupResult:
     """Write the database of a backup to the file `output`, as `restore.restore` does. On any error nothing has changed.
 
@@ -135,7 +137,7 @@ async def restore_backup(
     plan = backup.plan(until_ms=until_ms)
     total = sum(each.size for each in plan)
     snapshot, *pieces = plan
-    file = OutputFile(output, force=force)
+    file = OutputFile(output, force=force, access=access)
     await trio.to_thread.run_sync(file.check)
     builder = DatabaseFromWAL()
     try:

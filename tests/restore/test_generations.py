@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import struct
 import tarfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import lz4.frame
 import pytest
 
 from litereplica.errors import DamagedFile, PointNotFound, UsageError
+from litereplica.file_access import FileAccess
 from litereplica.format import ltx, wal
 from litereplica.format.generations import GenerationName, backup_prefix, parse_key
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
@@ -93,6 +95,11 @@ async def test_newest_state_is_that_of_litestream_byte_for_byte(store: LTXStore,
     assert (tmp_path / "ours.db").read_bytes() == (tmp_path / "theirs.db").read_bytes()
     assert result.size == (tmp_path / "ours.db").stat().st_size == result.pages * result.page_size
     assert rows(tmp_path / "ours.db")[-1] == 23
+
+
+async def test_file_has_the_mode_that_is_wanted(store: LTXStore, tmp_path: Path) -> None:
+    await restore_any(store, tmp_path / "out.db", access=FileAccess(0o640, is_wanted=True))
+    assert stat.S_IMODE((tmp_path / "out.db").stat().st_mode) == 0o640
 
 
 @pytest.mark.slow
