@@ -134,7 +134,7 @@ class LiveFiles:
         """Return pages as clients see them: page 1 says that the database is in WAL mode. Raises as `Replica.read`."""
         if not len(pgnos):
             return []
-        if len(pgnos) == 1 and (kept := self._first_pages.get(locations.tobytes())) is not None:
+        if len(pgnos) == 1 and pgnos[0] == 1 and (kept := self._first_pages.get(locations.tobytes())) is not None:
             return [kept]
         pages = await self._replica.read(pgnos, locations, around=around)
         for row in np.flatnonzero(pgnos == 1).tolist():  # a run of frames may have it several times

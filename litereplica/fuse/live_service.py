@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import trio
@@ -147,7 +148,7 @@ class LiveService:
             news_age_s=now - replica.last_success_at,
             polling=self._schedule.statistics(),
             wal_frames=self.live.statistics().wal_frames,
-            readers=self.clients.readers(self.live.txid_at),
+            readers=partial(self.clients.readers, self.live.txid_at),
             clients_without_locks=self.clients.statistics(),
             stacked_on=stacked_on,
         )
@@ -243,15 +244,15 @@ class LiveService:
     async def _apply(self, update: Update | None) -> None:
         with self._shielded.block():
             await self.live.apply(update)
-        replica = self._replica.statistics()
+        newest = self._replica.snapshot
         if update is not None:
             log.debug(
                 "TXID %016x is applied: %d pages have changed",
                 self.live.pos.txid, len(update.changed), extra={"txid": f"{self.live.pos.txid:016x}"},
             )  # fmt: skip
-        if self.live.pos == replica.pos:
-            self._timestamp_ms = replica.timestamp_ms
-            if replica.newest_txid <= replica.pos.txid:
+        if self.live.pos == newest.pos:
+            self._timestamp_ms = newest.timestamp_ms
+            if self._replica.newest_txid <= newest.pos.txid:
                 self._current_at = clock_through_suspend()
 
     async def _follow(self) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class MountState:
     """The state of a mount. `txid` and `timestamp_ms` are the position that a new transaction sees.
 
     `current_age_s` is the time since everything known was applied, `polling` is None for a past state, which is
-    `fixed`. `wal_frames` are the frames of the virtual WAL. `readers` are the read transactions that are open.
+    `fixed`. `wal_frames` are the frames of the virtual WAL. `readers` looks for the read transactions that are open.
     """
 
     options: MountOptions
@@ -70,7 +70,7 @@ class MountState:
     news_age_s: float = 0.0
     polling: PollScheduleStatistics | None = None
     wal_frames: int = 0
-    readers: Sequence[Reader] = ()
+    readers: Callable[[], Sequence[Reader]] = tuple
     clients_without_locks: Sequence[str] = ()
     stacked_on: Sequence[str] = ()
 
@@ -124,7 +124,7 @@ class MountState:
             "page_size_bytes": replica.page_size,
             "size_bytes": replica.page_size * replica.commit,
             "wal_frames": self.wal_frames,
-            "readers": [each.record() for each in self.readers],
+            "readers": [each.record() for each in self.readers()],
             "clients_without_locks": list(self.clients_without_locks),
             "stacked_on": list(self.stacked_on),
             "hydration": {

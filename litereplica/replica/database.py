@@ -114,6 +114,11 @@ class Replica:
         return self._current.snapshot
 
     @property
+    def newest_txid(self) -> TXID:
+        """The newest TXID that is known: that of the snapshot, or of a file that was listed."""
+        return max(self._next_files.newest_txid, self._current.snapshot.pos.txid)
+
+    @property
     def holders(self) -> FileHolders:
         """Where an object that keeps locations outside of a `PageMap` registers itself."""
         return self._current.files.holders
@@ -256,7 +261,7 @@ class Replica:
             timestamp_ms=snapshot.timestamp_ms,
             page_size=snapshot.page_size,
             commit=snapshot.commit,
-            newest_txid=max(self._next_files.newest_txid, snapshot.pos.txid),
+            newest_txid=self.newest_txid,
             behind_bytes=self._next_files.bytes_beyond(snapshot.pos.txid),
             polls=self._status.polls,
             heals=self._heals,

@@ -121,16 +121,17 @@ class PollSchedule:
                 await self._wanted.wait()
         self._wanted = trio.Event()
 
-    def begin(self) -> None:
-        """Record that a poll begins."""
-        self._is_polling = True
-
-    def polled(self, took_s: float = 0.0) -> None:
-        """Record that a poll has finished, after so many seconds: its update has been applied, or it failed."""
-        self._state, self._is_polling = PollState.ACTIVE, False
-        self._busy_s = took_s
-        self._polled.set()
-        self._polled = trio.Event()
+    @contextmanager
+    def polling(self) -> Iterator[None]:
+        """Record that a poll is made in the block; at its end its update has been applied, or it failed."""
+        began, self._is_polling = trio.current_time(), True
+        try:
+            yield
+        finally:
+            self._state, self._is_polling = PollState.ACTIVE, False
+            self._busy_s = trio.current_time() - began
+            self._polled.set()
+            self._polled = trio.Event()
 
     @contextmanager
     def regular(self) -> Iterator[None]:

@@ -42,41 +42,41 @@ async def run_poller(
     Ready after the first poll; its failure is raised. A later `LiteReplicaError` from a poll or from `apply` only
     lengthens the pause, but `PageSizeChanged` and any other exception end the loop.
     """
-    await _poll_once(replica, apply, schedule)
+    await _poll(replica, apply, schedule)
     task_status.started()
     failures = 0
     stalled = False
     while True:
         async with replica.watch() as news:
-            while True:
+            is_watched = True
+            while is_watched:
                 await schedule.wait(_back_off_s(schedule.interval_s, failures), None if failures else news)
                 news.take()
-                try:
-                    await _poll_once(replica, apply, schedule)
-                except PageSizeChanged:
-                    raise
-                except LiteReplicaError as exc:
-                    failures += 1
-                    if failures == 1:
-                        log.warning("polling fails, serving TXID %016x: %s", replica.snapshot.pos.txid, exc)
-                else:
-                    if failures:
-                        log.info("polling works again, at TXID %016x", replica.snapshot.pos.txid)
-                    failures = 0
+                failures = await _poll_again(replica, apply, schedule, failures)
                 stalled = _log_stall(replica, stalled)
-                if not news.is_sure:
-                    break  # its directory may be there now
+                is_watched = news.is_sure  # if not, its directory may be there now
 
 
-async def _poll_once(
-    replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule
-) -> None:
-    began = trio.current_time()
-    schedule.begin()
-    try:
+async def _poll(replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule) -> None:
+    with schedule.polling():
         await apply(await replica.poll())
-    finally:
-        schedule.polled(trio.current_time() - began)
+
+
+async def _poll_again(
+    replica: Replica, apply: Callable[[Update | None], Awaitable[None]], schedule: PollSchedule, failures: int
+) -> int:
+    """Poll after a run of `failures`; return the length of the run now."""
+    try:
+        await _poll(replica, apply, schedule)
+    except PageSizeChanged:
+        raise
+    except LiteReplicaError as exc:
+        if not failures:
+            log.warning("polling fails, serving TXID %016x: %s", replica.snapshot.pos.txid, exc)
+        return failures + 1
+    if failures:
+        log.info("polling works again, at TXID %016x", replica.snapshot.pos.txid)
+    return 0
 
 
 def _back_off_s(interval_s: float, failures: int) -> float:

@@ -159,6 +159,13 @@ async def frame(live: LiveDatabase, number: int, page_size: int) -> bytes:
     return (await live.read(LiveFile.WAL, live.files.wal.offset(number) + 24, page_size))[:page_size]
 
 
+@pytest.fixture
+def base_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a client that stays in a transaction."""
+    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 10**6)
+    monkeypatch.setattr("litereplica.fuse.live.IDLE_CHECKPOINT_S", 1e9)
+
+
 async def never(*args: object) -> bool:
     return False
 
@@ -187,11 +194,9 @@ async def test_pages_of_the_base_are_found_in_newer_files_while_readers_keep_the
 
 
 async def test_versions_that_older_readers_need_are_found_in_files_that_were_merged_meanwhile(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, base_stays: None
 ) -> None:
     """Of the base and in frames, whatever the current state has. What only the deleted files had is lost."""
-    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 10**6)
-    monkeypatch.setattr("litereplica.fuse.live.IDLE_CHECKPOINT_S", 1e9)
     bench = Bench(memory_size=0)
     await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
     async with live_database(bench) as (replica, live):
@@ -218,11 +223,9 @@ async def test_versions_that_older_readers_need_are_found_in_files_that_were_mer
 
 
 async def test_versions_of_another_history_are_not_looked_for(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: trio.testing.MockClock, base_stays: None
 ) -> None:
     """The replica was made anew: what readers of the old one need is gone, and nothing of the new one stands for it."""
-    monkeypatch.setattr("litereplica.fuse.live.CHECKPOINT_FRAMES", 10**6)
-    monkeypatch.setattr("litereplica.fuse.live.IDLE_CHECKPOINT_S", 1e9)
     bench = Bench(memory_size=0)
     await bench.history.commit({pgno: b"first %d" % pgno for pgno in range(1, 9)})
     async with live_database(bench) as (replica, live):

@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +41,13 @@ DIGITS = 10
 class Nothing:
     """Statistics of a replica that has none."""
 
-    pos: Pos = field(default_factory=lambda: Pos(0))
     timestamp_ms: int = 0
-    newest_txid: int = 0
 
 
 class ScriptedReplica:
     """The part of `Replica` that a mount uses, over a database whose versions are made on demand."""
 
-    url = "scripted"
+    newest_txid = 0
 
     def __init__(self) -> None:
         self.holders = FileHolders()
