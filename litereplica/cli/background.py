@@ -21,7 +21,7 @@ from litereplica.errors import ExitCode, LiteReplicaError
 log = logging.getLogger(__name__)
 
 Ready = Callable[[str], None]
-"""Says that a process is ready, with what is to be said to the user."""
+"""Says that a process is ready, with a line for the user."""
 
 END_LIMIT_S = 3.0
 """Time that a process that is not ready has to end after Ctrl-C."""

@@ -1,7 +1,7 @@
 """`litereplica mount`: open a replica, or many, and serve them as a FUSE file system, by default in the background.
 
 options        checked before anything is opened
-mount_run      opens what is to be mounted, in the process that becomes the daemon, and serves it
+mount_run      opens and serves the mount, in the process that becomes the daemon
 mount_prefix   what a mount of every database below a prefix needs
 """
 

@@ -33,7 +33,7 @@ _MD5_WHERE_NEEDED = "checksums are sent where S3 requires them"
 class Keys:
     """The keys of one kind of section.
 
-    `idle` and `refused` map keys to the reason, `former` to what is to be written instead. `free` allows further keys
+    `idle` and `refused` map keys to the reason, `former` maps them to what replaces them. `free` allows further keys
     that begin with `x-` or hold anchors.
     """
 
