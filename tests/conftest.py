@@ -37,13 +37,19 @@ class _Problems(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Undo what a test, or a command that it calls in this process, sets up for logging."""
-    loggers = [logging.getLogger(name) for name in (None, "litereplica")]
-    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
+    """Give each test Python's own levels, and undo what it, or a command that it calls in this process, sets up.
+
+    What a fixture of a whole module set up must not decide either which records `caplog` has.
+    """
+    levels = {None: logging.WARNING, "litereplica": logging.NOTSET}
+    loggers = [logging.getLogger(name) for name in levels]
+    handlers = [logger.handlers[:] for logger in loggers]
+    for logger, level in zip(loggers, levels.values(), strict=True):
         logger.setLevel(level)
-        for handler in [each for each in logger.handlers if each not in handlers]:
+    yield
+    for logger, level, before in zip(loggers, levels.values(), handlers, strict=True):
+        logger.setLevel(level)
+        for handler in [each for each in logger.handlers if each not in before]:
             logger.removeHandler(handler)
 
 

@@ -152,7 +152,7 @@ async def test_checkpoint_gives_up_the_barrier_when_the_store_does_not_answer(
             await app("INSERT INTO t VALUES (randomblob(100000))")
             await wait_until(lambda: storage.waiting > 0, within_s=30)
             await app.commits(20)  # raises if the barrier is held
-            assert slow == 1
+            await wait_until(lambda: slow == 1, within_s=30)
             storage.open()
             await wait_until(lambda: replicator.statistics().checkpoints > 0, within_s=30)
             await until_published(store, app)
