@@ -10,8 +10,9 @@ restored or made anew. A TXID alone is no proof of a history, so a file is appli
 file that we are at:
 
     its frames follow those of our file in the same WAL
-    both are of one lineage (the node id in the header, random, which merges keep if their inputs have it)
-    our file is still in the store, with the same trailer: one more GET
+    our file is still in the store, with the same trailer: one more GET, which a restart of the WAL costs
+    our file was pruned, and both are of one lineage (the node id in the header, random, which merges keep if their
+    inputs have it): a lineage separates databases, not branches of one, which a bucket that is rolled back makes
     it is a snapshot, and replaces every page
 
 A plan for our own position, which is read when files have vanished, is proved in the same ways, or by the time in the
@@ -219,19 +220,20 @@ class NextFiles:
     async def _is_our_successor(self, position: TXID, following: OpenedFile) -> bool:
         """True if this file is proved to continue the one that we have of `position`.
 
-        If our file has gone from the store there is no proof, and the whole plan is read anew.
+        If our file has gone from the store and the lineage is not the same there is no proof, and the whole plan is
+        read anew.
         """
         here = self._here.get(position)
         if here is None:
             self._unproven = True
             return False
-        if goes_on(here.header, following.header) or is_one_lineage(here.header, following.header):
+        if goes_on(here.header, following.header):
             return True
         try:
             return await self._store.read_checksum(here.info) == here.checksum
         except NotFound:
-            self._unproven = True
-            return False
+            self._unproven = not is_one_lineage(here.header, following.header)
+            return not self._unproven
 
     async def _is_our_history(self, position: TXID, last: OpenedFile) -> bool:
         """True if a plan that ends in `last` is proved to be of the history that we have: its pages may replace ours.

@@ -10,9 +10,9 @@ counter is the TXID's low 32 bits. So the header differs from the primary's in j
 only with that counter), and the version of the library that wrote it. If that version is another one, another program
 has written to the file. It is refused then, because the replica's transactions no longer fit its pages.
 
-Files are applied only if they are proved to continue the history that the file has: they are of its lineage, or the
-level 0 file of its TXID is still that of then (`provenance.py`). Otherwise the whole newest database is read anew, as
-one step, since the replica may have been made anew from another database.
+Files are applied only if they are proved to continue the history that the file has: the level 0 file of its TXID is
+still that of then, or it was pruned and they are of its lineage (`provenance.py`). Otherwise the whole newest database
+is read anew, as one step, since the replica may have been made anew from another database.
 
 New level 0 files are applied as they appear. If they begin after a gap, files of any level bridge it; those that begin
 at TXID 1, which are whole databases, only if no others do. The pages of a step are collected in an unnamed file and
@@ -196,14 +196,13 @@ class Follower:
         origin = self._origin
         if origin is None or origin.txid != self.txid or not same_place(origin.url, self._store.url):
             return False
-        if origin.lineage != 0 and origin.lineage == node_id:
-            return True
+        is_one_lineage = origin.lineage != 0 and origin.lineage == node_id
         if origin.checksum == 0:
-            return False
+            return is_one_lineage
         try:
             return await self._store.read_checksum(FileInfo(0, self.txid, self.txid, 0)) == origin.checksum
         except (NotFound, DamagedFile):
-            return False
+            return is_one_lineage
 
     async def _steps(self) -> list[FileInfo]:
         level0 = await self._store.list_level(0, after=self.txid)

@@ -317,11 +317,14 @@ async def test_other_page_size_ends_it_and_changes_nothing(tmp_path: Path) -> No
         await store.aclose()
 
 
-@pytest.mark.parametrize("lineage", [0, 7])
+@pytest.mark.parametrize(
+    ("lineage", "others"),
+    [pytest.param(0, 0, id="Litestream's"), pytest.param(7, 8, id="ours"), pytest.param(7, 7, id="rolled back")],
+)
 @pytest.mark.parametrize("is_restarted", [False, True])
 @pytest.mark.logs("may have been made anew since TXID 0000000000000003: reading the whole database")
 async def test_a_replica_made_anew_from_another_database_is_not_mixed_with_the_file(
-    tmp_path: Path, is_restarted: bool, lineage: int
+    tmp_path: Path, is_restarted: bool, lineage: int, others: int
 ) -> None:
     def make(name: str, node_id: int) -> Publisher:
         setup = f"CREATE TABLE t (x); INSERT INTO t VALUES ('{name}'); CREATE TABLE {name} (x)"
@@ -331,7 +334,7 @@ async def test_a_replica_made_anew_from_another_database_is_not_mixed_with_the_f
         return publisher
 
     path = tmp_path / "out.db"
-    with make("ours", lineage) as ours, make("other", lineage and lineage + 1) as other:
+    with make("ours", lineage) as ours, make("other", others) as other:
         store = open_ltx_store(ours.url)
         follower = await begin(store, path)
         shutil.rmtree(ours.replica)
