@@ -76,7 +76,7 @@ def run_of(seen: Seen, *, windows: list[Window] | None = None, curves: list[Curv
         curves=curves or [],
         requests={"kept mount": Requests(Counter(poll=10), 10)},
         warnings=Counter(),
-        log_lines=[],
+        log_lines={},
         faults=[],
     )
 

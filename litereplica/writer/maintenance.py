@@ -6,7 +6,9 @@ publication, there is no request and no timer until then.
 
 The listing of the replica is kept in memory and updated by what is published, merged and deleted here. It is read again
 once an hour, after every error, and in a new epoch of the lease. It need not be exact: a merge reads and checks all its
-inputs, no put replaces a file, and before a file is deleted, the file that covers it is checked.
+inputs, no put replaces a file, and before a file is deleted, the file that covers it is checked. If files turn out to
+be lost without which the newest state cannot be restored (`lost_files.py`), `wants_snapshot` is true until there is a
+snapshot.
 
 The databases of a process take turns to merge (`limiter`); one step merges a bounded number of files and bytes, except
 for a snapshot. The lease is held while files are merged or deleted. Cancellation leaves complete files only; a killed
@@ -32,11 +34,12 @@ from litereplica.compaction.merge import remove_left_over
 from litereplica.compaction.pruner import Pruner
 from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
-from litereplica.format.names import SNAPSHOT_LEVEL
+from litereplica.format.names import SNAPSHOT_LEVEL, format_txid
 from litereplica.ltxstore.replan import MAX_PLANS, RELIST_DELAY_S
 from litereplica.ltxstore.store import LTXStore
 from litereplica.times import HOUR_MS, SECOND_MS, SteadyClock
 from litereplica.types import TXID, FileInfo, FileName
+from litereplica.writer.lost_files import lost_after
 from litereplica.writer.publish.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -108,7 +111,9 @@ class Maintenance:
         self._files: dict[FileName, FileInfo] = {}
         self._listed_ms: int | None = None  # None: the listing must be read
         self._added: set[FileName] = set()  # since the listing was begun
-        self._newest: TXID = 0
+        self._newest: TXID = 0  # of the listing
+        self._published: TXID = 0
+        self._lost_after: TXID | None = None
         self._epoch = 0  # of the lease, when the listing was begun
         self._damaged: set[FileName] = set()
         self._suspected: set[str] = set()  # keys of files that were damaged once
@@ -122,9 +127,12 @@ class Maintenance:
     # --- for the writer
 
     def note_published(self, info: FileInfo) -> None:
-        """Record a file of level 0 that the writer has just published. If one before it is missing, list again."""
+        """Record a file that the writer has just published. If one before it is missing, list again."""
         now_ms = self._clock.steady_ms()
         before_s = self.next_due_s
+        self._published = info.max_txid  # less than before if a start found that the newest files are gone
+        if info.is_snapshot and info.max_txid > (self._lost_after or 0):
+            self._lost_after = None
         if info.min_txid > self._newest + 1:
             self._listed_ms = None
         self._add(replace(info, modified_ms=now_ms))
@@ -133,6 +141,11 @@ class Maintenance:
         self._merge_due_ms = _earlier(self._merge_due_ms, *multiples)
         if before_s is None or self.next_due_s != before_s:
             self._changed.set()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """True if nothing that is published can be restored until there is a snapshot made from the database."""
+        return self._lost_after is not None
 
     @property
     def next_due_s(self) -> float | None:
@@ -208,6 +221,7 @@ class Maintenance:
                     self._suspected.add(exc.key)
                     continue
                 self._damaged |= {name for name, info in self._files.items() if self._store.key(info) == exc.key}
+                await self._look_for_losses()
                 raise
         if self._error and not self._damaged:
             log.info("maintenance of %s has recovered", self._store.url)
@@ -302,6 +316,17 @@ class Maintenance:
         self._epoch = epoch
         self._damaged.clear()
         self._suspected.clear()
+        await self._look_for_losses()
+
+    async def _look_for_losses(self) -> None:
+        before, files = self._lost_after, [info for name, info in self._files.items() if name not in self._damaged]
+        published = max(self._published, self._newest)
+        self._lost_after = await lost_after(self._store, files, published=published, damaged=self._damaged)
+        if before is None is not self._lost_after:
+            log.warning(
+                "%s has lost files: nothing after TXID %s can be restored until a snapshot is made from the database",
+                self._store.url, format_txid(self._lost_after or 0),
+            )  # fmt: skip
 
     def _was_interrupted(self) -> bool:
         """True if another writer may have published since the listing, which must then be read again."""

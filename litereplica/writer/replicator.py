@@ -171,7 +171,7 @@ class Replicator:
                 self._detach()
 
     async def publish_snapshot(self) -> None:
-        """After `publish_once`: publish a snapshot that is made from the database. Raises as `publish_once`."""
+        """Publish a snapshot that is made from the database, once all is published. Raises as `publish_once`."""
         self._count(await self._attachment.publisher.publish_snapshot())
 
     async def aclose(self) -> None:
@@ -255,6 +255,8 @@ class Replicator:
         if await self._publish():
             self._active_s = now_s
             self._publish_at_s = now_s + self._options.sync_interval_s
+        if self._options.wants_snapshot():
+            await self.publish_snapshot()
         soon = await self._checkpointer.give_way() or self._database.may_restart
         await self._checkpointer.checkpoint_if_due()
         await self._checkpointer.shrink_if_due(now_s - self._active_s)
@@ -323,8 +325,7 @@ class Replicator:
         return files
 
     async def _publish_committed(self) -> int:
-        change = self._wal.look()
-        if change is not WalChange.NONE:
+        if (change := self._wal.look()) is not WalChange.NONE:
             self._counters.note_behind()
         if change is WalChange.LOST:
             raise WalMoved
@@ -339,8 +340,7 @@ class Replicator:
 
     def _count(self, published: Prepared) -> None:
         self._counters.count(published, wal_frames=self._checkpointer.frames)
-        if self._options.on_published is not None:
-            self._options.on_published(published.info)
+        self._options.on_published(published.info)
 
     # --- errors
 

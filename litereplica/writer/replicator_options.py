@@ -25,7 +25,8 @@ class ReplicatorOptions:
     `take_over`, `verify_source`, `in_doubt` and `lineage`: see `WriterContext`. `lease` is the mode of the replica's
     own lease; `lease_keeper` replaces it by another one. `access` is that of new files of the replica. `within` is the
     directory that links must not lead out of. `parked` is what the last run of this process returned. `on_published`
-    is called for every file. `syncs` are requests to publish at once.
+    is called for every file. `syncs` are requests to publish at once. While `wants_snapshot` is true, snapshots are
+    published that are made from the database.
     """
 
     lease: LeaseMode = LeaseMode.OFF
@@ -42,5 +43,6 @@ class ReplicatorOptions:
     rng: random.Random = field(default_factory=random.Random)
     pace: Pace = field(default_factory=Pace)
     parked: Parked | None = None
-    on_published: Callable[[FileInfo], None] | None = None
+    on_published: Callable[[FileInfo], None] = lambda info: None
     syncs: SyncRequests = field(default_factory=SyncRequests)
+    wants_snapshot: Callable[[], bool] = lambda: False

@@ -24,10 +24,14 @@ MIN_RATE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`problems` must be empty. `allowed` are failures that SEMANTICS allows, by kind of trouble."""
+    """`problems` must be empty. `allowed` are failures that SEMANTICS allows, by kind of trouble.
+
+    `moments` are the beginnings and ends of the failures among the problems.
+    """
 
     problems: list[str]
     allowed: Counter[str]
+    moments: list[tuple[float, float]]
 
 
 def judge(run: Run) -> Verdict:
@@ -37,6 +41,7 @@ def judge(run: Run) -> Verdict:
     if rate < MIN_RATE * run.plan.rate:
         problems.append(f"the application made {rate:.1f} transactions a second, of {run.plan.rate:g}")
     allowed: Counter[str] = Counter()
+    moments: list[tuple[float, float]] = []
     for number, seen in enumerate(run.readers):
         name = f"reader {number} ({seen.kind}, {seen.mount})"
         if not (seen.transactions or seen.failures or seen.wrong):
@@ -48,9 +53,10 @@ def judge(run: Run) -> Verdict:
             if reason:
                 allowed[reason] += 1
             else:
+                moments.append((begin, end))
                 problems.append(f"{name}: {error} at {begin - run.began:.1f} to {end - run.began:.1f} s")
     problems += _not_flat(run)
-    return Verdict(problems=problems, allowed=allowed)
+    return Verdict(problems=problems, allowed=allowed, moments=moments)
 
 
 def _not_in_the_ledger(seen: Seen, run: Run) -> list[str]:

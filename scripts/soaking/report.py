@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from soaking.judge import Verdict
 from soaking.soak import Run, command_line
 
 MAX_PROBLEMS = 50
+NEAR_S = 40.0
+LAST_LINES = 10
+"""Warnings and errors of each log that are shown in any case."""
 
 
 def markdown(run: Run, verdict: Verdict) -> str:
@@ -34,7 +38,7 @@ def markdown(run: Run, verdict: Verdict) -> str:
     if verdict.problems:
         lines += [f"**{len(verdict.problems)} problems:**", ""]
         lines += [f"- {problem}" for problem in verdict.problems[:MAX_PROBLEMS]]
-        lines += ["", "The last warnings and errors of the logs:", "", *(f"- {line}" for line in run.log_lines)]
+        lines += ["", "The logs near the problems, and their last warnings and errors:", "", *_log_lines(run, verdict)]
         lines += ["", "The times of trouble, in seconds:", ""]
         lines += [
             f"- {window.begin - run.began:.1f} to {window.end - run.began:.1f}: {window.what}" for window in run.windows
@@ -42,6 +46,17 @@ def markdown(run: Run, verdict: Verdict) -> str:
     else:
         lines += ["No wrong read, and no error beyond those that SEMANTICS allows."]
     return "\n".join([*lines, ""])
+
+
+def _log_lines(run: Run, verdict: Verdict) -> Iterable[str]:
+    for name, lines in run.log_lines.items():
+        last = [line for line in lines if re.search(" (WARNING|ERROR|CRITICAL) ", line)][-LAST_LINES:]
+        for line in lines:
+            stamp = line.partition(" ")[0]
+            at = datetime.fromisoformat(stamp).timestamp() if stamp.startswith("2") else 0.0
+            near = any(begin - NEAR_S <= at <= end + NEAR_S for begin, end in verdict.moments)
+            if near or line in last:
+                yield f"- {at - run.began:.1f} {name}: {line}"
 
 
 def _counts(run: Run, verdict: Verdict) -> Iterable[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sqlite3
 import subprocess
 import tempfile
@@ -29,7 +28,6 @@ from soaking.watch import Curve, Watch
 READERS = ("held", "held", "fresh", "fresh", "mmap", "cli", "holder", "past")
 """On each of the two mounts."""
 CATCH_UP_S = 180.0
-KEPT_LINES = 100
 
 CONFIGURATION = """\
 levels: [{{interval: 5s}}, {{interval: 30s}}, {{interval: 2m}}]
@@ -57,8 +55,8 @@ class Plan:
 class Run:
     """What was seen.
 
-    `log_lines` are the last ones of the logs at WARNING and above. `faults` are what went wrong besides the readers'
-    failures and wrong reads.
+    `log_lines` are those of each daemon, in all of its lives; `warnings` counts the serious ones. `faults` are what
+    went wrong besides the readers' failures and wrong reads.
     """
 
     plan: Plan
@@ -73,7 +71,7 @@ class Run:
     curves: list[Curve]
     requests: dict[str, Requests]
     warnings: Counter[str]
-    log_lines: list[str]
+    log_lines: dict[str, list[str]]
     faults: list[str]
 
 
@@ -229,20 +227,20 @@ class _Soak:
         except sqlite3.Error as exc:
             return str(exc)
 
-    def _warnings(self, mounts: dict[str, Mount]) -> tuple[Counter[str], list[str]]:
-        """How many lines each log has at WARNING and above, and the last of them."""
-        logs = {name: mount.mounted.log for name, mount in mounts.items()}
-        logs["writer"] = (self._directory / "writer.log").read_text(errors="replace")
+    def _warnings(self, mounts: dict[str, Mount]) -> tuple[Counter[str], dict[str, list[str]]]:
+        """How many lines each log has at WARNING and above, and all its lines."""
+        logs = {name: mount.mounted.log_file for name, mount in mounts.items()}
+        logs["writer"] = self._directory / "writer.log"
         counts: Counter[str] = Counter()
-        last: list[str] = []
-        for name, text in logs.items():
-            bad = [line for line in text.splitlines() if re.search(" (WARNING|ERROR|CRITICAL) ", line)]
-            last += [f"{name}: {line}" for line in bad[-KEPT_LINES:]]
+        lines: dict[str, list[str]] = {}
+        for name, path in logs.items():
+            text = path.read_text(errors="replace")
+            lines[name] = text.splitlines()
             for level in ("WARNING", "ERROR", "CRITICAL"):
                 counts[f"{level}, {name}"] += sum(f" {level} " in line for line in text.splitlines())
             if "bug of litereplica" in text:
                 self._faults.append(f"the {name} says that it has a bug")
-        return counts, last
+        return counts, lines
 
     def _check_replica(self, writer: Writer, last: State) -> None:
         """The writer ends in order; the replica is sound and has the last state."""

@@ -115,12 +115,3 @@ def checked_targets(targets: Sequence[Target]) -> list[Target]:
         urls.add(url)
         result.append(absolute)
     return result
-
-
-async def finish(members: Sequence[ManagedDatabase]) -> None:
-    """Stop the databases, and wait until each has published its remaining transactions and is closed."""
-    for member in members:
-        member.stop.set()
-    for member in members:
-        await member.closed.wait()
-        await member.aclose()

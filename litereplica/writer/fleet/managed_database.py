@@ -163,9 +163,14 @@ class ManagedDatabase:
 
     def end_settled_maintenance(self) -> None:
         """End the maintenance task of a parked database if nothing can be due before the next publication."""
-        idle = self.parked is not None and self._maintenance is not None and self._maintenance.is_settled
-        if idle and self._maintaining is not None:
-            self._maintaining.cancel()
+        maintenance, scope = self._maintenance, self._maintaining
+        if self.parked is not None and maintenance is not None and scope is not None and maintenance.is_settled:
+            scope.cancel()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """True if the replica has lost files, so that a snapshot must be made from the database."""
+        return self._maintenance is not None and self._maintenance.wants_snapshot
 
     def statistics(self) -> DatabaseStatistics:
         """Return a record of the present state. Makes no request."""
@@ -278,6 +283,7 @@ class ManagedDatabase:
             parked=parked,
             on_published=self._note_published,
             syncs=self.syncs,
+            wants_snapshot=lambda: self.wants_snapshot,
         )
         return open_replicator(self.path, self.root.store(self.prefix), options)
 

@@ -4,7 +4,7 @@
     Replicator        (`writer/replicator.py`) asks that, publishes and checkpoints what is left, and ends
     Parker            (`writer/parker.py`) records the state in which the database is left
     watch_parked      compares each parked database and its WAL with their records once in `LOOK_INTERVAL_S`
-    Supervisor        reopens the databases that `watch_parked` reports
+    Supervisor        reopens the databases that `watch_parked` reports: those, and the ones that have lost files
 
 `writer/database/parked.py` defines the record of a parked database, and why it shows every change.
 """
@@ -27,7 +27,7 @@ LOOKS_AT_ONCE = 250
 async def watch_parked(
     databases: Callable[[], Sequence[ManagedDatabase]], wake: Callable[[ManagedDatabase], None]
 ) -> None:
-    """Call `wake` for each parked database that has changed. Never returns.
+    """Call `wake` for each parked database that has changed or wants a snapshot. Never returns.
 
     A watcher has one worker thread: a file system that hangs stops only the watcher of its own directory.
     """
@@ -45,7 +45,7 @@ async def _check_once(
         looks = [(path, each.parked) for path, each in part if each.parked is not None]
         found = set(await trio.to_thread.run_sync(changed, looks, limiter=limiter, abandon_on_cancel=True))
         for path, each in part:
-            if path in found and not each.stop.is_set() and each.closed.is_set():
+            if (path in found or each.wants_snapshot) and not each.stop.is_set() and each.closed.is_set():
                 wake(each)
         await trio.sleep(LOOK_INTERVAL_S / len(parts))
     if not parts:

@@ -2,12 +2,10 @@
 
 Each database is a `ManagedDatabase`. A fleet of a single `DatabaseTarget` is strict: the database stays open, and its
 errors end the fleet, except for a full disk. In any other fleet a database that fails is logged once, tried again with
-back-off and shown in the statistics while the others go on, and one that is idle is parked, so that thousands cost
-little.
+back-off and shown in the statistics, and one that is idle is parked, so that thousands cost little.
 
-The tasks of a fleet: one for each open database; one for each directory, which adds and removes databases; and watchers
-of parked databases (`parking.py`), one for each directory and one for the single databases, so that a file system that
-hangs stops only the databases on it.
+The tasks of a fleet: one for each open database; one for each directory, which adds and removes databases; and one for
+the parked databases of each directory and of all single ones (`parking.py`), since file systems may hang.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ from litereplica.errors import DatabaseNotFound, LiteReplicaError, UsageError
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.times import wall_clock_ms
 from litereplica.writer.fleet.directory_scan import Directory, printable
-from litereplica.writer.fleet.groups import FleetError, Group, GroupOpener, OpenStore, checked_targets, finish
+from litereplica.writer.fleet.ending import finish
+from litereplica.writer.fleet.groups import FleetError, Group, GroupOpener, OpenStore, checked_targets
 from litereplica.writer.fleet.limits import ErrorPolicy, FleetContext, raise_descriptor_limit
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.fleet.parking import watch_parked
@@ -71,7 +70,7 @@ class Supervisor:
             await stop.wait()
             async with self._changing:
                 members = self._members()  # a scan may remove those that have ended
-                await finish(members)
+                await finish(members, self.wake)
             nursery.cancel_scope.cancel()
         self._nursery = None
         if self._error is not None:
@@ -194,7 +193,7 @@ class Supervisor:
             member = group.members.pop(path, None)
             if member is not None:
                 group.stopped[path] = member.last_statistics(State.STOPPED)
-                await finish([member])
+                await finish([member], self.wake)
                 group.stopped[path] = member.last_statistics(State.STOPPED)
                 log.info("%s is stopped", printable(path))
                 if member.unpublished is not None:
@@ -300,7 +299,8 @@ class Supervisor:
         """Publish and close the databases of groups. Empties `groups`."""
         for group in groups:
             group.tasks.cancel()
-        await finish([member for group in groups for member in group.members.values()])
+        members = [member for group in groups for member in group.members.values()]
+        await finish(members, self.wake if self._nursery is not None else None)
         while groups:
             await groups.pop().root.aclose()
 
@@ -350,7 +350,7 @@ class Supervisor:
 
     async def _dismiss(self, member: ManagedDatabase) -> None:
         """Publish the remaining transactions of a database that has left its directory, and close it."""
-        await finish([member])
+        await finish([member], self.wake)
         if member.unpublished is not None:
             log.error("%s", member.unpublished)
         log.info("%s has gone", printable(member.path))

@@ -26,7 +26,7 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from litereplica.errors import ConflictError, EnvironmentProblem, NotFound
+from litereplica.errors import ConflictError, DamagedFile, EnvironmentProblem, NotFound
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore, OpenedFile
@@ -169,16 +169,20 @@ async def _remote_as_parked(context: WriterContext, parked: Parked | None) -> Re
         return None
     try:
         file = await context.store.open(FileInfo(0, parked.txid, parked.txid, 0))
-    except NotFound:
+    except (NotFound, DamagedFile):
         return None
     found = Published.of(file.header, file.file_checksum)
     return Remote(parked.txid, file) if found == parked.last else None
 
 
 async def read_remote(store: LTXStore) -> Remote:
-    """Reads the newest TXID and its file: ten listings, and one or a few reads."""
+    """Reads the newest TXID and its file: ten listings, and one or a few reads. A damaged file counts as none."""
     txid, info = await newest_file(store)
-    return Remote(txid, await store.open(info) if info is not None else None)
+    try:
+        return Remote(txid, await store.open(info) if info is not None else None)
+    except DamagedFile as exc:
+        log.warning("%s; it does not show who published it", exc.message)
+        return Remote(txid, None)
 
 
 def take_hold(database: SQLiteDatabase, wal: WalFollower) -> Hold:

@@ -1,0 +1,80 @@
+"""A fleet is stopped just after a parked database was written to: nobody has looked at it since."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from litereplica.errors import TransientStorageError, Unpublished
+from litereplica.ltxstore.store import LTXStore, open_ltx_store
+from litereplica.storage.credentials import Credentials
+from litereplica.storage.wrappers.delegate import Call, WrapperStorage
+from litereplica.writer.fleet import limits, parking
+from tests.helpers.app import Application
+from tests.helpers.fold import fold
+from tests.writer.fleet.fleets import PARK_AFTER_S, SETTINGS, directory, replica, running, until_at_rest
+
+pytestmark = pytest.mark.slow
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parked database is not looked at again before the stop."""
+    monkeypatch.setattr(limits, "PARK_AFTER_S", PARK_AFTER_S)
+    monkeypatch.setattr(parking, "LOOK_INTERVAL_S", 1e9)
+
+
+@pytest.mark.parametrize("by_operator", [False, True])
+async def test_what_a_parked_database_has_committed_is_published_before_the_end(
+    tmp_path: Path, by_operator: bool
+) -> None:
+    with (
+        Application(directory(tmp_path).path / "app.db") as app,
+        Application(directory(tmp_path).path / "idle.db") as idle,
+    ):
+        await app("CREATE TABLE t (x)")
+        await idle("CREATE TABLE t (x)")
+        async with running([directory(tmp_path)]) as fleet:
+            await until_at_rest(fleet)
+            await app("INSERT INTO t VALUES (1)")
+            if by_operator:
+                assert (await fleet.stop_database(app.database)).txid == 2
+        assert await fold(replica(tmp_path, "app.db")) == await app.image()
+        assert await fold(replica(tmp_path, "idle.db")) == await idle.image()
+
+
+class CutStorage(WrapperStorage):
+    """Fails from the moment on that `is_cut` is set."""
+
+    is_cut = False
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        if CutStorage.is_cut:
+            raise TransientStorageError("cut", key=call.key)
+        return await perform()
+
+
+@pytest.mark.logs("cannot publish .*: cut")
+async def test_what_could_not_be_published_any_more_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CutStorage, "is_cut", False)
+
+    def stores(url: str, credentials: Credentials | None) -> LTXStore:
+        store = open_ltx_store(url, credentials=credentials)
+        return LTXStore(CutStorage(store.storage), layout=store.layout)
+
+    target = replace(directory(tmp_path), settings=replace(SETTINGS, stop_limit_s=0.5))
+    with Application(target.path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with running([target], stores=stores) as fleet:
+            await until_at_rest(fleet)
+            await app("INSERT INTO t VALUES (1)")
+            monkeypatch.setattr(CutStorage, "is_cut", True)
+            with pytest.raises(Unpublished):
+                await fleet.stop_database(app.database)
+            monkeypatch.setattr(CutStorage, "is_cut", False)
