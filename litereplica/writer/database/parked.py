@@ -26,11 +26,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import trio
+
 from litereplica.storage.url import same_place
 from litereplica.types import TXID
 from litereplica.writer.database.published import Published
 from litereplica.writer.database.state_directory import CheckpointMark, FileIdentity, read_mark
 from litereplica.writer.database.wal_follower import MTIME_GRANULARITY_NS
+
+WRITTEN_FOR_S = 1.0
+"""A file that has not changed for so long is taken for written: a copy goes on all the time."""
+WRITTEN_WITHIN_S = 60.0
+"""Limit for waiting for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,18 @@ def certain_now(database: Path) -> Files | None:
     now_ns = time.time_ns()
     files = look_at(str(database))
     return files if files.database is not None and files.are_certain(now_ns) else None
+
+
+async def until_written(database: Path, stop: trio.Event, limiter: trio.CapacityLimiter) -> None:
+    """Wait until nobody has written to a file for a moment: the copy that replaces it may be under way."""
+    before = None
+    with trio.move_on_after(WRITTEN_WITHIN_S), contextlib.suppress(OSError):
+        while not stop.is_set():
+            now = await trio.to_thread.run_sync(look_at, str(database), limiter=limiter)
+            if now.database is None or now.database == before:
+                return
+            before = now.database
+            await trio.sleep(WRITTEN_FOR_S)
 
 
 def quiet_for_s(database: Path) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from litereplica.errors import Unpublished
 from litereplica.writer.database.parked import changed
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.sync_requests import SyncRequest
@@ -45,5 +44,4 @@ async def _publish_parked(parked: Sequence[ManagedDatabase], wake: Callable[[Man
             await request.done.wait()
     for member, request in requests:
         if not request.done.is_set():
-            reason = member.error or "out of time"
-            member.unpublished = Unpublished(member.path, reason, transactions=None, wal_bytes=0)
+            member.note_unpublished(member.error or "out of time")

@@ -10,7 +10,6 @@ else than SQLite, is opened again once nobody writes to the file any more: what 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from litereplica.errors import (
 )
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
-from litereplica.writer.database.parked import Parked, look_at
+from litereplica.writer.database.parked import Parked, until_written
 from litereplica.writer.database.state_directory import Lineage, StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import FleetContext
@@ -45,11 +44,6 @@ from litereplica.writer.statistics import Statistics
 from litereplica.writer.sync_requests import SyncRequests
 
 log = logging.getLogger(__name__)
-
-WRITTEN_FOR_S = 1.0
-"""A file that has not changed for so long is taken for written: a copy goes on all the time."""
-WRITTEN_WITHIN_S = 60.0
-"""Limit for waiting for that."""
 
 
 class ManagedDatabase:
@@ -167,6 +161,10 @@ class ManagedDatabase:
         if self.parked is not None and maintenance is not None and scope is not None and maintenance.is_settled:
             scope.cancel()
 
+    def note_unpublished(self, reason: str) -> None:
+        """Record that it was stopped before it was known whether everything is published."""
+        self.unpublished = Unpublished(self.path, reason, transactions=None, wal_bytes=0)
+
     @property
     def wants_snapshot(self) -> bool:
         """True if the replica has lost files, so that a snapshot must be made from the database."""
@@ -223,7 +221,7 @@ class ManagedDatabase:
                     log.warning("%s; opening what is there now", exc.message)
                     await self._end_maintenance()
                     self._maintenance = None  # the state directory may be another one
-                    await self._until_written()
+                    await until_written(self.path, self.stop, self._fleet.files)
                     continue
                 if not await self._after_failure(exc):
                     return
@@ -233,7 +231,7 @@ class ManagedDatabase:
                 self.park(parked)
                 return
         if self._failures and failure is not None and not isinstance(failure, ConflictError | UsageError):
-            self.unpublished = Unpublished(self.path, str(failure), transactions=None, wal_bytes=0)
+            self.note_unpublished(str(failure))
         self.state = State.GONE
 
     async def _replicate(self, nursery: trio.Nursery) -> Parked | None:
@@ -324,17 +322,6 @@ class ManagedDatabase:
         self._failures += 1
         before, self.state, self.error = self.error, State.FAILED, str(error)
         return self.error != before
-
-    async def _until_written(self) -> None:
-        """Wait until nobody has written to the file for a moment: the copy that replaces it may be under way."""
-        before = None
-        with trio.move_on_after(WRITTEN_WITHIN_S), contextlib.suppress(OSError):
-            while not self.stop.is_set():
-                now = await trio.to_thread.run_sync(look_at, str(self.path), limiter=self._fleet.files)
-                if now.database is None or now.database == before:
-                    return
-                before = now.database
-                await trio.sleep(WRITTEN_FOR_S)
 
     def _log_failure(self, error: Exception, *, final: bool) -> None:
         then = "it is not replicated until this process is restarted" if final else "retrying"

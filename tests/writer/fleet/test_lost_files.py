@@ -87,7 +87,7 @@ async def test_a_replica_that_loses_files_is_made_whole_from_the_database(
                 with trio.move_on_after(2):
                     await wait_until(lambda: "has lost files" in caplog.text)
             with trio.fail_after(20):  # without another commit
-                while not await is_whole(replica, tmp_path / "restored.db", await app.image()):
+                while not await is_whole(replica, tmp_path / "restored.db", await app.image()):  # noqa: ASYNC110
                     await trio.sleep(0.1)
             await app("INSERT INTO t VALUES ('afterwards')")
         assert await is_whole(replica, tmp_path / "restored.db", await app.image())
