@@ -7,8 +7,9 @@ is fetched ahead of readers that go through the file, is `readahead.py`'s to say
 A fetch is a task of the replica's own: a reader that gives up stops waiting, and the others get their pages. A request
 that has not been sent yet is dropped when nobody waits for it any more. What nobody has asked for yet waits in a queue
 with slots of its own, so it is never in the way of what somebody waits for; a page that is asked for while it is in the
-queue leaves it at once. How long a reader waits is said by `store_outage.py`. Every frame is checked before it is
-handed out (`file_reader.py`). Large blocks are decoded in a thread.
+queue leaves it at once. How long a reader waits is said by `store_outage.py`; a request that is not answered for
+seconds is made once more (`second_try.py`). Every frame is checked before it is handed out (`file_reader.py`). Large
+blocks are decoded in a thread.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.read_plan import Block, Decoded, plan_blocks
 from litereplica.replica.readahead import ReadAhead
+from litereplica.replica.second_try import first_answer
 from litereplica.replica.store_outage import StoreOutage
 from litereplica.replica.throughput_model import ThroughputModel
 
@@ -344,10 +346,12 @@ class Fetcher:
         key = store.key(file.info)
         flight.is_sent = True
         started = trio.current_time()
+        ask = partial(
+            read_block, store, self._files, block, page_size=self._page_size, run=partial(self._decode, block)
+        )
+        usual_s = self.link.latency_s + (block.stop - block.start) / self.link.bytes_per_s
         with self._outage.request(), trio.fail_after(self._timeout_s):
-            rows, pages, damaged = await read_block(
-                store, self._files, block, page_size=self._page_size, run=partial(self._decode, block)
-            )
+            rows, pages, damaged = await first_answer(ask, usual_s=usual_s)
         self.link.observe(block.stop - block.start, trio.current_time() - started)
         keys = flight.keys if len(rows) == len(flight.keys) else [flight.keys[row] for row in rows]
         flight.pages = dict(zip(keys, pages, strict=True))

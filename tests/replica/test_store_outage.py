@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 import trio
@@ -12,13 +13,18 @@ import trio.testing
 from litereplica.errors import TransientStorageError
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
+from litereplica.replica import second_try
 from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.second_try import PATIENCE_S
 from litereplica.replica.store_outage import PROBE_INTERVAL_S, PROBE_WAIT_S, SHORT_WAIT_S
+from litereplica.storage.wrappers.delegate import Call, WrapperStorage
 from litereplica.testing.faults import Fault, FaultStorage, Request
 from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.memory import MemoryStorage
 from tests.helpers.history import History
 from tests.replica.test_database import large, read_one
+
+T = TypeVar("T")
 
 TIMEOUT_S = 10.0
 ROUND_TRIP_S = 0.05
@@ -127,8 +133,11 @@ async def test_an_outage_long_ago_shortens_no_wait(autojump_clock: trio.testing.
         assert await read_one(replica, 900) == bench.history.at(1)[900]
 
 
-async def test_a_store_that_answers_others_is_not_silent(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_store_that_answers_others_is_not_silent(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One request that is lost says nothing about the store."""
+    monkeypatch.setattr(second_try, "PATIENCE_S", 1e9)
     bench = Bench()
     async with bench.replica() as replica, trio.open_nursery() as nursery:
         bench.fall_silent()
@@ -163,6 +172,33 @@ async def test_requests_that_nobody_waits_for_any_more_are_not_sent(autojump_clo
         bench.near.get = counted  # type: ignore[method-assign, assignment]
         await trio.sleep(TIMEOUT_S)
         assert sent == 0
+
+
+class LossyStorage(WrapperStorage):
+    """Never answers its first request."""
+
+    requests = 0
+
+    async def _around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        self.requests += 1
+        if self.requests == 1:
+            await trio.sleep_forever()
+        return await perform()
+
+
+async def test_a_request_that_is_lost_is_made_again_long_before_the_time_is_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    async with bench.replica() as replica:
+        lossy = LossyStorage(bench.near)
+        bench.storage._inner = lossy
+        started = trio.current_time()
+        assert await read_one(replica, 300) == bench.history.at(1)[300]
+        assert trio.current_time() - started < PATIENCE_S + 1
+        assert lossy.requests == 2
+        assert await read_one(replica, 400) == bench.history.at(1)[400]
+        assert lossy.requests == 3, "no second try of what is answered in time"
 
 
 async def test_a_read_outlives_errors_of_the_store_that_end_in_time(autojump_clock: trio.testing.MockClock) -> None:
