@@ -28,8 +28,8 @@ from litereplica.fuse.page_versions import PageVersions, first_change, next_chan
 from litereplica.fuse.virtual_wal import VirtualWal
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
+from litereplica.replica.patience import READ_TIMEOUT_S
 from litereplica.replica.snapshot import Snapshot, Update
-from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.types import Pos
 
 READ_ATTEMPTS = 4

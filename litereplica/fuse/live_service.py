@@ -26,8 +26,9 @@ from litereplica.fuse.client_locks import ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Attributes
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 from litereplica.fuse.status_database import Row, StatusDatabase, point_row
 from litereplica.replica.database import Replica, clock_through_suspend
 from litereplica.replica.observer import ReplicaObserver

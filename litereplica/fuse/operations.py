@@ -36,7 +36,8 @@ from pyfuse3 import (
 
 from litereplica.fuse.errno import errno_of, is_expected
 from litereplica.fuse.mountpoint import Owner
-from litereplica.fuse.nodes import XATTR_PREFIX, Entries, InodeTable, Node, StaleInode, entry_of, name_only, no_entry
+from litereplica.fuse.names import XATTR_PREFIX
+from litereplica.fuse.nodes import Entries, InodeTable, Node, StaleInode, entry_of, name_only, no_entry
 
 log = logging.getLogger(__name__)
 

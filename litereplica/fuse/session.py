@@ -29,10 +29,11 @@ from litereplica.control.served import serving
 from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
 from litereplica.fuse.control import MountControl
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 
 log = logging.getLogger(__name__)
 

@@ -39,13 +39,13 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_pool import PagePool, open_own_pages
 from litereplica.replica.page_reader import PageReader
 from litereplica.replica.past_snapshots import PastSnapshots
+from litereplica.replica.patience import READ_TIMEOUT_S
 from litereplica.replica.poll_status import PollStatus
 from litereplica.replica.relocator import Relocator
 from litereplica.replica.remembered_position import RememberedPosition
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
-from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.storage.prices import is_priced
 from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s

@@ -27,7 +27,7 @@ from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import Session
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
