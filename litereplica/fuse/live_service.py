@@ -106,6 +106,12 @@ class LiveService:
         self._require_fresh(file)
         return await self.live.read(file, offset, size)
 
+    def read_now(self, file: LiveFile, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+        if file is not LiveFile.DATABASE or self._replica.staleness_s > (self._options.max_staleness_s or math.inf):
+            return None
+        return self.live.read_now(offset, size)
+
     def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
         """Tell `clients`."""
         self.clients.opened(handle, file, thread_id)

@@ -86,6 +86,10 @@ class Node:
         """Open a file for a user (uid), for the daemon if `own`. Returns the content if it is generated now."""
         return None
 
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ of an open file if that takes no waiting; None lets `read` answer it. No checkpoint."""
+        return None
+
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ of an open file."""
         raise OSError(errno.EISDIR, f"inode {self.inode} is a directory")

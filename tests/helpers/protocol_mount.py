@@ -85,6 +85,12 @@ class ScriptedReplica:
     async def heal(self) -> None:
         return None
 
+    def read_now(self, first: int, last: int, pages: PageMap) -> bytearray:
+        txids = pages.lookup(np.arange(first, last + 1, dtype=np.uint32))["offset"].tolist()
+        return bytearray(b"").join(
+            self._pages[pgno - 1].replace(marker(), b"%0*d" % (DIGITS, txid)) for pgno, txid in enumerate(txids, first)
+        )
+
     async def read(
         self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None
     ) -> list[bytes]:
