@@ -15,9 +15,10 @@ import click
 import trio
 
 from litereplica.cli import output
+from litereplica.cli.find_point import resolve
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import format_size
-from litereplica.cli.point import LATEST, POINT, Point, resolve
+from litereplica.cli.point import LATEST, POINT, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.difference.databases import DatabaseDifference, ObjectChange, compare_databases
 from litereplica.difference.pages import PageDifference, compare_pages

@@ -1,29 +1,36 @@
 """`litereplica mount`: open a replica, or many, and serve them as a FUSE file system, by default in the background.
 
-options        checked before anything is opened
+mount_plan     the options, checked before anything is opened
 mount_run      opens and serves the mount, in the process that becomes the daemon
 mount_prefix   what a mount of every database below a prefix needs
+
+This process only reads options, starts the daemon and waits for it. The modules that take time to import, `mount_run`
+with the event loop, FUSE and arrays, are imported by the daemon: a process is forked and ends faster without them.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from litereplica.cli.background import Ready, run_in_background
+from litereplica.cli.fast_imports import fast_imports
+from litereplica.cli.logging_setup import configure_logging
+from litereplica.cli.mount_plan import MountPlan
 from litereplica.cli.mount_prefix import HYDRATE, MountCommand, Selection
 from litereplica.cli.params import DURATION, SIZE, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
-
-if TYPE_CHECKING:
-    from litereplica.cli.mount_run import MountPlan
-    from litereplica.fuse.state import MountOptions
+from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.file_access import make_directories
+from litereplica.foreign_directory import open_own_directory
+from litereplica.fuse import mountpoint as mountpoints
+from litereplica.fuse.names import check_database_name
+from litereplica.fuse.options import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -158,12 +165,6 @@ def command(
       litereplica mount --config /etc/litereplica.yml /srv/app.db /mnt/live
       litereplica mount s3://backups/tenants /mnt/all
     """
-    gc.disable()  # start-up creates no garbage worth collecting: the collector would take a tenth of the time
-    from litereplica.cli.mount_run import MountPlan
-    from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.fuse.nodes import check_database_name
-    from litereplica.fuse.state import MountOptions
-
     path = mountpoints.absolute(mountpoint)
     point = Point(txid=txid, before_ms=timestamp)
     every = _is_prefix(every, of=replica, name=name, point=point, patterns=include + exclude)
@@ -198,16 +199,6 @@ def command(
 
 def _mount(plan: MountPlan, *, foreground: bool, as_json: bool) -> None:
     """Mount in the background, and say what was mounted; or mount and serve until the mount ends."""
-    import trio
-
-    from litereplica.cli.background import Ready, run_in_background
-    from litereplica.cli.hangup import read_anew_on_hangup
-    from litereplica.cli.logging_setup import configure_logging
-    from litereplica.cli.mount_run import run_mount
-    from litereplica.foreign_directory import open_own_directory
-    from litereplica.fuse import mountpoint as mountpoints
-    from litereplica.replica.malloc_tuning import tune_allocator
-
     mountpoints.prepare(plan.options.path)
     log_file = plan.options.log_file
     if log_file is not None and log_file.parent == plan.cache:
@@ -215,14 +206,9 @@ def _mount(plan: MountPlan, *, foreground: bool, as_json: bool) -> None:
     configure_logging(log_file, as_json=as_json)
 
     def work(ready: Ready) -> None:
-        def started(shown: str) -> None:
-            gc.freeze()
-            gc.enable()
-            ready(shown)
-
-        tune_allocator()
-        warn = log.warning if foreground else _warn
-        trio.run(read_anew_on_hangup, lambda: run_mount(plan, started, warn=warn))
+        with fast_imports():
+            from litereplica.cli.mount_run import serve_mount
+        serve_mount(plan, ready, warn=log.warning if foreground else _warn)
 
     if foreground:
         work(lambda _: None)
@@ -239,8 +225,6 @@ def _is_prefix(
     every: bool | None, *, of: ReplicaOf, name: str | None, point: Point, patterns: tuple[str, ...]
 ) -> bool | None:
     """Return whether a prefix is mounted, as far as the options say; None if the store tells."""
-    from litereplica.errors import UsageError
-
     for option, given in (
         ("--name", name is not None),
         ("--timestamp and --txid", not point.is_latest),
@@ -259,8 +243,6 @@ def _is_prefix(
 
 
 def _check_staleness(options: MountOptions) -> None:
-    from litereplica.errors import UsageError
-
     if options.max_staleness_s is not None and options.max_staleness_s <= options.poll_interval_s:
         raise UsageError(
             "--max-staleness is not longer than --poll-interval", hint="give it several times that, such as 30s"
@@ -285,9 +267,6 @@ def _replica_cache(root: Path | None, url: str, *, live: bool) -> Path:
 
     Only one process can use it, so mounts of past states use another directory than the live mount.
     """
-    from litereplica.errors import EnvironmentProblem
-    from litereplica.file_access import make_directories
-
     if root is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = ROOT_CACHE if os.geteuid() == 0 else Path(home) / "litereplica"

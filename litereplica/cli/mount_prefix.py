@@ -16,7 +16,7 @@ import click
 from litereplica.errors import LiteReplicaError
 
 if TYPE_CHECKING:
-    from litereplica.fuse.state import MountOptions
+    from litereplica.fuse.options import MountOptions
     from litereplica.ltxstore.store import LTXStore
     from litereplica.replica.database import Replica
     from litereplica.replica.page_pool import PagePool

@@ -6,27 +6,30 @@ store that fails, or has nothing yet, is asked again for as long as `--wait` say
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from litereplica.cli.mount_prefix import SMALL_SIZE, IsPrefix, Selection, prefix_of, require_no_prefix, serve_all
+from litereplica.cli.find_point import resolve
+from litereplica.cli.hangup import read_anew_on_hangup
+from litereplica.cli.mount_plan import MountPlan
+from litereplica.cli.mount_prefix import SMALL_SIZE, IsPrefix, prefix_of, require_no_prefix, serve_all
 from litereplica.cli.nothing_there import explained
-from litereplica.cli.point import Point, resolve
 from litereplica.cli.replica_of import ReplicaOf
 from litereplica.errors import NoReplica, StorageError
 from litereplica.fuse.mount import serve
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.static_mount import serve_static
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.malloc_tuning import tune_allocator
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +39,20 @@ WAIT_INTERVAL_S = 1.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountPlan:
-    """What is mounted. `every` is True for a prefix, False for one database, None if the store tells."""
+def serve_mount(plan: MountPlan, ready: Callable[[str], None], *, warn: Callable[[str], None]) -> None:
+    """Mount, call `ready` with what is mounted, and serve until the mount ends. Blocks.
 
-    options: MountOptions
-    replica: ReplicaOf
-    selection: Selection
-    every: bool | None
-    point: Point
-    cache: Path
-    cache_size: int
-    wait_s: float
-    hydrate: str | None
+    The garbage collector is off until then: a start leaves no garbage worth collecting.
+    """
+    gc.disable()
+
+    def started(shown: str) -> None:
+        gc.freeze()
+        gc.enable()
+        ready(shown)
+
+    tune_allocator()
+    trio.run(read_anew_on_hangup, lambda: run_mount(plan, started, warn=warn))
 
 
 async def run_mount(plan: MountPlan, ready: Callable[[str], None], *, warn: Callable[[str], None]) -> None:

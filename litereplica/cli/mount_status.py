@@ -17,7 +17,7 @@ from litereplica.errors import EnvironmentProblem
 from litereplica.foreign_directory import parse_object
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.mountpoint import FUSE_DEVICE, Mount
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 
 MAX_STATUS_BYTES = 1 << 20
 """A status has some 10 KB."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import click
 
@@ -49,8 +48,7 @@ def _clicks(match: re.Match[str], options: dict[str, click.Option], ctx: click.C
     if name is None:
         if match["dashes"] == "--":
             return [match[0]]  # click reports it
-        similar = get_close_matches(f"--{match['name']}", options, n=2)
-        raise click.NoSuchOption(f"-{match['name']}", possibilities=similar, ctx=ctx)
+        raise click.NoSuchOption(f"-{match['name']}", possibilities=options, ctx=ctx)
     option, value = options[name], match["value"]
     if value is None:
         return [name]

@@ -1,12 +1,12 @@
 """Output of commands: data on stdout, as a table or as JSON; notes and progress bars on stderr.
 
-rich is imported only when a progress bar is drawn. `table.py` lays tables out, `logging_setup` sets up logging.
+`table.py`, which lays tables out for a terminal, and rich, for progress bars, are imported only when they draw.
+`logging_setup` sets up logging.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from litereplica.cli.printable import printable, printable_json
-from litereplica.cli.table import layout
 
 MAX_DRAWN_ROWS = 1000
 """Rows of a table that is fitted to the terminal; longer ones are printed as for a program."""
@@ -36,7 +35,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, rig
     if not sys.stdout.isatty() or len(rows) > MAX_DRAWN_ROWS:
         _print_plain([[*columns], *cells], aligned)
         return
-    for line in layout(columns, cells, aligned, width=shutil.get_terminal_size().columns):
+    from litereplica.cli.table import layout, terminal_width
+
+    for line in layout(columns, cells, aligned, width=terminal_width()):
         click.echo(line)
 
 

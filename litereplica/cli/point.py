@@ -10,12 +10,9 @@ point: the writer's clock may be ahead of this machine's.
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import click
 
@@ -23,11 +20,6 @@ from litereplica.errors import LTXError, UsageError
 from litereplica.format import names
 from litereplica.times import has_time_form, milliseconds, parse_time_ms
 from litereplica.types import TXID as TransactionID
-
-if TYPE_CHECKING:
-    from litereplica.ltxstore.store import LTXStore
-
-log = logging.getLogger(__name__)
 
 LATEST_NAMES = ("latest", "now")
 
@@ -61,32 +53,6 @@ class Point:
 
 
 LATEST = Point()
-
-
-async def resolve(store: LTXStore, point: Point, *, warn: Callable[[str], None] = log.warning) -> TransactionID | None:
-    """Return the TXID of a point that can be restored; None for the latest point, without a request.
-
-    Lists all levels, twice if the point is not found; for a time, also reads some headers. `warn` is called if its
-    points lie in the future.
-
-    Raises:
-        PointNotFound: the history does not have the point.
-        NoReplica: there is no file.
-        StorageError: a request failed.
-    """
-    if point.is_latest:
-        return None
-    from litereplica.history.timeline import find_txid, require_point
-    from litereplica.ltxstore.replan import Listing, find_point
-
-    async def choose(listing: Listing) -> TransactionID:
-        if point.txid is not None:
-            require_point(listing.listed, point.txid)
-            return point.txid
-        assert point.before_ms is not None
-        return await find_txid(store, listing.listed, before_ms=point.before_ms, warn=warn)
-
-    return await find_point(store, choose)
 
 
 def parse_point(text: str, *, now: datetime | None = None) -> Point:

@@ -6,6 +6,7 @@ becomes a block of lines, `column  value`.
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Sequence
 
@@ -16,6 +17,11 @@ WHOLE = 24
 
 _GAP = "  "
 _BREAK_AFTER = " /,;&?"
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def layout(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], *, width: int) -> list[str]:

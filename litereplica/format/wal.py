@@ -6,7 +6,8 @@ at the first frame with other salts or a wrong checksum; the bytes after it are 
 
 The checksum is computed over pairs of words (a, b): s0 += a + s1; s1 += b + s0, modulo 2³². This is linear in the state
 and the words. So the contribution of a frame is a product of its words with fixed weights, and the state before the
-frame contributes through a product with a fixed 2×2 matrix. All frames of a run are checked at once.
+frame contributes through a product with a fixed 2×2 matrix. All frames of a run are checked at once, where they lie:
+`einsum` multiplies without copying the words, which integer matrix products do.
 
 Source: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -143,8 +144,9 @@ def _valid_frames(raw: NDArray[np.uint8], header: WALHeader, previous: Checksum)
         return heads, 0
     order = ">u4" if header.big_endian else "<u4"
     weights, transfer = _weights(header.page_size)
-    words = np.concatenate((raw[:salted, :8], raw[:salted, FRAME_HEADER_SIZE:]), axis=1).view(order)
-    added = words.astype(np.uint32) @ weights
+    sized = raw[:salted, :8].view(order).astype(np.uint32) @ weights[:, :2].T
+    pages = raw[:salted, FRAME_HEADER_SIZE:].view(order).astype(np.uint32, copy=False)
+    added = sized + np.stack([np.einsum("ij,j->i", pages, column[2:]) for column in weights], axis=1)
     before = np.empty((salted, 2), np.uint32)
     before[0] = previous
     before[1:] = heads[: salted - 1, 4:6]
@@ -154,9 +156,10 @@ def _valid_frames(raw: NDArray[np.uint8], header: WALHeader, previous: Checksum)
 
 @cache
 def _weights(page_size: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """(words, 2) weights of a frame's words, and the (2, 2) matrix that carries the state over it.
+    """Return the (2, words) weights of a frame's words, and the (2, 2) matrix that carries the state over it.
 
-    Both are to be multiplied from the right, modulo 2³².
+    The words are the first two of the frame's header and those of its page. The matrix is to be multiplied from the
+    right; all is modulo 2³².
     """
     pairs = (8 + page_size) // 8
     step = np.array(((1, 1), (1, 2)), np.uint32)  # (s0, s1) of a row vector through one pair
@@ -166,7 +169,7 @@ def _weights(page_size: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     for i in range(pairs - 1, -1, -1):
         weights[i] = pair @ power
         power = step @ power
-    return weights.reshape(2 * pairs, 2), power
+    return np.ascontiguousarray(weights.reshape(2 * pairs, 2).T), power
 
 
 def checksum_words(data: bytes | memoryview, state: Checksum, *, big_endian: bool) -> Checksum:

@@ -21,8 +21,9 @@ from litereplica.fuse.client_locks import ClientLocks, ProcessFiles
 from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import InodeTable, Node
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 from litereplica.replica.database import Replica
 from litereplica.replica.malloc_tuning import give_back
 

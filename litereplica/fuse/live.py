@@ -66,7 +66,10 @@ _FLOATING_MARKS = range(2, walindex.READ_MARKS)
 
 @dataclass(frozen=True, slots=True)
 class LiveStatistics:
-    """What a live database has done since it was activated. `reads_…` count READs from the kernel."""
+    """What a live database has done since it was activated. `reads_…` count READs from the kernel.
+
+    `reads_at_once` are those of the database that took no waiting.
+    """
 
     pos: Pos
     base: Pos
@@ -79,18 +82,20 @@ class LiveStatistics:
     reads_database: int
     reads_wal: int
     reads_shm: int
+    reads_at_once: int
 
 
 class LiveDatabase:
     """A live database. Call `activate` once, then `apply` after every poll; `size` and `read` work at any time.
 
-    `size` and `read` are those of `LiveFiles`.
+    `size`, `read` and `read_now` are those of `LiveFiles`.
     """
 
     def __init__(self, replica: Replica, kernel: KernelCache) -> None:
         self.files = LiveFiles(replica)
         self.size = self.files.size
         self.read = self.files.read
+        self.read_now = self.files.read_now
         self._replica = replica
         self._kernel = kernel
         self._locks: OFDLocks | None = None
@@ -163,6 +168,7 @@ class LiveDatabase:
             reads_database=self.files.reads[LiveFile.DATABASE],
             reads_wal=self.files.reads[LiveFile.WAL],
             reads_shm=self.files.reads[LiveFile.SHM],
+            reads_at_once=self.files.reads_at_once,
             **self._counts,
         )
 

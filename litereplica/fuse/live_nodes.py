@@ -38,6 +38,9 @@ class LiveSource(Protocol):
     async def read(self, file: LiveFile, offset: int, size: int) -> bytes:
         """Answer a READ."""
 
+    def read_now(self, file: LiveFile, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+
     def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
         """Note that a client has opened a file."""
 
@@ -82,6 +85,10 @@ class LiveNode(Node):
     def release(self, handle: int) -> None:
         """Tell the source."""
         self._source.closed(handle)
+
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+        return self._source.read_now(self._file, offset, size)
 
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ. Raises `StaleReplica`, and as `LiveFiles.read`."""

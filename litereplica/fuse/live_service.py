@@ -26,8 +26,9 @@ from litereplica.fuse.client_locks import ClientLocks
 from litereplica.fuse.kernel_cache import FuseKernelCache, LiveFile
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.nodes import Attributes
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 from litereplica.fuse.status_database import Row, StatusDatabase, point_row
 from litereplica.replica.database import Replica, clock_through_suspend
 from litereplica.replica.observer import ReplicaObserver
@@ -104,6 +105,12 @@ class LiveService:
         """Answer a READ. Raises `StaleReplica`, and as `LiveFiles.read`."""
         self._require_fresh(file)
         return await self.live.read(file, offset, size)
+
+    def read_now(self, file: LiveFile, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+        if file is not LiveFile.DATABASE or self._replica.staleness_s > (self._options.max_staleness_s or math.inf):
+            return None
+        return self.live.read_now(offset, size)
 
     def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
         """Tell `clients`."""

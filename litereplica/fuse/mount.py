@@ -17,7 +17,7 @@ from functools import partial
 import trio
 
 from litereplica.control.protocol import WaitFor
-from litereplica.fuse import mountpoint, nodes
+from litereplica.fuse import mountpoint, names
 from litereplica.fuse.at_tree import AtDirectory
 from litereplica.fuse.client_locks import HELP, ClientLocks
 from litereplica.fuse.kernel_cache import LiveFile
@@ -26,9 +26,10 @@ from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 from litereplica.fuse.status import public_status, status
 from litereplica.replica.database import Replica
 from litereplica.replica.past_snapshots import PastSnapshots
@@ -70,11 +71,11 @@ class Session(FuseSession):
         visible = live_nodes(options.name, files, inodes.allocate(), self._service)
         about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
         hidden: dict[bytes, Node] = {
-            nodes.STATUS_NAME.encode(): about,
-            nodes.STATUS_DATABASE_NAME.encode(): self._service.status_database(inodes.allocate(), self.state),
+            names.STATUS_NAME.encode(): about,
+            names.STATUS_DATABASE_NAME.encode(): self._service.status_database(inodes.allocate(), self.state),
         }
         if at is not None:
-            hidden[nodes.AT_NAME.encode()] = at
+            hidden[names.AT_NAME.encode()] = at
         for node in (*visible.values(), *hidden.values(), Directory(root, visible, hidden=hidden)):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())

@@ -35,10 +35,6 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9:/._@=&?%+~-]")
 _LAYER_OPTIONS = ("lowerdir", "lowerdir+", "upperdir")
-_CONNECTIONS = Path("/sys/fs/fuse/connections")
-
-MAX_BACKGROUND = 256
-"""Number of background requests, mostly read-ahead, that the kernel sends to a daemon at once; its default is 12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +153,6 @@ def _sources(mount: Mount) -> list[str]:
 
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root + "/")
-
-
-def raise_max_background(mount: Mount) -> None:
-    """Let the kernel send more read-ahead requests at once, where we may: while the store is silent they fill up."""
-    connection = _CONNECTIONS / mount.device.partition(":")[2]
-    with suppress(OSError):
-        (connection / "max_background").write_text(str(MAX_BACKGROUND))
-        (connection / "congestion_threshold").write_text(str(MAX_BACKGROUND * 3 // 4))
 
 
 def mount_at(path: Path) -> Mount | None:

@@ -30,13 +30,8 @@ from typing import TypeAlias, TypeVar
 
 import pyfuse3
 
-from litereplica.errors import UsageError
 from litereplica.fuse.mountpoint import Owner
 
-STATUS_NAME = ".litereplica"
-STATUS_DATABASE_NAME = ".litereplica.db"
-AT_NAME = ".at"
-XATTR_PREFIX = "user.litereplica."
 POS_SIZE = 34
 """Bytes of `-pos`: two numbers of 16 hexadecimal digits, a slash, a newline."""
 
@@ -47,7 +42,6 @@ hot query."""
 _FIRST_SHOWN_NUMBER = 1 << 32
 """Inode numbers from here on are shown for names of which no node is known."""
 
-_RESERVED_SUFFIXES = ("-wal", "-shm", "-journal", "-pos")
 _MTIME_NS = 0
 """Constant: a change of mtime makes the kernel drop the file's cached pages."""
 
@@ -90,6 +84,10 @@ class Node:
 
     async def open(self, *, own: bool, uid: int) -> bytes | None:
         """Open a file for a user (uid), for the daemon if `own`. Returns the content if it is generated now."""
+        return None
+
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ of an open file if that takes no waiting; None lets `read` answer it. No checkpoint."""
         return None
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -238,23 +236,6 @@ class GeneratedFile(Node):
 def is_insider(uid: int) -> bool:
     """True for the user of this mount and for root, who may know its URL, its paths and its errors."""
     return uid in (0, os.getuid())
-
-
-def check_database_name(name: str) -> str:
-    """Return `name` if a database in a mount can have it, else raise `UsageError`."""
-    hint = "choose another with --name"
-    if (
-        not name
-        or name in (".", "..", STATUS_NAME, STATUS_DATABASE_NAME, AT_NAME)
-        or "/" in name
-        or len(name.encode(errors="replace")) > 240
-    ):
-        raise UsageError(f"{name!r} is not a file name", hint=hint)
-    if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in name):
-        raise UsageError(f"{name!r} has a control character", hint=hint)
-    if name.endswith(_RESERVED_SUFFIXES):
-        raise UsageError(f"{name!r} ends like one of SQLite's own files", hint=hint)
-    return name
 
 
 def entry_of(node: Node, owner: Owner) -> pyfuse3.EntryAttributes:

@@ -152,6 +152,12 @@ class PrefixDatabase:
             raise pyfuse3.FUSEError(errno.EIO)
         return await self._service.read(file, offset, size)
 
+    def read_now(self, file: LiveFile, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ of a client if that takes no waiting; else None."""
+        if self._service is None or not self._is_ready:
+            return None
+        return self._service.read_now(file, offset, size)
+
     def opened(self, handle: int, file: LiveFile, thread_id: int) -> None:
         """Note that a client has opened a file."""
         self._handles.add(handle)

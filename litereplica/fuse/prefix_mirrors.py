@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from litereplica.fuse import at_names, prefix_names
 from litereplica.fuse.live_nodes import LiveNode
-from litereplica.fuse.nodes import AT_NAME, STATUS_NAME, Attributes, Entries, GeneratedFile, InodeTable, Node
+from litereplica.fuse.names import AT_NAME, STATUS_NAME
+from litereplica.fuse.nodes import Attributes, Entries, GeneratedFile, InodeTable, Node
 from litereplica.fuse.prefix_database import NAME_TIMEOUT_S, PrefixDatabase
 from litereplica.fuse.prefix_tree import Entry, PrefixDirectory, PrefixTree, join
 from litereplica.fuse.status import public_status

@@ -24,15 +24,17 @@ from litereplica.fuse.active_databases import (
     OpenReplica,
 )
 from litereplica.fuse.mountpoint import Owner
-from litereplica.fuse.nodes import AT_NAME, STATUS_NAME, GeneratedFile, InodeTable
+from litereplica.fuse.names import AT_NAME, STATUS_NAME
+from litereplica.fuse.nodes import GeneratedFile, InodeTable
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.prefix_database import PrefixDatabase
 from litereplica.fuse.prefix_mirrors import EachDirectory, InodeDirectory, Mirrors, TimesDirectory
 from litereplica.fuse.prefix_names import Patterns
 from litereplica.fuse.prefix_tree import PrefixTree
 from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import PREFIX, MountOptions
+from litereplica.fuse.state import PREFIX
 from litereplica.fuse.status import public_status, status
 from litereplica.replica.prefix import Prefix
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from litereplica.errors import UsageError
-from litereplica.fuse.nodes import check_database_name
+from litereplica.fuse.names import check_database_name
 
 JOURNAL_SUFFIX = "-journal"
 OWN_SUFFIXES = ("-wal", "-shm", "-pos")

@@ -29,10 +29,12 @@ from litereplica.control.served import serving
 from litereplica.errors import EnvironmentProblem
 from litereplica.fuse import mountpoint
 from litereplica.fuse.control import MountControl
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.kernel_limits import MAX_BACKGROUND, raise_max_background, raise_read_ahead
+from litereplica.fuse.names import STATUS_NAME
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ COPY_CHECK_S = 1.0
 RELEASE_LIMIT_S = 0.5
 """How long to wait for RELEASE, which the kernel sends after the client's close() has returned."""
 
-MAX_TASKS = 2 * mountpoint.MAX_BACKGROUND
+MAX_TASKS = 2 * MAX_BACKGROUND
 """Requests that are worked on at once."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -111,7 +113,8 @@ class FuseSession:
         mountpoint.forbid_writing(below)
         self._mount = mountpoint.mount_at(path)
         if self._mount is not None:
-            mountpoint.raise_max_background(self._mount)
+            raise_max_background(self._mount)
+            raise_read_ahead(self._mount)
         mounted = True
         try:
             async with serving(self._control.routes()), trio.open_nursery() as self._tasks:

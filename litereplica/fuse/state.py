@@ -5,51 +5,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from litereplica.fuse.client_locks import Reader
-from litereplica.replica.poll_schedule import MAX_INTERVAL_S, PollScheduleStatistics, PollState
+from litereplica.fuse.options import MountOptions
+from litereplica.replica.poll_schedule import PollScheduleStatistics, PollState
 from litereplica.replica.statistics import ReplicaStatistics
-from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.times import format_time
 from litereplica.types import TXID
-
-REQUEST_MARGIN_S = 0.1
-"""A read that gets no page fails by itself, and says why, before its request does."""
 
 FOLLOWING = "following"
 FAILED = "failed"  # the last poll failed, or gets no answer
 BEHIND = "behind"  # newer files are known, and cannot be applied
 FIXED = "fixed"  # a past state, which does not follow
 PREFIX = "prefix"  # the mount of many databases as a whole
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountOptions:
-    """What is mounted, where and how."""
-
-    url: str
-    path: Path
-    name: str
-    poll_interval_s: float
-    poll_interval_max_s: float = MAX_INTERVAL_S  # while nobody has a file open
-    allow_other: bool = False
-    hydrate: bool = False
-    hydrate_limit: float = math.inf  # bytes of a database that is hydrated
-    hydrate_rate: float | None = None  # bytes per second
-    max_staleness_s: float | None = None
-    read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel
-    cache_dir: Path | None = None
-    log_file: Path | None = None
-
-    @property
-    def request_limit_s(self) -> float:
-        """How long a request of the kernel takes at most. What a read waits for comes to an end before."""
-        return self.read_timeout_s + REQUEST_MARGIN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,13 @@ import trio
 
 from litereplica.control.protocol import WaitFor
 from litereplica.errors import NotReached
-from litereplica.fuse import nodes
+from litereplica.fuse import names, nodes
 from litereplica.fuse.mountpoint import Owner
 from litereplica.fuse.nodes import Attributes, Directory, GeneratedFile, InodeTable, Node
 from litereplica.fuse.operations import Operations
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.session import FuseSession
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.state import MountState
 from litereplica.fuse.static import StaticFile
 from litereplica.fuse.status import public_status, status
 from litereplica.fuse.status_database import Row, StatusDatabase
@@ -61,7 +62,7 @@ class StaticSession(FuseSession):
         about = GeneratedFile(inodes.allocate(), self._status, public=self._public, waits_until_ready=False)
         tables = StatusDatabase(inodes.allocate(), self.state, files=replica.ltx_files, points=_no_points)
         visible = {name: database, name + b"-pos": pos}
-        hidden = {nodes.STATUS_NAME.encode(): about, nodes.STATUS_DATABASE_NAME.encode(): tables}
+        hidden = {names.STATUS_NAME.encode(): about, names.STATUS_DATABASE_NAME.encode(): tables}
         for node in (Directory(root, visible, hidden=hidden), database, pos, about, tables):
             inodes.add(node)
         owner = Owner(os.getuid(), os.getgid())

@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 
 import litereplica
-from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.options import MountOptions
+from litereplica.fuse.state import MountState
 
 
 def status(options: MountOptions, **parts: object) -> bytes:

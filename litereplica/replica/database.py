@@ -39,17 +39,17 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_pool import PagePool, open_own_pages
 from litereplica.replica.page_reader import PageReader
 from litereplica.replica.past_snapshots import PastSnapshots
+from litereplica.replica.patience import READ_TIMEOUT_S
 from litereplica.replica.poll_status import PollStatus
 from litereplica.replica.relocator import Relocator
 from litereplica.replica.remembered_position import RememberedPosition
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.replica.snapshot import Snapshot, Update, advance, first_snapshot
 from litereplica.replica.statistics import ReplicaStatistics
-from litereplica.replica.store_outage import READ_TIMEOUT_S
 from litereplica.storage.prices import is_priced
 from litereplica.storage.wrappers import MeteredStorage, RetryPolicy, RetryStorage
 from litereplica.times import asleep_s
-from litereplica.types import TXID, FileInfo
+from litereplica.types import TXID, FileInfo, Pgno
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,16 @@ class Replica:
     def watch(self) -> AbstractAsyncContextManager[Changes]:
         """Tell during the block when there may be something new. A hint: most stores have none."""
         return self._store.watch()
+
+    def read_now(self, first: Pgno, last: Pgno, pages: PageMap) -> bytearray | None:
+        """Return consecutive pages of a map one after the other, if that takes no waiting; else None.
+
+        The read-ahead policy learns of it only while there may be pages to be fetched.
+        """
+        found = self._reader.read_now(first, last, pages)
+        if found is not None and not self._hydrator.is_complete:
+            self._reader.note_read(first, last, pages)
+        return found
 
     async def poll(self) -> Update | None:
         """Advance as far as the store leads, by at most some 256 files. None if nothing is new.

@@ -17,13 +17,10 @@ the tier is not used any more.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
-import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -31,16 +28,20 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from litereplica.errors import EnvironmentProblem
-from litereplica.file_access import make_directories
-from litereplica.format import checksum
+from litereplica.replica.cache_files import (
+    RECORD,
+    CacheFiles,
+    hashes_of,
+    open_cache_files,
+    read_records,
+    record_of,
+    write_all,
+)
 from litereplica.replica.page_key import PageKey, Translation, page_key
 from litereplica.replica.slot_index import SlotIndex, key_hash, key_hashes
 from litereplica.runs import consecutive
 
 log = logging.getLogger(__name__)
-
-RECORD: np.dtype[np.void] = np.dtype([("checksum", "<u8"), ("digest", "<u8"), ("pgno", "<u4"), ("zero", "<u4")])
 
 DIRECT_READS = 64
 """Pages that one read takes on the trio thread, 3 µs each, if the kernel has them; a thread costs 100 µs."""
@@ -54,18 +55,6 @@ MAX_PENDING = 16 * 1024 * 1024
 FLUSH_S = 1.0
 """Time limit for writing the queue when the tier is closed; into the kernel's memory that is some 1 GB/s."""
 
-_DISK_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
-"""Errors that are not the user's mistake: pages are then served without this tier."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheFiles:
-    """Descriptors of the three files."""
-
-    format: int
-    pages: int
-    slots: int
-
 
 @asynccontextmanager
 async def open_disk_pages(directory: Path, *, size: int, page_size: int) -> AsyncIterator[DiskPages | None]:
@@ -74,7 +63,7 @@ async def open_disk_pages(directory: Path, *, size: int, page_size: int) -> Asyn
     Raises `EnvironmentProblem` if the directory cannot be used, or if others own it or may write to it.
     """
     with ExitStack() as stack:
-        opened = await trio.to_thread.run_sync(_open, directory, stack, max(1, size // page_size), page_size)
+        opened = await trio.to_thread.run_sync(open_cache_files, directory, stack, max(1, size // page_size), page_size)
         if opened is None:
             yield None
             return
@@ -141,6 +130,34 @@ class DiskPages:
                 self._take(found, slots, pages)
                 self._drop_damaged(slots)
         return found
+
+    def read_now(self, keys: Sequence[PageKey], places: Sequence[memoryview]) -> bool:
+        """Read pages into `places` of one page each, checked, without waiting. False if that is not possible for all.
+
+        Consecutive places and slots are read with one call. Nothing is known of the places after False.
+        """
+        if not (self._readable and self._without_waiting):
+            return False
+        hashes = [key_hash(key) for key in keys]
+        slots = [self._index.first(hashed) for hashed in hashes]
+        if min(slots, default=0) < 0:
+            return False
+        for start, stop in consecutive(slots):
+            records = bytearray((stop - start) * RECORD.itemsize)
+            try:
+                read = os.preadv(self._files.slots, [records], slots[start] * RECORD.itemsize, os.RWF_NOWAIT)
+                content = os.preadv(
+                    self._files.pages, places[start:stop], slots[start] * self._page_size, os.RWF_NOWAIT
+                )
+            except OSError:  # it is not in the kernel's memory, or the disk fails: `read` sees to that
+                return False
+            if read != len(records) or content != (stop - start) * self._page_size:
+                return False
+            expected = (record_of(keys[i], places[i], hashes[i]) for i in range(start, stop))
+            if b"".join(expected) != records:
+                return False
+            self._index.mark_read(slots[start], stop - start)
+        return True
 
     def write_soon(self, pages: dict[PageKey, bytes], *, owner: int = 0) -> None:
         """Queue the pages of an owner that are not here for writing, as many as the queue takes."""
@@ -273,16 +290,16 @@ class DiskPages:
             return None
         if os.preadv(self._files.pages, [page], slot * self._page_size, flags) != len(page):
             return None
-        expected = _record(key, page)
+        expected = record_of(key, page, key_hash(key))
         return bytes(page) if record == expected else None
 
     def _write(self, slots: Sequence[int], pages: dict[PageKey, bytes]) -> None:
         """Pages first, then their records, with one call for each run of consecutive slots."""
         bodies = list(pages.values())
-        records = [_record(key, page) for key, page in pages.items()]
+        records = [record_of(key, page, key_hash(key)) for key, page in pages.items()]
         for start, stop in consecutive(slots):
-            _write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
-            _write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
+            write_all(self._files.pages, bodies[start:stop], slots[start] * self._page_size)
+            write_all(self._files.slots, [b"".join(records[start:stop])], slots[start] * RECORD.itemsize)
 
     def _overwrite(self, slots: list[tuple[int, PageKey]], pages: dict[PageKey, bytes]) -> None:
         for slot, key in slots:
@@ -290,7 +307,7 @@ class DiskPages:
 
     def _rename(self, translation: Translation) -> SlotIndex:
         """Rename the records. The digest is the page's mixed with the key, so the pages need not be read."""
-        records = _read_records(self._files).copy()
+        records = read_records(self._files).copy()
         checksums, pgnos = records["checksum"].astype(np.uint64), records["pgno"].astype(np.uint32)
         renamed = translation(checksums, pgnos)
         renamed[checksums == 0] = 0
@@ -300,86 +317,5 @@ class DiskPages:
         records["checksum"][rows] = renamed[rows]
         for start, stop in consecutive(rows):
             first, last = rows[start], rows[stop - 1]
-            _write_all(self._files.slots, [records[first : last + 1].tobytes()], int(first) * RECORD.itemsize)
-        return self._index.renamed(_hashes(records, self._index.capacity))
-
-
-def _record(key: PageKey, page: bytes | bytearray) -> bytes:
-    """Return the record of a page."""
-    digest = checksum.update(None, page) ^ key_hash(key)
-    return (key >> 32).to_bytes(8, "little") + digest.to_bytes(8, "little") + (key & 0xFFFFFFFF).to_bytes(8, "little")
-
-
-def _write_all(fd: int, parts: list[bytes], offset: int) -> None:
-    wanted = sum(map(len, parts))
-    if os.pwritev(fd, parts, offset) != wanted:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-# --- opening, in a thread ---------------------------------------------------------------------
-
-
-def _open(directory: Path, stack: ExitStack, capacity: int, page_size: int) -> tuple[CacheFiles, SlotIndex] | None:
-    try:
-        files = _open_files(directory, stack)
-        fcntl.flock(files.format, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return files, _load(files, capacity, page_size)
-    except BlockingIOError:
-        log.warning("%s: another mount uses this cache directory; no pages are kept on disk", directory)
-    except OSError as exc:
-        if exc.errno not in _DISK_FAILS:
-            raise EnvironmentProblem(
-                f"the cache directory {directory} cannot be used ({exc.strerror})", hint="name another with --cache-dir"
-            ) from exc
-        log.warning("%s: no pages are kept on disk: %s", directory, exc.strerror)
-    return None
-
-
-def _open_files(directory: Path, stack: ExitStack) -> CacheFiles:
-    make_directories(directory)
-    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    stack.callback(os.close, top)
-    _require_private(directory, os.fstat(top))
-    fds = []
-    for name in ("format", "pages", "slots"):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(name, flags, 0o600, dir_fd=top)
-        stack.callback(os.close, fd)
-        _require_private(directory / name, os.fstat(fd))
-        fds.append(fd)
-    return CacheFiles(*fds)
-
-
-def _require_private(path: Path, found: os.stat_result) -> None:
-    """Raise `EnvironmentProblem` unless only this user can change the file."""
-    kind = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
-    if not kind or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise EnvironmentProblem(
-            f"{path} is not private: others own it, may write to it, or have a link to it",
-            hint="name a directory of your own with --cache-dir",
-        )
-
-
-def _load(files: CacheFiles, capacity: int, page_size: int) -> SlotIndex:
-    """Return the index of the files' pages. Files of another format are emptied."""
-    expected = b"litereplica page cache 1, %d bytes a page\n" % page_size
-    if os.pread(files.format, len(expected) + 1, 0) != expected:
-        for fd in (files.slots, files.pages, files.format):
-            os.ftruncate(fd, 0)
-        _write_all(files.format, [expected], 0)
-    for fd, width in ((files.slots, RECORD.itemsize), (files.pages, page_size)):
-        if os.fstat(fd).st_size > capacity * width:
-            os.ftruncate(fd, capacity * width)
-    return SlotIndex(_hashes(_read_records(files), capacity))
-
-
-def _read_records(files: CacheFiles) -> NDArray[np.void]:
-    data = os.pread(files.slots, os.fstat(files.slots).st_size, 0)
-    return np.frombuffer(data, RECORD, count=len(data) // RECORD.itemsize)
-
-
-def _hashes(records: NDArray[np.void], capacity: int) -> NDArray[np.uint64]:
-    used = np.flatnonzero(records["checksum"])
-    hashes = np.zeros(capacity, np.uint64)
-    hashes[used] = key_hashes(records["checksum"][used].astype(np.uint64), records["pgno"][used].astype(np.uint32))
-    return hashes
+            write_all(self._files.slots, [records[first : last + 1].tobytes()], int(first) * RECORD.itemsize)
+        return self._index.renamed(hashes_of(records, self._index.capacity))

@@ -42,6 +42,7 @@ from litereplica.replica.readahead import ReadAhead
 from litereplica.replica.second_try import first_answer
 from litereplica.replica.store_outage import StoreOutage
 from litereplica.replica.throughput_model import ThroughputModel
+from litereplica.types import Pgno
 
 PARALLEL_FETCHES = 8
 """Requests at the same time for readers. With those for read-ahead they fit a usual pool of 16 connections."""
@@ -241,12 +242,11 @@ class Fetcher:
 
     # --- what will probably be wanted ----------------------------------------------------------
 
-    def note_read(self, pgnos: NDArray[np.uint32], around: PageMap, policy: ReadAhead | None = None) -> int:
-        """Readers read these pages (ascending) of a map, wherever they are. Returns the window for those that miss.
+    def note_read(self, first: Pgno, last: Pgno, around: PageMap, policy: ReadAhead | None = None) -> int:
+        """Readers read these pages of a map, wherever they are. Returns the window for those that miss.
 
         Fetches ahead what the policy says, without waiting. `policy` is that of readers of a map of its own.
         """
-        first, last = int(pgnos[0]), int(pgnos[-1])
         now = trio.current_time()
         advice = (policy or self._policy).read(first, last, commit=around.commit, now=now, link=self.link)
         for stream in advice.over:

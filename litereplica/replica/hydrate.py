@@ -143,6 +143,11 @@ class Hydrator:
         self._rate: float | None = None
         self._free_at = -np.inf  # when the rate allows the next request
 
+    @property
+    def is_complete(self) -> bool:
+        """True if all pages were at hand when they were last looked at, and the map has not changed since."""
+        return self._state is HydrationState.COMPLETE and not self._wake.is_set()
+
     def wake(self) -> None:
         """Begin a pass, because the map has changed."""
         self._wake.set()

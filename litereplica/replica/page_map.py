@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from litereplica.format.sqlite import lock_pgno
 from litereplica.replica.file_holders import FileHolders
+from litereplica.types import Pgno
 
 LOCATION: np.dtype[np.void] = np.dtype([("file", np.uint32), ("size", np.uint32), ("offset", np.uint64)])
 """Place of a page: id of the file in a `FileTable` (0 = no page there), size and offset of its frame in bytes."""
@@ -74,6 +75,16 @@ class PageMap:
                 at = order[part]
                 found[at] = self._chunks[chunk_id][rows[at] & (CHUNK - 1)]
         return found
+
+    def file_ids(self, first: Pgno, last: Pgno) -> list[int]:
+        """Return the file id of each page from `first` to `last`, which are within `commit`: 0 for none."""
+        start, stop = first - 1, last
+        ids: list[int] = []
+        while start < stop:
+            chunk, row = self._chunks[start >> _SHIFT], start & (CHUNK - 1)
+            ids += chunk["file"][row : row + stop - start].tolist()
+            start += CHUNK - row
+        return ids
 
     def applied(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, commit: int) -> PageMap:
         """Return the map after a file with these pages (ascending) has made the database `commit` pages long.

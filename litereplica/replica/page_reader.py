@@ -24,6 +24,7 @@ from litereplica.replica.page_key import PageKey, page_key
 from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_store import PageStore
 from litereplica.replica.readahead import MIN_WINDOW, ReadAhead
+from litereplica.types import Pgno
 
 _LOCK_PAGE: PageKey = -1
 """Stands in for the key of the lock page, which is in no file."""
@@ -45,6 +46,28 @@ class PageReader:
         """Number of pages that came from the store."""
         return self._fetcher.pages_fetched
 
+    def read_now(self, first: Pgno, last: Pgno, pages: PageMap) -> bytearray | None:
+        """Return consecutive pages of a map one after the other, if that takes no waiting; else None. No checkpoint."""
+        checksums: dict[int, int] = {}
+        file_ids = pages.file_ids(first, last)
+        for file_id in set(file_ids):
+            file = self._files.get(file_id)
+            if file is None or file_id in self._files.condemned:
+                return None
+            checksums[file_id] = file.checksum
+        keys = [page_key(checksums[file_id], pgno) for pgno, file_id in enumerate(file_ids, first)]
+        found = self._pages.read_now(keys)
+        if found is None:
+            return None
+        content, from_disk = found
+        self.pages_from_disk += from_disk
+        self.pages_from_memory += len(keys) - from_disk
+        return content
+
+    def note_read(self, first: Pgno, last: Pgno, pages: PageMap) -> None:
+        """Let the read-ahead policy know of a read that was answered by `read_now`."""
+        self._fetcher.note_read(first, last, pages)
+
     async def read(
         self,
         pgnos: NDArray[np.uint32],
@@ -65,7 +88,9 @@ class PageReader:
             StorageError: from the store.
         """
         keys = self._keys(pgnos, locations)
-        window = MIN_WINDOW if around is None or not keys else self._fetcher.note_read(pgnos, around, policy)
+        window = MIN_WINDOW
+        if around is not None and keys:
+            window = self._fetcher.note_read(int(pgnos[0]), int(pgnos[-1]), around, policy)
         found: dict[PageKey, bytes] = {_LOCK_PAGE: bytes(self._pages.page_size)}
         missing: dict[PageKey, int] = {}
         for i, key in enumerate(keys):

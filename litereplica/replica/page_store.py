@@ -43,6 +43,27 @@ class PageStore:
         """Return a page that is in memory, or None. No I/O."""
         return self._memory.get(key)
 
+    def read_now(self, keys: Sequence[PageKey]) -> tuple[bytearray, int] | None:
+        """Return pages one after the other, if all are in memory or can be read from disk without waiting; else None.
+
+        Also returns how many are from disk. These are not put into memory: the kernel has them there.
+        """
+        size = self.page_size
+        found = bytearray(len(keys) * size)
+        view = memoryview(found)
+        wanted: list[PageKey] = []
+        places: list[memoryview] = []
+        for i, key in enumerate(keys):
+            page, place = self._memory.get(key), view[i * size : (i + 1) * size]
+            if page is not None:
+                place[:] = page
+            else:
+                wanted.append(key)
+                places.append(place)
+        if wanted and (self._disk is None or not self._disk.read_now(wanted, places)):
+            return None
+        return found, len(wanted)
+
     def holds(self, key: PageKey) -> bool:
         """True if the page is in memory, or probably on disk. Does not count as a use."""
         return key in self._memory or (self._disk is not None and self._disk.holds(key))

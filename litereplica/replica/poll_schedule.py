@@ -20,6 +20,7 @@ from enum import StrEnum
 import trio
 
 from litereplica.file_events import Changes
+from litereplica.replica.patience import MAX_INTERVAL_S
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ GRACE_S = 60.0
 
 IDLE_SHARE = 0.1
 """The pause between polls as a share of the idle time."""
-
-MAX_INTERVAL_S = 30.0
-"""Longest pause: at S3's list prices 3.5 cents a month."""
 
 PAUSE_AFTER_S = 600.0
 """Polls stop after this idle time, until a file is opened."""

@@ -73,6 +73,13 @@ class SlotIndex:
                 yield entry - 1
             entry = following
 
+    def first(self, hashed: int) -> int:
+        """Return the first slot of a page by its `key_hash`; -1 if there is none. Others may follow: see `find`."""
+        entry = self._heads.item(hashed & self._bucket_mask)
+        while entry and self._hashes.item(entry - 1) != hashed:
+            entry = self._links.item(entry - 1)
+        return entry - 1
+
     def contains(self, checksums: NDArray[np.uint64], pgnos: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Which of many pages `find` would find a slot for: all chains are followed at the same time."""
         wanted = key_hashes(checksums, pgnos)
@@ -87,9 +94,9 @@ class SlotIndex:
             rows = rows[~hit & (entries[rows] != 0)]
         return found
 
-    def mark_read(self, slot: int) -> None:
-        """Record that the page in a slot has been read."""
-        self._read[slot] = 1
+    def mark_read(self, slot: int, count: int = 1) -> None:
+        """Record that the page in a slot, or those in `count` slots, have been read."""
+        self._read[slot : slot + count] = 1
 
     def take(self, count: int, *, owner: int = 0, share: int = 0) -> list[int]:
         """Empty up to `count` different slots for new pages of an owner: at least one, if there are any.

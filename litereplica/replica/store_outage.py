@@ -18,10 +18,6 @@ import trio
 
 from litereplica.errors import LiteReplicaError, TransientStorageError
 
-READ_TIMEOUT_S = 30.0
-"""How long one read waits at most. The kernel asks once more for what its own read-ahead did not get, but by then the
-outage is declared."""
-
 PROBE_WAIT_S = 0.5
 """How long readers wait for a probe: an answer of a store that is back usually comes earlier."""
 

@@ -5,7 +5,7 @@ This layer knows nothing of LTX, and importing it imports no client library.
 base         the contract: `Storage`, its values and its errors
 open         opens the storage that a replica URL names; lists what a new kind of store touches
 url          parses replica URLs
-keys         rules for keys and ranges
+keys, ranges rules for keys, for ranges
 credentials  a key pair
 file         objects as files; uses file_operations
 s3           objects in a bucket through boto3; uses s3_client, s3_errors and s3_upload

@@ -13,7 +13,7 @@ Keys are relative to the root that the URL names. They have components separated
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, Matters
+from litereplica.storage.keys import is_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,14 @@ class DirectoryListing:
 
     directories: list[str]
     objects: list[ObjectInfo]
+
+    @classmethod
+    def of(cls, prefix: str, prefixes: Iterable[str], objects: Iterable[ObjectInfo]) -> DirectoryListing:
+        """Return the directory at `prefix`, of a store's answer: keys that begin with it, beginnings of longer ones."""
+        names = {each.removeprefix(prefix).strip("/") for each in prefixes if each.startswith(prefix)}
+        directly = {info.key: info for info in objects if info.key.startswith(prefix) and is_key(info.key)}
+        here = [info for key, info in sorted(directly.items()) if "/" not in key.removeprefix(prefix)]
+        return cls(sorted(name for name in names if is_key(name) and "/" not in name), here)
 
 
 class Storage(ABC):

@@ -35,15 +35,9 @@ from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
 from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
-from litereplica.storage.keys import (
-    is_key,
-    resolve_range,
-    validate_directory,
-    validate_key,
-    validate_prefix,
-    validate_range,
-)
+from litereplica.storage.keys import is_key, validate_directory, validate_key, validate_prefix
 from litereplica.storage.pace import ListingPace
+from litereplica.storage.ranges import resolve_range, validate_range
 
 T = TypeVar("T")
 

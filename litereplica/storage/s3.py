@@ -24,16 +24,9 @@ import trio
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage, Suffix
-from litereplica.storage.keys import (
-    directory_of,
-    is_key,
-    resolve_range,
-    validate_directory,
-    validate_key,
-    validate_prefix,
-    validate_range,
-)
+from litereplica.storage.keys import is_key, validate_directory, validate_key, validate_prefix
 from litereplica.storage.pace import ListingPace
+from litereplica.storage.ranges import resolve_range, validate_range
 from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, given_time_ms, send_content_md5
 from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import Target, upload_in_parts
@@ -162,7 +155,7 @@ class S3Storage(Storage):
                 pace.received(len(shown) + len(page.get("Contents", ())))
                 prefixes += shown
                 objects += [self._info(entry) for entry in page.get("Contents", ())]
-            return directory_of(prefix, prefixes, objects)
+            return DirectoryListing.of(prefix, prefixes, objects)
 
         return await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
 

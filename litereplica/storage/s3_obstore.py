@@ -27,16 +27,9 @@ import trio
 from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
 from litereplica.storage import s3_client, s3_errors, s3_upload
 from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage
-from litereplica.storage.keys import (
-    directory_of,
-    is_key,
-    resolve_range,
-    validate_directory,
-    validate_key,
-    validate_prefix,
-    validate_range,
-)
+from litereplica.storage.keys import is_key, validate_directory, validate_key, validate_prefix
 from litereplica.storage.pace import ListingPace, Pace
+from litereplica.storage.ranges import resolve_range, validate_range
 from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage, is_empty
 from litereplica.storage.s3_client import given_time_ms
 from litereplica.storage.s3_connection import Connection, connect, request_timeout_s
@@ -172,7 +165,7 @@ class ObstoreS3Storage(Storage):
 
             found = obstore.list_with_delimiter(store, prefix or None)
             prefixes = (str(each) + "/" for each in found["common_prefixes"])
-            return directory_of(prefix, prefixes, [_info(meta, meta["path"]) for meta in found["objects"]])
+            return DirectoryListing.of(prefix, prefixes, [_info(meta, meta["path"]) for meta in found["objects"]])
 
         return await self._run(
             f"list {prefix or 'objects'}", fetch, lambda: self._complete.list_directory(prefix), key=prefix

@@ -15,7 +15,8 @@ import trio
 
 from litereplica.errors import NotFound, PreconditionFailed
 from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
-from litereplica.storage.keys import resolve_range, validate_directory, validate_key, validate_prefix, validate_range
+from litereplica.storage.keys import validate_directory, validate_key, validate_prefix
+from litereplica.storage.ranges import resolve_range, validate_range
 from litereplica.times import wall_clock_ms
 
 

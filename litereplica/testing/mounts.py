@@ -22,7 +22,7 @@ from typing import Any
 
 from litereplica.format.names import parse_txid
 from litereplica.fuse import mountpoint as mountpoints
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 from litereplica.types import TXID, Pos
 
 COMMAND_DEADLINE_S = 60.0

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import click
 
-from benchmarks import cold, compact, cost, hydration, lag, report, restore, warm, writer, writer_idle
+from benchmarks import (
+    cold,
+    commands,
+    compact,
+    cost,
+    hydration,
+    lag,
+    report,
+    restore,
+    uncached,
+    warm,
+    writer,
+    writer_idle,
+)
 from benchmarks.results import Result
 from benchmarks.setting import FULL, QUICK, Setting, open_setting
 
@@ -18,11 +31,13 @@ Benchmark = Callable[[Setting], tuple[Result, ...]]
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "cold-first-query": cold.first_query,
+    "commands": commands.commands,
     "further-connections": cold.further_connections,
     "cold-lookups": cold.random_lookups,
     "cold-scan": cold.scan,
     "hydration": hydration.hydration,
     "warm": warm.warm_queries,
+    "uncached-reads": uncached.uncached_reads,
     "lag": lag.lag,
     "idle": cost.idle,
     "load": cost.under_load,

@@ -33,14 +33,14 @@ def first_query(setting: Setting) -> tuple[Result, ...]:
             unit="s",
             method=method,
             series=_series(setting, subjects, measure),
-            comparisons=(Comparison(MOUNT, VFS, Goal(1.3)), Comparison(MOUNT, RESTORE, Goal(0.3))),
+            comparisons=(Comparison(MOUNT, VFS, Goal(1.2)), Comparison(MOUNT, RESTORE, Goal(0.3))),
         ),
         Result(
             title="Cold first query, file://",
             unit="s",
             method="The same with a replica in a directory of this machine.",
             series=_series(setting, subjects, measure, replica=_local),
-            comparisons=(Comparison(MOUNT, None, Goal(0.6)), Comparison(MOUNT, RESTORE)),
+            comparisons=(Comparison(MOUNT, None, Goal(0.4)), Comparison(MOUNT, RESTORE)),
         ),
     )
 

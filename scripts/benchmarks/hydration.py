@@ -30,7 +30,7 @@ def hydration(setting: Setting) -> tuple[Result, ...]:
         with setting.distant(setting.direct_url) as (url, _), mounted(setting, url) as ready:
             assert ready.mount is not None
             ready_at = time.perf_counter()
-            _wait_until_complete(ready.mount)
+            wait_until_complete(ready.mount)
             since_ready_s = time.perf_counter() - ready_at
         samples[SINCE_READY].append(since_ready_s)
         samples[MOUNT].append(ready.seconds + since_ready_s)
@@ -48,7 +48,8 @@ def hydration(setting: Setting) -> tuple[Result, ...]:
     return (result,)
 
 
-def _wait_until_complete(mount: MountedReplica) -> None:
+def wait_until_complete(mount: MountedReplica) -> None:
+    """Return once a mount has every page. Raises `MountError`."""
     deadline = time.perf_counter() + LIMIT_S
     while mount.status()["replica"]["hydration"]["state"] != COMPLETE:
         if time.perf_counter() > deadline:

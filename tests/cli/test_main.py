@@ -24,8 +24,6 @@ from litereplica.cli.params import log_level_option
 from litereplica.errors import ConfigurationErrors, ConflictError, ExitCode, LiteReplicaError, UsageError
 from tests.cli.logging_state import logging_restored
 
-HEAVY = {"boto3", "botocore", "obstore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
-
 
 def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "litereplica", *arguments]
@@ -268,17 +266,6 @@ def test_help_names_every_command_and_exit_code() -> None:
     assert set(ExitCode) <= set(main.EXIT_CODES)
     for code, meaning in main.EXIT_CODES.items():
         assert re.search(rf"^ +{code:d}  {re.escape(meaning)}$", result.stdout, re.MULTILINE)
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
-def test_start_imports_nothing_heavy(arguments: list[str]) -> None:
-    script = "import sys; from litereplica.cli import main; code = main.run(sys.argv[1:])\n"
-    script += "print('\\n'.join(sys.modules), file=sys.stderr); sys.exit(code)"
-    child = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
-    assert child.returncode == 0
-    modules = child.stderr.split()
-    assert "click" in modules
-    assert not {name.split(".")[0] for name in modules} & HEAVY
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)

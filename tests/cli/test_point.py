@@ -10,6 +10,7 @@ import click
 import pytest
 from trio.testing import MockClock as Clock
 
+from litereplica.cli.find_point import resolve
 from litereplica.cli.point import (
     LATEST,
     POINT,
@@ -19,7 +20,6 @@ from litereplica.cli.point import (
     parse_point,
     parse_timestamp,
     parse_txid,
-    resolve,
 )
 from litereplica.errors import NoReplica, PointNotFound, UsageError
 from litereplica.times import format_time

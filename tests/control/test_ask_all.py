@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,17 +171,3 @@ def test_a_document_of_another_form_is_an_error_of_one_line(alices: Path, record
         wait_for_listener(alices / "1.sock")
         with pytest.raises(EnvironmentProblem, match="unexpected form"):
             show_records(find_records(Subject()), Subject(), as_json=False)
-
-
-def test_commands_that_only_ask_import_nothing_heavy() -> None:
-    """The event loop, arrays, stores and SQLite take most of the time of a start."""
-    import subprocess
-
-    source = (
-        "import sys; from litereplica.cli.main import run; code = run(sys.argv[1:]); "
-        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
-    )
-    heavy = {"trio", "numpy", "boto3", "obstore", "apsw", "rich", "sqlite3", "yaml", "pyfuse3", "asyncio", "dateparser"}
-    for arguments in (["status", "/no/such.db"], ["health", "/no/such.db"], ["sync", "/no/such.db"]):
-        done = subprocess.run([sys.executable, "-c", source, *arguments], capture_output=True, text=True, check=False)
-        assert not heavy & set(done.stderr.splitlines()[-1].split()), arguments

@@ -19,7 +19,7 @@ import trio
 
 from litereplica.fuse import live
 from litereplica.fuse.mount import serve
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica.database import Replica, open_replica
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from litereplica.fuse import live_service, mount
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica import poll_schedule
 from litereplica.replica.database import Replica, open_replica

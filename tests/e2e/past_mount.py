@@ -15,7 +15,7 @@ import trio
 
 from litereplica.fuse import at_tree
 from litereplica.fuse.mount import serve
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.replica import past_snapshots
 from tests.e2e.healing_mount import opened
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from litereplica.fuse import mountpoint as mountpoints
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 from tests.e2e.idle_mount import PAUSE_AFTER_S
 from tests.helpers.publisher import Publisher
 

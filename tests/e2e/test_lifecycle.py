@@ -21,7 +21,7 @@ import pytest
 
 from litereplica.errors import ExitCode
 from litereplica.fuse import mountpoint as mountpoints
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 from litereplica.testing.mounts import MountedReplica, litereplica_binary, wait_for_end
 from tests.conftest import S3Bucket
 from tests.helpers.namespaces import in_a_namespace

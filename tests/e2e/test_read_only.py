@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.fuse import mountpoint as mountpoints
-from litereplica.fuse.nodes import AT_NAME, STATUS_NAME
+from litereplica.fuse.names import AT_NAME, STATUS_NAME
 from litereplica.testing.mounts import MountedReplica
 from tests.helpers.publisher import Publisher
 

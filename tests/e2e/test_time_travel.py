@@ -23,7 +23,7 @@ from litereplica.errors import ExitCode
 from litereplica.format.names import Layout, file_key
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.at_tree import LISTED_POINTS
-from litereplica.fuse.nodes import AT_NAME
+from litereplica.fuse.names import AT_NAME
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.helpers.publisher import Publisher
 from tests.helpers.thousand import LongHistory, digest

@@ -22,10 +22,10 @@ from litereplica.format.names import Layout, file_key
 from litereplica.fuse.active_databases import ActiveDatabases
 from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.nodes import Attributes, InodeTable, Node
+from litereplica.fuse.options import MountOptions
 from litereplica.fuse.prefix_database import PrefixDatabase
 from litereplica.fuse.prefix_tree import PrefixTree
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.prefix import Prefix

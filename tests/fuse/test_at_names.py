@@ -6,7 +6,7 @@ import pytest
 
 from litereplica.errors import UsageError
 from litereplica.fuse.at_names import Wanted, parse, txid_name
-from litereplica.fuse.nodes import AT_NAME, check_database_name
+from litereplica.fuse.names import AT_NAME, check_database_name
 
 
 @pytest.mark.parametrize("txid", [1, 42, 2**64 - 1])

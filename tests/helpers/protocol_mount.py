@@ -27,7 +27,7 @@ from litereplica.format.sqlite import DatabaseHeader
 from litereplica.fuse import live as live_module
 from litereplica.fuse.live import LiveDatabase
 from litereplica.fuse.mount import Session
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
@@ -84,6 +84,12 @@ class ScriptedReplica:
 
     async def heal(self) -> None:
         return None
+
+    def read_now(self, first: int, last: int, pages: PageMap) -> bytearray:
+        txids = pages.lookup(np.arange(first, last + 1, dtype=np.uint32))["offset"].tolist()
+        return bytearray(b"").join(
+            self._pages[pgno - 1].replace(marker(), b"%0*d" % (DIGITS, txid)) for pgno, txid in enumerate(txids, first)
+        )
 
     async def read(
         self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, around: PageMap | None = None

@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock as Clock
 
-from litereplica.cli import point
+from litereplica.cli.find_point import resolve
+from litereplica.cli.point import Point
 from litereplica.errors import DamagedFile, FileVanished, GapError, NotFound
 from litereplica.ltxstore.catalog import Catalog
 from litereplica.ltxstore.plan import plan_restore
@@ -78,7 +79,7 @@ async def test_point_whose_files_are_compacted_during_each_listing_is_restored(
 async def test_point_whose_files_are_compacted_during_each_listing_is_resolved(
     autojump_clock: Clock, climbing: LTXStore
 ) -> None:
-    assert await point.resolve(climbing, point.Point(txid=3)) == 3
+    assert await resolve(climbing, Point(txid=3)) == 3
 
 
 async def test_point_whose_files_are_compacted_during_each_listing_is_mounted(

@@ -416,7 +416,9 @@ class ReaderMachine(RuleBasedStateMachine):
         pgnos = np.arange(1, snapshot.commit + 1, dtype=np.uint32)
 
         async def read() -> list[bytes]:
-            return await self.replica.read(pgnos, snapshot.pages.lookup(pgnos), around=snapshot.pages)
+            pages = await self.replica.read(pgnos, snapshot.pages.lookup(pgnos), around=snapshot.pages)
+            assert self.replica.read_now(1, snapshot.commit, snapshot.pages) in (None, b"".join(pages))
+            return pages
 
         return dict(zip(pgnos.tolist(), self.trio.run(read), strict=True))
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from litereplica.errors import EnvironmentProblem
 from litereplica.replica import disk_pages
-from litereplica.replica.disk_pages import RECORD, DiskPages, open_disk_pages
+from litereplica.replica.cache_files import RECORD, write_all
+from litereplica.replica.disk_pages import DiskPages, open_disk_pages
 from litereplica.replica.page_key import PageKey, page_key
 
 PAGE_SIZE = 512
@@ -41,6 +42,15 @@ async def reopened(directory: Path, keys: list[PageKey], *, slots: int = 64) -> 
         return await disk.read(keys)
 
 
+def read_now(disk: DiskPages, keys: list[PageKey]) -> dict[PageKey, bytes] | None:
+    """What can be had of the disk without waiting."""
+    content = bytearray(len(keys) * PAGE_SIZE)
+    places = [memoryview(content)[i * PAGE_SIZE : (i + 1) * PAGE_SIZE] for i in range(len(keys))]
+    if not disk.read_now(keys, places):
+        return None
+    return {key: bytes(place) for key, place in zip(keys, places, strict=True)}
+
+
 async def fill(directory: Path, contents: dict[PageKey, bytes], *, slots: int = 64) -> None:
     async with open_disk_pages(directory, size=slots * PAGE_SIZE, page_size=PAGE_SIZE) as disk:
         assert disk is not None
@@ -51,6 +61,20 @@ async def test_pages_survive_a_restart(tmp_path: Path) -> None:
     await fill(tmp_path / "cache", pages(*range(1, 41)))
     wanted = pages(*range(1, 50))
     assert await reopened(tmp_path / "cache", list(wanted)) == pages(*range(1, 41))
+
+
+async def test_pages_in_any_order_are_read_without_waiting_if_all_are_there(tmp_path: Path) -> None:
+    await fill(tmp_path / "cache", pages(*range(1, 41)))
+    async with open_disk_pages(tmp_path / "cache", size=64 * PAGE_SIZE, page_size=PAGE_SIZE) as disk:
+        assert disk is not None
+        for numbers in ([7], [3, 4, 5, 6], [9, 8, 30, 31, 1], list(range(1, 41)), [5, 5]):
+            assert read_now(disk, [page_key(CHECKSUM, n) for n in numbers]) == pages(*numbers)
+        assert read_now(disk, list(pages(1, 2, 41))) is None
+        assert read_now(disk, [page_key(CHECKSUM + 1, 1)]) is None
+        disk.write_soon(pages(41))
+        assert read_now(disk, list(pages(41))) is None, "it is not on disk yet"
+        await written(disk)
+        assert read_now(disk, list(pages(40, 41))) == pages(40, 41)
 
 
 async def test_a_page_is_known_by_its_content_not_by_its_number_alone(tmp_path: Path) -> None:
@@ -131,8 +155,11 @@ def test_damage_is_a_miss_and_never_wrong_bytes(
                 damage(cache / name, position)
         async with open_disk_pages(cache, size=64 * PAGE_SIZE, page_size=PAGE_SIZE) as disk:
             assert disk is not None
+            singly = [read_now(disk, [key]) for key in contents]
+            at_once = read_now(disk, list(contents))
             found = await disk.read(list(contents))
             assert found.items() <= contents.items()
+            assert all(each is None or each.items() <= found.items() for each in [at_once, *singly])
             disk.write_soon(contents)
         assert await reopened(cache, list(contents)) == contents
 
@@ -154,7 +181,6 @@ async def test_a_file_of_another_cache_gives_no_wrong_page(tmp_path: Path, name:
 async def test_a_kill_between_page_and_record_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     await fill(cache, pages(1, 2, 3), slots=3)
-    write_all = disk_pages._write_all
     calls = []
 
     def only_the_pages(fd: int, parts: list[bytes], offset: int) -> None:
@@ -162,7 +188,7 @@ async def test_a_kill_between_page_and_record_is_a_miss(tmp_path: Path, monkeypa
         if len(calls) == 1:
             write_all(fd, parts, offset)
 
-    monkeypatch.setattr(disk_pages, "_write_all", only_the_pages)
+    monkeypatch.setattr(disk_pages, "write_all", only_the_pages)
     await fill(cache, pages(4, 5), slots=3)
     assert len(calls) == 2
     monkeypatch.undo()
@@ -178,7 +204,7 @@ async def test_a_disk_that_fails_is_said_once_and_done_without(
 
     async with open_disk_pages(tmp_path / "cache", size=1 << 20, page_size=PAGE_SIZE) as disk:
         assert disk is not None
-        monkeypatch.setattr(disk_pages, "_write_all", fail)
+        monkeypatch.setattr(disk_pages, "write_all", fail)
         for n in range(3):
             disk.write_soon(pages(n + 1))
             await trio.testing.wait_all_tasks_blocked(0.01)

@@ -17,7 +17,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
-from litereplica.replica.store_outage import READ_TIMEOUT_S
+from litereplica.replica.patience import READ_TIMEOUT_S
 from litereplica.storage.base import Blob, ObjectInfo, Range
 from litereplica.storage.wrappers import WrapperStorage
 from litereplica.testing.memory import MemoryStorage

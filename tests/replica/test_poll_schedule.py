@@ -13,13 +13,13 @@ import trio.testing
 
 from litereplica.format.names import Layout
 from litereplica.fuse.live_service import schedule_of
-from litereplica.fuse.state import MountOptions
+from litereplica.fuse.options import MountOptions
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
+from litereplica.replica.patience import MAX_INTERVAL_S
 from litereplica.replica.poll_schedule import (
     FRESHEN_LIMIT_S,
     GRACE_S,
-    MAX_INTERVAL_S,
     PAUSE_AFTER_S,
     PollSchedule,
     PollState,

@@ -12,7 +12,7 @@ import sys
 import pyfuse3
 import trio
 
-from litereplica.fuse.nodes import STATUS_NAME
+from litereplica.fuse.names import STATUS_NAME
 
 _STATUS = 2
 
