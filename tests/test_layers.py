@@ -66,6 +66,7 @@ ALLOWED = {
         "history",
     },
     "control": {"errors", "foreign_directory", "times"},
+    "web": {"control", "errors", "times"},
     "writer": {
         "file_access",
         "control",
@@ -85,10 +86,11 @@ ALLOWED = {
         "compaction",
         "restore",
     },
-    "config": {"file_access", "errors", "log_levels", "types", "times", "storage", "compaction", "writer"},
-    "fuse": {"control", "errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
+    "config": {"control", "file_access", "errors", "log_levels", "types", "times", "storage", "compaction", "writer"},
+    "fuse": {"control", "web", "errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
     "cli": {
         "control",
+        "web",
         "file_access",
         "errors",
         "log_levels",

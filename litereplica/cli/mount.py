@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from litereplica.cli.metrics_options import listening_at, metrics_options
 from litereplica.cli.mount_prefix import HYDRATE, MountCommand, Selection
 from litereplica.cli.params import DURATION, SIZE, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
@@ -23,6 +24,7 @@ from litereplica.cli.replica_of import ReplicaOf, replica_argument
 
 if TYPE_CHECKING:
     from litereplica.cli.mount_run import MountPlan
+    from litereplica.control.address import Address
     from litereplica.fuse.state import MountOptions
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ QUEUED_READS_S = 3.0
 @click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
+@metrics_options
 @log_level_option
 @click.option(
     "--log-file",
@@ -133,6 +136,8 @@ def command(
     txid: int | None,
     allow_other: bool,
     foreground: bool,
+    metrics_addr: Address | None,
+    metrics_token_file: Path | None,
     log_file: Path | None,
     log_format: str,
 ) -> None:
@@ -180,6 +185,7 @@ def command(
         read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
         cache_dir=cache,
         log_file=_log_file(log_file, cache, foreground=foreground),
+        listen=listening_at(metrics_addr, metrics_token_file),
     )
     _check_staleness(options)
     plan = MountPlan(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import InodeTable, Node
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.status_database import Row
 from litereplica.replica.database import Replica
 from litereplica.replica.malloc_tuning import give_back
 
@@ -63,6 +64,9 @@ class Database(Protocol):
 
     def state(self) -> MountState | None:
         """The state of this moment; None unless it is active."""
+
+    async def points(self) -> Sequence[Row]:
+        """The newest points; none unless it is active."""
 
     def is_idle(self, for_s: float) -> bool:
         """True if it is active and nobody has used it for this time."""

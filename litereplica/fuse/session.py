@@ -17,8 +17,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pyfuse3
@@ -33,6 +33,7 @@ from litereplica.fuse.nodes import STATUS_NAME
 from litereplica.fuse.operations import Operations
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import MountOptions, MountState
+from litereplica.fuse.status_database import Row
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,10 @@ class FuseSession:
         """Return what is mounted, as JSON objects."""
         return [self.state().record()]
 
+    async def points(self, path: str) -> Sequence[Row]:
+        """Return the newest points in time of the database at `path`, ascending; none of a mount that is one."""
+        return ()
+
     async def reach(self, wanted: WaitFor) -> None:
         """Return when transactions that begin now see what is wanted. Waits without limit."""
         raise NotImplementedError
@@ -114,7 +119,7 @@ class FuseSession:
             mountpoint.raise_max_background(self._mount)
         mounted = True
         try:
-            async with serving(self._control.routes()), trio.open_nursery() as self._tasks:
+            async with self._serving(), trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._watch_signals, signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)
@@ -129,6 +134,17 @@ class FuseSession:
             pyfuse3.close(unmount=False)
             self._close_own()  # not before: nobody would answer the requests that this makes
         log.info("unmounted %s", path)
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """Answer on the control socket during the block, and on TCP if there is an address."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serving(self._control.routes()))
+            if self._options.listen is not None:
+                from litereplica.web.served import serving_tcp  # takes time to import, and few want it
+
+                await stack.enter_async_context(serving_tcp(self._options.listen, self._control))
+            yield
 
     def _init_fuse(self) -> None:
         source = mountpoint.option_value(self._options.url)

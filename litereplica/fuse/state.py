@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from litereplica.control.address import Listen
 from litereplica.fuse.client_locks import Reader
 from litereplica.replica.poll_schedule import MAX_INTERVAL_S, PollScheduleStatistics, PollState
 from litereplica.replica.statistics import ReplicaStatistics
@@ -45,6 +46,7 @@ class MountOptions:
     read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel
     cache_dir: Path | None = None
     log_file: Path | None = None
+    listen: Listen | None = None  # where metrics are served
 
     @property
     def request_limit_s(self) -> float:
