@@ -29,6 +29,7 @@ ALLOWED = {
     "foreign_directory": {"errors"},
     "types": set(),
     "log_levels": set(),
+    "printable": set(),
     "concurrent": {"errors"},
     "format": {"errors", "types", "times"},
     "storage": {"file_access", "file_events", "errors", "types", "times", "memory", "concurrent"},
@@ -66,7 +67,7 @@ ALLOWED = {
         "history",
     },
     "control": {"errors", "foreign_directory", "times"},
-    "web": {"control", "errors", "times"},
+    "web": {"control", "errors", "printable", "times"},
     "writer": {
         "file_access",
         "control",
@@ -90,6 +91,7 @@ ALLOWED = {
     "fuse": {"control", "web", "errors", "file_locks", "types", "times", "runs", "concurrent", "format", "replica"},
     "cli": {
         "control",
+        "printable",
         "web",
         "file_access",
         "errors",

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from litereplica.control.address import LOOPBACK, Address, Listen
@@ -67,7 +68,9 @@ class Guard:
         if self._token:
             if hmac.compare_digest(_token_of(request), self._token):
                 return None
-            challenge = [("WWW-Authenticate", 'Basic realm="litereplica", charset="UTF-8"')]
+            # only a page that is opened asks the user: what a script fetches would hang behind the question
+            asks = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+            challenge = [("WWW-Authenticate", 'Basic realm="litereplica", charset="UTF-8"')] if asks else []
             return _refusal(HTTPStatus.UNAUTHORIZED, "a token is needed, as a password or as a bearer", challenge)
         if not self._is_ours(request.headers.get("host", "")):
             return _refusal(
@@ -104,5 +107,5 @@ def _token_of(request: Request) -> bytes:
     return b""
 
 
-def _refusal(status: HTTPStatus, text: str, headers: list[tuple[str, str]] | None = None) -> Response:
-    return Response(status=status, content_type=TEXT_TYPE, body=f"{text}\n".encode(), headers=headers or [])
+def _refusal(status: HTTPStatus, text: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    return Response(status=status, content_type=TEXT_TYPE, body=f"{text}\n".encode(), headers=headers)

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from litereplica.printable import printable
 from litereplica.times import wall_clock_ms
 from litereplica.web.families import BOTH, COUNTER, FAMILIES, UNTYPED, WRITER, Family, FileSizes, Scrape
 
@@ -54,8 +55,8 @@ _TYPES = {UNTYPED: "unknown", COUNTER: "counter"}
 
 
 def _label(text: str) -> str:
-    """A value that can be encoded: the bytes of a name that are not UTF-8 are written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A value that can be encoded and shown: control characters and bytes that are not UTF-8 are written as escapes."""
+    return printable(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _sizes(document: Mapping[str, Any]) -> dict[str, FileSizes]:

@@ -20,6 +20,7 @@ from litereplica.control.health import MAX_LAG_S, alive, sickness
 from litereplica.control.http import TEXT_TYPE, Refusal, Request, Response, Route, anybody, json_response, serve
 from litereplica.control.tcp import Guard, listen
 from litereplica.errors import EnvironmentProblem
+from litereplica.printable import printable
 from litereplica.times import DURATION_HINT, format_time, parse_duration_ms
 from litereplica.web import page
 from litereplica.web.lag_history import INTERVAL_S, LagHistory, LastLines
@@ -59,16 +60,15 @@ async def serving_tcp(address: Listen, source: Source) -> AsyncIterator[None]:
 
 
 async def _serve(address: Listen, source: Source) -> None:
-    sockets = await _listening(address)
     site = Site(source)
     routes = site.routes()
     guard = Guard(address, (socket.gethostname(),))
     with ExitStack() as stack:
         stack.enter_context(site.lines.attached())
+        sockets = [stack.enter_context(each) for each in await _listening(address)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(site.sample)
             for each in sockets:
-                stack.enter_context(each)
                 nursery.start_soon(partial(serve, each, routes, may_ask=anybody, guard=guard))
             host = address.address.host or socket.gethostname()
             shown = f"[{host}]" if ":" in host else host
@@ -154,7 +154,7 @@ class Site:
         return await self._points.answer(await self._document.get(), request)
 
     async def _log(self, request: Request) -> Response:
-        lines = (f"{format_time(line.time_ms)} {line.level} {line.text}\n" for line in self.lines.lines)
+        lines = (f"{format_time(line.time_ms)} {line.level} {printable(line.text)}\n" for line in self.lines.lines)
         return Response(content_type=TEXT_TYPE, body="".join(lines).encode("utf-8", "backslashreplace"))
 
     async def _tasks(self, request: Request) -> Response:

@@ -7,6 +7,7 @@ browser (such as a resource that cannot be loaded) are collected.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -108,16 +109,25 @@ class Page:
         file.write_bytes(base64.b64decode(data))
 
 
+def _pipe() -> tuple[int, int]:
+    """The ends of a pipe, with numbers that are not 3 or 4."""
+    ends = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
+
+
 @contextmanager
 def chromium(directory: Path) -> Iterator[Page]:
     """A page of a browser of its own, whose files are below `directory`."""
     assert CHROMIUM is not None
-    from_us, to_browser = os.pipe()
-    from_browser, to_us = os.pipe()
+    from_us, to_browser = _pipe()
+    from_browser, to_us = _pipe()
     with (directory / "chromium.log").open("wb") as log:
         # the browser reads commands from descriptor 3 and writes to 4
         process = subprocess.Popen(
-            ["sh", "-c", f'exec 3<&{from_us} 4>&{to_us}; exec "$@"', "sh", "setpriv", "--pdeathsig", "KILL",
+            ["bash", "-c", f'exec 3<&{from_us} 4>&{to_us}; exec "$@"', "bash", "setpriv", "--pdeathsig", "KILL",
              CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--force-prefers-reduced-motion",
              f"--user-data-dir={directory}/profile", "--remote-debugging-pipe"],
