@@ -228,8 +228,8 @@ FAMILIES: Sequence[Family] = (
     Family("litereplica_wal_frames", GAUGE, BOTH, _DB, "Frames of the WAL that are not in the database file; of a"
            " mount those of the virtual WAL.", _each("wal_frames")),
     Family("litereplica_requests_total", COUNTER, BOTH, _REQUEST, "Requests to the store.", _requests("requests")),
-    Family("litereplica_request_errors_total", COUNTER, BOTH, _REQUEST, "Requests answered by an error;"
-           " NotFound, as of a poll that finds nothing new, is one.", _requests("errors")),
+    Family("litereplica_request_errors_total", COUNTER, BOTH, _REQUEST, "Requests that failed; that there is"
+           " no such object, or a condition is not met, is an answer.", _requests("errors")),
     Family("litereplica_received_bytes_total", COUNTER, BOTH, _REQUEST, "Bytes received from the store.",
            _requests("received_bytes")),
     Family("litereplica_sent_bytes_total", COUNTER, BOTH, _REQUEST, "Bytes sent to the store.",

@@ -41,7 +41,7 @@ class SiteSource:
     def document(self, wanted: str | None = None) -> dict[str, Any]:
         self.asked += 1
         requests = [
-            {"operation": "put_if_absent", "requests": 42, "errors": 1, "error_codes": {"PreconditionFailed": 1},
+            {"operation": "put_if_absent", "requests": 42, "errors": 1, "error_codes": {"TransientStorageError": 1},
              "received_bytes": 0, "sent_bytes": 50_000, "usd": 0.00021},
             {"operation": "get", "requests": 7, "errors": 0, "error_codes": {}, "received_bytes": 4096,
              "sent_bytes": 0, "usd": 0.0000028},

@@ -73,7 +73,7 @@ def test_values_are_those_of_the_records(tmp_path: Path) -> None:
     assert found["litereplica_requests_total"] == {("replicate", "s3://backups"): 49}
     assert found["litereplica_cost_usd_total"] == {("replicate", "s3://backups"): 0.0002128}
     assert found["litestream_replica_operation_total"] == {("GET", "s3"): 7, ("PUT", "s3"): 42}
-    assert found["litestream_replica_operation_errors_total"] == {("PreconditionFailed", "PUT", "s3"): 1}
+    assert found["litestream_replica_operation_errors_total"] == {("TransientStorageError", "PUT", "s3"): 1}
     assert "process_resident_memory_bytes" in found
     assert "litereplica_readers" not in found
     assert {family.name for family in FAMILIES if family.of in (BOTH, "writer")} <= found.keys()

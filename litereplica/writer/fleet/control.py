@@ -243,8 +243,8 @@ def replica_record(url: str, statistics: StorageStatistics) -> dict[str, object]
         {
             "operation": operation.value,
             "requests": each.requests,
-            "errors": sum(each.errors.values()),
-            "error_codes": dict(each.errors),
+            "errors": sum(each.failures.values()),
+            "error_codes": dict(each.failures),
             "received_bytes": each.bytes_received,
             "sent_bytes": each.bytes_sent,
             "usd": S3_PRICES_USD[operation] * each.requests,
