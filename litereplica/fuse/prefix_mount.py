@@ -109,7 +109,8 @@ class PrefixSession(FuseSession):
             "known_names": len(self.tree),
             "in_use": [each.path for each in listed if each.handles],
         }
-        return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
+        with self.active.processes.one_look():
+            return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
 
     async def points(self, path: str) -> Sequence[Row]:
         """Return the newest points of an active database, each with its path below `.each`."""
