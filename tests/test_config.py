@@ -564,12 +564,12 @@ def test_replica_that_the_file_does_not_name_has_the_settings_of_its_top() -> No
 def test_keys_that_have_no_effect_are_named_with_the_reason() -> None:
     config = one(
         "{url: 's3://b/x?requireContentMD5=true', validation-interval: 1h, name: s3, skip-verify: false, age: {}}",
-        before="addr: ':9090'\nmcp-addr:",
+        before="validation: true\nmcp-addr:",
         beside="monitor-interval: 1s\nmeta-path:",
     )
     keys = [note.partition(" (line ")[0] for note in config.notes]
     assert keys == [
-        "addr",
+        "validation",
         "dbs[0].monitor-interval",
         "dbs[0].replica.validation-interval",
         "dbs[0].replica.name",

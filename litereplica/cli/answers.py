@@ -9,7 +9,7 @@ import click
 
 from litereplica.cli import output
 from litereplica.cli.daemons import absolute, request, writer_of
-from litereplica.cli.printable import printable
+from litereplica.printable import printable
 
 
 def print_answer(answer: Mapping[str, object], *, as_json: bool) -> None:

@@ -19,17 +19,13 @@ import click
 from litereplica.cli import output
 from litereplica.cli.daemons import MOUNT, WRITER, running
 from litereplica.cli.params import format_size
+from litereplica.control.health import NOT_RUNNING, alive, sickness
 from litereplica.errors import EnvironmentProblem, NotReached
 from litereplica.times import format_duration
 
 if TYPE_CHECKING:
     from litereplica.config import Config
     from litereplica.fuse.mountpoint import Mount
-
-NOT_RUNNING = "not running"
-"""The state of a configured database that no writer replicates."""
-SICK_STATES = frozenset({NOT_RUNNING, "failed", "stopped"})
-ENDED_STATES = frozenset({"gone"})
 
 MAX_SHOWN = 20
 """Databases in use that are named for a mount of many."""
@@ -251,17 +247,9 @@ def _hydration(hydration: Record) -> str:
 def require_healthy(records: Sequence[Record], *, max_lag_s: float) -> None:
     """Raise `NotReached`, which names each database that is failed, stopped, not running or too far behind."""
     with _of_the_usual_form():
-        alive = [record for record in records if record["state"] not in ENDED_STATES]
-        sick = [text for record in alive if (text := _sickness(record, max_lag_s))]
-    if not alive:
+        present = alive(records)
+        sick = [text for record in present if (text := sickness(record, max_lag_s))]
+    if not present:
         raise NotReached("no writer or mount of this user is running", hint="start it")
     if sick:
         raise NotReached("; ".join(sick), hint="see 'litereplica status' and the log")
-
-
-def _sickness(record: Record, max_lag_s: float) -> str:
-    if record["state"] in SICK_STATES:
-        error = record.get("error")
-        return f"{record['db_path']} is {record['state']}" + (f" ({error})" if error else "")
-    lag_s = record.get("lag_ms", 0) / 1000
-    return f"{record['db_path']} is {lag_s:.1f} s behind" if lag_s > max_lag_s else ""

@@ -9,8 +9,8 @@ import click
 from litereplica.cli import output
 from litereplica.cli.daemons import Seconds, only_writer, require_daemon, socket_option
 from litereplica.cli.list import TIMEOUT_S
-from litereplica.cli.printable import printable
 from litereplica.control.client import ask
+from litereplica.printable import printable
 from litereplica.times import format_duration
 
 

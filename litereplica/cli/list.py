@@ -9,8 +9,8 @@ import click
 
 from litereplica.cli import output
 from litereplica.cli.daemons import Seconds, require_daemon, running, socket_option
-from litereplica.cli.printable import printable
 from litereplica.control.client import ask
+from litereplica.printable import printable
 
 TIMEOUT_S = 10.0
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from litereplica.cli.printable import printable, printable_json
 from litereplica.errors import EnvironmentProblem
 from litereplica.log_levels import LOG_LEVELS
+from litereplica.printable import printable, printable_json
 
 LEVEL = logging.INFO
 LEVEL_VARIABLE = "LOG_LEVEL"

@@ -29,8 +29,8 @@ from litereplica import __version__
 from litereplica.cli.fast_imports import fast_imports
 from litereplica.cli.one_dash import with_two_dashes
 from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
-from litereplica.cli.printable import printable
 from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError, leaves
+from litereplica.printable import printable
 
 PROGRAM = "litereplica"
 HELP_WIDTH = 100

@@ -20,11 +20,13 @@ import click
 from litereplica.cli.background import Ready, run_in_background
 from litereplica.cli.fast_imports import fast_imports
 from litereplica.cli.logging_setup import configure_logging
+from litereplica.cli.metrics_options import listening_at, metrics_options
 from litereplica.cli.mount_plan import MountPlan
 from litereplica.cli.mount_prefix import HYDRATE, MountCommand, Selection
 from litereplica.cli.params import DURATION, SIZE, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
+from litereplica.control.address import Address
 from litereplica.errors import EnvironmentProblem, UsageError
 from litereplica.file_access import make_directories
 from litereplica.foreign_directory import open_own_directory
@@ -106,6 +108,7 @@ QUEUED_READS_S = 3.0
 @click.option("--txid", type=TXID, help="Mount the database as it was at this TXID.")
 @click.option("--allow-other", is_flag=True, help="Let other users read the database.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to stderr.")
+@metrics_options
 @log_level_option
 @click.option(
     "--log-file",
@@ -140,6 +143,8 @@ def command(
     txid: int | None,
     allow_other: bool,
     foreground: bool,
+    metrics_addr: Address | None,
+    metrics_token_file: Path | None,
     log_file: Path | None,
     log_format: str,
 ) -> None:
@@ -181,6 +186,7 @@ def command(
         read_timeout_s=read_timeout - min(QUEUED_READS_S, read_timeout / 2),
         cache_dir=cache,
         log_file=_log_file(log_file, cache, foreground=foreground),
+        listen=listening_at(metrics_addr, metrics_token_file),
     )
     _check_staleness(options)
     plan = MountPlan(

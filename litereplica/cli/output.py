@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from litereplica.cli.printable import printable, printable_json
+from litereplica.printable import printable, printable_json
 
 MAX_DRAWN_ROWS = 1000
 """Rows of a table that is fitted to the terminal; longer ones are printed as for a program."""

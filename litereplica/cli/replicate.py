@@ -15,10 +15,12 @@ from click.core import ParameterSource
 from litereplica.cli import output
 from litereplica.cli.config_file import config_option, default_path, no_expand_env_option, read_config
 from litereplica.cli.logging_setup import configure_logging
+from litereplica.cli.metrics_options import listening_at, metrics_options
 from litereplica.cli.params import DATABASE, DURATION, REPLICA_URL, access_options, log_level_option
 from litereplica.cli.replication import Replication
 from litereplica.config import Config, ConfiguredDatabase
-from litereplica.config.config import split_command
+from litereplica.config.config import NO_METRICS, MetricsSettings, split_command
+from litereplica.control.address import Address
 from litereplica.errors import UsageError
 from litereplica.file_access import AS_USUAL, FileAccess, WantedAccess
 from litereplica.format.names import format_txid
@@ -43,6 +45,7 @@ class Overrides:
     withhold_credentials: bool = False
     access: WantedAccess = AS_USUAL
     enforce_retention: bool = False
+    metrics: MetricsSettings = NO_METRICS
 
     def apply(self, config: Config) -> Config:
         """Return `config` with these settings applied to every database. Raises `UsageError` for a missing group."""
@@ -51,6 +54,9 @@ class Overrides:
             databases=tuple(map(self._apply_to_database, config.databases)),
             command=self.command or config.command,
             withholds_credentials=self.withhold_credentials or config.withholds_credentials,
+            metrics=MetricsSettings(
+                self.metrics.address or config.metrics.address, self.metrics.token_file or config.metrics.token_file
+            ),
         )
 
     def _apply_to_database(self, database: ConfiguredDatabase) -> ConfiguredDatabase:
@@ -148,6 +154,7 @@ class Overrides:
     is_flag=True,
     help="With --once: also delete the files that retention no longer needs.",
 )
+@metrics_options
 @log_level_option
 @access_options("new files of a replica in a directory (file://)", "those of the database")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Log to this file, not to stderr.")
@@ -173,6 +180,8 @@ def command(
     mode: int | None,
     group: str | None,
     enforce_retention: bool,
+    metrics_addr: Address | None,
+    metrics_token_file: Path | None,
     log_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -222,6 +231,7 @@ def command(
         access=WantedAccess(mode, group),
         enforce_retention=enforce_retention,
         restore_if_missing=restore_if_db_not_exists,
+        metrics=MetricsSettings(metrics_addr, metrics_token_file),
     )
     if database is not None:
         if given("config_path"):
@@ -239,7 +249,8 @@ def command(
     configure_logging(log_file, level=config.logging.level, as_json=config.logging.json)
     if file is not None:
         _warn_about_file(config, file)
-    replication = Replication(config, file=file, reread=reread, follow=watch or reread is not None)
+    listen = None if once else listening_at(config.metrics.address, config.metrics.token_file)
+    replication = Replication(config, file=file, reread=reread, follow=watch or reread is not None, listen=listen)
     if not once:
         ctx.exit(trio.run(replication.run))
     done = trio.run(replication.publish_once)

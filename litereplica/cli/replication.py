@@ -30,6 +30,7 @@ from litereplica.cli.heartbeat import beat
 from litereplica.cli.logging_setup import log_file
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
+from litereplica.control.address import Listen
 from litereplica.control.protocol import About
 from litereplica.control.served import serving
 from litereplica.errors import ExitCode, LiteReplicaError, Unpublished, UsageError
@@ -61,7 +62,8 @@ _PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 class Replication:
     """One run. `file` is the configuration file and `reread` loads it again; both are None without such a file.
 
-    `follow`: a single database that is replaced while it is replicated does not end the run.
+    `follow`: a single database that is replaced while it is replicated does not end the run. `listen`: where
+    metrics are served.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Replication:
         file: Path | None = None,
         reread: Callable[[], Config] | None = None,
         follow: bool = False,
+        listen: Listen | None = None,
     ) -> None:
         self._config = config
         self._follow = follow
         self._reread = reread
+        self._listen = listen
         log_path = log_file()
         about = About(
             "writer",
@@ -112,7 +116,7 @@ class Replication:
             check_program(self._config.command)
         socket = self._config.socket
         served = serving(self._control.routes(), socket.path, enabled=socket.enabled, mode=socket.mode)
-        async with self._signals(), served, trio.open_nursery() as nursery:
+        async with self._signals(), served, self._metrics(), trio.open_nursery() as nursery:
             if self._config.command:
                 nursery.start_soon(self._run_program)
             with self._until_ready:
@@ -125,6 +129,18 @@ class Replication:
             if self._child is None:
                 nursery.cancel_scope.cancel()
         return self._code
+
+    @asynccontextmanager
+    async def _metrics(self) -> AsyncIterator[None]:
+        """Serve metrics and the status page during the block, if there is an address."""
+        if self._listen is None:
+            yield
+            return
+        from litereplica.cli.writer_site import WriterSite  # takes time to import, and few want it
+        from litereplica.web.served import serving_tcp
+
+        async with serving_tcp(self._listen, WriterSite(self._control, lambda: self._fleet)):
+            yield
 
     # --- preparation
 
@@ -211,7 +227,7 @@ class Replication:
                 log.error("cannot reload the configuration, which stays unchanged: %s", exc)
                 continue
             if _process_settings(config) != _process_settings(self._config):
-                log.warning("changes of exec, logging, socket and heartbeat take effect at the next start")
+                log.warning("changes of exec, logging, socket, heartbeat and addr take effect at the next start")
             self._config = config
             log.info("the configuration was reloaded: %s", _count(config.targets))
 
@@ -312,4 +328,6 @@ def _count(targets: Sequence[Target]) -> str:
 
 def _process_settings(config: Config) -> tuple[object, ...]:
     """The settings of the process, which a reload does not change."""
-    return config.command, config.withholds_credentials, config.logging, config.socket, config.heartbeat
+    return (
+        config.command, config.withholds_credentials, config.logging, config.socket, config.heartbeat, config.metrics,
+    )  # fmt: skip

@@ -17,13 +17,14 @@ from litereplica.cli import output
 from litereplica.cli.config_file import config_option, no_expand_env_option, read_config
 from litereplica.cli.daemon_status import Subject, find_records, require_healthy, show_records
 from litereplica.cli.daemons import Seconds
+from litereplica.control.health import MAX_LAG_S
 from litereplica.errors import UsageError
 
 WATCH_INTERVAL_S = 2.0
 CLEAR = "\x1b[H\x1b[2J"
 
 max_lag_option = click.option(
-    "--max-lag", type=Seconds(), default=30.0, show_default="30s", help="With a check: how far behind is too far."
+    "--max-lag", type=Seconds(), default=MAX_LAG_S, show_default="30s", help="With a check: how far behind is too far."
 )
 
 

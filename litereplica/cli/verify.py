@@ -11,11 +11,11 @@ from litereplica.cli import output
 from litereplica.cli.config_file import config_option, no_expand_env_option
 from litereplica.cli.on_store import run_on_store
 from litereplica.cli.params import REPLICA_URL, format_size
-from litereplica.cli.printable import printable
 from litereplica.cli.replica_of import ReplicaOf, find_replica
 from litereplica.errors import ExitCode, LiteReplicaError, UsageError
 from litereplica.format.names import format_txid
 from litereplica.history.verify import Problem, Report, verify
+from litereplica.printable import printable
 from litereplica.storage.url import redacted, without_sqlite_scheme
 
 MAX_PAGES = 100

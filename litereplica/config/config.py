@@ -20,6 +20,7 @@ from litereplica.config.expand import expand
 from litereplica.config.findings import Findings
 from litereplica.config.replica import Replica, parse_replica
 from litereplica.config.targets import ConfiguredDatabase, absolute_path, parse_databases, parse_settings
+from litereplica.control.address import Address, parse_address
 from litereplica.errors import UsageError
 from litereplica.log_levels import LOG_LEVELS
 from litereplica.times import MINUTE_MS
@@ -68,6 +69,17 @@ class SocketSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where metrics are served, None for nowhere, and the file of their token, None for that of the environment."""
+
+    address: Address | None = None
+    token_file: Path | None = None
+
+
+NO_METRICS = MetricsSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A URL that is requested every `interval_s` seconds while all databases are published. It may be a secret."""
 
@@ -90,6 +102,7 @@ class Config:
     logging: LoggingSettings = LoggingSettings()
     socket: SocketSettings = SocketSettings()
     heartbeat: Heartbeat | None = None
+    metrics: MetricsSettings = NO_METRICS
     notes: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
@@ -126,7 +139,7 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
         return absolute_path(path, directory=surroundings.directory, home=surroundings.home)
 
     defaults, command, withholds_credentials, heartbeat = WriterSettings(), tuple[str, ...](), False, None
-    logging_settings, socket = LoggingSettings(), SocketSettings()
+    logging_settings, socket, metrics = LoggingSettings(), SocketSettings(), NO_METRICS
     with findings.caught():
         defaults = parse_settings(document, defaults, findings)
     with findings.caught():
@@ -139,6 +152,8 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
         socket = _socket(document, findings, absolute)
     with findings.caught():
         heartbeat = _heartbeat(document)
+    with findings.caught():
+        metrics = _metrics(document, absolute)
     databases = parse_databases(document, defaults, absolute=absolute, findings=findings)
     findings.require_none()
     if not databases:
@@ -150,6 +165,7 @@ def parse_config(text: str, *, file: str, surroundings: Surroundings) -> Config:
         logging=logging_settings,
         socket=socket,
         heartbeat=heartbeat,
+        metrics=metrics,
         notes=tuple(dict.fromkeys(findings.notes)),
         former=tuple(dict.fromkeys(findings.former)),
         unset=unset,
@@ -237,3 +253,12 @@ def _socket(document: Section, findings: Findings, absolute: Callable[[str], str
     if not re.fullmatch("[0-7]{3,4}", mode):
         raise section.error(f"{section.name('permissions')} is no mode of a file", key="permissions", hint="write 0600")
     return SocketSettings(section.flag("enabled") is not False, Path(absolute(path)) if path else None, int(mode, 8))
+
+
+def _metrics(document: Section, absolute: Callable[[str], str]) -> MetricsSettings:
+    text, file = document.text("addr"), document.text("metrics-token-file")
+    try:
+        address = parse_address(text) if text else None
+    except UsageError as exc:
+        raise document.error("addr is not an address to listen on", key="addr", hint=exc.hint) from None
+    return MetricsSettings(address, Path(absolute(file)) if file else None)

@@ -73,13 +73,12 @@ DOCUMENT = Keys(
     honoured=_STORE_HONOURED
     | _SCHEDULE
     | {"dbs", "exec", "exec-without-credentials", "logging", "socket", "shutdown-sync-timeout"}
-    | {"heartbeat-url", "heartbeat-interval"},
+    | {"heartbeat-url", "heartbeat-interval", "addr", "metrics-token-file"},
     idle={
         **_STORE_IDLE,
         **_many("l0-retention-check-interval", "litereplica has its own schedule for deletions"),
         **_many("verify-compaction validation", _ALWAYS_CHECKED),
         **_many("shutdown-sync-interval", "unpublished transactions are published by the next start"),
-        "addr": "metrics are not served; ask 'litereplica status --json'",
     },
     refused={
         **_STORE_REFUSED,

@@ -1,4 +1,4 @@
-"""An HTTP server for daemons: h11 over trio, on Unix sockets.
+"""An HTTP server for daemons: h11 over trio, on Unix sockets, and on TCP (`tcp.py`).
 
     Route       a method, a path, and one function from `Request` to `Response`
     serve       answers requests on a listening socket by these functions, until cancelled
@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -35,6 +36,8 @@ TRANSFER_LIMIT_S = 10.0
 """For a request to arrive, and for an answer to be taken: the 5 MB of 10,000 databases take a fraction of this."""
 MAX_CONNECTIONS = 64
 """Connections served at a time, those that wait for a TXID included; more wait in the backlog."""
+MAX_CONNECTIONS_EACH = 16
+"""Connections of one address on TCP; more are closed, so that one host cannot keep the others out."""
 ACCEPT_PAUSE_S = 1.0
 """After an accept that failed, for instance for want of descriptors."""
 
@@ -52,11 +55,15 @@ _STATUS_OF = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request: its path without the query, and the query's parameters, the last of each name."""
+    """A request: its path without the query, and parameters and headers, the last of each name.
+
+    Names of headers are in lower case.
+    """
 
     method: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
     def fields(self) -> dict[str, Any]:
@@ -88,6 +95,8 @@ class Refusal(Exception):
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+Guard = Callable[[Request], Response | None]
+"""Returns the answer to a request that is refused before its path is looked at; None lets it pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,45 +128,80 @@ def anybody(uid: int) -> bool:
     return True
 
 
-async def serve(listener: socket.socket, routes: Sequence[Route], *, may_ask: Callable[[int], bool] = own_user) -> None:
-    """Answer requests on a listening Unix socket, of users (uid) who `may_ask`, until cancelled."""
+def no_guard(request: Request) -> Response | None:
+    """Let every request pass."""
+    return None
+
+
+async def serve(
+    listener: socket.socket,
+    routes: Sequence[Route],
+    *,
+    may_ask: Callable[[int], bool] = own_user,
+    guard: Guard = no_guard,
+) -> None:
+    """Answer requests on a listening socket until cancelled; on a Unix socket those of users (uid) who `may_ask`."""
     accepting = trio.socket.from_stdlib_socket(listener.dup())
-    limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+    server = _Server(routes, may_ask, guard)
     async with trio.open_nursery() as nursery:
         with accepting:
             while True:
-                async with limiter:
+                async with server.limiter:
                     pass  # wait until another connection may be served
                 try:
-                    connection, _ = await accepting.accept()
+                    connection, address = await accepting.accept()
                 except OSError as exc:
-                    log.warning("cannot accept connections on the control socket: %s", exc.strerror)
+                    log.warning("cannot accept connections: %s", exc.strerror)
                     await trio.sleep(ACCEPT_PAUSE_S)
                     continue
-                nursery.start_soon(_admit, connection, limiter, routes, may_ask)
+                host = str(address[0]) if isinstance(address, tuple) else ""
+                nursery.start_soon(server.admit, connection, host)
 
 
-async def _admit(
-    connection: trio.socket.SocketType,
-    limiter: trio.CapacityLimiter,
-    routes: Sequence[Route],
-    may_ask: Callable[[int], bool],
-) -> None:
-    with connection:
-        async with limiter:
-            uid = peer_uid(connection.getsockopt)
-            if not may_ask(uid):
-                log.warning("refused user %d on the control socket", uid)
+class _Server:
+    """The connections of one listener; `host` is the address of a client on TCP, else empty."""
+
+    def __init__(self, routes: Sequence[Route], may_ask: Callable[[int], bool], guard: Guard) -> None:
+        self.limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._routes = routes
+        self._may_ask = may_ask
+        self._guard = guard
+        self._connections: Counter[str] = Counter()
+
+    async def admit(self, connection: trio.socket.SocketType, host: str) -> None:
+        """Answer the requests of a connection, if it may ask."""
+        with connection:
+            if host and self._connections[host] >= MAX_CONNECTIONS_EACH:
                 return
+            self._connections[host] += 1
             try:
-                await _converse(trio.SocketStream(connection), routes)
-            except (trio.BrokenResourceError, trio.TooSlowError):
-                return  # the client has gone, or takes too long
-            except Exception:  # a daemon goes on whatever it is sent
-                log.exception("a connection on the control socket failed")
+                async with self.limiter:
+                    if host or self._is_admitted(connection):
+                        await self._serve(connection)
+            finally:
+                self._connections[host] -= 1
+                self._connections += Counter()  # forgets those without connections
+
+    def _is_admitted(self, connection: trio.socket.SocketType) -> bool:
+        uid = peer_uid(connection.getsockopt)
+        if not self._may_ask(uid):
+            log.warning("refused user %d on the control socket", uid)
+            return False
+        return True
+
+    async def _serve(self, connection: trio.socket.SocketType) -> None:
+        try:
+            await _converse(trio.SocketStream(connection), self._respond)
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            return  # the client has gone, or takes too long
+        except Exception:  # a daemon goes on whatever it is sent
+            log.exception("a connection failed")
+
+    async def _respond(self, request: Request) -> Response:
+        return self._guard(request) or await answer(request, self._routes)
 
 
-async def _converse(stream: trio.SocketStream, routes: Sequence[Route]) -> None:
+async def _converse(stream: trio.SocketStream, respond: Handler) -> None:
     """Answer the requests of one connection, until either side ends it."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     while True:
@@ -166,7 +210,7 @@ async def _converse(stream: trio.SocketStream, routes: Sequence[Route]) -> None:
                 request = await _receive(connection, stream)
             if request is None:
                 return
-            response = await answer(request, routes)
+            response = await respond(request)
         except h11.RemoteProtocolError as exc:
             response, request = _error(HTTPStatus(exc.error_status_hint), str(exc)), None
         except Refusal as refusal:
@@ -209,7 +253,8 @@ def _parsed(head: h11.Request, body: bytes) -> Request:
         query = dict(parse_qsl(url.query, keep_blank_values=True, errors="surrogateescape"))
     except ValueError as exc:
         raise Refusal(HTTPStatus.BAD_REQUEST, f"invalid request target: {exc}") from exc
-    return Request(method=head.method.decode("ascii"), path=url.path, query=query, body=body)
+    headers = {bytes(name).decode("ascii"): bytes(value).decode("latin-1") for name, value in head.headers}
+    return Request(method=head.method.decode("ascii"), path=url.path, query=query, headers=headers, body=body)
 
 
 async def answer(request: Request, routes: Sequence[Route]) -> Response:

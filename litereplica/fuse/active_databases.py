@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from litereplica.fuse.nodes import InodeTable, Node
 from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import MountState
+from litereplica.fuse.status_database import Row
 from litereplica.replica.database import Replica
 from litereplica.replica.malloc_tuning import give_back
 
@@ -64,6 +65,9 @@ class Database(Protocol):
 
     def state(self) -> MountState | None:
         """The state of this moment; None unless it is active."""
+
+    async def points(self) -> Sequence[Row]:
+        """The newest points; none unless it is active."""
 
     def is_idle(self, for_s: float) -> bool:
         """True if it is active and nobody has used it for this time."""

@@ -25,7 +25,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +92,22 @@ class ProcessFiles:
         self._locks_at = -math.inf
         self._mapped: dict[int, tuple[float, frozenset[str]]] = {}
         self._is_blind = False  # and it was said
+        self._is_one_look = False
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Read the locks once, for all who want them during the block, which does not wait."""
+        self.locks(max_age_s=0.0)
+        self._is_one_look = True
+        try:
+            yield
+        finally:
+            self._is_one_look = False
 
     def locks(self, *, max_age_s: float) -> Mapping[str, Sequence[_Lock]] | None:
         """Return the POSIX locks by `device:inode`. Those of clients are, the daemon's own are not. None: not known."""
         now = trio.current_time()
-        if now - self._locks_at > max_age_s:
+        if now - self._locks_at > max_age_s and not self._is_one_look:
             self._locks, self._locks_at = self._read_locks(), now
         return self._locks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -20,6 +21,9 @@ class Mounted(Protocol):
 
     def records(self) -> list[dict[str, Any]]:
         """Return what is mounted, as JSON objects."""
+
+    async def points(self, path: str) -> Sequence[Mapping[str, Any]]:
+        """Return the newest points in time of the database at `path`."""
 
     async def reach(self, wanted: WaitFor) -> None:
         """Return when transactions that begin now see what is wanted."""
@@ -49,9 +53,16 @@ class MountControl:
         return json_response({"databases": [{"path": path, "status": "mounted"} for path in paths]})
 
     async def _status(self, request: Request) -> Response:
-        wanted = request.query.get("path")
+        return json_response(self.document(request.query.get("path")))
+
+    def document(self, wanted: str | None = None) -> dict[str, Any]:
+        """Return the whole state, with the records of what is mounted, or of what is at the path `wanted`."""
         mine = [each for each in self._mounted.records() if wanted in (None, each["mountpoint"], each["db_path"])]
-        return json_response(self._about.status(mine))
+        return self._about.status(mine)
+
+    async def points(self, path: str) -> Sequence[Mapping[str, Any]]:
+        """Return the newest points in time of the database at `path`, ascending."""
+        return await self._mounted.points(path)
 
     async def _wait(self, request: Request) -> Response:
         wanted = wait_fields(request.fields())

@@ -162,9 +162,9 @@ class LiveService:
 
     def status_database(self, inode: int, state: Callable[[], MountState]) -> StatusDatabase:
         """Return the node of the status as a database."""
-        return StatusDatabase(inode, state, files=self._replica.ltx_files, points=self._points)
+        return StatusDatabase(inode, state, files=self._replica.ltx_files, points=self.points)
 
-    async def _points(self) -> Sequence[Row]:
+    async def points(self) -> Sequence[Row]:
         """Return the newest points. A store that does not answer in time leaves those of the last time."""
         if self.past is not None:
             with trio.move_on_after(POINTS_LIMIT_S), suppress(LiteReplicaError):

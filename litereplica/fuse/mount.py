@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -31,6 +31,7 @@ from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import MountState
 from litereplica.fuse.status import public_status, status
+from litereplica.fuse.status_database import Row, at_paths
 from litereplica.replica.database import Replica
 from litereplica.replica.past_snapshots import PastSnapshots
 
@@ -86,6 +87,10 @@ class Session(FuseSession):
     def state(self) -> MountState:
         """Return the state of this moment."""
         return self._service.state(self._stacked)
+
+    async def points(self, path: str) -> Sequence[Row]:
+        """Return the newest points, each with its path below `.at`."""
+        return at_paths(await self._service.points(), self._options.path, self._options.name)
 
     async def reach(self, wanted: WaitFor) -> None:
         """Return when transactions that begin now see what is wanted."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from litereplica.control.address import Listen
 from litereplica.replica.patience import MAX_INTERVAL_S, READ_TIMEOUT_S
 
 REQUEST_MARGIN_S = 0.1
@@ -29,6 +30,7 @@ class MountOptions:
     read_timeout_s: float = READ_TIMEOUT_S  # of one request of the kernel
     cache_dir: Path | None = None
     log_file: Path | None = None
+    listen: Listen | None = None  # where metrics are served
 
     @property
     def request_limit_s(self) -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 
 import pyfuse3
@@ -36,6 +36,7 @@ from litereplica.fuse.live_nodes import live_node, pos_node
 from litereplica.fuse.live_service import LiveService
 from litereplica.fuse.nodes import Attributes, InodeTable, Node
 from litereplica.fuse.state import MountState
+from litereplica.fuse.status_database import Row
 from litereplica.types import Pos
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,10 @@ class PrefixDatabase:
     def state(self) -> MountState | None:
         """The state of this moment; None unless the database is active."""
         return self._service.state() if self._service is not None and self._is_ready else None
+
+    async def points(self) -> Sequence[Row]:
+        """Return the newest points; none unless the database is active."""
+        return await self._service.points() if self._service is not None and self._is_ready else ()
 
     async def prepare(self, file: LiveFile) -> None:
         """Activate the database for a client's open.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import PREFIX
 from litereplica.fuse.status import public_status, status
+from litereplica.fuse.status_database import Row, at_paths
 from litereplica.replica.prefix import Prefix
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,16 @@ class PrefixSession(FuseSession):
             "known_names": len(self.tree),
             "in_use": [each.path for each in listed if each.handles],
         }
-        return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
+        with self.active.processes.one_look():
+            return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
+
+    async def points(self, path: str) -> Sequence[Row]:
+        """Return the newest points of an active database, each with its path below `.each`."""
+        for database in self.active.databases.values():
+            if str(self._options.path / database.path) == path:
+                directory = self._options.path / EACH_NAME / database.path
+                return at_paths(await database.points(), directory, directory.name)
+        return ()
 
     async def reach(self, wanted: WaitFor) -> None:
         """Raise `NotReached`: one cannot wait for all databases."""

@@ -17,8 +17,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pyfuse3
@@ -35,6 +35,7 @@ from litereplica.fuse.operations import Operations
 from litereplica.fuse.options import MountOptions
 from litereplica.fuse.shielded import ShieldedBlocks
 from litereplica.fuse.state import MountState
+from litereplica.fuse.status_database import Row
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,10 @@ class FuseSession:
         """Return what is mounted, as JSON objects."""
         return [self.state().record()]
 
+    async def points(self, path: str) -> Sequence[Row]:
+        """Return the newest points in time of the database at `path`, ascending; none of a mount that is one."""
+        return ()
+
     async def reach(self, wanted: WaitFor) -> None:
         """Return when transactions that begin now see what is wanted. Waits without limit."""
         raise NotImplementedError
@@ -117,7 +122,7 @@ class FuseSession:
             raise_read_ahead(self._mount)
         mounted = True
         try:
-            async with serving(self._control.routes()), trio.open_nursery() as self._tasks:
+            async with self._serving(), trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._watch_signals, signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)
@@ -132,6 +137,17 @@ class FuseSession:
             pyfuse3.close(unmount=False)
             self._close_own()  # not before: nobody would answer the requests that this makes
         log.info("unmounted %s", path)
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """Answer on the control socket during the block, and on TCP if there is an address."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serving(self._control.routes()))
+            if self._options.listen is not None:
+                from litereplica.web.served import serving_tcp  # takes time to import, and few want it
+
+                await stack.enter_async_context(serving_tcp(self._options.listen, self._control))
+            yield
 
     def _init_fuse(self) -> None:
         source = mountpoint.option_value(self._options.url)

@@ -135,7 +135,7 @@ class MountState:
                     {
                         "purpose": purpose.value,
                         "requests": sum(each.requests for each in by_operation),
-                        "errors": sum(sum(each.errors.values()) for each in by_operation),
+                        "errors": sum(sum(each.failures.values()) for each in by_operation),
                         "received_bytes": sum(each.bytes_received for each in by_operation),
                         "usd": costs.usd,
                     }

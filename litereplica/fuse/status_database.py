@@ -20,9 +20,12 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import litereplica
+from litereplica.fuse.at_names import TXID_PREFIX
+from litereplica.fuse.names import AT_NAME
 from litereplica.fuse.nodes import Attributes, Node, is_insider
 from litereplica.fuse.state import MountState
 from litereplica.times import format_time
@@ -90,6 +93,11 @@ class StatusDatabase(Node):
 def point_row(txid: int, timestamp_ms: int) -> Row:
     """The row of a point."""
     return {"txid": f"{txid:016x}", "timestamp": format_time(timestamp_ms)}
+
+
+def at_paths(points: Iterable[Row], directory: Path, name: str) -> list[Row]:
+    """Return the rows of points, each with the `path` of the database `name` at that point, in `.at` of `directory`."""
+    return [{**row, "path": str(directory / AT_NAME / f"{TXID_PREFIX}{row['txid']}" / name)} for row in points]
 
 
 def _file_row(info: FileInfo) -> Row:

@@ -37,9 +37,10 @@ _VARIABLES = frozenset(
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
         "LITESTREAM_ACCESS_KEY_ID",
         "LITESTREAM_SECRET_ACCESS_KEY",
+        "LITEREPLICA_METRICS_TOKEN",
     }
 )
-"""The variables that hold credentials, or lead botocore to them."""
+"""The variables that hold credentials, or lead botocore to them, and the one with the token of metrics."""
 
 
 @dataclass(frozen=True, slots=True)

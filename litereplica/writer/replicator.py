@@ -109,19 +109,17 @@ class Replicator:
         """Returns a record of the present state. Makes no request."""
         counters, wal = self._counters, self._wal
         return Statistics(
-            self._attachment.publisher.last.txid,
-            counters.files,
-            counters.pages,
-            counters.bytes,
-            counters.checkpoints,
-            self._checkpointer.frames,
-            self._context.lease.held(),
-            (wal.committed - wal.position) * wal.frame_size,
-            counters.behind_s,
-            counters.is_waiting,
-            counters.error,
-            counters.published_ms,
-        )
+            self._attachment.publisher.last.txid, counters.files, counters.pages, counters.bytes,
+            checkpoints=counters.checkpoints,
+            wal_frames=self._checkpointer.frames,
+            lease=self._context.lease.held(),
+            unpublished_bytes=(wal.committed - wal.position) * wal.frame_size,
+            behind_s=counters.behind_s,
+            waits=counters.is_waiting,
+            error=counters.error,
+            published_ms=counters.published_ms,
+            syncs=counters.syncs, sync_errors=counters.sync_errors, sync_s=counters.sync_s,
+        )  # fmt: skip
 
     async def run(
         self,

@@ -27,6 +27,8 @@ class Statistics:
     `lease` the lease while it is held. `unpublished_bytes` is the size of the committed part of the WAL that is not
     published, `behind_s` the time in seconds since everything was published. `waits` is True while another writer holds
     the lease. `error` is that of the last attempt to publish, `published_ms` the time of the last file (0: none yet).
+    `syncs` counts the rounds of publishing, `sync_errors` those that failed, and `sync_s` is the time in seconds that
+    those took which had something to publish.
     """
 
     txid: TXID
@@ -41,19 +43,24 @@ class Statistics:
     waits: bool = False
     error: str | None = None
     published_ms: int = 0
+    syncs: int = 0
+    sync_errors: int = 0
+    sync_s: float = 0.0
 
 
 class ReplicationCounters:
-    """Counts for the database at `path`. `is_waiting` and `error` are as in `Statistics`."""
+    """Counts for the database at `path`. `is_waiting`, `error` and the `sync` counts are as in `Statistics`."""
 
     def __init__(self, path: Path) -> None:
-        self.files = self.pages = self.bytes = self.checkpoints = 0
+        self.files = self.pages = self.bytes = self.checkpoints = self.syncs = self.sync_errors = 0
+        self.sync_s = 0.0
         self.is_waiting = False
         self.error: str | None = None
         self.published_ms = 0
         self._path = path
         self._is_current = False
         self._current_s = trio.current_time()  # when everything was last known to be published
+        self._began_s: float | None = None  # when the round began that has something to publish
         self._warned_frames = LARGE_WAL_FRAMES // 2
 
     @property
@@ -70,6 +77,8 @@ class ReplicationCounters:
 
     def note_error(self, error: str) -> bool:
         """Record a failure to publish. Returns False if the previous attempt failed with the same error."""
+        self._end_sync()
+        self.sync_errors += 1
         previous, self.error = self.error, error
         return error != previous
 
@@ -80,10 +89,19 @@ class ReplicationCounters:
     def note_behind(self) -> None:
         """Record that something may be unpublished."""
         self._is_current = False
+        if self._began_s is None:
+            self._began_s = trio.current_time()
 
     def note_current(self) -> None:
-        """Record that everything committed is published."""
+        """Record that a round has published everything that was committed."""
         self._is_current, self._current_s = True, trio.current_time()
+        self._end_sync()
+
+    def _end_sync(self) -> None:
+        self.syncs += 1
+        if self._began_s is not None:
+            self.sync_s += trio.current_time() - self._began_s
+            self._began_s = None
 
     def count(self, published: Prepared, *, wal_frames: int) -> None:
         """Count a published file. `wal_frames` is the number of WAL frames that are not in the database file."""

@@ -13,8 +13,8 @@ import pytest
 
 from litereplica.cli import output
 from litereplica.cli.logging_setup import LogFileHandler, configure_logging, log_file
-from litereplica.cli.printable import printable, printable_json
 from litereplica.errors import EnvironmentProblem
+from litereplica.printable import printable, printable_json
 from tests.cli.logging_state import logging_restored
 
 

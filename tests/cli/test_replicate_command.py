@@ -127,14 +127,14 @@ def test_options_say_more_than_the_file_and_the_log_is_as_it_asks(tmp_path: Path
     app = database(tmp_path / "app.db")
     file = tmp_path / "litereplica.yml"
     file.write_text(
-        f"logging: {{type: json, level: warn}}\naccess-key-id: $UNSET_KEY\naddr: x\n"
+        f"logging: {{type: json, level: warn}}\naccess-key-id: $UNSET_KEY\nvalidation: x\n"
         f"dbs: [{{path: {app}, lease: wait, replica: {{path: {tmp_path}/replica}}}}]\n"
     )
     done = replicate("-c", file, "--no-lease", "--once", "--json")
     assert [each["db_path"] for each in json.loads(done.stdout)] == [str(app)]
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [line["level"] for line in lines] == ["WARNING", "WARNING"]
-    assert "addr (line 3)" in lines[0]["msg"]
+    assert "validation (line 3)" in lines[0]["msg"]
     assert lines[1]["msg"] == f"{file}: these variables are not set, and count as empty: UNSET_KEY"
     assert not (tmp_path / "replica/lock.json").exists()
 

@@ -211,7 +211,7 @@ def test_a_mount_says_what_it_asked_for_what_that_brought_and_why_it_asks_no_mor
 def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:
     file = tmp_path / "litereplica.yml"
     file.write_text(
-        f"addr: x\nlease: wait\ndbs:\n- {{path: {tmp_path}/a, replica: {{url: s3://b/a}}}}\n"
+        f"validation: x\nlease: wait\ndbs:\n- {{path: {tmp_path}/a, replica: {{url: s3://b/a}}}}\n"
         f"- {{dir: {tmp_path}/d, pattern: '*.db', recursive: true, replica: {{path: {tmp_path}/r}}}}\n"
     )
     done = program("databases", "--config", file, "--json")
@@ -221,7 +221,7 @@ def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:
         "restore_if_db_not_exists": False,
     }  # fmt: skip
     assert (second["dir"], second["recursive"], second["watch"]) == (f"{tmp_path}/d", True, False)
-    assert "addr (line 1)" in done.stderr
+    assert "validation (line 1)" in done.stderr
     table = program("databases", "--config", file).stdout.splitlines()
     assert table[2].split() == [f"{tmp_path}/d/**/*.db", f"file://{tmp_path}/r", "1s", "wait"]
 

@@ -128,7 +128,10 @@ PARTS = st.sampled_from(
      b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
      b"Connection: close\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"{}", b"\xff\x00"]
 )  # fmt: skip
-HEADS = st.sampled_from([b"GET /hello HTTP/1.1\r\nHost: x\r\n", b"POST /echo HTTP/1.1\r\nHost: x\r\n", b""])
+HEAD = b"GET /hello HTTP/1.1\r\nHost: x\r\n"
+NOT_IMPLEMENTED = b"HTTP/1.1 501 "
+"""The answer to several transfer codings, as HTTP has it."""
+HEADS = st.sampled_from([HEAD, b"POST /echo HTTP/1.1\r\nHost: x\r\n", b""])
 
 
 async def test_no_bytes_end_the_daemon_or_are_an_error_of_ours(tmp_path: Path) -> None:
@@ -137,13 +140,14 @@ async def test_no_bytes_end_the_daemon_or_are_an_error_of_ours(tmp_path: Path) -
     @hypothesis.given(HEADS, st.lists(PARTS | st.binary(max_size=20), max_size=8))
     @hypothesis.settings(max_examples=150)
     @hypothesis.example(b"", [b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n"])
+    @hypothesis.example(HEAD, 2 * [b"Transfer-Encoding: chunked\r\n"] + [b"\r\n"])
     def send(head: bytes, parts: list[bytes]) -> None:
         try:
             received = exchange(path, head, *parts)
         except (BrokenPipeError, ConnectionResetError):
             return
         assert not received or received.startswith(b"HTTP/1.1 ")
-        assert b"HTTP/1.1 5" not in received
+        assert b"HTTP/1.1 5" not in received.replace(NOT_IMPLEMENTED, b"")
 
     def work() -> None:
         send()

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
+from litereplica.errors import NotFound, PreconditionFailed
 from litereplica.storage.base import Storage
 from litereplica.storage.wrappers.delegate import Call, Operation, WrapperStorage, received_bytes
 
 T = TypeVar("T")
+
+_ANSWERS = frozenset({NotFound.__name__, PreconditionFailed.__name__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class OperationStatistics:
     bytes_sent: int
     bytes_received: int
     errors: Mapping[str, int]
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """The errors but those that are answers: that there is no such object, or that a condition is not met."""
+        return {name: count for name, count in self.errors.items() if name not in _ANSWERS}
 
 
 @dataclass(frozen=True, slots=True)

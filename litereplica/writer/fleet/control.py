@@ -15,7 +15,7 @@ from litereplica.control.protocol import About, text_field, time_or_none, timeou
 from litereplica.errors import NotReached, UsageError
 from litereplica.format.names import format_txid
 from litereplica.ltxstore.lease_record import Lease
-from litereplica.storage.prices import is_priced, price_usd
+from litereplica.storage.prices import S3_PRICES_USD, is_priced, price_usd
 from litereplica.storage.url import parse_url
 from litereplica.storage.wrappers import StorageStatistics
 from litereplica.times import format_time, wall_clock_ms
@@ -97,11 +97,15 @@ class WriterControl:
         raise Refusal(HTTPStatus.NOT_FOUND, "database not found")
 
     async def _status(self, request: Request) -> Response:
-        statistics, wanted = self.statistics(), request.query.get("path")
+        return json_response(self.document(request.query.get("path")))
+
+    def document(self, wanted: str | None = None) -> dict[str, object]:
+        """Return the whole state, with the records of all databases, or of those at or below the path `wanted`."""
+        statistics = self.statistics()
         chosen = [each for each in statistics.databases if wanted is None or _is_below(each.path, wanted)]
         records = [database_record(each, statistics) for each in chosen]
         replicas = [replica_record(url, each) for url, each in statistics.requests.items()]
-        return json_response({**self._about.status(records), "replicas": replicas})
+        return {**self._about.status(records), "replicas": replicas}
 
     # --- what is to be done
 
@@ -224,6 +228,9 @@ def database_record(database: DatabaseStatistics, fleet: FleetStatistics) -> dic
         "published_pages": database.pages,
         "published_bytes": database.bytes,
         "checkpoints": database.checkpoints,
+        "syncs": database.syncs,
+        "sync_errors": database.sync_errors,
+        "sync_ms": round(database.sync_s * 1000),
         "error": database.error,
         "lease": None if lease is None else lease_record(lease),
     }
@@ -236,9 +243,11 @@ def replica_record(url: str, statistics: StorageStatistics) -> dict[str, object]
         {
             "operation": operation.value,
             "requests": each.requests,
-            "errors": sum(each.errors.values()),
+            "errors": sum(each.failures.values()),
+            "error_codes": dict(each.failures),
             "received_bytes": each.bytes_received,
             "sent_bytes": each.bytes_sent,
+            "usd": S3_PRICES_USD[operation] * each.requests,
         }
         for operation, each in made.items()
     ]

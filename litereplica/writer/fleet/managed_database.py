@@ -99,14 +99,10 @@ class ManagedDatabase:
     def continue_from(self, before: DatabaseStatistics) -> None:
         """Take the counts and the TXID of the last run; called before the first task."""
         self._before = Statistics(
-            before.txid,
-            before.files,
-            before.pages,
-            before.bytes,
-            before.checkpoints,
-            0,
+            before.txid, before.files, before.pages, before.bytes, before.checkpoints, 0,
             published_ms=before.published_ms,
-        )
+            syncs=before.syncs, sync_errors=before.sync_errors, sync_s=before.sync_s,
+        )  # fmt: skip
 
     def expect_task(self) -> None:
         """Clear `closed`, before the task is started."""
@@ -189,6 +185,9 @@ class ManagedDatabase:
             bytes=total.bytes,
             checkpoints=total.checkpoints,
             published_ms=total.published_ms,
+            syncs=total.syncs,
+            sync_errors=total.sync_errors,
+            sync_s=total.sync_s,
             wal_frames=now.wal_frames if now is not None else 0,
             unpublished_bytes=now.unpublished_bytes if now is not None else 0,
             behind_s=now.behind_s if now is not None else self._failing_s(),

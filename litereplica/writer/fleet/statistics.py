@@ -35,7 +35,7 @@ class DatabaseStatistics:
     `txid` is the newest published TXID (0: none, or not read yet). `wal_frames` counts the frames that no checkpoint
     has copied into the database file. `unpublished_bytes` is the size of the committed part of the WAL that is not
     published, and `behind_s` the time in seconds since everything was published, 0 if everything is. `published_ms` is
-    the time of the last file that this process published (0: none).
+    the time of the last file that this process published (0: none). The counts of rounds are as in `Statistics`.
     """
 
     path: Path
@@ -52,6 +52,9 @@ class DatabaseStatistics:
     error: str | None = None
     lease: Lease | None = None
     published_ms: int = 0
+    syncs: int = 0
+    sync_errors: int = 0
+    sync_s: float = 0.0
 
     def ended(self, state: State) -> DatabaseStatistics:
         """The record of a database that is no longer replicated: without a lease and without lag."""
@@ -83,4 +86,7 @@ def accumulated(before: Statistics, now: Statistics) -> Statistics:
         before.checkpoints + now.checkpoints,
         0,
         published_ms=now.published_ms or before.published_ms,
+        syncs=before.syncs + now.syncs,
+        sync_errors=before.sync_errors + now.sync_errors,
+        sync_s=before.sync_s + now.sync_s,
     )
