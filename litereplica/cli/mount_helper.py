@@ -48,7 +48,7 @@ NOTED = re.compile("_netdev|uhelper=.*")
 WITHOUT_NOTE = "without _netdev, umount does not find its helper: add it, or unmount with 'litereplica umount'"
 
 _ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')
-_MEANT_FOR_A_TERMINAL = ("--help", "--foreground")
+MEANT_FOR_A_TERMINAL = ("--help", "--foreground")
 
 
 class Request(NamedTuple):
@@ -98,7 +98,7 @@ def _option_names() -> Mapping[str, str]:
     command = cli.get_command(click.Context(cli), "mount")
     assert command is not None
     found = [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
-    long = [name for name in found if name.startswith("--") and name not in _MEANT_FOR_A_TERMINAL]
+    long = [name for name in found if name.startswith("--") and name not in MEANT_FOR_A_TERMINAL]
     return {name.removeprefix("--"): name for name in [*long, "--no-hydrate"]}
 
 
