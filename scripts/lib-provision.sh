@@ -139,100 +139,53 @@ stop_background() {
 }
 
 start_unit() {
-    local unit=$1 environment=${options[state-dir]}/$1.env
+    local unit=$1 environment=${options[state-dir]}/$1.env made
     if [ -n "${AWS_ACCESS_KEY_ID:-}" ]; then
         printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" |
             write_secret "$(id -un)" "$environment" # systemd reads it, not the service
     fi
-    unit_text "$unit" "$2" "$3" "$environment" "${@:4}" | as_root tee "/etc/systemd/system/$unit.service" >/dev/null
+    made=$(mktemp -d)
+    write_unit "$made" "$unit" "$2" "$3" "$environment" "${@:4}"
+    as_root cp --recursive --no-preserve=ownership "$made/." /etc/systemd/system/
+    rm -r "$made"
     as_root systemctl daemon-reload
     as_root systemctl enable --quiet "$unit.service"
     as_root systemctl restart "$unit.service"
     say "started $unit: journalctl -u $unit"
 }
 
-# unit_text UNIT USER WRITES ENVIRONMENT_FILE COMMAND…: the unit's file. WRITES as for start_service.
-unit_text() {
-    local unit=$1 user=$2 writes=$3 environment=$4 command='' argument
-    shift 4
+# write_unit DIRECTORY UNIT USER WRITES ENVIRONMENT_FILE COMMAND…: the unit of deploy/systemd for a writer, or for a
+# mount, and a drop-in with what is particular to this one. WRITES as for start_service.
+write_unit() {
+    local directory=$1 unit=$2 user=$3 writes=$4 environment=$5 from=litereplica.service
+    local drop_ins=$directory/$unit.service.d
+    shift 5
+    mkdir -p "$drop_ins"
+    if [ "$writes" = mount ]; then
+        from=litereplica-mount@.service
+        [ "$user" = root ] || install -m 0644 "$ROOT/deploy/systemd/mount-as-user.conf" "$drop_ins/10-user.conf"
+    fi
+    install -m 0644 "$ROOT/deploy/systemd/$from" "$directory/$unit.service"
+    {
+        printf '[Service]\nUser=%s\nEnvironmentFile=\nEnvironmentFile=-%s\n' "$user" "$environment"
+        printf 'ExecStart=\nExecStart=%s\n' "$(quoted_command "$@")"
+        [ "$writes" = mount ] || printf 'ReadWritePaths=\nReadWritePaths=%s\n' "${writes//%/%%}"
+        [ "$1" = "$VENV/bin/litereplica" ] || printf 'Type=exec\nWatchdogSec=0\nExecReload=\n'
+    } >"$drop_ins/20-provisioned.conf"
+    chmod 0755 "$drop_ins"
+    chmod 0644 "$drop_ins/20-provisioned.conf"
+}
+
+# quoted_command WORD…: the command as a unit has it.
+quoted_command() {
+    local argument command=''
     for argument in "$@"; do
         argument=${argument//\\/\\\\}
         argument=${argument//\"/\\\"}
         argument=${argument//%/%%}
         command+=" \"${argument//\$/\$\$}\""
     done
-    cat <<END
-[Unit]
-Description=litereplica ($unit)
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-User=$user
-EnvironmentFile=-$environment
-ExecStart=$command
-Restart=on-failure
-RestartPreventExitStatus=7
-RestartSec=2
-UMask=0077
-END
-    if [ "$writes" = mount ]; then
-        mount_hardening "$user"
-    else
-        hardening "$unit" "$writes"
-    fi
-    cat <<'END'
-
-[Install]
-WantedBy=multi-user.target
-END
-}
-
-# hardening UNIT DIRECTORIES: what a service gives up that needs only the network and these directories.
-hardening() {
-    cat <<END
-RuntimeDirectory=$1
-RuntimeDirectoryMode=0700
-Environment=XDG_RUNTIME_DIR=/run/$1
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths=${2//%/%%}
-ProtectHome=read-only
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-ProtectProc=invisible
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-RemoveIPC=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-END
-}
-
-# mount_hardening USER: nothing that gives the service a mount namespace of its own (ProtectSystem, PrivateTmp, …), or
-# nobody else would see the mount. For users other than root, fusermount3 mounts, which needs its set-user-ID bit:
-# nothing that implies NoNewPrivileges (all that filters system calls does).
-mount_hardening() {
-    [ "$1" = root ] || return 0
-    cat <<'END'
-NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-END
+    printf '%s' "${command# }"
 }
 
 # show_log NAME: the last lines that the service has written, to stderr.

@@ -44,6 +44,39 @@ need_fuse() {
     { : <>/dev/fuse; } 2>/dev/null || die "/dev/fuse cannot be opened: run as root, or 'chmod 0666 /dev/fuse'"
 }
 
+# reachable_by_all PROGRAM: every user can run it: nothing on its path, links followed, is closed to others.
+reachable_by_all() {
+    local place
+    place=$(realpath "$1") || return 1
+    while [ "$place" != / ]; do
+        [ $(($(stat --format=0%a "$place") & 1)) -eq 1 ] || return 1
+        place=$(dirname "$place")
+    done
+}
+
+# find_python MODE: the interpreter for .venv: $PYTHON, or that of .venv, or the newest in PATH. What root installs for
+# services (MODE is not dev) is run by their users: there an interpreter below root's home is passed over.
+find_python() {
+    local name candidate passed_over=''
+    local -a candidates=(${PYTHON:+"$PYTHON"} "$VENV/bin/python")
+    for name in python3.13 python3.12 python3.11 python3; do
+        mapfile -t -O "${#candidates[@]}" candidates < <(type -aP "$name")
+    done
+    for candidate in "${candidates[@]}"; do
+        candidate=$("$candidate" -c 'import sys
+print(sys.executable)
+sys.exit(sys.version_info < (3, 11))' 2>/dev/null) || continue
+        if [ "$1" = dev ] || [ "$(id -u)" -ne 0 ] || reachable_by_all "$candidate"; then
+            [ -z "$passed_over" ] || say "using $candidate: users of services cannot reach $passed_over"
+            echo "$candidate"
+            return
+        fi
+        passed_over=${passed_over:-$candidate}
+    done
+    [ -z "$passed_over" ] || say "users of services cannot reach $passed_over"
+    return 1
+}
+
 # end_process PID: ends a process in an orderly way, and not so orderly after ten seconds.
 end_process() {
     local _

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from litereplica.control import service_manager
 from litereplica.errors import ExitCode, LiteReplicaError
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def _child(work: Callable[[Ready], None], write_end: int, parent: int) -> NoRetu
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
     os.setsid()
     os.chdir("/")
+    for name in service_manager.VARIABLES:  # they were for the parent, which ends
+        os.environ.pop(name, None)
     answered = False
 
     def answer(code: int, line: str) -> None:

@@ -90,8 +90,8 @@ def hide_process() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-async def start_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
-    """Start a program, by default with the environment of this process. Raises `UsageError` if it cannot be started."""
+async def start_child(command: Sequence[str], environment: Mapping[str, str]) -> Child:
+    """Start a program. Raises `UsageError` if it cannot be started."""
     try:
         process = await trio.lowlevel.open_process(list(command), env=environment, restore_signals=True)
     except (OSError, ValueError, subprocess.SubprocessError) as exc:

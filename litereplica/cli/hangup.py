@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
+from litereplica.control import service_manager
 from litereplica.storage.s3_connection import look_up_again
 
 log = logging.getLogger(__name__)
@@ -35,4 +36,6 @@ async def read_anew_on_hangup(work: Callable[[], Awaitable[None]]) -> None:
 
 async def _handle(signals: AsyncIterator[int]) -> None:
     async for _ in signals:
+        service_manager.reloading()
         read_anew()
+        service_manager.ready()

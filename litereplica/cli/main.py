@@ -24,9 +24,11 @@ from importlib import import_module
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from litereplica import __version__
 from litereplica.cli.fast_imports import fast_imports
+from litereplica.cli.help_formatter import HelpContext
 from litereplica.cli.one_dash import with_two_dashes
 from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
 from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError, leaves
@@ -59,6 +61,7 @@ COMMANDS = {
     "compact": "Merge a replica's files into a higher level now.",
     "snapshot": "Publish a snapshot of a replica's latest state now.",
     "reset": "Forget the local state of a database, so that it is compared with its replica.",
+    "completion": "Print the script that completes commands and options in a shell.",
     "version": "Show the versions that a bug report needs.",
     "help": "Show the help of the program or of a command.",
 }
@@ -66,6 +69,9 @@ COMMANDS = {
 
 FORMER_NAMES = {"wal": "ltx"}
 """Names that Litestream still accepts, each with the command that it means."""
+
+COMPLETION_VARIABLE = "_LITEREPLICA_COMPLETE"
+"""Set by the script of `litereplica completion`, to `bash_complete`, `zsh_complete` or `fish_complete`."""
 
 STDOUT = 1
 """The file descriptor of standard output."""
@@ -96,6 +102,8 @@ EXIT_CODES: dict[int, str] = {
 class LazyGroup(click.Group):
     """A group whose commands are the modules named in `COMMANDS`, imported on use."""
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the order of the help."""
         return list(COMMANDS)
@@ -108,7 +116,13 @@ class LazyGroup(click.Group):
         with fast_imports():
             command = import_module(f"litereplica.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.context_class = HelpContext
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Return the commands and options that begin with a word, without importing the commands."""
+        named = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command, in the forms of Go too."""
@@ -129,16 +143,15 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-
-def _epilog() -> str:
-    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
-    return f"\b\nExit codes:\n{codes}"
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(f"{code:>3}", meaning) for code, meaning in EXIT_CODES.items()])
 
 
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
-    epilog=_epilog(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
@@ -191,6 +204,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run the program on `arguments`, and return its exit code. Prints the error, if any."""
     debug = bool(os.environ.get("LITEREPLICA_DEBUG"))
     try:
+        if os.environ.get(COMPLETION_VARIABLE):
+            from litereplica.cli.completion import complete
+
+            complete(cli, PROGRAM, os.environ[COMPLETION_VARIABLE])
+            return ExitCode.OK
         with cli.make_context(PROGRAM, list(arguments)) as ctx:
             debug = ctx.params["debug"]
             cli.invoke(ctx)

@@ -5,6 +5,7 @@
     _run_program        starts the program of `exec` once everything is published; it is not started while another
                         writer publishes one of the named databases
     serving, _handle    serve the control socket and handle signals throughout
+    reporting           tells systemd what is done, `_say_ready` that it is
 
 Lag is logged meanwhile. Without a program, SIGTERM or SIGINT ends replication. With a program, these signals are passed
 on to it, and replication ends when it exits, so that everything it has written is published. In both cases the fleet
@@ -30,6 +31,7 @@ from litereplica.cli.heartbeat import beat
 from litereplica.cli.logging_setup import log_file
 from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
+from litereplica.control import service_manager
 from litereplica.control.address import Listen
 from litereplica.control.protocol import About
 from litereplica.control.served import serving
@@ -50,6 +52,9 @@ log = logging.getLogger(__name__)
 PROGRAM_WAIT_S = 10.0
 """The program is started after this time even if not everything could be published: an application must not be down
 because its backup is. A standby waits for the lease without limit."""
+READY_WAIT_S = 10.0
+"""The service manager is told that this process is ready after this time at the latest, for the same reason, and while
+it stands by or restores, too: units that wait for it would not be started."""
 RESTORES_AT_ONCE = 4
 """Concurrent restores: each has several requests of some MiB in flight."""
 MAX_NAMED = 20
@@ -116,7 +121,9 @@ class Replication:
             check_program(self._config.command)
         socket = self._config.socket
         served = serving(self._control.routes(), socket.path, enabled=socket.enabled, mode=socket.mode)
-        async with self._signals(), served, self._metrics(), trio.open_nursery() as nursery:
+        reporting = service_manager.reporting(self._status_line)
+        async with self._signals(), served, self._metrics(), reporting, trio.open_nursery() as nursery:
+            nursery.start_soon(self._say_ready)
             if self._config.command:
                 nursery.start_soon(self._run_program)
             with self._until_ready:
@@ -206,6 +213,14 @@ class Replication:
 
     # --- background tasks
 
+    async def _say_ready(self) -> None:
+        with trio.move_on_after(READY_WAIT_S):
+            await self._may_start_program.wait()
+        service_manager.ready(self._status_line())
+
+    def _status_line(self) -> str:
+        return "starting" if self._fleet is None else self._fleet.statistics().summary
+
     async def _log_lag(self, fleet: Supervisor) -> None:
         lag_log = LagLog()
         while True:
@@ -226,6 +241,8 @@ class Replication:
             except (LiteReplicaError, OSError) as exc:
                 log.error("cannot reload the configuration, which stays unchanged: %s", exc)
                 continue
+            finally:
+                service_manager.ready()
             if _process_settings(config) != _process_settings(self._config):
                 log.warning("changes of exec, logging, socket, heartbeat and addr take effect at the next start")
             self._config = config
@@ -249,16 +266,18 @@ class Replication:
             self._code = await child.wait()
         finally:
             await child.end()
+        service_manager.stopping()
         self._stop.set()
         self._until_ready.cancel()
 
-    def _environment_of_program(self) -> dict[str, str] | None:
-        """The environment for the program of `exec`; None for that of this process."""
+    def _environment_of_program(self) -> dict[str, str]:
+        """The environment for the program of `exec`."""
+        environment = service_manager.without_manager(os.environ)
         if not self._config.withholds_credentials:
-            return None
+            return environment
         hide_process()
         in_use = [target.credentials for target in self._config.targets if target.credentials is not None]
-        return without_credentials(os.environ, in_use)
+        return without_credentials(environment, in_use)
 
     def _program_wait_s(self) -> float:
         standby = any(target.settings.lease is LeaseMode.WAIT for target in self._config.targets)
@@ -285,15 +304,19 @@ class Replication:
                 self._child.pass_on(number)
             elif number not in _PASSED_ON:
                 log.info("received %s: publishing the remaining transactions", name)
+                service_manager.stopping()
                 self._stop.set()
                 self._until_ready.cancel()
 
     def _hang_up(self) -> None:
+        service_manager.reloading()
         read_anew()
         if self._reread is not None:
             self._reload_wanted.set()
-        elif self._child is not None:
+            return
+        if self._child is not None:
             self._child.pass_on(signal.SIGHUP)
+        service_manager.ready()
 
 
 class _Started:

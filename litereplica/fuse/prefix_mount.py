@@ -126,6 +126,10 @@ class PrefixSession(FuseSession):
         """Raise `NotReached`: one cannot wait for all databases."""
         raise NotReached(f"{self._options.path} has many databases", hint="mount the one that you wait for")
 
+    def _status_line(self) -> str:
+        figures = self.active.statistics()
+        return f"{figures.active} databases open" + (f", {figures.failed} failed" if figures.failed else "")
+
     def _some_active(self) -> list[Database]:
         return sorted(self.active.databases.values(), key=lambda each: each.path)[:LISTED]
 

@@ -24,6 +24,7 @@ from typing import Any
 import pyfuse3
 import trio
 
+from litereplica.control import service_manager
 from litereplica.control.protocol import WaitFor
 from litereplica.control.served import serving
 from litereplica.errors import EnvironmentProblem
@@ -122,7 +123,8 @@ class FuseSession:
             raise_read_ahead(self._mount)
         mounted = True
         try:
-            async with self._serving(), trio.open_nursery() as self._tasks:
+            reporting = service_manager.reporting(self._status_line)
+            async with self._serving(), reporting, trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._watch_signals, signals)
                 await self._tasks.start(self._watch_mount)
                 self._tasks.start_soon(self._start_following, ready)
@@ -164,10 +166,20 @@ class FuseSession:
 
     # --- serving ---------------------------------------------------------------------------------
 
+    def _status_line(self) -> str:
+        """What a service manager shows of this mount."""
+        state = self.state()
+        lag = f", {state.lag_ms / 1000:.0f} s behind" if state.lag_ms >= 1000 else ""
+        return f"{state.state} at TXID {state.txid:016x}{lag}" + (f": {state.error}" if state.error else "")
+
     async def _start_following(self, ready: Callable[[], None]) -> None:
+        def started() -> None:
+            service_manager.ready(self._status_line())
+            ready()
+
         try:
             with self._following:
-                await self._serve(ready)
+                await self._serve(started)
         finally:
             self._stopped.set()
 
@@ -211,6 +223,7 @@ class FuseSession:
     async def stop(self, *, gently: bool) -> None:
         """Unmount; with clients inside go back to serving if `gently`, else leave them behind."""
         if not gently:
+            service_manager.stopping()
             _exit_after(STOP_LIMIT_S)
         if await self._unmount():
             if not gently:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -35,85 +34,12 @@ KEYS = {"writer": ("writer-key", "writer-secret"), "reader": ("reader-key", "rea
 
 LIBRARY = 'set -euo pipefail; . scripts/lib.sh; . scripts/lib-provision.sh; "$@"'
 
-MOUNT_NAMESPACE = [
-    "ProtectSystem",
-    "PrivateTmp",
-    "PrivateDevices",
-    "ProtectHome",
-    "ProtectKernel",
-    "ProtectControlGroups",
-    "ReadWritePaths",
-    "ReadOnlyPaths",
-    "InaccessiblePaths",
-    "ExecPaths",
-    "BindPaths",
-    "BindReadOnlyPaths",
-    "TemporaryFileSystem",
-    "PrivateMounts",
-    "MountFlags",
-    "ProtectProc",
-    "ProcSubset",
-    "RootDirectory",
-    "RootImage",
-    "DynamicUser",
-    "ProtectHostname",
-]
-"""Directives that give a service a mount namespace of its own, or slave propagation: systemd.exec(5)."""
-
-NO_NEW_PRIVILEGES = [
-    "NoNewPrivileges",
-    "SystemCall",
-    "Restrict",
-    "LockPersonality",
-    "MemoryDenyWriteExecute",
-    "PrivateDevices",
-    "ProtectKernel",
-    "ProtectClock",
-    "ProtectHostname",
-]
-"""Those that switch new privileges off for a service of another user than root."""
-
 
 def call(*arguments: str | Path, stdin: str = "") -> str:
     """Call a function of the library of the provisioning scripts."""
     command = ["bash", "-c", LIBRARY, "test", *map(str, arguments)]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     return done.stdout
-
-
-def directives(unit: str) -> set[str]:
-    return {line.split("=")[0] for line in unit.splitlines() if "=" in line}
-
-
-def test_unit_of_a_mount_has_nothing_that_hides_it_or_keeps_fusermount_from_working() -> None:
-    for user in ("root", "app"):
-        found = directives(call("unit_text", "litereplica-replica", user, "mount", "/x.env", "/bin/cat"))
-        assert not [name for name in found if name.startswith(tuple(MOUNT_NAMESPACE))]
-        assert ("NoNewPrivileges" in found) == (user == "root")
-        assert user == "root" or not [name for name in found if name.startswith(tuple(NO_NEW_PRIVILEGES))]
-        assert {"UMask", "User"} <= found
-
-
-def test_unit_of_a_writer_or_store_may_write_to_its_directories_only() -> None:
-    unit = call("unit_text", "litereplica-primary", "app", '"/srv/a b" "/srv/50%"', "/x.env", "/bin/cat", 'a"b', "$x%")
-    lines = unit.splitlines()
-    for line in ("User=app", "UMask=0077", "NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet="):
-        assert line in lines
-    assert 'ReadWritePaths="/srv/a b" "/srv/50%%"' in lines
-    assert r'ExecStart= "/bin/cat" "a\"b" "$$x%%"' in lines
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    for name, user, writes, worst in (("primary", "root", '"/srv"', 3.0), ("replica", "root", "mount", 7.5)):
-        unit = tmp_path / f"litereplica-{name}.service"
-        unit.write_text(call("unit_text", unit.stem, user, writes, "/x.env", "/bin/cat"))
-        verify = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
-        assert (verify.returncode, verify.stderr) == (0, "")
-        command = ["systemd-analyze", "security", "--offline=true", f"--threshold={worst * 10:.0f}", str(unit)]
-        security = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert security.returncode == 0, security.stdout
 
 
 def test_secret_is_readable_for_its_user_only_from_the_first_byte(tmp_path: Path) -> None:

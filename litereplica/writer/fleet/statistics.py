@@ -6,6 +6,7 @@ The control socket, `litereplica status` and the lag in the log read only these 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -71,6 +72,16 @@ class FleetStatistics:
     databases: tuple[DatabaseStatistics, ...]
     leases: dict[str, Lease]
     requests: dict[str, StorageStatistics] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many databases are in which state, by how much the last one is behind, and the first error."""
+        here = [each for each in self.databases if each.state is not State.GONE]
+        counts = Counter(each.state.value for each in here)
+        text = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no database"
+        behind_s = max((each.behind_s for each in here), default=0.0)
+        error = next((f"; {each.path}: {each.error}" for each in here if each.error), "")
+        return text + (f", at most {behind_s:.0f} s behind" if behind_s >= 1 else "") + error
 
 
 NOTHING_DONE = Statistics(0, 0, 0, 0, 0, 0)
