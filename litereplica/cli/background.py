@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from litereplica.control import service_manager
+from litereplica.control.manager_environment import VARIABLES
 from litereplica.errors import ExitCode, LiteReplicaError
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _child(work: Callable[[Ready], None], write_end: int, parent: int) -> NoRetu
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
     os.setsid()
     os.chdir("/")
-    for name in service_manager.VARIABLES:  # they were for the parent, which ends
+    for name in VARIABLES:  # they were for the parent, which ends
         os.environ.pop(name, None)
     answered = False
 

@@ -33,6 +33,7 @@ from litereplica.concurrent import gather
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.control import service_manager
 from litereplica.control.address import Listen
+from litereplica.control.manager_environment import without_manager
 from litereplica.control.protocol import About
 from litereplica.control.served import serving
 from litereplica.errors import ExitCode, LiteReplicaError, Unpublished, UsageError
@@ -272,7 +273,7 @@ class Replication:
 
     def _environment_of_program(self) -> dict[str, str]:
         """The environment for the program of `exec`."""
-        environment = service_manager.without_manager(os.environ)
+        environment = without_manager(os.environ)
         if not self._config.withholds_credentials:
             return environment
         hide_process()

@@ -20,9 +20,6 @@ import trio
 STATUS_INTERVAL_S = 10.0
 """Between looks at the status without a watchdog; it is sent if it has changed."""
 
-VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-"""What a service manager sets for the one process that may speak to it."""
-
 
 def ready(status: str | None = None) -> None:
     """Say that the daemon serves, or has read its settings again."""
@@ -78,8 +75,3 @@ def tell(**fields: str) -> None:
             sender.send(text.encode(errors="replace"))
         except OSError:
             return
-
-
-def without_manager(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for another process, which must not speak for this one."""
-    return {name: value for name, value in environment.items() if name not in VARIABLES}

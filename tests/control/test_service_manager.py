@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.control import service_manager
+from litereplica.control.manager_environment import VARIABLES
 from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary
 from tests.helpers.publisher import Publisher
@@ -112,7 +113,7 @@ def test_writer_says_that_it_is_ready_alive_reloading_and_ending(tmp_path: Path,
         require_watchdog_and_reload(manager, process)
         while not seen.exists() or "PATH=" not in seen.read_text():
             time.sleep(0.001)
-        assert not [name for name in service_manager.VARIABLES if f"{name}=" in seen.read_text()]
+        assert not [name for name in VARIABLES if f"{name}=" in seen.read_text()]
         process.terminate()
         assert manager.wait_for("STOPPING")["STATUS"] == "ending"
         assert process.wait(DEADLINE_S) == ExitCode.OK
@@ -158,12 +159,13 @@ def test_message_is_one_line_a_field_and_goes_to_a_path_or_an_abstract_address(
     ("usec", "pid", "expected"),
     [
         ("3000000", None, 3.0),
-        ("3000000", str(os.getpid()), 3.0),
+        ("3000000", "ours", 3.0),
         ("3000000", "1", None),
         ("0", None, None),
         ("x", None, None),
     ],
 )
 def test_watchdog_is_for_the_process_that_it_names(usec: str, pid: str | None, expected: float | None) -> None:
-    environment = {"WATCHDOG_USEC": usec} | ({} if pid is None else {"WATCHDOG_PID": pid})
+    named = {} if pid is None else {"WATCHDOG_PID": str(os.getpid()) if pid == "ours" else pid}
+    environment = {"WATCHDOG_USEC": usec} | named
     assert service_manager.watchdog_s(environment) == expected
