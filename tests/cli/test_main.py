@@ -24,7 +24,7 @@ from litereplica.cli.params import log_level_option
 from litereplica.errors import ConfigurationErrors, ConflictError, ExitCode, LiteReplicaError, UsageError
 from tests.cli.logging_state import logging_restored
 
-HEAVY = {"boto3", "botocore", "obstore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
+HEAVY = {"boto3", "botocore", "numpy", "pyfuse3", "rich", "trio", "apsw", "lz4", "cachetools", "logging"}
 
 
 def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -214,7 +214,7 @@ def test_version_command_tells_what_a_bug_report_needs(capsys: pytest.CaptureFix
     assert main.run(["version", "-verbose"]) == ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"litereplica {__version__}"
-    assert any(re.fullmatch(r"obstore [\d.]+", line) for line in lines)
+    assert any(re.fullmatch(r"boto3 [\d.]+", line) for line in lines)
 
 
 def test_all_errors_of_a_configuration_are_printed_a_line_each(

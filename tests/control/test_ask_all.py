@@ -182,7 +182,7 @@ def test_commands_that_only_ask_import_nothing_heavy() -> None:
         "import sys; from litereplica.cli.main import run; code = run(sys.argv[1:]); "
         "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    heavy = {"trio", "numpy", "boto3", "obstore", "apsw", "rich", "sqlite3", "yaml", "pyfuse3", "asyncio", "dateparser"}
+    heavy = {"trio", "numpy", "boto3", "apsw", "rich", "sqlite3", "yaml", "pyfuse3", "asyncio", "dateparser"}
     for arguments in (["status", "/no/such.db"], ["health", "/no/such.db"], ["sync", "/no/such.db"]):
         done = subprocess.run([sys.executable, "-c", source, *arguments], capture_output=True, text=True, check=False)
         assert not heavy & set(done.stderr.splitlines()[-1].split()), arguments
