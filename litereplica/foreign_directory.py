@@ -1,7 +1,8 @@
 """Opens files and directories of ours that lie where others may write: beside a database, in /tmp, in a cache.
 
 Whoever can write to a directory can put a link, a pipe or a file of theirs where we expect ours. So nothing here
-follows a symbolic link in the last component, waits for a pipe, or writes to a file that has another name elsewhere.
+follows a symbolic link in the last component (except one that this user or root made, where a user names the file),
+waits for a pipe, or writes to a file that has another name elsewhere.
 A directory of ours counts only if nobody else can write to it; its files are opened relative to its descriptor, so that
 it cannot be exchanged meanwhile.
 """
@@ -23,6 +24,9 @@ MAX_NOTE_BYTES = 1 << 20
 """Largest size of a note that is read whole; ours have some hundred bytes."""
 
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_MOST_LINKS = 40
+"""As many as Linux follows in a path."""
+
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -44,6 +48,40 @@ def open_regular(path: Path | str, flags: int, *, dir_fd: int | None = None) -> 
         os.close(fd)
         raise
     return fd
+
+
+def open_own_file(path: Path, flags: int) -> int:
+    """Return a descriptor of a regular file of this user or root, which gets mode 0600 if it is made.
+
+    A symbolic link is followed if this user or root made it. Raises `OSError` for anything else, and as `open_regular`.
+    """
+    for _ in range(_MOST_LINKS):
+        try:
+            fd = open_regular(path, flags)
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            path = path.parent / _target_of_own_link(path)
+            continue
+        if not _is_own(os.fstat(fd)):
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "another user owns the file")
+        return fd
+    raise OSError(errno.ELOOP, "it leads through too many symbolic links")
+
+
+def _target_of_own_link(path: Path) -> str:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not _is_own(os.fstat(fd)):
+            raise PermissionError(errno.EPERM, "another user made the symbolic link")
+        return os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return status.st_uid in (0, os.geteuid())
 
 
 def read_note(path: Path | str, *, dir_fd: int | None = None, limit: int = MAX_NOTE_BYTES) -> bytes:

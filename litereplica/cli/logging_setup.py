@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
+from contextlib import suppress
 from io import TextIOWrapper
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import click
 
 from litereplica.errors import EnvironmentProblem
+from litereplica.foreign_directory import open_own_file
 from litereplica.log_levels import LOG_LEVELS
 from litereplica.printable import printable, printable_json
 
@@ -25,6 +27,9 @@ LEVEL_VARIABLE = "LOG_LEVEL"
 QUIET_LIBRARIES = ("boto3", "botocore", "s3transfer", "urllib3", "asyncio")
 """Libraries that log every request at INFO or DEBUG: only their warnings are logged."""
 
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+_DEVICES = Path("/dev")
+"""Only root puts anything there, and /dev/stdout is a link to what may be a pipe."""
 
 ATTRIBUTES = ("db", "url", "txid", "size_bytes", "received_bytes", "sent_bytes", "duration_ms")
 """What log calls give as `extra`, in the language of docs/JSON.md."""
@@ -66,25 +71,45 @@ class JSONFormatter(LineFormatter):
         return printable_json(json.dumps(fields, ensure_ascii=False))
 
 
-class LogFileHandler(WatchedFileHandler):
+class LogFileHandler(logging.FileHandler):
     """A log file that may be rotated, and that only this user may read when it is made: it names paths and URLs.
 
-    A line that cannot be written, for example on a full disk, is dropped.
+    It is looked for by its name before each line. Another user may have put something there meanwhile: that is refused,
+    as it is at the start (`open_own_file`). Lines that cannot be written, for example on a full disk, go to stderr.
     """
 
     def _open(self) -> TextIOWrapper:
-        fd = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return open(fd, "a", encoding="utf-8")  # noqa: PTH123 - a descriptor
+        return open(self._descriptor(), "a", encoding="utf-8")  # noqa: PTH123 - a descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
         try:
+            self._follow_name()
             super().emit(record)
         except Exception:  # a daemon must not end because it cannot log
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Do nothing: the error cannot be reported anywhere else."""
+        """Write the record to stderr, which a mount in the background does not have."""
+        with suppress(Exception):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+    def _follow_name(self) -> None:
+        """Open the file that has the name now, unless it is the one that is open. Raises `OSError`."""
+        if self.stream is None:
+            return
+        fd = self._descriptor()
+        try:
+            is_open = os.path.sameopenfile(fd, self.stream.fileno())
+        finally:
+            os.close(fd)
+        if not is_open:
+            before, self.stream = self.stream, self._open()
+            before.close()
+
+    def _descriptor(self) -> int:
+        path = Path(self.baseFilename)
+        return os.open(path, _FLAGS) if path.parent == _DEVICES else open_own_file(path, _FLAGS | os.O_CREAT)
 
 
 def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: bool = False) -> None:
@@ -107,7 +132,7 @@ def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: 
 def log_file() -> Path | None:
     """The log file; None if the log does not go to a file."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, WatchedFileHandler):
+        if isinstance(handler, LogFileHandler):
             return Path(handler.baseFilename)
     return None
 

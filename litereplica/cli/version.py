@@ -13,7 +13,7 @@ import click
 from litereplica import __version__
 from litereplica.cli import output
 
-LIBRARIES = ("apsw", "boto3", "click", "lz4", "numpy", "obstore", "pyfuse3", "trio")
+LIBRARIES = ("apsw", "boto3", "click", "lz4", "numpy", "pyfuse3", "trio")
 
 
 @click.command()

@@ -8,7 +8,8 @@ url          parses replica URLs
 keys, ranges rules for keys, for ranges
 credentials  a key pair
 file         objects as files; uses file_operations
+s3_direct    objects in a bucket through requests of our own; uses s3_connection, s3_requests (s3_signature, s3_listing,
+             http_pool), and boto3 to delete and for uploads in parts
 s3           objects in a bucket through boto3; uses s3_client, s3_errors and s3_upload
-s3_obstore   objects in a bucket through obstore; uses s3_connection, and boto3 for what obstore lacks
 wrappers     storages around a storage: retries, metering, a prefix
 """

@@ -29,7 +29,7 @@ from litereplica.storage.wrappers.retry import DEFAULT_POLICY, RetryPolicy, Retr
 log = logging.getLogger(__name__)
 
 CLIENT_VARIABLE = "LITEREPLICA_S3_CLIENT"
-"""The variable that chooses the S3 client: `obstore`, the default, or `boto3`, which is slower and tolerates more kinds
+"""The variable that chooses the S3 client: `direct`, the default, or `boto3`, which is slower and tolerates more kinds
 of stores."""
 
 
@@ -55,16 +55,16 @@ def _open_file(url: ReplicaURL, credentials: Credentials | None) -> Storage:
 def _open_s3(url: ReplicaURL, credentials: Credentials | None) -> Storage:
     if url.options.skip_verify:
         log.warning("%s: the server's certificate is not checked, because of skip-verify", redacted(str(url)))
-    client = os.environ.get(CLIENT_VARIABLE) or "obstore"
+    client = os.environ.get(CLIENT_VARIABLE) or "direct"
     if client == "boto3":
         from litereplica.storage.s3 import S3Storage
 
         return S3Storage(url, credentials)
-    if client != "obstore":
-        raise UsageError(f"{CLIENT_VARIABLE} is {client!r}", hint="set it to obstore or boto3, or unset it")
-    from litereplica.storage.s3_obstore import ObstoreS3Storage
+    if client != "direct":
+        raise UsageError(f"{CLIENT_VARIABLE} is {client!r}", hint="set it to direct or boto3, or unset it")
+    from litereplica.storage.s3_direct import DirectS3Storage
 
-    return ObstoreS3Storage(url, credentials)
+    return DirectS3Storage(url, credentials)
 
 
 OPENERS: dict[str, Callable[[ReplicaURL, Credentials | None], Storage]] = {"file": _open_file, "s3": _open_s3}

@@ -11,7 +11,6 @@ Only `start_after` relies on the store's order, which is the same everywhere amo
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,10 +22,11 @@ import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage, Suffix
+from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage
 from litereplica.storage.keys import is_key, validate_directory, validate_key, validate_prefix
 from litereplica.storage.pace import ListingPace
-from litereplica.storage.ranges import resolve_range, validate_range
+from litereplica.storage.ranges import validate_range
+from litereplica.storage.s3_body import Reply, range_header, read_blob
 from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, given_time_ms, send_content_md5
 from litereplica.storage.s3_connection import Connection
 from litereplica.storage.s3_upload import Target, upload_in_parts
@@ -48,14 +48,6 @@ TIMESTAMP_METADATA = "litestream-timestamp"
 """The metadata in which Litestream stores an object's time: RFC 3339 in UTC, with nanoseconds."""
 DELETE_BATCH = 1000
 """S3's limit for one request."""
-READ_CHUNK_BYTES = 1 << 20
-IGNORED_RANGE_LIMIT = 16 << 20
-"""Maximum size that is read for a range from a store that ignores ranges, where larger objects cannot be read in
-parts."""
-UNANNOUNCED_LIMIT = 64 << 20
-"""Maximum size of a body without Content-Length."""
-
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _RANGE_NOT_SATISFIABLE = 416
 
 
@@ -78,7 +70,7 @@ class S3Storage(Storage):
         validate_range(range)
         if range is not None and is_empty(range):
             return await self._get_nothing(key)
-        header: dict[str, Any] = {} if range is None else {"Range": _range_header(range)}
+        header: dict[str, Any] = {} if range is None else {"Range": range_header(range)}
 
         def fetch(client: S3Client) -> Blob | None:
             from botocore.exceptions import ClientError
@@ -302,86 +294,25 @@ def is_empty(range: Range) -> bool:
     return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0
 
 
-def _range_header(range: Range) -> str:
-    return f"bytes={range.start}-{range.stop - 1}" if isinstance(range, ByteRange) else f"bytes=-{range.length}"
-
-
 def _status(exc: ClientError) -> int:
     return exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def _blob(client: S3Client, where: dict[str, Any], answer: GetObjectOutputTypeDef, range: Range | None) -> Blob:
-    """The object or its part, from an answer that may lack headers. Reads no more than the requested bytes.
-
-    Raises `ConnectionError`, `TimeoutError` or `ValueError` if the answer does not match the request.
-    """
-    try:
-        length = answer.get("ContentLength")
-        part = parse_content_range(answer.get("ContentRange", ""))
-        size: int | None
-        if part is None:
-            size = length
-            limit = _whole_limit(range, length)
-        else:
-            start, stop, size = part
-            limit = stop - start
-            if isinstance(range, ByteRange) and (start, stop <= range.stop) != (range.start, True):
-                raise ValueError(f"the answer has bytes {start} to {stop - 1}, requested were {_range_header(range)}")
-            if isinstance(range, Suffix) and limit > range.length:
-                raise ValueError(f"the answer has {limit} bytes, requested were the last {range.length}")
-        data = _read_body(answer, limit)
-    except BaseException:
-        answer["Body"]._raw_stream.close()  # type: ignore[attr-defined] # the connection has bytes left
-        raise
-    if size is None:
-        size = len(data) if part is None else client.head_object(**where)["ContentLength"]
-    if part is None:
-        wanted = resolve_range(range, size)
-        data = data[wanted]
-    return Blob(data=data, size=size, etag=answer.get("ETag", ""))
-
-
-def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
-    """(start, stop, size) of a `Content-Range` header, with size None for `*`; None if there is no header."""
-    if not text:
-        return None
-    match = _CONTENT_RANGE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"the answer has the Content-Range {text[:100]!r}")
-    start, last, size = match.groups()
-    return int(start), int(last) + 1, None if size == "*" else int(size)
-
-
-def _whole_limit(range: Range | None, length: int | None) -> int | None:
-    """The number of bytes to read of an answer that has the whole object; None: all of them."""
-    if range is None or length is None:
-        return length
-    limit = min(range.stop, length) if isinstance(range, ByteRange) else length
-    if limit > IGNORED_RANGE_LIMIT:
-        raise ValueError("the store ignores the Range header, and the object is large")
-    return limit
-
-
-def _read_body(answer: GetObjectOutputTypeDef, limit: int | None) -> bytes:
-    """Read the first `limit` bytes of a body (None: all). Stops on cancellation; `s3_paced` limits the time."""
     announced = answer.get("ContentLength")
     # boto's own wrapper blocks until it has all bytes of a read, however slowly they arrive.
     stream: Any = answer["Body"]._raw_stream  # type: ignore[attr-defined]
-    parts: list[bytes] = []
-    received = 0
-    while (limit is None or received < limit) and (part := stream.read1(READ_CHUNK_BYTES)):
-        parts.append(part)
-        received += len(part)
-        trio.from_thread.check_cancelled()
-        if limit is None and received > UNANNOUNCED_LIMIT:
-            raise ValueError(f"the answer has no length, and more than {UNANNOUNCED_LIMIT} bytes")
-    if limit is not None and received < limit:
-        raise ConnectionError(f"the answer ended after {received} of {limit} bytes")
+    reply = Reply(announced, answer.get("ContentRange", ""), answer.get("ETag", ""), stream.read1)
+    try:
+        blob, received = read_blob(reply, range, lambda: client.head_object(**where)["ContentLength"])
+    except BaseException:
+        stream.close()  # the connection has bytes left
+        raise
     if received == announced or announced is None:
         stream.release_conn()
     else:
-        stream.close()  # the connection has bytes left
-    return b"".join(parts)[:limit]
+        stream.close()
+    return blob
 
 
 def _modified_ms(answer: Any) -> int:

@@ -55,6 +55,7 @@ HINT_RIGHTS = "check the credentials, and that they allow to list, read and (for
 HINT_BUCKET = "create the bucket, or correct its name, the endpoint or the region in the URL"
 HINT_ENDPOINT = "check that the endpoint in the URL is right and that its server is running"
 HINT_REGION = "name the bucket's region in the URL: region=…"
+HINT_CERTIFICATE = "name the certificate authority in AWS_CA_BUNDLE"
 HINT_LATER = "try again later"
 HINT_LACKING = "the store does not offer this operation: see its documentation, or use another store"
 HINT_REFUSED = "the reason is specific to the store: see its documentation, or ask its operator"
@@ -111,8 +112,7 @@ def translated(exc: Exception, failure: Failure) -> StorageError | None:
         case boto.TokenRetrievalError() | boto.SSOError() | boto.ProfileNotFound():
             return failure.error(AccessDenied, str(exc), HINT_CREDENTIALS)
         case boto.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(exc):
-            hint = "name the certificate authority in AWS_CA_BUNDLE"
-            return failure.error(StorageError, "the server's certificate is not trusted", hint)
+            return failure.error(StorageError, "the server's certificate is not trusted", HINT_CERTIFICATE)
         case boto.HTTPClientError() | boto.ConnectionError() | boto.IncompleteReadError():
             return failure.error(TransientStorageError, str(exc), HINT_ENDPOINT)
         case urllib3.exceptions.HTTPError() | ConnectionError() | TimeoutError():

@@ -61,12 +61,16 @@ def published(name: str) -> bytes:
 
 def publish(url: str, count: int) -> None:
     """Put the databases below a URL."""
-    import obstore
-
-    store = connect(parse_url(url), None, timeout_s=30.0)
+    parsed = parse_url(url)
+    client = connect(parsed)
     key = file_key(Layout.S3, 0, 1, 1)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: obstore.put(store, f"{name}/{key}", published(name)), names(count)))
+        list(
+            pool.map(
+                lambda name: client.put(f"{parsed.path}/{name}/{key}", published(name), {}, with_md5=False),
+                names(count),
+            )
+        )
 
 
 def timed(work: Callable[[], Any]) -> float:

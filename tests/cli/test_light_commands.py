@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LIBRARIES = {
-    *("trio", "pyfuse3", "numpy", "lz4", "cachetools", "h11", "apsw", "sqlite3", "boto3", "botocore", "obstore"),
+    *("trio", "pyfuse3", "numpy", "lz4", "cachetools", "h11", "apsw", "sqlite3", "boto3", "botocore"),
     *("urllib3", "yaml", "rich", "dateparser", "watchfiles", "inotify_simple", "asyncio", "logging", "difflib", "lzma"),
 }
 

@@ -212,7 +212,7 @@ def test_version_command_tells_what_a_bug_report_needs(capsys: pytest.CaptureFix
     assert main.run(["version", "-verbose"]) == ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"litereplica {__version__}"
-    assert any(re.fullmatch(r"obstore [\d.]+", line) for line in lines)
+    assert any(re.fullmatch(r"boto3 [\d.]+", line) for line in lines)
 
 
 def test_all_errors_of_a_configuration_are_printed_a_line_each(

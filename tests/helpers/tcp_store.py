@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 from litereplica.storage.base import Storage
 from litereplica.storage.s3 import S3Storage
-from litereplica.storage.s3_obstore import ObstoreS3Storage
+from litereplica.storage.s3_direct import DirectS3Storage
 from litereplica.storage.url import parse_url
 
 Serve: TypeAlias = Callable[[socket.socket, bytes], None]
-Backend: TypeAlias = type[S3Storage] | type[ObstoreS3Storage]
+Backend: TypeAlias = type[S3Storage] | type[DirectS3Storage]
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Endpoint:
     def handle(self, connection: socket.socket) -> None:
         connection.settimeout(60)
         with suppress(OSError):
-            while (request := _read_request(connection)) is not None:
+            while (request := read_request(connection)) is not None:
                 self.requests += 1
                 if self.attack is not None and self.attack(connection, request):
                     return
@@ -162,7 +162,8 @@ def serving(replica: Path) -> Iterator[Endpoint]:
         yield endpoint
 
 
-def _read_request(connection: socket.socket) -> Request | None:
+def read_request(connection: socket.socket) -> Request | None:
+    """The next request on a connection; None if the client has closed it."""
     head = b""
     while b"\r\n\r\n" not in head:
         data = connection.recv(65536)

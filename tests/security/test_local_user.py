@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from litereplica.cli.logging_setup import LogFileHandler
 from litereplica.errors import ExitCode
 from litereplica.format import ltx
 from litereplica.ltxstore.spooled_file import SpooledFile
@@ -402,7 +404,10 @@ def test_directory_does_not_publish_what_another_users_link_leads_to(tmp_path: P
     assert "it is not replicated" in ended.stderr
 
 
-def test_mount_does_not_open_its_log_in_a_directory_of_another_user(
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_mount_neither_opens_nor_reopens_its_log_where_another_user_planted_a_link(
     tmp_path: Path, alices: Path, replica: Path, victim: Path
 ) -> None:
     cache = alices / "cache"
@@ -410,12 +415,67 @@ def test_mount_does_not_open_its_log_in_a_directory_of_another_user(
     command: list[str | Path] = ["mount", f"file://{replica}", tmp_path / "mnt", "--cache-dir", cache]
     try:
         require_orderly(limited(*command))
-        require_orderly(limited("umount", "--lazy", tmp_path / "mnt"))
-        (directory,) = {path.parent for path in cache.rglob("mount.log")}
-        (directory / "mount.log").unlink()
-        (directory / "mount.log").symlink_to(victim)
-        give(directory)
+        (log,) = cache.rglob("mount.log")
+        os.chown(log.parent, ALICE, ALICE)
+        log.unlink()
+        log.symlink_to(victim)
+        give(log)
+        require_orderly(limited("umount", tmp_path / "mnt"))  # the daemon logs its end, and umount waits for it
+        assert victim.read_bytes() == VICTIM, "written by the daemon that was running"
         require_orderly(limited(*command), ExitCode.ENVIRONMENT)
     finally:
         limited("umount", "--lazy", tmp_path / "mnt")
+    assert victim.read_bytes() == VICTIM, "written by a daemon that started"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe", "file", "directory", "link of a link"])
+def test_log_is_not_continued_in_what_another_user_put_in_its_place(
+    tmp_path: Path, alices: Path, victim: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    path = alices / "daemon.log"
+    handler = LogFileHandler(path)
+    record = logging.LogRecord("litereplica", logging.INFO, "", 0, "secret line", None, None)
+    handler.emit(record)
+    away = path.rename(alices / "rotated")
+    match kind:
+        case "link":
+            path.symlink_to(victim)
+        case "dangling link":
+            path.symlink_to(tmp_path / "created")
+        case "hard link":
+            path.hardlink_to(victim)
+        case "pipe":
+            os.mkfifo(path)
+        case "file":
+            path.touch(mode=0o644)
+        case "directory":
+            path.mkdir()
+        case _:
+            path.symlink_to(alices / "further")
+            (alices / "further").symlink_to(victim)
+            give(alices / "further")
+    if kind != "hard link":
+        give(path)
+    handler.emit(record)
     assert victim.read_bytes() == VICTIM
+    assert not (tmp_path / "created").exists()
+    assert kind != "file" or path.read_bytes() == b""
+    assert "secret line" in capsys.readouterr().err, "the line has gone to stderr instead"
+    with pytest.raises(OSError, match=r"another user|regular|another name|directory|device"):
+        LogFileHandler(path)
+    path.rmdir() if kind == "directory" else path.unlink()
+    handler.emit(record)
+    handler.close()
+    assert path.read_text() == away.read_text() == "secret line\n"
+
+
+def test_log_is_continued_behind_a_link_of_this_user_and_rotated_there(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "daemon.log").symlink_to("logs/one")
+    handler = LogFileHandler(tmp_path / "daemon.log")
+    record = logging.LogRecord("litereplica", logging.INFO, "", 0, "line", None, None)
+    handler.emit(record)
+    (tmp_path / "logs" / "one").rename(tmp_path / "logs" / "two")
+    handler.emit(record)
+    handler.close()
+    assert (tmp_path / "logs" / "one").read_text() == (tmp_path / "logs" / "two").read_text() == "line\n"

@@ -17,7 +17,7 @@ from litereplica.storage.base import Storage
 from litereplica.storage.open import open_storage
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_connection import RENEW_INTERVAL_S, Connection, look_up_again
-from litereplica.storage.s3_obstore import ObstoreS3Storage
+from litereplica.storage.s3_direct import DirectS3Storage
 from litereplica.storage.url import parse_url
 from litereplica.testing.back_doors import S3Door, Subject
 from litereplica.testing.conformance import StorageConformance
@@ -237,7 +237,7 @@ IMPORTS_NOTHING_EARLY = """
 import sys
 from litereplica.storage.open import open_storage
 storage = open_storage("s3://bucket/path?endpoint=127.0.0.1:1")
-print(sorted(name for name in ("boto3", "botocore", "urllib3", "obstore") if name in sys.modules))
+print(sorted(name for name in ("boto3", "botocore", "urllib3", "litereplica.storage.http_pool") if name in sys.modules))
 """
 
 
@@ -249,13 +249,13 @@ def test_neither_import_nor_open_storage_imports_a_client() -> None:
 # Credentials that change while the program runs
 
 
-@pytest.mark.parametrize("backend", [S3Storage, ObstoreS3Storage], ids=["boto3", "obstore"])
+@pytest.mark.parametrize("backend", [S3Storage, DirectS3Storage], ids=["boto3", "direct"])
 async def test_credentials_that_are_replaced_in_their_file_are_picked_up(
     seaweed: SeaweedServer,
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    backend: type[S3Storage] | type[ObstoreS3Storage],
+    backend: type[S3Storage] | type[DirectS3Storage],
 ) -> None:
     for name in seaweed.credentials():
         monkeypatch.delenv(name, raising=False)
@@ -326,6 +326,8 @@ def test_credentials_are_looked_up_again_on_demand_and_those_of_before_stay_in_u
     assert unused.client() is made[3]
 
 
+DIRECT = "litereplica.storage.s3_direct"
+
 USES_THE_STORE = """
 import sys
 import trio
@@ -336,12 +338,12 @@ async def use(url):
         await storage.put("a/k", b"0123456789")
         print((await storage.get("a/k", ByteRange(2, 4))).data, len(await storage.list("a/")))
 trio.run(use, sys.argv[1])
-print(sorted(name for name in ("boto3", "botocore", "obstore") if name in sys.modules))
+print(sorted(name for name in ("boto3", "botocore", "litereplica.storage.s3_direct") if name in sys.modules))
 """
 
 
 @pytest.mark.parametrize(
-    ("client", "imported"), [("", ["obstore"]), ("obstore", ["obstore"]), ("boto3", ["boto3", "botocore"])]
+    ("client", "imported"), [("", [DIRECT]), ("direct", [DIRECT]), ("boto3", ["boto3", "botocore"])]
 )
 def test_the_client_is_chosen_by_a_variable_and_the_other_is_not_imported(
     seaweed: SeaweedServer, bucket: str, tmp_path: Path, client: str, imported: list[str]

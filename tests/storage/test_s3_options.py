@@ -19,14 +19,14 @@ from litereplica.storage.credentials import Credentials
 from litereplica.storage.open import CLIENT_VARIABLE, open_storage
 from litereplica.storage.s3 import S3Storage
 from litereplica.storage.s3_client import ENDPOINT_VARIABLE
-from litereplica.storage.s3_obstore import ObstoreS3Storage
+from litereplica.storage.s3_direct import DirectS3Storage
 from litereplica.storage.url import ReplicaURL, parse_url
 from litereplica.testing.s3_proxy import Exchange, s3_proxy
 from litereplica.testing.seaweed import SeaweedServer
 from litereplica.testing.server_thread import serving
 from tests.helpers.tcp_store import Backend
 
-BACKENDS = [S3Storage, ObstoreS3Storage]
+BACKENDS = [S3Storage, DirectS3Storage]
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.b64encode(bytes(32)).decode()
 DATA = b"0123456789" * 1000
@@ -117,7 +117,7 @@ def untrusted(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 @pytest.mark.logs("the server's certificate is not checked, because of skip-verify")
-@pytest.mark.parametrize("client", ["obstore", "boto3"])
+@pytest.mark.parametrize("client", ["direct", "boto3"])
 async def test_certificate_is_checked_unless_that_is_skipped_and_content_is_signed_unless_not(
     client: str, untrusted: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +176,7 @@ async def test_upload_in_parts_has_their_configured_size_and_number(
     with s3_proxy(seaweed) as proxy:
         proxy.plan = lambda exchange: seen.append(exchange)
         url = parse_url(f"{proxy.url(bucket, 'parts')}&partSize=5MiB&concurrency=1")
-        async with ObstoreS3Storage(url, Credentials("", "", sse_customer_key=KEY)) as storage:
+        async with DirectS3Storage(url, Credentials("", "", sse_customer_key=KEY)) as storage:
             await storage.put("a", body)
             assert (await storage.get("a")).data == body.read_bytes()
     parts = [exchange for exchange in seen if "partNumber=" in exchange.query]

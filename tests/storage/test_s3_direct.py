@@ -1,4 +1,4 @@
-"""S3 through obstore keeps the contract on a real store."""
+"""S3 through requests of our own keeps the contract on a real store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from litereplica.storage.s3_obstore import ObstoreS3Storage
+from litereplica.storage.s3_direct import DirectS3Storage
 from litereplica.storage.url import parse_url
 from litereplica.testing.back_doors import S3Door, Subject
 from litereplica.testing.conformance import StorageConformance
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 async def subject(
     seaweed: SeaweedServer, bucket: str, client: S3Client, credentials: None, fresh_path: str
 ) -> AsyncIterator[Subject]:
-    async with ObstoreS3Storage(parse_url(seaweed.url(bucket, fresh_path))) as storage:
+    async with DirectS3Storage(parse_url(seaweed.url(bucket, fresh_path))) as storage:
         yield Subject(storage, S3Door(client, bucket, fresh_path + "/"))
 
 
-class TestObstore(StorageConformance):
+class TestDirect(StorageConformance):
     """The fixture `subject` of this module."""
