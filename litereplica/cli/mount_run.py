@@ -2,6 +2,8 @@
 
 One database, live or at a point, or every database below a prefix: if the user does not say which, the store does. A
 store that fails, or has nothing yet, is asked again for as long as `--wait` says.
+
+FUSE, and all that presents a replica through it, is imported while the store is asked for the replica.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import gc
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import TypeVar
 
 import trio
@@ -23,10 +27,9 @@ from litereplica.cli.mount_plan import MountPlan
 from litereplica.cli.mount_prefix import SMALL_SIZE, IsPrefix, prefix_of, require_no_prefix, serve_all
 from litereplica.cli.nothing_there import explained
 from litereplica.cli.replica_of import ReplicaOf
+from litereplica.concurrent import open_nursery
 from litereplica.errors import NoReplica, StorageError
-from litereplica.fuse.mount import serve
 from litereplica.fuse.options import MountOptions
-from litereplica.fuse.static_mount import serve_static
 from litereplica.ltxstore.store import open_ltx_store
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.malloc_tuning import tune_allocator
@@ -59,10 +62,14 @@ async def run_mount(plan: MountPlan, ready: Callable[[str], None], *, warn: Call
     """Mount, call `ready` with what is mounted, and serve until the mount ends."""
     options = _hydrating(plan.options, plan.hydrate or "all")
     if not plan.every:
-        run = serve if plan.point.is_latest else serve_static
         opening = _opened_within(plan.wait_s, partial(_opened, plan, options, warn))
+        server = _Importing("fuse.mount" if plan.point.is_latest else "fuse.static_mount")
         try:
-            await run(options, opening, lambda: ready(str(options.path / options.name)))
+            async with open_nursery() as nursery:
+                nursery.start_soon(server.run)
+                async with opening as replica:
+                    serve = (await server.module()).serve
+                    await serve(options, nullcontext(replica), lambda: ready(str(options.path / options.name)))
             return
         except IsPrefix:
             log.info("%s is a prefix: mounting every database below it", options.url)
@@ -76,6 +83,23 @@ async def run_mount(plan: MountPlan, ready: Callable[[str], None], *, warn: Call
         cache_size=plan.cache_size,
         ready=lambda: ready(str(options.path)),
     )
+
+
+class _Importing:
+    """A module of ours that `run` imports in a thread, while the task that needs it does something else."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"litereplica.{name}"
+        self._done = trio.Event()
+        self._module: ModuleType
+
+    async def run(self) -> None:
+        self._module = await trio.to_thread.run_sync(import_module, self._name, abandon_on_cancel=True)
+        self._done.set()
+
+    async def module(self) -> ModuleType:
+        await self._done.wait()
+        return self._module
 
 
 def _hydrating(options: MountOptions, policy: str) -> MountOptions:

@@ -7,20 +7,14 @@ formatted by `litereplica.times`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import click
 
 from litereplica.errors import UsageError
-from litereplica.file_access import MODE_HINT, parse_mode
 from litereplica.log_levels import LOG_LEVELS
 from litereplica.times import ABOVE_ZERO_HINT, DURATION_HINT, parse_duration_ms
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 
@@ -124,19 +118,6 @@ class ReplicaURLType(click.ParamType[str]):
         return str(value)
 
 
-class FileMode(click.ParamType[int]):
-    """A click type: an octal mode of files, as permission bits."""
-
-    name = "mode"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse the value of an option."""
-        mode = parse_mode(str(value))
-        if mode is None:
-            raise UsageError(f"{value!r} is not a mode of files", hint=MODE_HINT)
-        return mode
-
-
 class DatabasePath(click.ParamType[Path]):
     """A click type: the path of a database, possibly with `sqlite://` before it."""
 
@@ -154,7 +135,6 @@ DATABASE = DatabasePath()
 DURATION = Duration()
 SIZE = Size()
 REPLICA_URL = ReplicaURLType()
-FILE_MODE = FileMode()
 LOG_LEVEL = click.Choice(list(LOG_LEVELS), case_sensitive=False)
 LOG_LEVEL_HELP = "One of error, warn, info, debug, trace.  [default: LOG_LEVEL, else the file's, else info]"
 
@@ -168,21 +148,3 @@ log_level_option = click.option(
     "--log-level", type=LOG_LEVEL, metavar="LEVEL", expose_value=False, callback=_set_log_level, help=LOG_LEVEL_HELP
 )
 """The same as the option of this name before the command, which it overrides."""
-
-
-def access_options(what: str, default: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Return a decorator that adds --mode and --group, for `what`, to a command; `default` says what they replace."""
-
-    def add(command: Callable[P, T]) -> Callable[P, T]:
-        group = click.option(
-            "--group", help=f"The group of {what}, by name or number; without --mode, the mode is 0640 then."
-        )
-        mode = click.option(
-            "--mode",
-            type=FILE_MODE,
-            help=f"The permission bits of {what}, such as 0640; directories that are made can be entered by those who "
-            f"may read.  [default: {default}]",
-        )
-        return mode(group(command))
-
-    return add

@@ -13,10 +13,11 @@ import trio
 from click.core import ParameterSource
 
 from litereplica.cli import output
+from litereplica.cli.access_options import access_options
 from litereplica.cli.config_file import config_option, default_path, no_expand_env_option, read_config
 from litereplica.cli.logging_setup import configure_logging
 from litereplica.cli.metrics_options import listening_at, metrics_options
-from litereplica.cli.params import DATABASE, DURATION, REPLICA_URL, access_options, log_level_option
+from litereplica.cli.params import DATABASE, DURATION, REPLICA_URL, log_level_option
 from litereplica.cli.replication import Replication
 from litereplica.config import Config, ConfiguredDatabase
 from litereplica.config.config import NO_METRICS, MetricsSettings, split_command

@@ -19,9 +19,10 @@ import click
 import trio
 
 from litereplica.cli import output
+from litereplica.cli.access_options import access_options
 from litereplica.cli.hangup import read_anew_on_hangup
 from litereplica.cli.on_store import run_on_store
-from litereplica.cli.params import DURATION, access_options, log_level_option
+from litereplica.cli.params import DURATION, log_level_option
 from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.cli.restore_all import PARALLELISM_EACH, Restored, SomeFailed, restore_all

@@ -121,7 +121,7 @@ async def _no_points() -> Sequence[Row]:
     return ()
 
 
-async def serve_static(
+async def serve(
     options: MountOptions, opening: AbstractAsyncContextManager[Replica], ready: Callable[[], None]
 ) -> None:
     """Mount the state at which `opening` opens the replica; otherwise as `mount.serve`."""
