@@ -25,6 +25,7 @@ from litereplica.format.sqlite import with_journal_mode
 from litereplica.format.walindex import Patch, WalIndex
 from litereplica.fuse.kernel_cache import LiveFile
 from litereplica.fuse.page_versions import PageVersions, first_change, next_change
+from litereplica.fuse.read_now import read_now
 from litereplica.fuse.virtual_wal import VirtualWal
 from litereplica.replica.database import Replica
 from litereplica.replica.page_map import PageMap
@@ -82,17 +83,11 @@ class LiveFiles:
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         """Answer a READ of the database as `read` does, if that takes no waiting; else None. No checkpoint."""
-        page_size, base = self.base.page_size, self.base
-        first, last = offset // page_size + 1, min((offset + size - 1) // page_size + 1, base.commit)
-        found = self._replica.read_now(first, last, base) if first <= last else None
-        if found is None:
-            return None
-        self.reads[LiveFile.DATABASE] += 1
-        self.reads_at_once += 1
-        if first == 1:
-            found[:page_size] = with_journal_mode(bytes(found[:page_size]), wal=True)
-        start = offset - (first - 1) * page_size
-        return found if start == 0 and len(found) == size else bytes(found[start : start + size]).ljust(size, b"\0")
+        found = read_now(self._replica.read_now, self.base, offset, size, wal=True)
+        if found is not None:
+            self.reads[LiveFile.DATABASE] += 1
+            self.reads_at_once += 1
+        return found
 
     async def _read_database(self, offset: int, size: int) -> bytes:
         page_size = self.base.page_size

@@ -13,6 +13,7 @@ import pyfuse3
 
 from litereplica.errors import DamagedFile, FileVanished, ReplicaError
 from litereplica.format.sqlite import with_journal_mode
+from litereplica.fuse.read_now import read_now
 from litereplica.replica.past_snapshots import PastDatabase
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ class StaticFile:
     def mtime_ns(self) -> int:
         """Time of the transaction that the state ends with, in nanoseconds since the epoch."""
         return self.past.identity.timestamp_ms * 1_000_000
+
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+        return read_now(self.past.read_now, self.past.snapshot.pages, offset, size, wal=False)
 
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ: exactly `size` bytes, zeroes beyond the end.

@@ -43,6 +43,10 @@ class FixedNode(Node):
         """Return the attributes, which never change."""
         return Attributes(size=self._file.size, mtime_ns=self._file.mtime_ns)
 
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """Answer a READ if that takes no waiting; else None."""
+        return self._file.read_now(offset, size)
+
     async def read(self, offset: int, size: int) -> bytes:
         """Answer a READ; see `StaticFile.read`."""
         return await self._file.read(offset, size)

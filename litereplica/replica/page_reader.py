@@ -64,9 +64,9 @@ class PageReader:
         self.pages_from_memory += len(keys) - from_disk
         return content
 
-    def note_read(self, first: Pgno, last: Pgno, pages: PageMap) -> None:
-        """Let the read-ahead policy know of a read that was answered by `read_now`."""
-        self._fetcher.note_read(first, last, pages)
+    def note_read(self, first: Pgno, last: Pgno, pages: PageMap, policy: ReadAhead | None = None) -> None:
+        """Let the read-ahead policy know of a read that was answered by `read_now`; `policy` as in `read`."""
+        self._fetcher.note_read(first, last, pages, policy)
 
     async def read(
         self,

@@ -108,6 +108,10 @@ class PastDatabase:
         self._turn = trio.Lock()
         self._failed_at = -np.inf
 
+    def read_now(self, first: int, last: int, pages: PageMap) -> bytearray | None:
+        """Return pages of the snapshot's map one after the other, if that takes no waiting; else None."""
+        return self._past.read_now(first, last, pages, self._policy)
+
     async def read(self, first: int, last: int) -> list[bytes]:
         """Return the pages from `first` to `last`, both within the database.
 
@@ -231,6 +235,13 @@ class PastSnapshots(ReplicaObserver):
             log.debug("no state from TXID %016x to %016x: %s", first, last, exc)
             return None
         return state.snapshot if state is not None and state.identity.history else None
+
+    def read_now(self, first: int, last: int, pages: PageMap, policy: ReadAhead) -> bytearray | None:
+        """Return consecutive pages of a map; see `PageReader.read_now`."""
+        found = self._reader.read_now(first, last, pages)
+        if found is not None:
+            self._reader.note_read(first, last, pages, policy)
+        return found
 
     async def read(self, pgnos: NDArray[np.uint32], pages: PageMap, policy: ReadAhead) -> list[bytes]:
         """Return pages of a map; see `PageReader.read`."""

@@ -63,7 +63,9 @@ class Scene:
 
 
 async def content(past: PastDatabase) -> dict[Pgno, bytes]:
-    return dict(enumerate(await past.read(1, past.snapshot.commit), 1))
+    pages = await past.read(1, past.snapshot.commit)
+    assert past.read_now(1, past.snapshot.commit, past.snapshot.pages) in (None, b"".join(pages))
+    return dict(enumerate(pages, 1))
 
 
 async def read_live(replica: Replica) -> dict[Pgno, bytes]:
@@ -219,6 +221,7 @@ async def test_pages_that_the_live_database_has_are_not_fetched_though_the_plan_
             past = await scene.past.open(5)
             for pgno in unchanged:
                 assert await past.read(pgno, pgno) == [history.databases[5][pgno]]
+                assert past.read_now(pgno, pgno, past.snapshot.pages) == history.databases[5][pgno]
         await scene.check(5)
 
 
