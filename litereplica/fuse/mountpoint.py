@@ -267,9 +267,7 @@ def ask(question: Callable[[], bytes], *, owner: Owner | None) -> bytes:
             answer_end = os.dup2(write_end, 3)
             os.closerange(4, _MAX_FDS)
             os.closerange(0, 3)  # nobody who reads our output must wait for a child that cannot end
-            if owner is not None and os.geteuid() == 0:
-                _become(owner)
-            os.write(answer_end, _outcome(question))
+            os.write(answer_end, _outcome(question, owner))
         os._exit(0)
     os.close(write_end)
     with open(read_end, "rb") as pipe:  # noqa: PTH123 - a descriptor
@@ -278,19 +276,23 @@ def ask(question: Callable[[], bytes], *, owner: Owner | None) -> bytes:
             raise TimeoutError(errno.ETIMEDOUT, "no answer")
         number, _, answer = pipe.read().partition(b" ")
     os.waitpid(child, 0)
-    if int(number or errno.EIO):
-        raise OSError(int(number), os.strerror(int(number)))
+    if (code := int(number or errno.EIO)) != 0:
+        raise OSError(code, os.strerror(code))
     return answer
 
 
 def _become(owner: Owner) -> None:
-    os.setgroups([])
-    os.setresgid(owner.gid, owner.gid, owner.gid)
-    os.setresuid(owner.uid, owner.uid, owner.uid)
+    """Become another user, as root. A unit may have taken from root the capabilities that this needs."""
+    if os.geteuid() == 0 and (os.getresuid(), os.getresgid()) != ((owner.uid,) * 3, (owner.gid,) * 3):
+        os.setgroups([])
+        os.setresgid(owner.gid, owner.gid, owner.gid)
+        os.setresuid(owner.uid, owner.uid, owner.uid)
 
 
-def _outcome(question: Callable[[], bytes]) -> bytes:
+def _outcome(question: Callable[[], bytes], owner: Owner | None) -> bytes:
     try:
+        if owner is not None:
+            _become(owner)
         return b"0 " + question()
     except OSError as exc:
         return b"%d " % (exc.errno or errno.EIO)
