@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from litereplica.cli import main
+from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary
 
 PROGRAMS = str(Path(litereplica_binary()).parent)
@@ -94,10 +96,16 @@ def test_zsh_completes_commands_options_and_values(tmp_path: Path) -> None:
         ("nonsense x", ""),
     ],
 )
-def test_program_answers_a_script_and_never_with_an_error(line: str, expected: str) -> None:
+def test_program_answers_a_script_and_never_with_an_error(
+    line: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = f"litereplica {line}"
-    question = {"_LITEREPLICA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    done = subprocess.run(
-        [litereplica_binary()], capture_output=True, text=True, check=False, env=ENVIRONMENT | question
-    )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
+    for name, value in (
+        ("_LITEREPLICA_COMPLETE", "bash_complete"),
+        ("COMP_WORDS", words),
+        ("COMP_CWORD", words.count(" ")),
+    ):
+        monkeypatch.setenv(name, str(value))
+    assert main.run([]) == ExitCode.OK
+    shown = capsys.readouterr()
+    assert (shown.out.strip(), shown.err) == (expected, "")
