@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import cold, compact, cost, hydration, lag, report, restore, warm, writer, writer_idle
+from benchmarks import backlog, cold, compact, cost, hydration, lag, report, restore, warm, writer, writer_idle
 from benchmarks.results import Result
 from benchmarks.setting import FULL, QUICK, Setting, open_setting
 
@@ -31,6 +31,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "writer-idle": writer_idle.writer_idle,
     "restore": restore.restore,
     "compact": compact.compact,
+    "backlog": backlog.backlog,
+    "listing": backlog.listing,
 }
 DOCS = Path(__file__).parents[2] / "docs"
 ROUND_TRIP_MS = 10.0
