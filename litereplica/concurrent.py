@@ -56,17 +56,22 @@ async def gather(jobs: Sequence[Job[T]], *, width: int | None = None) -> list[T]
     return [results[i] for i in range(len(jobs))]
 
 
-async def in_order(jobs: Iterable[Job[T]], consume: Callable[[T], Awaitable[bool]], *, width: int) -> None:
+async def in_order(
+    jobs: Iterable[Job[T]], consume: Callable[[T], Awaitable[bool]], *, width: int | Callable[[], int]
+) -> None:
     """Run jobs at once, at most `width` of them not yet consumed; pass their results to `consume` in order.
 
-    Ends when `consume` returns False, and cancels the jobs under way then. The error of a job is raised when its turn
-    comes, so that every earlier result has been consumed.
+    A function as `width` is asked before each job is started. Ends when `consume` returns False, and cancels the jobs
+    under way then. The error of a job is raised when its turn comes, so that every earlier result has been consumed.
     """
     async with open_nursery() as nursery:
         waiting: deque[_Running[T]] = deque()
         remaining = iter(jobs)
         while True:
-            while len(waiting) < width and (job := next(remaining, None)) is not None:
+            while (
+                len(waiting) < (width if isinstance(width, int) else width())
+                and (job := next(remaining, None)) is not None
+            ):
                 waiting.append(_Running(job))
                 nursery.start_soon(waiting[-1].run)
             if not waiting or not await consume(await waiting.popleft().result()):

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FRAMES = 1000
 """Frames above the base from which on each advance tries to backfill: SQLite's own default."""
 
+BEHIND_CHECKPOINT_FRAMES = 100 * CHECKPOINT_FRAMES
+"""The same while more files are waiting than one poll takes. Pages of these steps are not pushed to the kernel, either:
+most are superseded by the next step."""
+
 CHECKPOINT_RETRY_S = 1.0
 """When a checkpoint was blocked by readers, the next one comes after this time or as many frames, whichever is first.
 """
@@ -199,12 +203,12 @@ class LiveDatabase:
         return Store(LiveFile.WAL, offset, frames)
 
     async def _next_transaction(self, target: Snapshot) -> tuple[Snapshot, NDArray[np.uint32], list[bytes] | None]:
-        """Return the snapshot to advance to, the pages that changed, and their content (None: too large to push)."""
+        """Return the snapshot to advance to, the pages that changed, and their content (None: not to be pushed)."""
         while True:
             pgnos = self.files.pending[self.files.pending <= target.commit]
             if not len(pgnos) and target.commit != self._index.header.commit:
                 pgnos = np.array([1], np.uint32)
-            if len(pgnos) * target.page_size > PUSH_LIMIT:
+            if len(pgnos) * target.page_size > PUSH_LIMIT or self._replica.is_behind:
                 return target, pgnos, None
             try:
                 pages = await self.files.load(pgnos, target.pages.lookup(pgnos))
@@ -236,7 +240,8 @@ class LiveDatabase:
         now = trio.current_time()
         if now - max(self._last_advance, self._last_checkpoint) >= IDLE_CHECKPOINT_S:
             return True
-        is_long = self._wal.frames - self._index.backfilled >= CHECKPOINT_FRAMES
+        limit = BEHIND_CHECKPOINT_FRAMES if self._replica.is_behind else CHECKPOINT_FRAMES
+        is_long = self._wal.frames - self._index.backfilled >= limit
         has_grown = self._wal.frames - self._tried_frames >= CHECKPOINT_FRAMES
         return is_long and (has_grown or now - self._last_checkpoint >= CHECKPOINT_RETRY_S)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from litereplica.concurrent import gather
+from litereplica.concurrent import in_order
 from litereplica.errors import DamagedFile, NotFound, TransientStorageError
-from litereplica.ltxstore.limits import require_growth
+from litereplica.ltxstore.claimed_files import ClaimedFiles
 from litereplica.ltxstore.replan import FailedFiles, Listing, plan_and_read
 from litereplica.ltxstore.store import LTXStore, OpenedFile
 from litereplica.types import TXID, FileInfo
@@ -26,8 +26,9 @@ T = TypeVar("T")
 Chooser: TypeAlias = Callable[[Sequence[FileInfo]], list[FileInfo]]
 """Picks the files to open, in the order of applying; raises `ReplicaError` if they do not suffice."""
 
-PARALLEL_REQUESTS = 8
-"""Concurrent requests when a plan is opened: hides the round trips, and leaves connections for readers."""
+PARALLEL_REQUESTS = 16
+"""Concurrent requests when many files are opened: hides the round trips, and leaves half of the connections to S3 for
+readers."""
 
 MAX_PLANS = 5
 """Maximum number of plans for one call. A file may vanish between listing and reading, but not five times in a row."""
@@ -57,10 +58,14 @@ class Catalog:
         """Return the files of all levels with a max TXID greater than `after`; see `LTXStore.list_levels`."""
         return await self.store.list_levels(after=after, in_order=in_order)
 
-    async def open(self, choose: Chooser, *, after: TXID = 0, onto: int | None = 0) -> list[OpenedFile]:
+    async def open(
+        self, choose: Chooser, *, after: TXID = 0, onto: int | None = 0, only_needed: bool = False
+    ) -> list[OpenedFile]:
         """Return the files that `choose` picks from those with a max TXID greater than `after`, opened.
 
-        `onto` is the number of pages of the database that they are applied to; None if it is unknown.
+        Of all but the oldest, only the pages that no newer one has are kept (`claimed_files.py`). `onto` is the number
+        of pages of the database that they are applied to; None if it is unknown. If `only_needed`, the plan is for a
+        whole database, and the oldest files are left out if the newer ones have all of its pages.
 
         Raises the errors of `choose`; `DamagedFile` if only a damaged file would complete the plan.
         """
@@ -75,19 +80,7 @@ class Catalog:
             return choose(listing.present)
 
         async def open_files(plan: list[FileInfo]) -> list[OpenedFile]:
-            opened = await gather([partial(self._open, info) for info in plan], width=PARALLEL_REQUESTS)
-            errors = [each for each in opened if not isinstance(each, OpenedFile)]
-            for error in errors:
-                note(error)
-            if errors:
-                raise errors[-1]
-            files = [each for each in opened if isinstance(each, OpenedFile)]
-            try:
-                require_pages(self.store, files, onto=onto)
-            except DamagedFile as exc:
-                note(exc)
-                raise
-            return files
+            return await self._open_plan(plan, onto, note, only_needed=only_needed)
 
         try:
             return await plan_and_read(
@@ -101,6 +94,35 @@ class Catalog:
             )
         except NotFound as exc:
             raise TransientStorageError(f"files of {self.store.url} vanish as fast as they are listed") from exc
+
+    async def _open_plan(
+        self,
+        plan: list[FileInfo],
+        onto: int | None,
+        note: Callable[[NotFound | DamagedFile], None],
+        *,
+        only_needed: bool,
+    ) -> list[OpenedFile]:
+        """Open the files of a plan, newest first. Each that fails is passed to `note`; the first error is raised."""
+        files = ClaimedFiles(self.store)
+        errors: list[NotFound | DamagedFile] = []
+
+        async def take(opened: OpenedFile | DamagedFile | NotFound) -> bool:
+            error: NotFound | DamagedFile | None
+            if isinstance(opened, OpenedFile):
+                error = files.take(opened, is_oldest=opened.info.max_txid == plan[0].max_txid)
+            else:
+                error = opened
+                files.skip()
+            if error is not None:
+                errors.append(error)
+                note(error)
+            return not (only_needed and files.is_complete)
+
+        await in_order((partial(self._open, info) for info in reversed(plan)), take, width=PARALLEL_REQUESTS)
+        if errors:
+            raise errors[0]
+        return files.finish(onto)
 
     async def _open(self, info: FileInfo) -> OpenedFile | DamagedFile | NotFound:
         try:
@@ -117,19 +139,3 @@ class SmallCatalog(Catalog):
         if in_order:
             return await super().list_all(after=after, in_order=True)
         return await self.store.list_at_once(after=after)
-
-
-def require_pages(store: LTXStore, files: Sequence[OpenedFile], *, onto: int | None) -> None:
-    """Raise `DamagedFile` for the first file that makes the database grow by pages that it does not have.
-
-    `files` are applied in their order to a database of `onto` pages; None: nobody knows how many.
-    """
-    page_size = files[0].header.page_size if files else 0
-    for file in files:
-        header = file.header
-        if header.page_size != page_size:
-            page_size, onto = header.page_size, 0  # a database of another page size is made anew
-        if onto is not None:
-            with store.blame(file.info):
-                require_growth(header, file.index, commit=onto)
-        onto = header.commit

@@ -29,9 +29,14 @@ USUAL_INDEX_ENTRY_SIZE = 15
 """Bytes of an index entry at most, for a database of 2³² pages in a file of 500 TB."""
 
 
+def pages_in_memory() -> int:
+    """Return how many pages a database may have for this machine."""
+    return memory_bytes() // MEMORY_PER_PAGE
+
+
 def most_pages(file_bytes: int) -> int:
     """Return how many pages a database may have that is made of files with these bytes in total."""
-    return min(file_bytes // MIN_BYTES_PER_PAGE, memory_bytes() // MEMORY_PER_PAGE)
+    return min(file_bytes // MIN_BYTES_PER_PAGE, pages_in_memory())
 
 
 def require_commit(header: ltx.Header, limit: int) -> None:

@@ -119,6 +119,11 @@ class Replica:
         return max(self._next_files.newest_txid, self._current.snapshot.pos.txid)
 
     @property
+    def is_behind(self) -> bool:
+        """True if more files were waiting than the last poll took: the next one should follow at once."""
+        return self._next_files.is_behind
+
+    @property
     def holders(self) -> FileHolders:
         """Where an object that keeps locations outside of a `PageMap` registers itself."""
         return self._current.files.holders

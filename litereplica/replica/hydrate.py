@@ -1,7 +1,8 @@
 """Fetches the whole database into the page store, in the background.
 
-A pass looks for pages that are not cached. A file of which at least half is used is read whole, several large requests
-at a time, and its CRC is checked at the end. Of the other files only the missing pages are fetched. Pages that are
+A pass looks for pages that are not cached. A large file of which at least half is used is read whole, several large
+requests at a time, and its CRC is checked at the end; small files are read whole, too, several at a time. Of the other
+files only the missing pages are fetched. Pages that are
 cached already, from before a restart or because they were read, are not fetched again, but are part of the CRC. After
 the first pass only pages that changed are looked at, and every `RECHECK_S` all of them, since pages may be evicted.
 
@@ -13,8 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from litereplica.concurrent import in_order
 from litereplica.errors import DamagedFile, FileVanished, FormatError, LiteReplicaError
 from litereplica.format.decoder import Decoder
-from litereplica.format.frame_checksums import wrong_frames
-from litereplica.ltxstore.store import LTXStore
+from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.replica.fetch import Fetcher
+from litereplica.replica.file_parts import Part, plan_parts, take_pages, wrong_rows
 from litereplica.replica.file_reader import read_block, read_with_sums
 from litereplica.replica.file_table import FileTable, SourceFile
 from litereplica.replica.page_key import PageKey, page_key
-from litereplica.replica.page_map import PageMap
+from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.page_store import PageStore
-from litereplica.replica.read_plan import Block, Decoded, plan_blocks
+from litereplica.replica.read_plan import Block, Decoded, plan_blocks, plan_whole_files
 from litereplica.replica.statistics import HydrationState, HydrationStatistics
 from litereplica.storage.base import ByteRange
 
@@ -75,42 +75,6 @@ RECHECK_S = 300.0
 
 Push: TypeAlias = Callable[[NDArray[np.uint32], NDArray[np.void], list[bytes]], Awaitable[None]]
 """Offers pages at their locations to the kernel's cache."""
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """Bytes `start` to `stop` of a file, between two frames, and the frames in it that the map uses."""
-
-    start: int
-    stop: int
-    pgnos: NDArray[np.uint32]
-    locations: NDArray[np.void]
-
-    @property
-    def has_every_frame(self) -> bool:
-        """True if the map uses every frame of the part."""
-        return int(self.locations["size"].sum(dtype=np.uint64)) == self.stop - self.start
-
-
-def plan_parts(pages: PageMap, file_id: int, file_size: int) -> Iterator[Part]:
-    """Yield the parts of a whole file, in order. The first begins with the header, the last ends with the trailer."""
-    start = 0
-    waiting: list[tuple[NDArray[np.uint32], NDArray[np.void]]] = []
-    for pgnos, locations in pages.chunks():
-        inside = locations["file"] == file_id
-        pgnos, locations = pgnos[inside], locations[inside]
-        while len(pgnos) and int(locations["offset"][-1]) >= start + SEGMENT:
-            row = int(np.searchsorted(locations["offset"], np.uint64(start + SEGMENT)))
-            stop = int(locations["offset"][row])
-            yield _part(start, stop, [*waiting, (pgnos[:row], locations[:row])])
-            start, waiting = stop, []
-            pgnos, locations = pgnos[row:], locations[row:]
-        waiting.append((pgnos, locations))
-    yield _part(start, file_size, waiting)
-
-
-def _part(start: int, stop: int, rows: list[tuple[NDArray[np.uint32], NDArray[np.void]]]) -> Part:
-    return Part(start, stop, np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows]))
 
 
 class Hydrator:
@@ -190,42 +154,66 @@ class Hydrator:
         if pages.commit * pages.page_size > FILL * self._pages.capacity:
             self._state = HydrationState.TOO_LARGE
             return
-        used, incomplete = await self._look_for_missing(pages)
+        used, incomplete, small = await self._look_for_missing(pages)
         if incomplete:
             self._state = HydrationState.RUNNING
         streamed = {
             file_id
             for file_id in incomplete - self._verified - self._unsound
-            if used[file_id] >= STREAMED_SHARE * self._file(file_id).info.size
+            if used[file_id] >= STREAMED_SHARE * self._size_of(file_id) > STREAMED_SHARE * WHOLE_FILE_LIMIT
         }
         for file_id in streamed:
             await self._stream(file_id, self._file(file_id), pages)
-        if self._is_first or incomplete - streamed:
-            await self._fetch_rest(pages, streamed, everything=self._is_first)
+        await self._fetch_small(small)
+        taken = streamed | {block.file_id for block in small}
+        if self._is_first or incomplete - taken:
+            await self._fetch_rest(pages, taken, everything=self._is_first)
         if self._is_first:
             log.info("%s: all %d pages are cached", self._store.url, pages.commit)
         self._state, self._done, self._missing, self._is_first = HydrationState.COMPLETE, pages, 0, False
 
-    async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int]]:
-        """Return the bytes of frames that are used, by file, and the files of which some pages are not cached."""
+    async def _look_for_missing(self, pages: PageMap) -> tuple[Counter[int], set[int], list[Block]]:
+        """Return the bytes of frames in use, by file; the files of which some pages are not cached; and requests.
+
+        The requests are for these pages of small files: each file is read once, however far apart its pages are.
+        """
         used: Counter[int] = Counter()
         incomplete: set[int] = set()
+        in_small: list[tuple[NDArray[np.uint32], NDArray[np.void]]] = [(np.empty(0, np.uint32), np.empty(0, LOCATION))]
         self._missing = 0
         for pgnos, locations in pages.chunks(since=self._done):
             rows = self._missing_rows(pgnos, locations)
             self._missing += len(rows)
             incomplete.update(locations["file"][rows].tolist())
-            for file_id in np.unique(locations["file"]).tolist():
-                used[file_id] += int(locations["size"][locations["file"] == file_id].sum(dtype=np.uint64))
+            file_ids, places = np.unique(locations["file"], return_inverse=True)
+            sizes = np.bincount(places, weights=locations["size"])  # a chunk may be of as many files as pages
+            for file_id, size in zip(file_ids.tolist(), sizes.tolist(), strict=True):
+                used[file_id] += int(size)
+            is_small = self._are_small(locations["file"][rows])
+            in_small.append((pgnos[rows][is_small], locations[rows][is_small]))
             await trio.lowlevel.checkpoint()
-        return used, incomplete
+        pgnos = np.concatenate([each for each, _ in in_small])
+        locations = np.concatenate([each for _, each in in_small])
+        return used, incomplete, plan_whole_files(pgnos, locations, self._size_of)
 
-    async def _fetch_rest(self, pages: PageMap, streamed: set[int], *, everything: bool) -> None:
-        """Fetch missing pages, chunk by chunk. If `everything`, cached ones are offered to the kernel, too."""
+    async def _fetch_small(self, blocks: Sequence[Block]) -> None:
+        """Fetch the missing pages of small files. Raises `DamagedFile` at the end if one of them is damaged."""
+        damages: list[DamagedFile] = []
+
+        async def consume(damage: DamagedFile | None) -> bool:
+            damages.extend([damage] if damage is not None else [])
+            return True
+
+        await in_order((partial(self._fetch_block, block) for block in blocks), consume, width=PARALLEL)
+        if damages:
+            raise damages[0]
+
+    async def _fetch_rest(self, pages: PageMap, taken: set[int], *, everything: bool) -> None:
+        """Fetch missing pages, without those of `taken` files. If `everything`, offer cached ones to the kernel."""
 
         def jobs() -> Iterator[Callable[[], Awaitable[None]]]:
             for pgnos, locations in pages.chunks(since=self._done):
-                rest = ~np.isin(locations["file"], [0, *streamed])
+                rest = ~np.isin(locations["file"], [0, *taken])
                 yield partial(self._fetch_chunk, pgnos[rest], locations[rest], everything)
 
         async def consume(_: None) -> bool:
@@ -236,7 +224,6 @@ class Hydrator:
     async def _fetch_chunk(self, pgnos: NDArray[np.uint32], locations: NDArray[np.void], everything: bool) -> None:
         rows = self._missing_rows(pgnos, locations)
         for block in plan_blocks(pgnos[rows], locations[rows], max_size=SEGMENT):
-            await self._give_way()
             await self._fetch_block(block)
         if everything:
             held = np.setdiff1d(np.arange(len(pgnos)), rows)
@@ -244,15 +231,22 @@ class Hydrator:
             if found is not None:
                 await self._offer(pgnos[held], locations[held], found)
 
-    async def _fetch_block(self, block: Block) -> None:
+    async def _fetch_block(self, block: Block) -> DamagedFile | None:
+        """Fetch some pages. Returns the damage of one of them, if any; a small file is damaged as a whole."""
         file = self._file(block.file_id)
+        await self._give_way()
         await self._keep_rate(block.stop - block.start)
         rows, pages, damaged = await read_block(
             self._store, self._files, block, page_size=self._pages.page_size, run=self._decode
         )
-        for pgno, error in damaged[:1]:
-            self._on_damage(file, DamagedFile(self._store.key(file.info), f"page {pgno}: {error.message}"))
         await self._keep(file, block.pgnos[rows], block.locations[rows], pages)
+        for pgno, error in damaged[:1]:
+            damage = DamagedFile(self._store.key(file.info), f"page {pgno}: {error.message}")
+            if file.info.size <= WHOLE_FILE_LIMIT:
+                self._files.condemn(block.file_id, damage)
+            self._on_damage(file, damage)
+            return damage
+        return None
 
     # --- a whole file ----------------------------------------------------------------------------
 
@@ -282,14 +276,17 @@ class Hydrator:
         async def consume(result: tuple[Part, bytes | list[bytes]]) -> bool:
             part, content = result
             if isinstance(content, list):
-                await trio.to_thread.run_sync(_take_pages, decoder, part, content, limiter=self._decoders)
+                await trio.to_thread.run_sync(take_pages, decoder, part, content, limiter=self._decoders)
                 await self._offer(part.pgnos, part.locations, content)
             else:
                 fed = await trio.to_thread.run_sync(decoder.feed, content, limiter=self._decoders)
                 await self._keep_fed(file, part, dict(fed))
             return True
 
-        jobs = (partial(self._obtain, file_id, file, part, anew) for part in plan_parts(pages, file_id, file.info.size))
+        jobs = (
+            partial(self._obtain, file_id, file, part, anew)
+            for part in plan_parts(pages, file_id, file.info.size, part_size=SEGMENT)
+        )
         await in_order(jobs, consume, width=PARALLEL)
         whole = await trio.to_thread.run_sync(decoder.finish, limiter=self._decoders)
         if whole.file_checksum != file.checksum:
@@ -307,7 +304,7 @@ class Hydrator:
             await self._keep_rate(part.stop - part.start)
             span = ByteRange(part.start, part.stop)
             data, sums = await read_with_sums(self._store, self._files, file_id, span, part.pgnos)
-            wrong = await trio.to_thread.run_sync(_wrong_frames, part, data, sums, limiter=self._decoders)
+            wrong = await trio.to_thread.run_sync(wrong_rows, part, data, sums, limiter=self._decoders)
             if not wrong:
                 return part, data
         self._unsound.add(file_id)
@@ -325,6 +322,14 @@ class Hydrator:
         await self._keep(file, part.pgnos, part.locations, pages)
 
     # --- helpers ---------------------------------------------------------------------------------
+
+    def _size_of(self, file_id: int) -> int:
+        return self._file(file_id).info.size
+
+    def _are_small(self, file_ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return for each file whether it is read whole whatever is wanted of it."""
+        distinct = [file_id for file_id in set(file_ids.tolist()) if self._size_of(file_id) <= WHOLE_FILE_LIMIT]
+        return np.isin(file_ids, distinct)
 
     def _file(self, file_id: int) -> SourceFile:
         file = self._files.get(file_id)
@@ -377,17 +382,3 @@ class Hydrator:
         if self._push is not None and pages and self._pushed + size <= KERNEL_BUDGET:
             self._pushed += size
             await self._push(pgnos, locations, pages)
-
-
-def _wrong_frames(part: Part, data: bytes, sums: list[int | None] | None) -> list[int]:
-    """Return the rows of a part's frames that differ from their checksums, where these are known."""
-    if sums is None:
-        return []
-    offsets = (part.locations["offset"] - np.uint64(part.start)).tolist()
-    return wrong_frames(data, offsets, part.locations["size"].tolist(), sums)
-
-
-def _take_pages(decoder: Decoder, part: Part, pages: list[bytes]) -> None:
-    sizes = part.locations["size"].tolist()
-    for pgno, size, page in zip(part.pgnos.tolist(), sizes, pages, strict=True):
-        decoder.take_page(pgno, size, page)

@@ -26,17 +26,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
-from litereplica.concurrent import gather
+from litereplica.concurrent import gather, in_order
 from litereplica.errors import DamagedFile, GapError, NotFound, ReplicaError
 from litereplica.format.ltx import Header
 from litereplica.format.names import SNAPSHOT_LEVEL
-from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser, require_pages
+from litereplica.ltxstore.catalog import PARALLEL_REQUESTS, Catalog, Chooser
+from litereplica.ltxstore.limits import require_growth
 from litereplica.ltxstore.plan import plan_newest, plan_restore, plan_steps
 from litereplica.ltxstore.store import OpenedFile
 from litereplica.replica.known_catalog import KnownCatalog
+from litereplica.replica.lineage import goes_on, is_one_lineage, is_other_lineage
 from litereplica.replica.request_costs import Purpose, RequestCosts
 from litereplica.types import TXID, FileInfo
 
@@ -55,10 +58,10 @@ LASTING_LEVELS = (3, SNAPSHOT_LEVEL)
 """Levels whose files live for hours: the last one that compaction makes, and snapshots."""
 
 MAX_FILES_PER_POLL = 256
-"""L0 files of one poll: what comes back after a pause is applied in steps that fit in memory."""
+"""L0 files of one poll: what comes back after a pause is applied in steps, and the next one follows at once."""
 
-MAX_BATCH = 8
-"""L0 files asked for at the same time when many are waiting."""
+MAX_BYTES_PER_POLL = 16 * 1024 * 1024
+"""Bytes of their pages: half of what a mount keeps in memory, so that they are still there when they are applied."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +81,35 @@ class _Here:
     checksum: int
 
 
+@dataclass(slots=True, eq=False)
+class _Following:
+    """The L0 files after a position as they arrive, oldest first, and the damage by which the next one failed."""
+
+    files: list[OpenedFile] = field(default_factory=list)
+    damage: DamagedFile | None = None
+    size: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """True if these are as many as one poll takes."""
+        return len(self.files) >= MAX_FILES_PER_POLL or self.size >= MAX_BYTES_PER_POLL
+
+    async def take(self, found: OpenedFile | DamagedFile | None) -> bool:
+        """Add the next one. Returns False if it is the last."""
+        if not isinstance(found, OpenedFile):
+            self.damage = found
+            return False
+        self.files.append(found)
+        self.size += len(found.pages or ()) * found.header.page_size
+        return not self.is_full
+
+
 class NextFiles:
     """Finds the files after a TXID. It keeps no position: callers pass theirs.
 
-    `newest_txid` is the highest TXID that the last listing or file showed; `catalog` is the store's files. The first
-    ones are found by a catalog of the kind `first_catalog`.
+    `newest_txid` is the highest TXID that the last listing or file showed; `is_behind` is True if more files were
+    waiting than one poll takes. `catalog` is the store's files; the first ones are found by one of the kind
+    `first_catalog`.
     """
 
     def __init__(
@@ -94,6 +121,7 @@ class NextFiles:
         first_catalog: type[Catalog] = Catalog,
     ) -> None:
         self.newest_txid: TXID = 0
+        self.is_behind = False
         self._store = costs.store(Purpose.POLL)
         self._lists = costs.store(Purpose.LIST)
         self.catalog = KnownCatalog(self._lists)
@@ -121,16 +149,18 @@ class NextFiles:
             self._check_tip(files, plan[-1].max_txid)
             return plan
 
-        files = await self._first_catalog.open(choose)
+        files = await self._first_catalog.open(choose, only_needed=True)
         self._remember(files)
         return files
 
     async def next_files(self, position: TXID) -> FoundFiles | None:
         """What leads on from a position: one GET when there is nothing, and a LIST when one is due."""
         damage = None
+        was_behind, self.is_behind = self.is_behind, False
         self._here = {txid: here for txid, here in self._here.items() if txid >= position}
         if not self._diverged:
-            files, damage = await self._next_l0s(position)
+            following = await self._next_l0s(position, least_width=PARALLEL_REQUESTS if was_behind else 1)
+            files, damage = following.files, following.damage
             if files and await self._is_our_successor(position, files[0]):
                 files, damage = self._with_all_pages(position, files, damage)
             elif files:
@@ -142,6 +172,7 @@ class NextFiles:
                 self._remember(files)
                 self._tip = files[-1].info
                 self.newest_txid = self._tip.max_txid
+                self.is_behind = following.is_full and damage is None
                 return FoundFiles(files)
         news = damage is not None and self.catalog.avoid(damage)
         found = None
@@ -184,17 +215,16 @@ class NextFiles:
         self._ground = ground
         return left_behind(in_use(), files)
 
-    async def _next_l0s(self, position: TXID) -> tuple[list[OpenedFile], DamagedFile | None]:
-        """The L0 files that follow, without a gap; more and more at a time while there are any."""
-        files: list[OpenedFile] = []
-        while len(files) < MAX_FILES_PER_POLL:
-            first = position + len(files) + 1
-            batch = range(first, first + min(max(1, len(files)), MAX_BATCH))
-            for result in await gather([partial(self._next_l0, txid) for txid in batch], width=PARALLEL_REQUESTS):
-                if not isinstance(result, OpenedFile):
-                    return files, result
-                files.append(result)
-        return files, None
+    async def _next_l0s(self, position: TXID, *, least_width: int) -> _Following:
+        """The L0 files that follow, without a gap; more and more requests at a time while there are any."""
+        following = _Following()
+        jobs = (partial(self._next_l0, txid) for txid in count(position + 1))
+        await in_order(
+            jobs,
+            following.take,
+            width=lambda: min(max(least_width, len(following.files) // 2), PARALLEL_REQUESTS),
+        )
+        return following
 
     def _commit_at(self, position: TXID) -> int | None:
         """Return the number of pages of the database at `position`; None if it is unknown."""
@@ -211,7 +241,9 @@ class NextFiles:
         commit = self._commit_at(position)
         for i, file in enumerate(files):
             try:
-                require_pages(self._store, [file], onto=commit)
+                if commit is not None:
+                    with self._store.blame(file.info):
+                        require_growth(file.header, file.index, commit=commit)
             except DamagedFile as exc:
                 return files[:i], exc
             commit = file.header.commit
@@ -277,6 +309,8 @@ class NextFiles:
                 self._diverge(f"{self._store.key(files[0].info)} does not follow the file that we have")
             elif files or not self._diverged:
                 self._remember(files)
+                if len(files) == MAX_FILES_PER_POLL:
+                    self.is_behind, self._listed_at = True, -self._list_interval_s
                 return FoundFiles(files) if files else None
         try:
             return self._found_whole(await self.catalog.open(self._newest_plan(position)))
@@ -343,22 +377,6 @@ class NextFiles:
         elif not self._diverged:
             log.warning("%s: the replica was replaced or restored; serving what we have until it is ahead", reason)
         self._diverged = True
-
-
-def goes_on(before: Header, after: Header) -> bool:
-    """Are the frames of `after` those that follow the frames of `before` in the same WAL?"""
-    same_wal = (before.wal_salt1, before.wal_salt2) == (after.wal_salt1, after.wal_salt2)
-    return bool(before.wal_offset) and same_wal and after.wal_offset == before.wal_offset + before.wal_size
-
-
-def is_one_lineage(before: Header, after: Header) -> bool:
-    """True if both files are known to be of one history; False if they are not, or if it is not known."""
-    return before.node_id != 0 and before.node_id == after.node_id
-
-
-def is_other_lineage(before: Header, after: Header) -> bool:
-    """True if the files are known to be of different histories."""
-    return before.node_id != after.node_id and before.node_id != 0 != after.node_id
 
 
 def left_behind(in_use: Iterable[FileInfo], lasting: Collection[FileInfo]) -> bool:

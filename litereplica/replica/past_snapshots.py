@@ -51,7 +51,7 @@ from litereplica.replica.page_map import PageMap
 from litereplica.replica.page_reader import PageReader
 from litereplica.replica.past_catalog import PastCatalog, Point
 from litereplica.replica.readahead import ReadAhead
-from litereplica.replica.snapshot import Snapshot, assemble, following, sharing
+from litereplica.replica.snapshot import Snapshot, assemble, following, require_pages, sharing
 from litereplica.storage.base import Suffix
 from litereplica.types import TXID, FileInfo
 
@@ -353,6 +353,8 @@ def _make(
 ) -> tuple[Snapshot, Base | None]:
     """The state that a plan makes, and what its first file makes; `base` is that if it was known."""
     start = base.snapshot if base is not None else None
+    if start is not None and opened and opened[0].header.page_size == start.page_size:
+        require_pages(opened[0], commit=start.commit)
     if base is None and opened[0].header.page_size == opened[-1].header.page_size:
         start = assemble(opened[:1], ids[:1], holders)
         base = Base(start)

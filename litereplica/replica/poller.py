@@ -1,9 +1,9 @@
 """The loop that keeps a replica up to date. The task that starts it in its nursery owns it.
 
 A pass polls, passes the update to `apply`, waits until that has returned, and sleeps until `PollSchedule` says that the
-next poll is due. While polls fail, the last snapshot stays served, and the pause grows to `MAX_BACK_OFF_S` at most: a
-failed request costs nothing, and the replica should catch up soon after the store is back. The log has one line when a
-run of failures begins and one when it ends.
+next poll is due, or not at all while more files are waiting than one poll takes. While polls fail, the last snapshot
+stays served, and the pause grows to `MAX_BACK_OFF_S` at most: a failed request costs nothing, and the replica should
+catch up soon after the store is back. The log has one line when a run of failures begins and one when it ends.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ async def run_poller(
         async with replica.watch() as news:
             is_watched = True
             while is_watched:
-                await schedule.wait(_back_off_s(schedule.interval_s, failures), None if failures else news)
-                news.take()
+                if failures or not replica.is_behind:
+                    await schedule.wait(_back_off_s(schedule.interval_s, failures), None if failures else news)
+                    news.take()
                 failures = await _poll_again(replica, apply, schedule, failures)
                 stalled = _log_stall(replica, stalled)
                 is_watched = news.is_sure  # if not, its directory may be there now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,6 +52,22 @@ def plan_blocks(pgnos: NDArray[np.uint32], locations: NDArray[np.void], *, max_s
         blocks.append(Block(files[first], starts[first], stops[i - 1], pgnos[first:i], locations[first:i]))
         first = i
     return blocks
+
+
+def plan_whole_files(
+    pgnos: NDArray[np.uint32], locations: NDArray[np.void], size_of: Callable[[int], int]
+) -> list[Block]:
+    """Return a request for each file that has some of these pages, for all of it: small files are checked as a whole.
+
+    `size_of` returns the bytes of a file.
+    """
+    order = np.argsort(locations["file"], kind="stable")
+    file_ids, starts = np.unique(locations["file"][order], return_index=True)
+    parts = np.split(order, starts[1:])
+    return [
+        Block(file_id, 0, size_of(file_id), pgnos[rows], locations[rows])
+        for file_id, rows in zip(file_ids.tolist(), parts, strict=False)
+    ]
 
 
 Decoded: TypeAlias = tuple[list[int], list[bytes], list[tuple[Pgno, LTXError]]]

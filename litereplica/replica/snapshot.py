@@ -6,8 +6,9 @@ commit. Files come in the order of a plan, each contiguous with the position or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from litereplica.types import TXID, Pos
 
 APPLIED_AT_ONCE = 64 * CHUNK
 """Pages of a file whose locations are made at a time: 1 MiB, where those of a whole index are as large as the map."""
+
+_NO_PAGES = np.empty(0, np.uint32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +97,7 @@ def advance(before: Snapshot, files: Sequence[OpenedFile], table: FileTable) -> 
     for file in files:
         if file.header.page_size != before.page_size:
             raise page_size_changed(before.page_size, file)
+    require_pages(files[0], commit=before.commit)
     after = _apply(before.pages, files, [table.add(file) for file in files])
     return Update(after, changed_pages(before.commit, files), relocated=False)
 
@@ -197,15 +201,63 @@ def _exchanged(own: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np
     return exchanged
 
 
+def require_pages(file: OpenedFile, *, commit: int) -> None:
+    """Raise `ReplicaError` if a file makes a database of `commit` pages grow by pages that it does not have."""
+    try:
+        require_growth(file.header, file.index, commit=commit)
+    except FormatError as exc:
+        raise ReplicaError(f"{file.info}: {exc.message}", hint="run 'litereplica verify' on the replica") from exc
+
+
+_Group: TypeAlias = list[tuple[OpenedFile, int]]
+"""Files that are applied at once, oldest first, with their ids."""
+
+
 def _apply(pages: PageMap, files: Sequence[OpenedFile], file_ids: Sequence[int]) -> Snapshot:
-    for file, file_id in zip(files, file_ids, strict=True):
-        try:
-            require_growth(file.header, file.index, commit=pages.commit)
-        except FormatError as exc:
-            raise ReplicaError(f"{file.info}: {exc.message}", hint="run 'litereplica verify' on the replica") from exc
-        for start in range(0, max(1, len(file.index)), APPLIED_AT_ONCE):
-            part = slice(start, start + APPLIED_AT_ONCE)
-            locations = locations_of(file, file_id, part)
-            pages = pages.applied(file.index.pgno[part], locations, commit=file.header.commit)
+    """The database that files make. That each has the pages by which it grows was checked when they were opened."""
+    for group in _groups(files, file_ids):
+        if len(group) == 1:
+            pages = _applied(pages, *group[0])
+        else:
+            lowest = min(file.header.commit for file, _ in group)
+            if lowest < pages.commit:
+                pages = pages.applied(_NO_PAGES, np.empty(0, LOCATION), commit=lowest)
+            pages = pages.applied(*merged(group), commit=group[-1][0].header.commit)
     last = files[-1].header
     return Snapshot(Pos(last.max_txid), last.timestamp_ms, last.page_size, last.commit, pages)
+
+
+def _groups(files: Sequence[OpenedFile], file_ids: Sequence[int]) -> Iterator[_Group]:
+    """Yield files in groups of up to `APPLIED_AT_ONCE` pages: each application copies every chunk that it changes."""
+    group: _Group = []
+    rows = 0
+    for file, file_id in zip(files, file_ids, strict=True):
+        if group and rows + len(file.index) > APPLIED_AT_ONCE:
+            yield group
+            group, rows = [], 0
+        group.append((file, file_id))
+        rows += len(file.index)
+    yield group
+
+
+def _applied(pages: PageMap, file: OpenedFile, file_id: int) -> PageMap:
+    """Return the map after one file, whose locations are made in parts."""
+    for start in range(0, max(1, len(file.index)), APPLIED_AT_ONCE):
+        part = slice(start, start + APPLIED_AT_ONCE)
+        pages = pages.applied(file.index.pgno[part], locations_of(file, file_id, part), commit=file.header.commit)
+    return pages
+
+
+def merged(group: Sequence[tuple[OpenedFile, int]]) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+    """Return the pages that files make together and their locations: of each page the newest that was not cut off."""
+    limit = group[-1][0].header.commit
+    pgnos: list[NDArray[np.uint32]] = []
+    locations: list[NDArray[np.void]] = []
+    for file, file_id in reversed(group):
+        limit = min(limit, file.header.commit)
+        kept = slice(int(np.searchsorted(file.index.pgno, limit, side="right")))
+        pgnos.append(file.index.pgno[kept])
+        locations.append(locations_of(file, file_id, kept))
+    every = np.concatenate(pgnos)
+    _, newest = np.unique(every, return_index=True)
+    return every[newest], np.concatenate(locations)[newest]

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from benchmarks import (
+    backlog,
     cold,
     commands,
     compact,
@@ -46,6 +47,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "writer-idle": writer_idle.writer_idle,
     "restore": restore.restore,
     "compact": compact.compact,
+    "backlog": backlog.backlog,
+    "listing": backlog.listing,
 }
 DOCS = Path(__file__).parents[2] / "docs"
 ROUND_TRIP_MS = 10.0

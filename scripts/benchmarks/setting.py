@@ -41,6 +41,9 @@ class Scale:
     writer_repeats: int
     idle_databases: int
     restored_deltas: int
+    backlog_files: tuple[int, ...]
+    backlog_pages: int
+    listed_keys: tuple[int, ...]
     window_s: float
     """Requests are counted in this long a stretch, `windows` times."""
     windows: int
@@ -66,6 +69,9 @@ FULL = Scale(
     writer_repeats=3,
     idle_databases=1000,
     restored_deltas=500,
+    backlog_files=(100, 1_000, 10_000),
+    backlog_pages=200_000,
+    listed_keys=(1_000, 10_000, 100_000),
     window_s=60,
     windows=3,
 )
@@ -84,6 +90,9 @@ QUICK = Scale(
     writer_repeats=1,
     idle_databases=100,
     restored_deltas=50,
+    backlog_files=(50, 500),
+    backlog_pages=5_000,
+    listed_keys=(1_000, 10_000),
     window_s=3,
     windows=2,
 )

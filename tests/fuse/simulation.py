@@ -143,6 +143,7 @@ class FakeReplica:
         self._heal_turn = trio.Lock()
         self.supplied: dict[int, set[int]] = {}
         self.failing = False
+        self.is_behind = False
         self.reads = 0
         self.snapshot = self._next_snapshot()
 

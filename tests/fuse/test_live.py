@@ -164,6 +164,7 @@ async def writer_step(world: World) -> None:
         for _ in range(random.choice([1, 1, 1, 3])):
             pages = random.randint(1, MAX_PAGES) if world.chance.happens(0.3) else None
             world.commit(set(random.sample(range(1, MAX_PAGES + 1), random.randint(1, 4))), pages=pages)
+        world.replica.is_behind = world.chance.happens(0.2)
         await world.advance()
     elif kind == "push":
         await push_some(world)
@@ -216,6 +217,7 @@ async def simulate(seed: int, *, readers: int = 4, steps: int = STEPS) -> World:
                 if world.live.pos != world.replica.snapshot.pos:  # a healing went on by itself
                     await world.live.apply(None)
             world.done = True
+        world.replica.is_behind = False
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
             await world.live.apply(None)
@@ -318,6 +320,26 @@ async def test_without_readers_a_wal_is_backfilled_only_when_it_is_long_or_old(m
     monkeypatch.setattr(live_module, "IDLE_CHECKPOINT_S", 0.0)
     await world.live.apply(None)
     assert world.live.statistics().restarts == 2
+
+
+async def test_steps_on_the_way_to_the_newest_are_not_pushed_and_backfilled_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_module, "CHECKPOINT_FRAMES", 2)
+    monkeypatch.setattr(live_module, "BEHIND_CHECKPOINT_FRAMES", 30)
+    world = await quiet_world(pages=5)
+    world.replica.is_behind = True
+    for step in range(1, 10):
+        world.commit({1, 2, 3})
+        await world.advance()
+        assert world.replica.reads == 0
+        assert world.live.statistics().wal_frames == 3 * step
+    world.replica.is_behind = False
+    world.commit({1})
+    await world.advance()
+    assert (world.live.statistics().backfills, world.live.statistics().restarts) == (1, 1)
+    assert world.replica.reads > 0
+    await world.check()
 
 
 async def test_a_read_is_answered_while_apply_waits_for_the_kernel() -> None:

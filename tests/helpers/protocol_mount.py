@@ -48,6 +48,7 @@ class ScriptedReplica:
     """The part of `Replica` that a mount uses, over a database whose versions are made on demand."""
 
     newest_txid = 0
+    is_behind = False
 
     def __init__(self) -> None:
         self.holders = FileHolders()

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from litereplica.errors import DamagedFile
 from litereplica.format.names import Layout
+from litereplica.ltxstore import claimed_files
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica import hydrate
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.hydrate import plan_parts
+from litereplica.replica.file_parts import plan_parts
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.request_costs import Purpose
 from litereplica.replica.statistics import HydrationState
@@ -104,8 +105,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 # --- the plan ---------------------------------------------------------------------------------
 
 
-def test_parts_cover_the_file_and_are_cut_between_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hydrate, "SEGMENT", 10_000)
+def test_parts_cover_the_file_and_are_cut_between_frames() -> None:
     rows = np.zeros(5000, LOCATION)
     rows["file"], rows["size"] = 1, 700
     rows["offset"] = 100 + 700 * np.arange(5000)
@@ -114,7 +114,7 @@ def test_parts_cover_the_file_and_are_cut_between_frames(monkeypatch: pytest.Mon
     newer["file"] = 2
     pages = pages.applied(np.array([3, 2000], np.uint32), newer, commit=5000)
     size = 100 + 700 * 5000 + 999
-    parts = list(plan_parts(pages, 1, size))
+    parts = list(plan_parts(pages, 1, size, part_size=10_000))
     assert [parts[0].start, parts[-1].stop] == [0, size]
     assert [part.stop for part in parts[:-1]] == [part.start for part in parts[1:]]
     assert all((part.start - 100) % 700 == 0 for part in parts[1:])
@@ -225,6 +225,44 @@ async def test_of_a_file_that_is_mostly_superseded_only_the_rest_is_fetched(benc
         assert entry.bytes_received < PAGES * PAGE_SIZE * 1.2
         assert replica.statistics().hydration.files_verified == 1
         assert await content(replica) == bench.history.at(5)
+
+
+async def test_each_of_many_small_files_is_read_once_however_far_apart_its_pages_are(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimed_files, "KEPT_BYTES", 0)
+    await bench.history.commit({1: b"a"}, pages=PAGES)
+    for n in range(20):
+        await bench.history.commit({pgno: incompressible(n) for pgno in range(n + 1, PAGES, PAGES // 8)})
+    async with bench.replica(tmp_path / "opening") as replica:
+        files = len(replica.snapshot.pages.files())
+    async with bench.hydrated(tmp_path / "cache") as replica:
+        assert gets(replica, Purpose.HYDRATE) == files == 21
+        assert await content(replica) == bench.history.at(21)
+        assert gets(replica, Purpose.PAGE) == 0
+
+
+@pytest.mark.logs("LTX file checksum is")
+async def test_a_small_file_that_is_damaged_does_not_keep_the_others_from_being_fetched(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimed_files, "KEPT_BYTES", 0)
+    await bench.history.commit({1: b"a"}, pages=PAGES)
+    for n in range(6):
+        await bench.history.commit({n + 1: incompressible(n)})
+    async with bench.replica(tmp_path / "cache", memory_size=0) as replica:
+        damaged = bench.history.store.key(next(info for info in replica.ltx_files() if info.max_txid == 3))
+        stored = bench.objects[damaged]
+        bench.objects[damaged] = replace(stored, data=stored.data[:150] + b"x" + stored.data[151:])
+        with pytest.raises(DamagedFile):
+            await replica._hydrator._pass(replica.snapshot.pages)
+        assert (
+            gets(replica, Purpose.HYDRATE) == 7 + 2
+        )  # the damaged one twice, and its trailer, since its ETag is another
+        await bench.history.compact(1, 3, 4)
+        assert await replica.poll() is not None  # other files have its pages
+        await replica._hydrator._pass(replica.snapshot.pages)
+        assert await content(replica) == bench.history.at(7)
 
 
 async def test_pages_are_offered_to_the_kernel_within_the_budget(

@@ -7,7 +7,8 @@ import pytest
 from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.replica.database import Replica, open_replica
-from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S, goes_on, left_behind
+from litereplica.replica.lineage import goes_on
+from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S, left_behind
 from litereplica.replica.request_costs import Purpose
 from litereplica.storage.prices import S3_PRICES_USD
 from litereplica.storage.wrappers import MeteredStorage, Operation
