@@ -217,7 +217,7 @@ class Replication:
     async def _say_ready(self) -> None:
         with trio.move_on_after(READY_WAIT_S):
             await self._may_start_program.wait()
-        service_manager.ready(self._status_line())
+        service_manager.ready(self._status_line)
 
     def _status_line(self) -> str:
         return "starting" if self._fleet is None else self._fleet.statistics().summary

@@ -21,9 +21,10 @@ STATUS_INTERVAL_S = 10.0
 """Between looks at the status without a watchdog; it is sent if it has changed."""
 
 
-def ready(status: str | None = None) -> None:
-    """Say that the daemon serves, or has read its settings again."""
-    tell(READY="1", **({} if status is None else {"STATUS": status}))
+def ready(status: Callable[[], str] | None = None) -> None:
+    """Say that the daemon serves, or has read its settings again; `status` is asked for if somebody listens."""
+    if _address():
+        tell(READY="1", **({} if status is None else {"STATUS": status()}))
 
 
 def reloading() -> None:
@@ -38,7 +39,13 @@ def stopping() -> None:
 
 @asynccontextmanager
 async def reporting(status: Callable[[], str]) -> AsyncIterator[None]:
-    """During the block, send the status, one line, when it changes, and what the watchdog waits for."""
+    """During the block, send the status, one line, when it changes, and what the watchdog waits for.
+
+    Without a service manager nothing is asked for.
+    """
+    if not _address():
+        yield
+        return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_report, status)
         yield
@@ -65,8 +72,8 @@ def watchdog_s(environment: Mapping[str, str]) -> float | None:
 
 def tell(**fields: str) -> None:
     """Send fields to the service manager, if there is one. One that does not listen is no error."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not fields or address[:1] not in ("/", "@"):
+    address = _address()
+    if not fields or not address:
         return
     text = "\n".join(f"{name}={' '.join(value.split())}" for name, value in fields.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
@@ -75,3 +82,9 @@ def tell(**fields: str) -> None:
             sender.send(text.encode(errors="replace"))
         except OSError:
             return
+
+
+def _address() -> str:
+    """Return the socket of the service manager; empty if there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    return address if address[:1] in ("/", "@") else ""

@@ -174,7 +174,7 @@ class FuseSession:
 
     async def _start_following(self, ready: Callable[[], None]) -> None:
         def started() -> None:
-            service_manager.ready(self._status_line())
+            service_manager.ready(self._status_line)
             ready()
 
         try:
