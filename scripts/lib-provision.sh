@@ -167,6 +167,7 @@ write_unit() {
     fi
     install -m 0644 "$ROOT/deploy/systemd/$from" "$directory/$unit.service"
     {
+        printf '[Unit]\nDescription=litereplica (%s)\n\n' "$unit"
         printf '[Service]\nUser=%s\nEnvironmentFile=\nEnvironmentFile=-%s\n' "$user" "$environment"
         printf 'ExecStart=\nExecStart=%s\n' "$(quoted_command "$@")"
         [ "$writes" = mount ] || printf 'ReadWritePaths=\nReadWritePaths=%s\n' "${writes//%/%%}"

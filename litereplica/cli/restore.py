@@ -27,6 +27,7 @@ from litereplica.cli.point import TIMESTAMP, TXID, Point
 from litereplica.cli.replica_of import ReplicaOf, replica_argument
 from litereplica.cli.restore_all import PARALLELISM_EACH, Restored, SomeFailed, restore_all
 from litereplica.cli.restored import Result, restored_line, show_plan, summary
+from litereplica.control import service_manager
 from litereplica.errors import LiteReplicaError, NoReplica, UsageError
 from litereplica.file_access import FileAccess, WantedAccess
 from litereplica.format.names import format_txid
@@ -283,13 +284,18 @@ def _follow(arguments: _Arguments) -> None:
         with contextlib.suppress(OSError):  # the terminal may be closed
             output.note(f"applied TXID {format_txid(step.before)} to {format_txid(step.after)}")
 
+    def status() -> str:
+        return f"following at TXID {format_txid(txid)}"
+
     async def work(store: LTXStore) -> None:
         nonlocal txid
         txid = await _begin(arguments, store)
         follower = Follower(store, arguments.path, txid)
         await follower.require_history()
         output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
-        await follower.run(interval_s, note_step)
+        async with service_manager.reporting(status):
+            service_manager.ready(status())
+            await follower.run(interval_s, note_step)
 
     try:
         run_on_store(arguments.replica, lambda store: read_anew_on_hangup(partial(work, store)))

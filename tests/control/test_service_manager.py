@@ -140,6 +140,17 @@ def test_mount_says_that_it_is_ready_alive_reloading_and_ending(tmp_path: Path, 
     assert manager.next(within_s=0.001) is None
 
 
+@pytest.mark.slow
+def test_following_restore_says_that_it_is_ready_alive_and_reloading(tmp_path: Path, manager: Manager) -> None:
+    with Publisher(tmp_path / "primary", setup="CREATE TABLE t (x)") as publisher:
+        url = publisher.url
+    with daemon(manager, "restore", "-f", url, "-o", tmp_path / "copy.db") as process:
+        assert manager.wait_for("READY")["STATUS"] == f"following at TXID {1:016x}"
+        require_watchdog_and_reload(manager, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == ExitCode.OK
+
+
 def test_message_is_one_line_a_field_and_goes_to_a_path_or_an_abstract_address(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
