@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,34 +94,39 @@ b"""
     assert code_lines(source) == {5, 6, 7, 10, 13, 14, 15}
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that all users can enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="litereplica-scripts-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose home others cannot enter")
-def test_interpreter_that_users_of_services_cannot_reach_is_passed_over(tmp_path: Path) -> None:
+def test_interpreter_that_users_of_services_cannot_reach_is_passed_over(open_directory: Path) -> None:
     """`hidden` is first in PATH, as pyenv's is for root."""
     real = next(path for path in ("/usr/bin/python3", sys.executable) if Path(path).exists())
     places = {"hidden": 0o700, "open": 0o755}
     for name, mode in places.items():
-        program = tmp_path / name / "bin" / "python3.13"
+        program = open_directory / name / "bin" / "python3.13"
         program.parent.mkdir(parents=True)
         program.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {real} "$@"\necho "$0"\n')
         program.chmod(0o755)
         program.parent.chmod(mode)
-    for parent in (tmp_path, *tmp_path.parents):
-        if "pytest-" in str(parent):
-            parent.chmod(0o755)
 
     def found(mode: str, *names: str, variables: dict[str, str] | None = None) -> tuple[int, str, str]:
-        path = ":".join([*(f"{tmp_path}/{name}/bin" for name in names), "/usr/sbin", "/usr/bin"])
+        path = ":".join([*(f"{open_directory}/{name}/bin" for name in names), "/usr/sbin", "/usr/bin"])
         script = f'set -euo pipefail; . {ROOT}/scripts/lib.sh; VENV=/nonexistent; find_python "$1"'
         done = subprocess.run(
             ["bash", "-c", script, "setup", mode],
             capture_output=True, text=True, timeout=60, env={"PATH": path} | (variables or {}), check=False,
         )  # fmt: skip
-        return done.returncode, done.stdout.strip().removeprefix(str(tmp_path)), done.stderr
+        return done.returncode, done.stdout.strip().removeprefix(str(open_directory)), done.stderr
 
     assert found("dev", "hidden", "open")[:2] == (0, "/hidden/bin/python3.13")
     code, chosen, said = found("runtime", "hidden", "open")
     assert (code, chosen) == (0, "/open/bin/python3.13")
-    assert f"users of services cannot reach {tmp_path}/hidden/bin/python3.13" in said
-    link = tmp_path / "open" / "bin" / "python3.12"
-    link.symlink_to(tmp_path / "hidden" / "bin" / "python3.13")
+    assert f"users of services cannot reach {open_directory}/hidden/bin/python3.13" in said
+    link = open_directory / "open" / "bin" / "python3.12"
+    link.symlink_to(open_directory / "hidden" / "bin" / "python3.13")
     assert found("runtime", "open", variables={"PYTHON": str(link)})[1] == "/open/bin/python3.13"
