@@ -89,19 +89,21 @@ class Page:
 
     def value(self, expression: str) -> Any:
         """Return the value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
+        found = self._evaluated(expression)
+        assert "exceptionDetails" not in found, ascii(found)
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, *, within_s: float = 20.0) -> Any:
-        """Return the value of an expression once it is true."""
+    def wait_for(self, expression: str, *, within_s: float = 20.0) -> None:
+        """Return once an expression is true; an exception, as of a page that is not there yet, is not."""
         deadline = time.monotonic() + within_s
-        while not (found := self.value(expression)):
-            assert time.monotonic() < deadline, (
-                f"{expression} does not become true: {self.value('document.body.innerText')}"
-            )
+        while self._evaluated(expression)["result"].get("value") is not True:
+            if time.monotonic() > deadline:
+                text = ascii(self.value("document.documentElement.innerText"))  # which may have half a character
+                raise AssertionError(f"not true: {expression}: {text}")
             time.sleep(0.05)
-        return found
+
+    def _evaluated(self, expression: str) -> dict[str, Any]:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
 
     def screenshot(self, file: Path) -> None:
         """Write what is in the window to a PNG file."""
