@@ -34,6 +34,8 @@ RETRY_S = 5.0
 """Until the next attempt to listen."""
 SHARED_S = 1.0
 """For how long what was made for one client is given to others."""
+METRICS_LIMIT_S = 10.0
+"""Time limit of making metrics: the sizes of files may be on a file system that hangs."""
 MAX_REASONS = 20
 """Databases that an unhealthy answer names; the others are counted."""
 
@@ -119,6 +121,7 @@ class Site:
         self._history = LagHistory()
         self._points = Points(source.points)
         self._metrics = Shared(self._exposition)
+        self._thread = trio.CapacityLimiter(1)  # of its own: one that hangs must not take those of the daemon
         self._document = Shared(self._read_document)
 
     def routes(self) -> list[Route]:
@@ -161,10 +164,14 @@ class Site:
         return Response(content_type=TEXT_TYPE, body=task_tree().encode("utf-8", "backslashreplace"))
 
     async def _exposition(self) -> bytes:
-        return await trio.to_thread.run_sync(exposition, self._source.document(), abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            exposition, self._source.document(), abandon_on_cancel=True, limiter=self._thread
+        )
 
     async def _serve_metrics(self, request: Request) -> Response:
-        return Response(content_type=CONTENT_TYPE, body=await self._metrics.get())
+        with trio.move_on_after(METRICS_LIMIT_S):
+            return Response(content_type=CONTENT_TYPE, body=await self._metrics.get())
+        raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "making the metrics takes too long", details="do its files hang?")
 
     async def _status(self, request: Request) -> Response:
         return json_response(self._source.document(request.query.get("path")))

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -130,6 +131,24 @@ def test_slow_and_many_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) 
             while data := deaf.recv(1 << 20):
                 received += len(data)
         assert received < len(get(url, "/status")[2]), "its answer is cut off"
+
+
+def test_files_that_hang_hold_up_metrics_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, begun = threading.Event(), []
+
+    def hang(document: object) -> bytes:
+        begun.append(document)
+        released.wait(20)
+        return b""
+
+    monkeypatch.setattr(served, "METRICS_LIMIT_S", 0.3)
+    monkeypatch.setattr(served, "exposition", hang)
+    with site_in_thread(SiteSource([record("/srv/app.db")])) as url:
+        for _ in range(3):
+            assert get(url, "/metrics")[0] == HTTPStatus.GATEWAY_TIMEOUT
+        assert len(begun) == 1, "one thread hangs, and no more"
+        assert get(url, "/health")[0] == HTTPStatus.OK
+        released.set()
 
 
 def test_log_of_requests_that_cannot_be_served_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
