@@ -113,6 +113,9 @@ def test_many_databases_are_shown_searched_and_paged(
         command = page.value("document.getElementById('command').textContent")
         assert "litereplica mount s3://backups/srv/tenants/0003.db MOUNTPOINT --txid 0000000000000008" in command
         page.screenshot(pictures / "page-details.png")
+        again = "document.getElementById('close').click(); document.querySelector('.list button').click()"
+        page.value(again)  # the event of closing comes after that
+        page.wait_for("document.querySelectorAll('circle.point').length === 40")
         page.value("document.getElementById('close').click()")
         search(page, "")
         page.wait_for(f"{ROWS} === 50")

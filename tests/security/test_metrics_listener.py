@@ -118,6 +118,10 @@ def test_slow_and_many_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) 
         slow = [connection(b"GET /status HTTP/1.1\r\nHost: ") for _ in range(server.MAX_CONNECTIONS_EACH)]
         more = connection(b"")
         assert more.recv(1) == b"", "one address has a number of connections, and no more"
+        slow[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # those that it has are not closed for that
+            slow[0].recv(1)
+        slow[0].settimeout(20)
         other = connection(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n", source_address="127.0.0.2")
         assert other.recv(64).startswith(b"HTTP/1.1 200"), "others are served meanwhile"
         for each in slow:

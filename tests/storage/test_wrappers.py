@@ -128,6 +128,7 @@ async def test_metering_counts_requests_bytes_and_errors() -> None:
     assert (absent.requests, absent.bytes_sent, absent.errors) == (2, 4, {"PreconditionFailed": 1})
     assert after.by_operation[Operation.GET].bytes_received == 5
     assert after.by_operation[Operation.HEAD].errors == {"Cancelled": 1}
+    assert (absent.failures, after.by_operation[Operation.HEAD].failures) == ({}, {"Cancelled": 1})
     assert after.by_operation[Operation.DELETE].requests == 0
 
 
