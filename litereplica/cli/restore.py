@@ -294,7 +294,7 @@ def _follow(arguments: _Arguments) -> None:
         await follower.require_history()
         output.note(f"following {redacted(arguments.replica.url)} in {arguments.path} from TXID {format_txid(txid)}")
         async with service_manager.reporting(status):
-            service_manager.ready(status())
+            service_manager.ready(status)
             await follower.run(interval_s, note_step)
 
     try:
