@@ -33,7 +33,7 @@ from litereplica.format.decoder import Decoder
 from litereplica.ltxstore.file_stream import FEED_BYTES, PIECE_BYTES, ListedObject, piece_jobs
 from litereplica.ltxstore.limits import most_pages, require_commit
 from litereplica.ltxstore.progress import Advance
-from litereplica.ltxstore.spooled_file import SUFFIX, SpooledFile
+from litereplica.ltxstore.spooled_file import SpooledFile
 from litereplica.ltxstore.store import LTXStore, check_name
 from litereplica.storage.base import Blob
 from litereplica.types import TXID, FileInfo, Pgno
@@ -54,8 +54,6 @@ MIN_WIDTH = 2
 
 SPOOL_MEMORY_BYTES = 1 << 20
 """A result up to this size, as most of level 1, is kept in memory."""
-
-SPOOL_PREFIX = "litereplica-"
 
 Checks: TypeAlias = Callable[[], AbstractContextManager[None]]
 
@@ -123,7 +121,7 @@ class Merge:
     async def _merged(
         self, inputs: Sequence[_Input], min_txid: TXID, advance: Advance
     ) -> tuple[SpooledFile, ltx.Header]:
-        spool = SpooledFile(self._spool_dir, prefix=SPOOL_PREFIX, memory_bytes=SPOOL_MEMORY_BYTES)
+        spool = SpooledFile(self._spool_dir, memory_bytes=SPOOL_MEMORY_BYTES)
         self._spools.append(spool)
 
         def merge(streams: Sequence[_PageStream]) -> ltx.Header:
@@ -258,12 +256,6 @@ class _PageStream:
         for batch in self.frames():
             for pgno, frame in batch:
                 yield pgno, ltx.decode_frame(frame, pgno=pgno, page_size=page_size)
-
-
-def remove_left_over(directory: Path) -> None:
-    """Remove the temporary files of a killed process from a directory that no other process uses."""
-    for path in directory.glob(f"{SPOOL_PREFIX}*{SUFFIX}"):
-        path.unlink(missing_ok=True)
 
 
 def _verify(spool: SpooledFile, expected: ltx.Header) -> int:

@@ -7,11 +7,10 @@ the store: the frame checksums of a large file first, so that a reader that find
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import trio
 
@@ -21,27 +20,23 @@ from litereplica.ltxstore.store import WHOLE_FILE_LIMIT, LTXStore
 from litereplica.storage.base import Body, Suffix
 from litereplica.types import FileInfo
 
-SUFFIX = ".ltx"
 MEMORY_BYTES = 4 << 20
 """Files up to this size are kept in memory; larger ones are written to disk."""
 
 
 class SpooledFile:
-    """Collects the pieces of one file: in memory while small, else in a temporary file of `directory`.
+    """Collects the pieces of one file: in memory while small, else in a file without a name on the disk of `directory`.
 
-    `size` is in bytes; `directory` None is the system's directory for temporary files, `prefix` the beginning of the
-    temporary file's name. `write` the pieces, then `finish`; `discard` when the file is no longer
-    needed. Methods block and raise `OSError`.
+    `size` is in bytes; `directory` None is the system's directory for temporary files. `write` the pieces, then
+    `finish`; `discard` when the file is no longer needed. Methods block and raise `OSError`.
     """
 
-    def __init__(self, directory: Path | None, *, prefix: str, memory_bytes: int | None = None) -> None:
+    def __init__(self, directory: Path | None, *, memory_bytes: int | None = None) -> None:
         self.size = 0
         self._directory = directory
-        self._prefix = prefix
         self._memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
         self._pieces: list[bytes] = []
         self._pieces_size = 0
-        self._path: Path | None = None
         self._file: BinaryIO | None = None
         self._encoder = FrameChecksumsEncoder()
         self._frame_checksums = b""
@@ -66,7 +61,7 @@ class SpooledFile:
 
     @property
     def body(self) -> Body:
-        """The finished file: bytes, or a path that leads to the temporary file, whatever is under its name now."""
+        """The finished file: bytes, or a path of the file without a name, as long as this object has it."""
         return b"".join(self._pieces) if self._file is None else _path_of(self._file)
 
     @property
@@ -87,8 +82,6 @@ class SpooledFile:
     def discard(self) -> None:
         """Remove the temporary file."""
         self._pieces = []
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
         if self._file is not None:
             with contextlib.suppress(OSError):  # flushing the buffer fails if the disk is full
                 self._file.close()
@@ -96,15 +89,15 @@ class SpooledFile:
     def _spill(self) -> None:
         """Move the pieces from memory to disk."""
         if self._file is None:
-            fd, name = tempfile.mkstemp(prefix=self._prefix, suffix=SUFFIX, dir=self._directory)
-            self._path, self._file = Path(name), os.fdopen(fd, "wb")
+            # without a name: others may write to the directory, and a killed process leaves nothing there
+            file = tempfile.TemporaryFile("wb", dir=self._directory)  # noqa: SIM115 - closed by `discard`
+            self._file = cast("BinaryIO", file)
         self._file.writelines(self._pieces)
         self.size += self._pieces_size
         self._pieces, self._pieces_size = [], 0
 
 
 def _path_of(file: BinaryIO) -> Path:
-    """A path of an open file: others may write to its directory, and put a link in its place."""
     return Path(f"/proc/self/fd/{file.fileno()}")
 
 

@@ -11,8 +11,7 @@ be lost without which the newest state cannot be restored (`lost_files.py`), `wa
 snapshot.
 
 The databases of a process take turns to merge (`limiter`); one step merges a bounded number of files and bytes, except
-for a snapshot. The lease is held while files are merged or deleted. Cancellation leaves complete files only; a killed
-process leaves temporary files in `spool_dir`, which the next start removes.
+for a snapshot. The lease is held while files are merged or deleted. Cancellation leaves complete files only.
 
 All times are those of a `SteadyClock`: if the machine's clock is set, merges are not affected, and nothing is deleted
 early.
@@ -30,7 +29,6 @@ import trio
 
 from litereplica.compaction.compaction import run_compaction
 from litereplica.compaction.levels import Compaction, Levels, due_compactions, first_step, next_compaction_ms
-from litereplica.compaction.merge import remove_left_over
 from litereplica.compaction.pruner import Pruner
 from litereplica.compaction.retention import RetentionPolicy
 from litereplica.errors import DamagedFile, EnvironmentProblem, NotFound, StorageError
@@ -179,8 +177,6 @@ class Maintenance:
         Raises:
             ConflictError: another writer has published, or holds the lease.
         """
-        if self._spool_dir is not None:
-            remove_left_over(self._spool_dir)
         task_status.started()
         failures = 0
         while True:

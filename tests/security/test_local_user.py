@@ -297,23 +297,19 @@ def test_file_of_the_state_directory_that_another_user_planted_is_neither_follow
     assert victim.read_bytes() == VICTIM
 
 
-def test_spooled_file_stays_the_one_that_was_written_whatever_is_put_under_its_name(
-    tmp_path: Path, victim: Path
-) -> None:
-    """The directory may be another user's, who would have a file of root published."""
-    spool = SpooledFile(tmp_path, prefix="spool-", memory_bytes=0)
-    made = encode_file(make_header(commit=2), [(1, bytes(512)), (2, make_page(2))])
-    header, end = made[: ltx.HEADER_SIZE], made[ltx.HEADER_SIZE :]
-    spool.write([header, end])
-    spool.finish()
-    (name,) = tmp_path.glob("spool-*")
-    name.unlink()
-    name.symlink_to(victim)
-    assert isinstance(spool.body, Path)
-    assert spool.body.read_bytes() == made
-    assert spool.body.stat().st_size == spool.size == len(made)
-    spool.discard()
-    assert victim.read_bytes() == VICTIM
+def test_spooled_file_has_no_name_that_another_user_could_take(alices: Path) -> None:
+    """The directory may be another user's, who would have a file of root published, or written to."""
+    for directory in (alices, None):
+        spool = SpooledFile(directory, memory_bytes=0)
+        made = encode_file(make_header(commit=2), [(1, bytes(512)), (2, make_page(2))])
+        spool.write([made[: ltx.HEADER_SIZE], made[ltx.HEADER_SIZE :]])
+        spool.finish()
+        assert list(alices.iterdir()) == []
+        assert isinstance(spool.body, Path)
+        assert spool.body.read_bytes() == made
+        assert spool.body.stat().st_mode & 0o077 == 0
+        assert spool.body.stat().st_size == spool.size == len(made)
+        spool.discard()
 
 
 def test_state_directory_that_is_exchanged_while_it_is_locked_is_not_written_to(tmp_path: Path, alices: Path) -> None:

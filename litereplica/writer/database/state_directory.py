@@ -1,7 +1,7 @@
 """The state directory beside a database: `.<file>-litereplica/`.
 
     lock             held by flock(), so that one process of ours replicates a database; holds the token of its tenancy
-    spool-*          LTX files too large for memory, until they are in the store
+    spool-*          what a file below is replaced with, while it is written
     checkpoint.json  the checkpoint mark
     pages.sums       checksums of the replica's pages (`page_checksums`)
     writer.json      identity of this writer for the lease
@@ -245,8 +245,8 @@ class StateDirectory(LockedDirectory):
         return self._fd
 
     def spool(self) -> SpooledFile:
-        """Returns an empty LTX file, whose temporary file is in this directory."""
-        return SpooledFile(self.path, prefix=_SPOOL_PREFIX)
+        """Returns an empty LTX file, which is on the disk of this directory if it is large."""
+        return SpooledFile(self.path)
 
     def lineage(self, url: str) -> Lineage | None:
         """Returns what this writer knows of its files at `url`; None if it has published none. Blocks.
