@@ -29,4 +29,4 @@ def command(subject: str | None, max_lag: float, as_json: bool) -> None:
     if as_json:
         output.print_json({"status": "healthy", "databases": len(records)})
     else:
-        click.echo(f"{len(records)} database(s) healthy")
+        click.echo("1 database is healthy" if len(records) == 1 else f"{len(records)} databases are healthy")

@@ -20,8 +20,6 @@ def show_replica(url: str, *, as_json: bool) -> None:
     """Print the state of the replica at a URL. Raises `NoReplica`, and the errors of the store."""
     parse_url(url)
     status = run_on_store(url, _replica_status)
-    if not status["levels"] and status["lease"] is None:
-        raise NoReplica(f"there is no LTX file in {redacted(url)}", hint="check the URL; it names one database")
     if as_json:
         output.print_json(status)
         return
@@ -53,6 +51,9 @@ def _lease_text(lease: dict[str, Any]) -> str:
 
 async def _replica_status(store: LTXStore) -> dict[str, Any]:
     files = await store.list_levels()
+    lease = await _lease(store)
+    if not files and lease is None:
+        raise NoReplica(f"there are no LTX files in {redacted(store.url)}", hint="check the URL; it names one database")
     newest = max(files, key=lambda info: (info.max_txid, -info.level), default=None)
     levels = []
     for level in sorted({info.level for info in files}):
@@ -70,7 +71,7 @@ async def _replica_status(store: LTXStore) -> dict[str, Any]:
         "url": store.url,
         "txid": None if newest is None else f"{newest.max_txid:016x}",
         "timestamp": None if newest is None else _time(newest.modified_ms),
-        "lease": await _lease(store),
+        "lease": lease,
         "levels": levels,
     }
 

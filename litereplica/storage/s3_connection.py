@@ -22,6 +22,7 @@ from litereplica.storage import s3_client
 from litereplica.storage.credentials import Credentials, sse_customer_key, static_credentials
 from litereplica.storage.s3_requests import S3Requests
 from litereplica.storage.s3_signature import KeyPair
+from litereplica.storage.url import access_point_endpoint
 
 if TYPE_CHECKING:
     import botocore.session
@@ -121,12 +122,14 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
     )
     configured = None if session is None else session.get_config_variable("region")
     region = s3_client.named_region(url) or configured or s3_client.DEFAULT_REGION
+    access_point = access_point_endpoint(url.bucket)
     endpoint = (
-        s3_client.endpoint_of(url)
+        access_point
+        or s3_client.endpoint_of(url)
         or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
         or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     )
-    virtual_hosted = not s3_client.uses_path_style(url) and "." not in url.bucket
+    virtual_hosted = access_point is None and not s3_client.uses_path_style(url) and "." not in url.bucket
     provider: Callable[[], KeyPair]
     if keys is not None:
         pair = KeyPair(keys.access_key_id, keys.secret_access_key, keys.session_token)
@@ -140,7 +143,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
         context = tls_context(os.environ.get("AWS_CA_BUNDLE", ""), skip_verify=url.options.skip_verify)
     return S3Requests(
         HTTPPool(_with_bucket(endpoint, url.bucket) if virtual_hosted else endpoint, context),
-        base=_path(endpoint, "" if virtual_hosted else url.bucket),
+        base=_path(endpoint, "" if virtual_hosted or access_point else url.bucket),
         region=region,
         provider=provider,
         options=url.options,

@@ -70,6 +70,15 @@ class S3Requests:
             self._encryption["x-amz-server-side-encryption"] = "aws:kms"
             self._encryption["x-amz-server-side-encryption-aws-kms-key-id"] = options.sse_kms_key_id
 
+    @property
+    def host(self) -> str:
+        """The server's name, with a port that is not the usual one."""
+        return self._pool.host
+
+    def path(self, key: str) -> str:
+        """The path of an object on the server, or of the bucket if `key` is empty."""
+        return quote(f"{self._base}/{key}" if key else self._base or "/")
+
     def get(self, key: str, span: str, read: Callable[[PacedResponse], T]) -> T:
         """Request an object, or the part of it that the Range header `span` names; returns what `read` makes of it."""
         answer, connection = self._send("GET", key, headers={**({"range": span} if span else {}), **self._customer})
@@ -126,7 +135,7 @@ class S3Requests:
         self, method: str, key: str, *, headers: Mapping[str, str], query: str = "", body: bytes = b""
     ) -> tuple[PacedResponse, HTTPConnection]:
         """Send a request. Raises `Refusal`, `ConnectionError`, `TimeoutError`, `ssl.SSLCertVerificationError`."""
-        path = quote(f"{self._base}/{key}" if key else self._base or "/")
+        path = self.path(key)
         sha256 = UNSIGNED_PAYLOAD
         if self._options.sign_payload:
             sha256 = hashlib.sha256(body).hexdigest() if body else _NO_BODY
@@ -134,7 +143,7 @@ class S3Requests:
             method,
             path,
             query,
-            {"host": self._pool.host, **headers},
+            {"host": self.host, **headers},
             keys=self._provider(),
             region=self._region,
             payload_sha256=sha256,

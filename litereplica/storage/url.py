@@ -42,7 +42,10 @@ _PROVIDER_DOMAINS = (
     ".scw.cloud",
 )
 _LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
-_ACCESS_POINT = "arn:"
+_ACCESS_POINT = re.compile(
+    r"arn:(?P<partition>aws[a-z-]*):s3:(?P<region>[a-z0-9-]+):(?P<account>[0-9]{12}):accesspoint(?:/(?P<name>[a-z0-9-]{3,50}))?"
+)
+"""The ARN of an access point, which stands for a bucket; in a URL its name is the first component of the path."""
 
 _SQLITE_SCHEMES = ("sqlite3://", "sqlite://")
 """Prefixes that Litestream removes from the path of a database."""
@@ -163,12 +166,13 @@ def _parse_s3(url: str) -> ReplicaURL:
     _refuse_credentials(url, parts.netloc)
     if parts.fragment:
         raise UsageError("an S3 URL has no part after '#'", hint="write %23 for a '#' in a path")
-    bucket, by_host = _bucket(url, parts.netloc)
+    netloc, path = _with_access_point(url, parts.netloc, parts.path)
+    bucket, by_host = _bucket(url, netloc)
     parameters = by_host | _parse_query(parts.query)
     endpoint = parameters.get("endpoint", "")
     parsed = ReplicaURL(
         scheme="s3",
-        path=_key_prefix(url, parts.path),
+        path=_key_prefix(url, path),
         bucket=bucket,
         endpoint=endpoint_url(endpoint),
         region=parameters.get("region", ""),
@@ -196,13 +200,34 @@ def _refuse_credentials(url: str, netloc: str) -> None:
         raise UsageError(f"{redacted(url)} contains credentials, which are not allowed in a URL", hint=hint)
 
 
+def _with_access_point(url: str, netloc: str, path: str) -> tuple[str, str]:
+    """Host and path of a URL; if it has the ARN of an access point, this as a whole as the host."""
+    if not netloc.startswith("arn:"):
+        return netloc, path
+    name, _, rest = path.lstrip("/").partition("/")
+    arn = f"{netloc}/{name}"
+    if _ACCESS_POINT.fullmatch(arn) is None:
+        hint = "write s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/path"
+        raise UsageError(f"{redacted(url)!r} has no ARN of an access point", hint=hint)
+    return arn, rest
+
+
+def access_point_endpoint(bucket: str) -> str | None:
+    """The endpoint of an access point whose ARN stands for a bucket; None if it is a bucket."""
+    found = _ACCESS_POINT.fullmatch(bucket)
+    if found is None:
+        return None
+    domain = "amazonaws.com.cn" if found["partition"] == "aws-cn" else "amazonaws.com"
+    return f"https://{found['name']}-{found['account']}.s3-accesspoint.{found['region']}.{domain}"
+
+
 def _bucket(url: str, netloc: str) -> tuple[str, dict[str, str]]:
     """The bucket in a host name, and the parameters that follow from the rest of the name."""
     if not netloc:
         raise UsageError(f"{redacted(url)!r} names no bucket", hint=f"write {S3_FORM}")
-    if netloc.lower().startswith(_ACCESS_POINT):
-        hint = "write its alias as the bucket: s3://name-…-s3alias/path"
-        raise UsageError("the ARN of an access point is not supported", hint=hint)
+    access_point = _ACCESS_POINT.fullmatch(netloc)
+    if access_point is not None:
+        return netloc, {"region": access_point["region"]}
     for pattern, endpoint in _PROVIDERS:
         match = pattern.fullmatch(netloc)
         if match is not None:

@@ -197,7 +197,7 @@ def places(tmp_path: Path, replica: str, monkeypatch: pytest.MonkeyPatch) -> dic
     }
 
 
-@pytest.mark.parametrize("arguments", READERS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [*READERS, ("status",)], ids=lambda arguments: arguments[0])
 def test_place_without_ltx_files_says_what_is_there_instead(
     arguments: tuple[str, ...], places: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 
+from litereplica.cli import main
 from litereplica.cli.daemon_status import mount_facts, writer_row
 from litereplica.errors import ExitCode
 from litereplica.ltxstore.lease_record import Lease
@@ -53,6 +54,27 @@ def replicating(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+
+
+def watched(subject: str | Path, *, times: int) -> list[dict[str, Any]]:
+    """What `status --watch` prints, until it is interrupted after so many times."""
+    command = [litereplica_binary(), "status", str(subject), "--watch", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        shown, text = [], ""
+        try:
+            for line in process.stdout:
+                text += line
+                if line == "}\n":
+                    shown.append(json.loads(text))
+                    text = ""
+                if len(shown) == times:
+                    break
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE_S) == main.INTERRUPTED
+        finally:
+            process.kill()
+    return shown
 
 
 def asked(*arguments: str | Path) -> dict[str, Any]:
@@ -152,7 +174,9 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
                 break
         else:
             pytest.fail("the mount is not among all daemons")
-        assert program("health", mount.mountpoint).stdout == "1 database(s) healthy\n"
+        assert program("health", mount.mountpoint).stdout == "1 database is healthy\n"
+        shown = watched(mount.mountpoint, times=2)
+        assert [each["databases"][0]["txid"] for each in shown] == [f"{1:016x}"] * 2
         mount.kill()
         done = program("health", mount.mountpoint)
         assert (done.returncode, "is dead" in done.stderr) == (ExitCode.ENVIRONMENT, True)
@@ -164,7 +188,7 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
         (
             ["file:///nowhere/at/all"],
             ExitCode.NOT_FOUND,
-            "there is no LTX file in file:///nowhere/at/all: check the URL",
+            "there are no LTX files in file:///nowhere/at/all: check the URL",
         ),
         (["ftp://x"], ExitCode.USAGE, "the URL scheme 'ftp' is not supported"),
         (["/no/such.db"], ExitCode.ENVIRONMENT, "no writer of this user replicates /no/such.db: start one"),

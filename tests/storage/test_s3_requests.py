@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.auth import S3SigV4Auth
@@ -16,6 +17,7 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
+from litereplica.storage import s3_client, s3_connection
 from litereplica.storage.base import ByteRange
 from litereplica.storage.http_pool import HTTPPool
 from litereplica.storage.s3_direct import DirectS3Storage
@@ -60,6 +62,20 @@ def test_signature_is_that_of_botocore(
     with patch("botocore.auth.get_current_datetime", return_value=NOW.replace(tzinfo=None), create=True):
         S3SigV4Auth(BotocoreCredentials("AKID", "secret", session or None), "s3", region).add_auth(request)
     assert found["authorization"] == request.headers["Authorization"]
+
+
+@pytest.mark.parametrize("partition", ["aws", "aws-cn"])
+def test_access_point_has_the_endpoint_and_path_of_botocore(partition: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    region = "eu-west-1" if partition == "aws" else "cn-north-1"
+    arn = f"arn:{partition}:s3:{region}:123456789012:accesspoint/my-point"
+    url = parse_url(f"s3://{arn}/some/path")
+    assert (url.bucket, url.path, url.region) == (arn, "some/path", region)
+    assert parse_url(str(url)) == url
+    with closing(s3_connection.connect(url)) as direct, closing(s3_client.connect(url)) as boto:
+        expected = urlsplit(boto.generate_presigned_url("get_object", {"Bucket": url.bucket, "Key": "some/path/k"}))
+        assert (direct.host, direct.path("some/path/k")) == (expected.netloc, expected.path)
 
 
 # --- connections -----------------------------------------------------------------------------------------------------

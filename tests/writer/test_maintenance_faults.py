@@ -390,7 +390,8 @@ for number in numbers:
         trio.run(main)
         os._exit(0)
     _, status = os.wait()
-    print(number, os.waitstatus_to_exitcode(status), len({each.name for each in spool.iterdir()} - {"checked.json"}), flush=True)
+    left = {each.name for each in spool.iterdir()} - {"checked.json"}
+    print(number, os.waitstatus_to_exitcode(status), len(left), flush=True)
 """
 """Maintains a replica in forks of its own, each killed at its n-th request."""
 

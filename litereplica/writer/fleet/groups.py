@@ -28,7 +28,8 @@ class FleetError(LiteReplicaError):
 
     def __init__(self, errors: Mapping[Path, Exception]) -> None:
         each = "; ".join(f"{path}: {error}" for path, error in errors.items())
-        super().__init__(f"{len(errors)} database(s) could not be published: {each}")
+        count = "1 database" if len(errors) == 1 else f"{len(errors)} databases"
+        super().__init__(f"{count} could not be published: {each}")
         self.errors = errors
         self.exit_code = next(
             (error.exit_code for error in errors.values() if isinstance(error, LiteReplicaError)), ExitCode.BUG

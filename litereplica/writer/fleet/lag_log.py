@@ -41,5 +41,5 @@ class LagLog:
         self._said |= {each.path for each in behind}
         what = f"the store is {worst.behind_s:.0f} s behind {worst.path}, by {worst.unpublished_bytes} bytes of its WAL"
         if len(behind) > 1:
-            what += f"; {len(behind) - 1} other database(s) lag as well"
+            what += "; another one lags, too" if len(behind) == 2 else f"; {len(behind) - 1} others lag, too"
         return logging.WARNING, what

@@ -43,4 +43,4 @@ def test_it_is_said_when_all_is_well_again_and_once() -> None:
 def test_of_many_the_worst_is_named() -> None:
     news = LagLog().line(behind(31.0, 50.0, 40.0, 1.0))
     assert news is not None
-    assert news[1] == "the store is 50 s behind /1.db, by 10 bytes of its WAL; 2 other database(s) lag as well"
+    assert news[1] == "the store is 50 s behind /1.db, by 10 bytes of its WAL; 2 others lag, too"
