@@ -59,6 +59,7 @@ async def test_ls771_ls1038_ls1084_each_second_can_be_restored_while_its_file_is
         assert (tmp_path / "out.db").read_bytes() == replica.history.database(txid), txid
 
 
+@pytest.mark.logs("has lost files")
 async def test_ls1515_levels_go_on_behind_a_gap_that_only_a_snapshot_bridges(tmp_path: Path) -> None:
     """Files of level 0 are lost before they were merged. Once there is a snapshot behind the gap, all goes on."""
     replica = Simulation()
