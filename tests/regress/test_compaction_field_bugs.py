@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from litereplica.compaction.levels import Levels
 from litereplica.ltxstore.plan import reachable_txids
 from litereplica.restore.restore import restore
