@@ -105,15 +105,17 @@ def _run(what: str, url: str) -> dict[str, float]:
 
 def _publish(setting: Setting, files: int, pages_each: int) -> str:
     """Put a snapshot and so many files of level 0 after it into SeaweedFS; returns the URL."""
-    import obstore
-
     url = setting.fresh_direct_url()
     place = parse_url(url)
-    store = connect(place, None, timeout_s=60.0)
+    requests = connect(place)
+    base = f"{place.path}/" if place.path else ""
+
+    def put(item: tuple[str, bytes]) -> None:
+        key, body = item
+        requests.put(base + key, body, {}, with_md5=False)
+
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(
-            lambda item: obstore.put(store, *item, use_multipart=False), _files(setting, files, pages_each)
-        ):
+        for _ in pool.map(put, _files(setting, files, pages_each)):
             pass
     return url
 
