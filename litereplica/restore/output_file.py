@@ -10,7 +10,8 @@ The `-wal`, `-shm` and `-journal` of an old database must never lie beside the n
 to it. If there are any, the old database is removed first, then these, then the new one is renamed. A crash in between
 leaves the old database whole, or none.
 
-All functions block.
+From `open` on, names are those of the directory that was opened then: another user may own one above it, and put
+another directory, or a link, in its place. All functions block.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class OutputFile:
         self._force = force
         self._access = access
         self.temporary = self.path.with_name(f".{self.path.name[:_NAME_CHARACTERS]}.{secrets.token_hex(6)}.tmp")
-        self._fd = -1
+        self._fd = self._directory = -1
         self._made: list[Path] = []  # directories, the innermost first
 
     def check(self) -> None:
@@ -83,7 +84,9 @@ class OutputFile:
         """
         with self.reporting():
             self._made = make_directories(self.path.parent, self._access)
-            self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self.temporary.name, flags, 0o600, dir_fd=self._directory)
         return self._fd
 
     def publish(self) -> None:
@@ -92,20 +95,22 @@ class OutputFile:
         with self.reporting():
             self._inherit()
             os.fsync(self._fd)
-            sidecars = self._sidecars()
+            sidecars = [name for name in self._sidecar_names() if self._is_there(name)]
             if sidecars:
-                self._remove([self.path])
+                self._remove([self.path.name])
                 self._remove(sidecars)
-            self.temporary.rename(self.path)
-            for directory in (self.path.parent, *(made.parent for made in self._made)):
-                fsync_directory(directory)
+            where = self._directory
+            os.rename(self.temporary.name, self.path.name, src_dir_fd=where, dst_dir_fd=where)
+            os.fsync(where)
+            for made in self._made:
+                fsync_directory(made.parent)
         self._made.clear()
         self._close()
 
     def _inherit(self) -> None:
         """Give the file the access that is wanted, else the mode, owner and group of the one that it replaces."""
         with contextlib.suppress(FileNotFoundError):
-            old = self.path.stat()
+            old = os.stat(self.path.name, dir_fd=self._directory, follow_symlinks=False)
             with contextlib.suppress(PermissionError):
                 os.fchown(self._fd, old.st_uid, -1)
             os.fchmod(self._fd, stat.S_IMODE(old.st_mode) & 0o777)
@@ -116,8 +121,9 @@ class OutputFile:
     def discard(self) -> None:
         """Remove the temporary file; no error if there is none."""
         if self._fd >= 0:
-            self._close()
-            self.temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.temporary.name, dir_fd=self._directory)
+        self._close()
         with contextlib.suppress(OSError):  # somebody else has put something there
             while self._made:
                 self._made.pop(0).rmdir()
@@ -153,14 +159,27 @@ class OutputFile:
             raise UsageError(f"{self.path} is open in process {process}", hint=hint)
 
     def _sidecars(self) -> list[Path]:
-        paths = [self.path.with_name(self.path.name + suffix) for suffix in SIDECARS]
+        paths = [self.path.with_name(name) for name in self._sidecar_names()]
         return [path for path in paths if os.path.lexists(path)]
 
-    def _remove(self, paths: list[Path]) -> None:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        fsync_directory(self.path.parent)
+    def _sidecar_names(self) -> list[str]:
+        return [self.path.name + suffix for suffix in SIDECARS]
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._directory)
+        os.fsync(self._directory)
 
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        for fd in (self._fd, self._directory):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._directory = -1

@@ -26,6 +26,8 @@ CHANGES = (
     (os, "write"),
     (os, "fsync"),
     (os, "ftruncate"),
+    (os, "unlink"),
+    (os, "rename"),
     (Path, "unlink"),
     (Path, "rename"),
     (Path, "open"),

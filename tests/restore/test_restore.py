@@ -297,7 +297,7 @@ async def test_crash_between_any_two_steps_never_leaves_an_old_sidecar_beside_th
     for suffix in names:
         (tmp_path / f"out.db{suffix}").write_bytes(b"old")
     for name in ("unlink", "rename"):
-        monkeypatch.setattr(Path, name, observed(getattr(Path, name)))
+        monkeypatch.setattr(os, name, observed(getattr(os, name)))
     await restore(ready, output, force=True)
     new = long_history(3).database(3)
     assert {content for content, _ in states} == {b"old", None, new}

@@ -21,6 +21,7 @@ from litereplica.cli.logging_setup import LogFileHandler
 from litereplica.errors import ExitCode
 from litereplica.format import ltx
 from litereplica.ltxstore.spooled_file import SpooledFile
+from litereplica.restore.output_file import OutputFile
 from litereplica.testing.ltx_files import encode_file
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.writer.database.published import Version
@@ -475,3 +476,23 @@ def test_log_is_continued_behind_a_link_of_this_user_and_rotated_there(tmp_path:
     handler.emit(record)
     handler.close()
     assert (tmp_path / "logs" / "one").read_text() == (tmp_path / "logs" / "two").read_text() == "line\n"
+
+
+@pytest.mark.parametrize("sidecar", ["-wal", "-journal"])
+def test_restored_file_stays_in_the_directory_that_was_checked(tmp_path: Path, sidecar: str) -> None:
+    """Whoever owns a directory above it exchanges it for a link while the restore is under way."""
+    given, moved, victims = tmp_path / "given", tmp_path / "moved", tmp_path / "victims"
+    for directory in (given, victims):
+        directory.mkdir()
+        for name in ("app.db", f"app.db{sidecar}"):
+            (directory / name).write_bytes(VICTIM)
+    output = OutputFile(given / "app.db", force=True)
+    os.write(output.open(), b"restored")
+    given.rename(moved)
+    given.symlink_to(victims)
+    output.publish()
+    assert sorted((path.name, path.read_bytes()) for path in victims.iterdir()) == [
+        ("app.db", VICTIM),
+        (f"app.db{sidecar}", VICTIM),
+    ]
+    assert [(path.name, path.read_bytes()) for path in moved.iterdir()] == [("app.db", b"restored")]
