@@ -142,7 +142,7 @@ class Replicator:
                 with trio.CancelScope() as scope:
                     nursery.start_soon(self._limit_stop, stop, scope)
                     await self._stand_by(stop)
-                    ended_as_standby = stop.is_set()
+                    ended_as_standby = stop.is_set() and self._context.lease.waits
                     await self._first_round(stop)
                     task_status.started(self.statistics())
                     parked = None if ended_as_standby else await self._follow(stop, may_park)

@@ -204,7 +204,9 @@ class ManagedDatabase:
 
     async def _run(self, nursery: trio.Nursery) -> None:
         failure: Exception | None = None  # of the last attempt that did not begin
-        while not self.stop.is_set():
+        must_begin = self._fleet.errors.is_strict and not self._has_run  # a stop publishes what is committed
+        while must_begin or not self.stop.is_set():
+            must_begin = False
             self.state = State.STARTING
             try:
                 parked = await self._replicate(nursery)
@@ -244,7 +246,7 @@ class ManagedDatabase:
     async def _replicate_open(self, nursery: trio.Nursery, parked: Parked | None) -> Parked | None:
         await self._fleet.beginning.begin(self)
         try:
-            if self.stop.is_set():
+            if self.stop.is_set() and not self._fleet.errors.is_strict:
                 return None
             self.state = State.STARTING
             async with self._open(parked) as replicator:

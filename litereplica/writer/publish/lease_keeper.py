@@ -60,6 +60,11 @@ class LeaseKeeper:
     async def stand_by(self, stop: trio.Event) -> None:
         """Return once no other writer holds the lease, or `stop` is set."""
 
+    @property
+    def waits(self) -> bool:
+        """True if this is the lease of a standby."""
+        return False
+
     async def begin(self) -> None:
         """Acquire the lease, before the replica is read. May be called again.
 
@@ -195,6 +200,10 @@ class DatabaseLease(LeaseKeeper):
 
     async def stand_by(self, stop: trio.Event) -> None:
         await self._root.stand_by(stop)
+
+    @property
+    def waits(self) -> bool:
+        return self._root.waits
 
     async def begin(self) -> None:
         await self._root.require_conditions()

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import trio
 
 from litereplica.errors import TransientStorageError, Unpublished
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage
 from litereplica.writer.fleet import limits, parking
+from litereplica.writer.fleet.supervisor import open_fleet
 from tests.helpers.app import Application
 from tests.helpers.fold import fold
-from tests.writer.fleet.fleets import PARK_AFTER_S, SETTINGS, directory, replica, running, until_at_rest
+from tests.writer.fleet.fleets import PARK_AFTER_S, SETTINGS, directory, replica, running, single, until_at_rest
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +80,14 @@ async def test_what_could_not_be_published_any_more_is_said(tmp_path: Path, monk
             with pytest.raises(Unpublished):
                 await fleet.stop_database(app.database)
             monkeypatch.setattr(CutStorage, "is_cut", False)
+
+
+async def test_a_single_database_is_published_although_the_stop_comes_before_the_first_round(tmp_path: Path) -> None:
+    """A program of `exec` can make its database and end in this time."""
+    stop = trio.Event()
+    stop.set()
+    with Application(tmp_path / "app.db") as app:
+        await app("CREATE TABLE t (x)")
+        async with open_fleet([single(tmp_path, "app.db")]) as fleet:
+            await fleet.run(stop)
+        assert await fold(open_ltx_store(f"file://{tmp_path}/replica-of-app.db")) == await app.image()
