@@ -15,6 +15,7 @@ import trio
 from litereplica.errors import (
     ConditionsIgnored,
     LiteReplicaError,
+    NotFound,
     NotSupported,
     PreconditionFailed,
     StorageError,
@@ -107,9 +108,20 @@ class _Probe:
         try:
             self._etag = await request or ""
         except PreconditionFailed as exc:
+            if condition != _CREATE:
+                await self._require_there()
             raise self._error(f"refuses {condition} although the condition is met") from exc
         except NotSupported as exc:
             raise self._error(f"does not support {condition}") from exc
+
+    async def _require_there(self) -> None:
+        """Raise `TransientStorageError` unless the object that was put is there as it was: the store forgets."""
+        try:
+            if (await self._storage.head(self._key)).etag == self._etag:
+                return
+        except NotFound:
+            pass
+        raise TransientStorageError(f"{self._storage.url} does not show {self._key}, which was just put", key=self._key)
 
     async def _must_fail(self, condition: str, request: Awaitable[str | None]) -> None:
         try:

@@ -2,17 +2,19 @@
 
 A request that the network has lost, or that was sent on a connection that a firewall had forgotten, is noticed by
 nothing but time, and the store's client waits for long. A reader has that time only once or twice: so the same request
-is made again beside the first one, and the answer that comes first counts.
+is made again beside the first one, on a connection of its own, and the answer that comes first counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import trio
 
 from litereplica.errors import LiteReplicaError
+from litereplica.storage.fresh_connection import WANTS_FRESH_CONNECTION
 
 T = TypeVar("T")
 
@@ -31,9 +33,10 @@ async def first_answer(ask: Callable[[], Awaitable[T]], *, usual_s: float) -> T:
 
     async with trio.open_nursery() as nursery:
 
-        async def attempt() -> None:
+        async def attempt(*, is_second: bool = False) -> None:
             nonlocal under_way
             under_way += 1
+            WANTS_FRESH_CONNECTION.set(is_second)
             try:
                 answers.append(await ask())
             except LiteReplicaError as exc:
@@ -44,7 +47,7 @@ async def first_answer(ask: Callable[[], Awaitable[T]], *, usual_s: float) -> T:
 
         nursery.start_soon(attempt)
         await trio.sleep(usual_s + PATIENCE_S)
-        nursery.start_soon(attempt)
+        nursery.start_soon(partial(attempt, is_second=True))
     if answers:
         return answers[0]
     raise errors[-1]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import http.client
 import select
+import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,14 +19,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from litereplica.errors import UsageError
 from litereplica.storage import s3_client
+from litereplica.storage.fresh_connection import WANTS_FRESH_CONNECTION
 from litereplica.storage.pace import Pace
 from litereplica.storage.paced_response import Paced, PacedResponse
 
 BLOCK_BYTES = 64 << 10
 """A body is sent in blocks, since the time limit of a socket counts for one call that sends."""
 
+MAX_IDLE_S = 30.0
+"""An older connection is not used again: firewalls and load balancers forget idle ones after a minute or more, and what
+is sent on a forgotten one is never answered."""
+
 _REPEATABLE = ("GET", "HEAD")
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(s3_client.READ_TIMEOUT_S * 1000)),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
 
 
 class _HTTPConnection(Paced, http.client.HTTPConnection):
@@ -41,7 +57,7 @@ class HTTPPool:
     def __init__(self, endpoint: str, context: ssl.SSLContext | None) -> None:
         self._server = urlsplit(endpoint)
         self._context = context
-        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._idle: deque[tuple[float, http.client.HTTPConnection]] = deque()  # with the time of their last use
         self._proxy = _proxy_of(self._server)
 
     @property
@@ -64,6 +80,11 @@ class HTTPPool:
                 connection.close()
                 if not is_kept or method not in _REPEATABLE:  # a kept connection may have been closed meanwhile
                     raise
+            except TimeoutError:
+                connection.close()
+                if is_kept:
+                    self.close()  # the network may have lost all of them
+                raise
             except BaseException:
                 connection.close()
                 raise
@@ -73,7 +94,7 @@ class HTTPPool:
         if answer.length == 0:
             answer.close()
         if answer.isclosed() and not answer.will_close:
-            self._idle.append(connection)
+            self._idle.append((time.monotonic(), connection))
         else:
             answer.close()
             connection.close()
@@ -81,7 +102,8 @@ class HTTPPool:
     def close(self) -> None:
         """Close the connections that nobody uses."""
         while self._idle:
-            self._idle.pop().close()
+            with suppress(IndexError):  # another thread was faster
+                self._idle.pop()[1].close()
 
     def __del__(self) -> None:
         """Close what requests gave back after `close`: a cancelled one continues in its thread."""
@@ -89,12 +111,12 @@ class HTTPPool:
 
     def _take(self) -> tuple[http.client.HTTPConnection, bool]:
         """A connection, and whether it was used before."""
-        while self._idle:
+        while self._idle and not WANTS_FRESH_CONNECTION.get():
             try:
-                connection = self._idle.pop()
+                used_at, connection = self._idle.pop()
             except IndexError:  # another thread was faster
                 break
-            if not _has_news(connection):
+            if time.monotonic() - used_at <= MAX_IDLE_S and not _has_news(connection):
                 return connection, True
             connection.close()
         return self._connected(), False
@@ -113,12 +135,14 @@ class HTTPPool:
                     _proxy_headers(self._proxy),
                 )
         else:
-            made = _HTTPConnection(host, port, timeout=s3_client.CONNECT_TIMEOUT_S)
+            made = _HTTPConnection(host, port or http.client.HTTP_PORT, timeout=s3_client.CONNECT_TIMEOUT_S)
         try:
             made.connect()
         except BaseException:
             made.close()
             raise
+        for option in _SOCKET_OPTIONS:
+            made.sock.setsockopt(*option)
         made.sock.settimeout(s3_client.READ_TIMEOUT_S)
         return made
 
@@ -183,14 +207,18 @@ def _has_news(connection: http.client.HTTPConnection) -> bool:
 
 
 def _proxy_of(server: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for a server, as curl reads it."""
+    """The proxy that the environment names for a server, as curl reads it. Raises `UsageError` for another kind."""
     from urllib.request import getproxies, proxy_bypass
 
     proxies = getproxies()
     proxy = proxies.get(server.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(server.hostname or ""):
         return None
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if found.scheme != "http":
+        hint = "name one that is spoken to over HTTP, or set LITEREPLICA_S3_CLIENT=boto3"
+        raise UsageError(f"the proxy of the environment is of the kind {found.scheme}", hint=hint)
+    return found
 
 
 def _proxy_headers(proxy: SplitResult) -> dict[str, str]:

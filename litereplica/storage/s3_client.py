@@ -20,6 +20,7 @@ from litereplica.storage.url import endpoint_url
 from litereplica.times import parse_time_ms
 
 if TYPE_CHECKING:
+    import botocore.session
     from mypy_boto3_s3.client import S3Client
 
     from litereplica.storage.url import ReplicaURL
@@ -39,6 +40,7 @@ CREDENTIAL_SERVICES = ("sts", "sso", "sso-oidc", "signin")
 ENDPOINT_VARIABLE = "LITESTREAM_S3_ENDPOINT"
 """The endpoint of replicas whose URL names none. The bucket is then part of the path, as with an endpoint in a URL."""
 
+_AWS_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
@@ -64,9 +66,10 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
     core = botocore.session.get_session()
     core.register_component("data_loader", S3Loader())
     session = boto3.session.Session(botocore_session=core)
+    endpoint = configured_endpoint(url, core)
     client: S3Client = session.client(
         "s3",
-        endpoint_url=endpoint_of(url) or None,
+        endpoint_url=endpoint or None,
         verify=False if options.skip_verify else None,
         region_name=named_region(url) or session.region_name or DEFAULT_REGION,
         config=Config(
@@ -78,7 +81,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Client
             response_checksum_validation="when_required",
             tcp_keepalive=True,
             s3={
-                "addressing_style": "path" if uses_path_style(url) else "auto",
+                "addressing_style": "path" if uses_path_style(url, endpoint) else "auto",
                 **({} if options.sign_payload else {"payload_signing_enabled": False}),
             },
         ),
@@ -115,9 +118,22 @@ def endpoint_of(url: ReplicaURL) -> str:
     return url.endpoint or endpoint_url(os.environ.get(ENDPOINT_VARIABLE, ""))
 
 
-def uses_path_style(url: ReplicaURL) -> bool:
-    """True if the bucket is part of the path of a request, not of the host."""
-    return url.force_path_style or bool(not url.endpoint and os.environ.get(ENDPOINT_VARIABLE))
+def configured_endpoint(url: ReplicaURL, session: botocore.session.Session | None) -> str:
+    """The endpoint of a replica: that of `endpoint_of`, else that of AWS's variables or configuration file.
+
+    Empty if none is named. `session` is None if there is no configuration file.
+    """
+    if endpoint_of(url) or os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return endpoint_of(url)
+    scoped = {} if session is None else session.get_scoped_config()
+    services = {} if session is None else session.full_config.get("services", {}).get(scoped.get("services", ""), {})
+    named = (*(os.environ.get(name) for name in _AWS_ENDPOINT_VARIABLES), services.get("s3", {}).get("endpoint_url"))
+    return next((each for each in (*named, scoped.get("endpoint_url")) if each), "")
+
+
+def uses_path_style(url: ReplicaURL, endpoint: str = "") -> bool:
+    """True if the bucket is part of the path of a request, not of the host: so with every `endpoint` but a URL's."""
+    return url.force_path_style or bool(not url.endpoint and (endpoint or os.environ.get(ENDPOINT_VARIABLE)))
 
 
 def send_content_md5(client: S3Client) -> bool:

@@ -36,7 +36,6 @@ C = TypeVar("C")
 RENEW_INTERVAL_S = 10.0
 """Minimum interval between lookups of refused credentials: each one costs a request and reads some files."""
 
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CONFIG_FILE = "AWS_CONFIG_FILE"
 
 
@@ -123,13 +122,9 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
     configured = None if session is None else session.get_config_variable("region")
     region = s3_client.named_region(url) or configured or s3_client.DEFAULT_REGION
     access_point = access_point_endpoint(url.bucket)
-    endpoint = (
-        access_point
-        or s3_client.endpoint_of(url)
-        or next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), "")
-        or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
-    )
-    virtual_hosted = access_point is None and not s3_client.uses_path_style(url) and "." not in url.bucket
+    named = s3_client.configured_endpoint(url, session)
+    endpoint = access_point or named or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
+    virtual_hosted = access_point is None and not s3_client.uses_path_style(url, named) and "." not in url.bucket
     provider: Callable[[], KeyPair]
     if keys is not None:
         pair = KeyPair(keys.access_key_id, keys.secret_access_key, keys.session_token)
@@ -140,7 +135,9 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
     sse_key = sse_customer_key(credentials, url.options.sse_customer_key_path)
     context = None
     if endpoint.startswith("https:"):
-        context = tls_context(os.environ.get("AWS_CA_BUNDLE", ""), skip_verify=url.options.skip_verify)
+        configured_ca = None if session is None else session.get_config_variable("ca_bundle")
+        authorities = os.environ.get("AWS_CA_BUNDLE") or configured_ca or os.environ.get("REQUESTS_CA_BUNDLE", "")
+        context = tls_context(authorities, skip_verify=url.options.skip_verify)
     return S3Requests(
         HTTPPool(_with_bucket(endpoint, url.bucket) if virtual_hosted else endpoint, context),
         base=_path(endpoint, "" if virtual_hosted or access_point else url.bucket),

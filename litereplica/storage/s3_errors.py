@@ -43,6 +43,7 @@ _TRANSIENT = frozenset(
         "RequestTimeout",
         "ServiceUnavailable",
         "SlowDown",
+        "TemporaryRedirect",
         "Throttling",
         "ThrottlingException",
         "TooManyRequests",
@@ -121,7 +122,8 @@ def translated(exc: Exception, failure: Failure) -> StorageError | None:
         case OSError():
             return failure.error(StorageError, str(exc), "check the local file that is uploaded")
         case KeyError() | ValueError() | TypeError() | AttributeError():
-            reason = f"the store's answer has an unexpected form: {exc!r}"
+            is_secret = isinstance(exc, UnicodeError) or "header value" in str(exc)  # it may be a part of a credential
+            reason = f"the store's answer has an unexpected form: {type(exc).__name__ if is_secret else repr(exc)}"
             return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
         case boto.BotoCoreError():
             return failure.error(StorageError, str(exc), HINT_ENDPOINT)

@@ -1,7 +1,7 @@
 """Pages of listings: the XML of ListObjectsV2, read in bounds.
 
-A page is parsed by expat, without a tree. Documents with a document type (and so with entities) are refused, and pages
-of more keys than S3 sends.
+A page is parsed by expat, without a tree, some of it at a time. Documents with a document type (and so with entities)
+are refused, and pages of more keys, or of deeper elements, than S3 sends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from litereplica.times import milliseconds
 
 PAGE_KEYS = 10_000
 """S3's pages have up to 1,000 keys and prefixes."""
+
+MAX_DEPTH = 8
+"""Elements inside one another; S3 has four."""
+
+_PIECE_BYTES = 64 << 10
+_NAMES = frozenset(
+    ("Key", "Size", "LastModified", "ETag", "Prefix", "EncodingType", "IsTruncated", "NextContinuationToken")
+)
+"""The elements whose text is kept."""
 
 _SIZE_DIGITS = 18
 _ENTRIES = {"Contents": True, "CommonPrefixes": False}
@@ -39,7 +48,9 @@ def parse_page(data: bytes, base: str) -> Page:
     """Return what a page has below `base`, with keys relative to it. Raises `ValueError` if it is no page."""
     builder = _Builder()
     try:
-        builder.parser.Parse(data, True)
+        for start in range(0, len(data), _PIECE_BYTES):
+            builder.parser.Parse(data[start : start + _PIECE_BYTES], False)
+        builder.parser.Parse(b"", True)
     except expat.ExpatError as exc:
         raise ValueError(f"the listing is not well-formed: {exc}") from exc
     return builder.page(base)
@@ -56,6 +67,7 @@ class _Builder:
         self.parser.EndElementHandler = self._end
         self.parser.CharacterDataHandler = self._add
         self._text = ""
+        self._depth = 0
         self._page: dict[str, str] = {}
         self._entry = self._page
         self._root = ""
@@ -84,6 +96,9 @@ class _Builder:
 
     def _start(self, name: str, _: dict[str, str]) -> None:
         self._text = ""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ValueError("the listing has elements too deep inside one another")
         found = _ENTRIES.get(name)
         if found is not None:
             self._entry = {}
@@ -98,9 +113,10 @@ class _Builder:
         self._text += text
 
     def _end(self, name: str) -> None:
+        self._depth -= 1
         if name in _ENTRIES:
             self._entry = self._page
-        else:
+        elif name in _NAMES:
             self._entry[name] = self._text
 
 

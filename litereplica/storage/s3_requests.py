@@ -11,6 +11,7 @@ import hashlib
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
@@ -83,9 +84,8 @@ class S3Requests:
         """Request an object, or the part of it that the Range header `span` names; returns what `read` makes of it."""
         answer, connection = self._send("GET", key, headers={**({"range": span} if span else {}), **self._customer})
         try:
-            return read(answer)
-        except HTTPException as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
+            with _network_errors():
+                return read(answer)
         finally:
             self._pool.give_back(connection, answer)
 
@@ -150,38 +150,50 @@ class S3Requests:
             now=utc_now(),
         )
         target = f"{path}?{query}" if query else path
-        try:
+        with _network_errors():
             answer, connection = self._pool.request(method, target, found, body)
-        except (ConnectionError, TimeoutError, ssl.SSLCertVerificationError):
-            raise
-        except (OSError, HTTPException) as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NO_CONTENT):
             raise _refusal(answer.status, _read(answer, connection, self._pool))
         return answer, connection
 
 
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn what the network or the server does to a connection into `ConnectionError`, if it is no other error yet."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError, ssl.SSLCertVerificationError):
+        raise
+    except (OSError, HTTPException) as exc:
+        raise ConnectionError(str(exc) or type(exc).__name__) from exc
+
+
 def _read(answer: PacedResponse, connection: HTTPConnection, pool: HTTPPool) -> bytes:
     """The whole body of an answer, which is limited by its connection. `answer.read` would reserve what it claims."""
     try:
-        body = b"".join(iter(partial(answer.read1, READ_BYTES), b""))
+        with _network_errors():
+            body = b"".join(iter(partial(answer.read1, READ_BYTES), b""))
         if answer.length:
             raise ConnectionError(f"the answer ended {answer.length} bytes early")
         return body
-    except HTTPException as exc:
-        raise ConnectionError(str(exc) or type(exc).__name__) from exc
     finally:
         pool.give_back(connection, answer)
 
 
 def _refusal(status: int, body: bytes) -> Refusal:
     code, message = _CODE.search(body), _MESSAGE.search(body)
-    is_elsewhere = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
     return Refusal(
         status,
-        code[1].decode(errors="replace") if code else "PermanentRedirect" if is_elsewhere else "",
+        code[1].decode(errors="replace") if code else _code_of_redirect(status),
         message[1].decode(errors="replace") if message else "",
     )
+
+
+def _code_of_redirect(status: int) -> str:
+    """S3's code for a redirection: for some minutes, while a new bucket becomes known, or to another region."""
+    if status == HTTPStatus.TEMPORARY_REDIRECT:
+        return "TemporaryRedirect"
+    return "PermanentRedirect" if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST else ""
 
 
 def _customer_headers(sse_key: str) -> dict[str, str]:

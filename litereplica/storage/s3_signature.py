@@ -14,17 +14,31 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import quote
 
+from litereplica.errors import UsageError
+
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 _ALGORITHM = "AWS4-HMAC-SHA256"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """An access key. `session_token` is empty for one that does not expire."""
+    """An access key. `session_token` is empty for one that does not expire.
+
+    Raises `UsageError` for values that no header can have; it does not repeat them.
+    """
 
     access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("access_key_id", "secret_access_key", "session_token"):
+            value = getattr(self, name)
+            if not (value.isascii() and value.isprintable() and value == value.strip()):
+                raise UsageError(
+                    f"the S3 credential {name} has characters that no key has, or a space or line end around it",
+                    hint=f"check AWS_{name.upper()}, or the file or configuration that it comes from",
+                )
 
 
 def encoded_query(parameters: Iterable[tuple[str, str]]) -> str:

@@ -361,6 +361,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.memory.objects[key] = replace(stored, data=bytes(flipped))
         before = self.replica.snapshot
         self.replica._current.pages._memory.clear()
+        self.replica._hydrator._done = None  # it looks at all pages again after some minutes
         try:
             for _ in range(2):
                 self.check_content(self.replica.snapshot)

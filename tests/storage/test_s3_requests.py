@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
@@ -17,8 +18,10 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litereplica.storage import s3_client, s3_connection
+from litereplica.errors import UsageError
+from litereplica.storage import http_pool, s3_client, s3_connection
 from litereplica.storage.base import ByteRange
+from litereplica.storage.fresh_connection import WANTS_FRESH_CONNECTION
 from litereplica.storage.http_pool import HTTPPool
 from litereplica.storage.s3_direct import DirectS3Storage
 from litereplica.storage.s3_listing import PAGE_KEYS, encoded_parameters, parse_page
@@ -242,3 +245,103 @@ def test_page_has_keys_below_the_base_decoded_with_size_time_and_tag() -> None:
 def test_what_is_no_page_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"listing|time|Invalid"):
         parse_page(data, "")
+
+
+def test_connections_that_the_network_has_lost_are_left_at_once() -> None:
+    """All that were used before are silent, as after a change of the network; new ones are answered."""
+    lost: set[socket.socket] = set()
+    taken: list[socket.socket] = []
+
+    def serve(connection: socket.socket, _: int) -> None:
+        taken.append(connection)
+        while connection.recv(4096):
+            if connection not in lost:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def read(pool: HTTPPool) -> bytes:
+        answer, connection = pool.request("GET", "/", {"host": pool.host})
+        body = answer.read1(10)
+        pool.give_back(connection, answer)
+        return body
+
+    with server(serve) as port, closing(HTTPPool(f"http://127.0.0.1:{port}", None)) as pool:
+        kept = [pool.request("GET", "/", {"host": pool.host}) for _ in range(5)]
+        for answer, connection in kept:
+            assert answer.read1(10) == b"ok"
+            pool.give_back(connection, answer)
+        lost.update(taken)
+        token = WANTS_FRESH_CONNECTION.set(True)
+        try:
+            assert read(pool) == b"ok"
+        finally:
+            WANTS_FRESH_CONNECTION.reset(token)
+        lost.update(taken)
+        with patch.object(s3_client, "READ_TIMEOUT_S", 0.2):
+            for _, connection in pool._idle:
+                connection.sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                read(pool)
+            assert read(pool) == b"ok", "the first one that is not answered says enough of the others"
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = 0
+
+    def serve(connection: socket.socket, _: int) -> None:
+        nonlocal connections
+        connections += 1
+        while connection.recv(4096):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with server(serve) as port, closing(HTTPPool(f"http://127.0.0.1:{port}", None)) as pool:
+        for max_idle_s, expected in ((30.0, 1), (30.0, 1), (-1.0, 2)):
+            monkeypatch.setattr(http_pool, "MAX_IDLE_S", max_idle_s)
+            answer, connection = pool.request("GET", "/", {"host": pool.host})
+            pool.give_back(connection, answer)
+            assert connections == expected
+
+
+@pytest.mark.parametrize("value", ["HIDDEN\n", " HIDDEN", "HIDD\u00e9N", "HIDD\0EN"])
+@pytest.mark.parametrize("name", ["access_key_id", "secret_access_key", "session_token"])
+def test_credentials_that_no_header_can_have_are_named_and_not_repeated(name: str, value: str) -> None:
+    values = {"access_key_id": "id", "secret_access_key": "key", name: value}
+    with pytest.raises(UsageError, match=name) as failed:
+        KeyPair(**values)
+    assert "HIDD" not in str(failed.value)
+    assert f"AWS_{name.upper()}" in str(failed.value)
+
+
+def test_a_listing_of_deep_elements_is_refused() -> None:
+    with pytest.raises(ValueError, match="too deep"):
+        parse_page(b"<ListBucketResult>" + b"<a>" * 500_000, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "config"),
+    [
+        pytest.param({"AWS_ENDPOINT_URL": "http://127.0.0.1:8333"}, "", id="variable"),
+        pytest.param({"AWS_ENDPOINT_URL_S3": "http://minio.example"}, "", id="variable of S3"),
+        pytest.param({}, "[default]\nendpoint_url = http://minio.example:9000\n", id="profile"),
+        pytest.param(
+            {}, "[default]\nservices = own\n[services own]\ns3 =\n  endpoint_url = http://own.example\n", id="services"
+        ),
+        pytest.param(
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "", id="ignored"
+        ),
+    ],
+)
+def test_both_clients_ask_the_same_server(
+    variables: dict[str, str], config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(config)
+    given = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_CONFIG_FILE": str(file)}
+    for name, value in {**given, **variables}.items():
+        monkeypatch.setenv(name, value)
+    if not config:
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    url = parse_url("s3://bucket/some/path")
+    with closing(s3_connection.connect(url)) as direct, closing(s3_client.connect(url)) as boto:
+        expected = urlsplit(boto.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "some/path/k"}))
+        assert direct.path("some/path/k") == expected.path
+        assert direct.host.replace(".us-east-1", "") == expected.netloc.replace(".us-east-1", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -343,7 +344,8 @@ async def test_idle_database_causes_no_file_and_no_request(tmp_path: Path) -> No
             storage.plan = FaultAt(1, for_good=True)
             before = replicator.statistics()
             await trio.sleep(0.3)
-            assert replicator.statistics() == before
+            after = replicator.statistics()
+            assert replace(after, syncs=before.syncs) == before, "it looks, and does nothing else"
 
 
 async def test_schema_stays_as_it_was(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ async def until_written(database: Path, stop: trio.Event, limiter: trio.Capacity
             await trio.sleep(WRITTEN_FOR_S)
 
 
+def may_exist(database: Path) -> bool:
+    """False if there is certainly no such file: one that cannot be looked at may be there. Blocks."""
+    try:
+        database.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def quiet_for_s(database: Path) -> float:
     """Seconds since the last write to the database, by the mtimes of its files. Blocks."""
     newest_s = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from litereplica.writer.database.parked import changed
+from litereplica.writer.database.parked import changed, may_exist
 from litereplica.writer.fleet.managed_database import ManagedDatabase
 from litereplica.writer.sync_requests import SyncRequest
 
@@ -21,27 +21,34 @@ async def finish(members: Sequence[ManagedDatabase], wake: Callable[[ManagedData
     for member in members:
         if member.parked is None:
             member.stop.set()
-    if wake is not None and parked:
-        await _publish_parked(parked, wake)
-    for member in members:
-        member.stop.set()
+    try:
+        if wake is not None and parked:
+            await _publish_parked(parked, wake)
+    finally:
+        for member in members:
+            member.stop.set()
     for member in members:
         await member.closed.wait()
         await member.aclose()
 
 
 async def _publish_parked(parked: Sequence[ManagedDatabase], wake: Callable[[ManagedDatabase], None]) -> None:
-    looks = [(str(each.path), each.parked) for each in parked if each.parked is not None]
-    found = set(await trio.to_thread.run_sync(changed, looks, abandon_on_cancel=True))
+    """Publish what parked databases have committed, as far as the time of a stop allows."""
     requests: list[tuple[ManagedDatabase, SyncRequest]] = []
-    for member in parked:
-        if str(member.path) in found and await trio.Path(member.path).exists():
+    with trio.move_on_after(max(member.settings.stop_limit_s for member in parked)):
+        for member in await trio.to_thread.run_sync(_changed, parked, abandon_on_cancel=True):
             requests.append((member, member.syncs.add()))
             if member.closed.is_set():
                 wake(member)
-    with trio.move_on_after(max((member.settings.stop_limit_s for member, _ in requests), default=0.0)):
         for _, request in requests:
             await request.done.wait()
     for member, request in requests:
         if not request.done.is_set():
             member.note_unpublished(member.error or "out of time")
+
+
+def _changed(parked: Sequence[ManagedDatabase]) -> list[ManagedDatabase]:
+    """Those that have changed, or that cannot be looked at; not those that are gone. Blocks."""
+    looks = [(str(each.path), each.parked) for each in parked if each.parked is not None]
+    found = set(changed(looks))
+    return [each for each in parked if str(each.path) in found and may_exist(each.path)]

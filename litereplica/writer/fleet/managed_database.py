@@ -29,7 +29,7 @@ from litereplica.errors import (
 )
 from litereplica.types import FileInfo
 from litereplica.writer.backoff import retry_delay_s
-from litereplica.writer.database.parked import Parked, until_written
+from litereplica.writer.database.parked import Parked, may_exist, until_written
 from litereplica.writer.database.state_directory import Lineage, StateDirectory, state_path
 from litereplica.writer.fleet.directory_scan import printable
 from litereplica.writer.fleet.limits import FleetContext
@@ -301,7 +301,7 @@ class ManagedDatabase:
     async def _after_failure(self, error: Exception) -> bool:
         """Log the error, and wait until the next attempt. Returns False if the database is gone."""
         self._fleet.beginning.end(self)
-        if self.prefix and not await trio.to_thread.run_sync(self.path.exists, limiter=self._fleet.files):
+        if self.prefix and not await trio.to_thread.run_sync(may_exist, self.path, limiter=self._fleet.files):
             self.state = State.GONE
             return False
         is_new = self._note_failure(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from litereplica.errors import TransientStorageError, Unpublished
 from litereplica.ltxstore.store import LTXStore, open_ltx_store
 from litereplica.storage.credentials import Credentials
 from litereplica.storage.wrappers.delegate import Call, WrapperStorage
+from litereplica.writer.database.parked import may_exist
 from litereplica.writer.fleet import limits, parking
 from litereplica.writer.fleet.supervisor import open_fleet
 from tests.helpers.app import Application
@@ -91,3 +93,16 @@ async def test_a_single_database_is_published_although_the_stop_comes_before_the
         async with open_fleet([single(tmp_path, "app.db")]) as fleet:
             await fleet.run(stop)
         assert await fold(open_ltx_store(f"file://{tmp_path}/replica-of-app.db")) == await app.image()
+
+
+def test_a_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert may_exist(tmp_path / "file")
+    assert not may_exist(tmp_path / "none")
+    assert not may_exist(tmp_path / "file" / "none")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert may_exist(tmp_path / "none")
