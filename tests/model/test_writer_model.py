@@ -33,8 +33,8 @@ from tests.helpers.writer_process import WriterProcess
 
 STEPS = 50
 QUICK_EXAMPLES = 6
-EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "40"))
-"""Of 50 steps each: 30 take about a minute. They are divided among four tests, so that workers can share them."""
+EXAMPLES = int(os.environ.get("WRITER_MODEL_EXAMPLES", "400"))
+"""Of 50 steps each: 400 take five to six minutes of CPU time. They are divided among tests that workers can share."""
 
 OVERWRITES = "WRITER_MODEL_OVERWRITES" in os.environ
 """Whether the database is overwritten in place meanwhile, too: SQLite itself then sees a mixture now and then."""
@@ -375,6 +375,7 @@ def as_test(examples: int) -> type:
 
 
 TestWriterModelBriefly = as_test(QUICK_EXAMPLES)
-TestWriterModel1, TestWriterModel2, TestWriterModel3, TestWriterModel4 = (
-    pytest.mark.slow(as_test(EXAMPLES // 4)) for _ in range(4)
-)
+(
+    TestWriterModel1, TestWriterModel2, TestWriterModel3, TestWriterModel4,
+    TestWriterModel5, TestWriterModel6, TestWriterModel7, TestWriterModel8,
+) = (pytest.mark.slow(as_test(EXAMPLES // 8)) for _ in range(8))  # fmt: skip
