@@ -110,6 +110,12 @@ def parse_duration_ms(text: str) -> int | None:
     return max(round(exact), 1) if exact else 0
 
 
+def with_unit(text: str) -> str:
+    """Return a duration with its unit: a whole number without one is of seconds, as in Litestream's commands."""
+    text = text.strip()
+    return f"{text}s" if text.isdecimal() else text
+
+
 def format_duration(seconds: float) -> str:
     """A duration to the millisecond, as `parse_duration_ms` reads it: `1h30m`, `1s500ms`, `0ms`."""
     left = round(seconds * 1000)

@@ -64,7 +64,9 @@ def test_kubernetes_example_is_consistent_and_its_commands_are_ours(name: str) -
         if each["image"] == PROGRAM:
             assert each.get("command", ["sh"])[0] == "sh"
             require_command(each["args"])
-        probes = [each[probe]["exec"]["command"] for probe in each if probe.endswith("Probe")]
+        checks = [each[name] for name in each if name.endswith("Probe")]
+        assert all(check["timeoutSeconds"] >= 10 for check in checks), "one with little CPU is slow to start"
+        probes = [check["exec"]["command"] for check in checks]
         for probe in probes:
             assert probe[0] == PROGRAM
             require_command(probe[1:])

@@ -18,6 +18,7 @@ from litereplica.cli import output
 from litereplica.cli.params import parse_duration_s
 from litereplica.control.client import TIMEOUT_S, Daemon, ask, ask_all
 from litereplica.errors import EnvironmentProblem, UsageError
+from litereplica.times import with_unit
 
 GRACE_S = 5.0
 """How much longer than the daemon's own time limit a command waits for its answer."""
@@ -35,7 +36,7 @@ class Seconds(click.ParamType[float]):
         if isinstance(value, int | float):
             return float(value)
         try:
-            return parse_duration_s(f"{value}s" if str(value).isdecimal() else str(value))
+            return parse_duration_s(with_unit(str(value)))
         except UsageError as exc:
             self.fail(str(exc), param, ctx)
 

@@ -118,10 +118,10 @@ def _requests(status: Record, present: Sequence[Record]) -> list[dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
 
     def add(purpose: str, each: Record, usd: float | None) -> None:
-        nothing = {"purpose": purpose, "requests": 0, "errors": 0, "received_bytes": 0, "usd": None}
+        nothing = {"purpose": purpose, "requests": 0, "errors": 0, "received_bytes": 0, "sent_bytes": 0, "usd": None}
         sums = found.setdefault(purpose, nothing)
-        for key in ("requests", "errors", "received_bytes"):
-            sums[key] += each[key]
+        for key in ("requests", "errors", "received_bytes", "sent_bytes"):
+            sums[key] += each.get(key, 0)  # mounts send none
         if usd is not None:
             sums["usd"] = (sums["usd"] or 0) + usd
 

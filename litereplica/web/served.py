@@ -21,7 +21,7 @@ from litereplica.control.http import TEXT_TYPE, Refusal, Request, Response, Rout
 from litereplica.control.tcp import Guard, listen
 from litereplica.errors import EnvironmentProblem
 from litereplica.printable import printable
-from litereplica.times import DURATION_HINT, format_time, parse_duration_ms
+from litereplica.times import DURATION_HINT, format_time, parse_duration_ms, with_unit
 from litereplica.web import page
 from litereplica.web.lag_history import INTERVAL_S, LagHistory, LastLines
 from litereplica.web.metrics import CONTENT_TYPE, exposition
@@ -174,17 +174,21 @@ class Site:
         raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "making the metrics takes too long", details="do its files hang?")
 
     async def _status(self, request: Request) -> Response:
-        return json_response(self._source.document(request.query.get("path")))
+        path = request.query.get("path")
+        document = self._source.document(path)
+        if path is not None and not document["databases"]:
+            raise Refusal(HTTPStatus.NOT_FOUND, "database not found")
+        return json_response(document)
 
     async def _health(self, request: Request) -> Response:
         return health(self._source.document(), request.query.get("max-lag"))
 
 
 def health(document: Mapping[str, Any], max_lag: str | None) -> Response:
-    """Return the answer to `GET /health`. Raises `Refusal` if `max_lag` is not a duration."""
-    limit_ms = MAX_LAG_S * 1000 if max_lag is None else parse_duration_ms(max_lag)
-    if limit_ms is None:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "max-lag is not a duration", details=DURATION_HINT)
+    """Return the answer to `GET /health`. Raises `Refusal` if the option `--max-lag` would refuse `max_lag`."""
+    limit_ms = MAX_LAG_S * 1000 if max_lag is None else parse_duration_ms(with_unit(max_lag))
+    if not limit_ms:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "max-lag is not a duration above zero", details=DURATION_HINT)
     databases = alive(document["databases"])
     sick = [text for record in databases if (text := sickness(record, limit_ms / 1000))]
     about = {"databases": len(databases), "unhealthy": len(sick)}

@@ -17,6 +17,7 @@ INTERPRETER = "interpreter"
 BARE = (sys.executable, "-c", "import json, socket, click")
 ROUNDS_A_REPEAT = 3
 LIMIT = 1.3
+PROBE, PROBE_MS = "health", 100
 
 
 def commands(setting: Setting) -> tuple[Result, ...]:
@@ -27,6 +28,7 @@ def commands(setting: Setting) -> tuple[Result, ...]:
         subjects = {
             INTERPRETER: BARE,
             "status": (binary, "status", mountpoint),
+            PROBE: (binary, PROBE, mountpoint),
             "wait": (binary, "wait", mountpoint, "--txid", "1"),
             "umount": (binary, "umount", os.devnull),
             "ltx": (binary, "ltx", setting.file_url),
@@ -39,11 +41,14 @@ def commands(setting: Setting) -> tuple[Result, ...]:
         Result(
             title="CPU time of short commands",
             unit="ms",
-            method="The whole process. `status` and `wait` ask a mount for what it has at hand, `umount` finds that "
-            "nothing is mounted there, `ltx` lists a replica in a directory; the interpreter imports json, socket and "
-            "click.",
+            method="The whole process. `status`, `health` and `wait` ask a mount for what it has at hand, `umount` "
+            "finds that nothing is mounted there, `ltx` lists a replica in a directory; the interpreter imports json, "
+            "socket and click.",
             series=series(samples),
-            comparisons=tuple(Comparison(name, INTERPRETER, Goal(LIMIT)) for name in subjects if name != INTERPRETER),
+            comparisons=(
+                *(Comparison(name, INTERPRETER, Goal(LIMIT)) for name in subjects if name != INTERPRETER),
+                Comparison(PROBE, None, Goal(PROBE_MS)),
+            ),
         ),
     )
 

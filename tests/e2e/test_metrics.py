@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import threading
@@ -31,6 +30,7 @@ from litereplica.testing.s3_proxy import Misbehaviour, Trouble, s3_proxy
 from litereplica.web.served import SHARED_S
 from tests.conftest import S3Bucket
 from tests.helpers.chromium import CHROMIUM, Page, chromium
+from tests.helpers.promtool import needs_promtool, promtool
 from tests.helpers.publisher import Publisher
 
 pytestmark = pytest.mark.slow
@@ -337,14 +337,12 @@ def test_rules_and_dashboard_name_metrics_that_daemons_have(tmp_path: Path) -> N
     assert not named - exist, "there are no such metrics"
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (scripts/setup --dev)")
+@needs_promtool
 @pytest.mark.parametrize(
     "arguments", ["check config prometheus.yml", "check rules alerts.yml", "test rules alerts.test.yml"]
 )
 def test_rules_are_valid_and_fire_when_they_should(arguments: str) -> None:
-    command = ["promtool", *arguments.split()]
-    done = subprocess.run(command, cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool(*arguments.split())
 
 
 def test_wrong_addresses_and_tokens_are_errors_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

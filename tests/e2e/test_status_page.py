@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +85,13 @@ def test_many_databases_are_shown_searched_and_paged(
             "45.0 s, 4.1 MiB",
             "put if absent",
             "$0.000210",
+            "48.8 KiB",
         ):
             assert shown in text, shown
         assert page.value("document.title").startswith("(2) ")
+        fresh, about = (page.value(f"document.getElementById('{each}').textContent") for each in ("fresh", "about"))
+        assert re.fullmatch(r"as of [-0-9]{10} [:0-9]{8}Z", fresh), "all times are UTC"
+        assert re.search(r"running since [-0-9]{10} [:0-9]{8}Z", about)
         curve = page.value("document.querySelector('#worst .curve').getAttribute('d')")
         assert curve.count(",") == SAMPLES, "a point for each sample of the hour"
         assert page.value("document.querySelector('#worst .curve').getBoundingClientRect().height") > 50

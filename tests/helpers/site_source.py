@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from litereplica import __version__
 from litereplica.control.address import Address, Listen
 from litereplica.control.tcp import listen
 from litereplica.times import format_time, wall_clock_ms
@@ -47,7 +48,7 @@ class SiteSource:
              "sent_bytes": 0, "usd": 0.0000028},
         ]  # fmt: skip
         return {
-            "kind": "writer", "pid": 1, "version": "0", "started_at": TIME, "log_file": None, "config": None,
+            "kind": "writer", "pid": 1, "version": __version__, "started_at": TIME, "log_file": None, "config": None,
             "databases": [each for each in self.records if wanted in (None, each["db_path"])],
             "replicas": [{"url": "s3://backups", "requests": requests, "usd": 0.0002128, "is_priced": True}],
         }  # fmt: skip

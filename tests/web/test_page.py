@@ -42,6 +42,10 @@ def test_many_databases_are_searched_sorted_and_paged() -> None:
     assert (totals["databases"], totals["unhealthy"], totals["lag_ms"]) == (MANY - 1, 2, 90_000)
     assert totals["states"] == {"active": MANY - 2, "failed": 1}
     assert (totals["requests"], totals["usd"]) == (49, pytest.approx(0.0002128))
+    assert {each["purpose"]: (each["received_bytes"], each["sent_bytes"]) for each in first["requests"]} == {
+        "put_if_absent": (0, 50_000),
+        "get": (4096, 0),
+    }
     assert (first["matches"], first["pages"], len(first["databases"])) == (MANY - 1, 40, page.PAGE_ROWS)
     last = shown(source, sort="name", page="40")
     assert paths(last)[-1] == "/srv/tenant-1998.db"

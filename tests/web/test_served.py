@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 
+import click
 import pytest
 import trio
 
+from litereplica.cli.daemons import Seconds
 from litereplica.control.address import Address, Listen
-from litereplica.control.http import Refusal
+from litereplica.control.http import Refusal, Request
 from litereplica.control.tcp import listen
 from litereplica.web import served
 from tests.helpers.site_source import SiteSource, record
@@ -63,5 +65,24 @@ def test_health_names_what_is_wrong_and_how_much() -> None:
     many = SiteSource([record(f"/{number}", state="failed", error="no") for number in range(2000)])
     answer = json.loads(served.health(many.document(), "1h").body)
     assert (answer["unhealthy"], len(answer["reasons"])) == (2000, served.MAX_REASONS)
-    with pytest.raises(Refusal, match="max-lag is not a duration"):
-        served.health(source.document(), "soon")
+
+
+def test_health_takes_the_durations_that_the_command_takes() -> None:
+    document = SiteSource([record("/b", lag_ms=31_000)]).document()
+    for max_lag, status in (("31", 200), ("30", 503), ("32s", 200), ("1m", 200), ("500ms", 503)):
+        assert served.health(document, max_lag).status == status, max_lag
+        Seconds().convert(max_lag, None, None)
+    for max_lag in ("soon", "0", "0s", "1.5", "-1", ""):
+        with pytest.raises(Refusal, match="max-lag is not a duration above zero"):
+            served.health(document, max_lag)
+        with pytest.raises(click.UsageError):
+            Seconds().convert(max_lag, None, None)
+
+
+async def test_databases_that_are_not_there_are_not_found() -> None:
+    routes = {each.path: each.handle for each in served.Site(SiteSource([record("/srv/app.db")])).routes()}
+    for target in ("/status", "/points"):
+        found = await routes[target](Request(method="GET", path=target, query={"path": "/srv/app.db"}))
+        assert (found.status, b"/srv/app.db" in found.body) == (200, True)
+        with pytest.raises(Refusal, match="database not found"):
+            await routes[target](Request(method="GET", path=target, query={"path": "/srv/no.db"}))

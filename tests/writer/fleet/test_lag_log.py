@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_it_is_said_when_all_is_well_again_and_once() -> None:
     assert told.line(behind(0.0, 1.0)) == (logging.INFO, "the store is up to date again")
     assert told.line(behind(0.0, 0.0)) is None
     assert told.line(behind(30.0, 0.0)) is not None
+
+
+def test_nothing_is_said_of_a_database_that_was_never_opened_or_is_no_longer_replicated() -> None:
+    told = LagLog()
+    never = DatabaseStatistics(Path("/x.db"), "", State.FAILED, behind_s=31.0, error="no such file")
+    assert told.line([never]) is None
+    assert told.line([never.ended(State.GONE)]) is None
+    (late,) = behind(31.0)
+    for state in (State.GONE, State.STOPPED):
+        assert told.line([never, late]) == (logging.WARNING, "the store is 31 s behind /0.db, by 10 bytes of its WAL")
+        assert told.line([late.ended(state)]) is None
+        assert told.line(behind(0.0)) is None
+    published = replace(late, txid=7, unpublished_bytes=0, state=State.FAILED)
+    assert told.line([published]) == (logging.WARNING, "the store is 31 s behind /0.db")
 
 
 def test_of_many_the_worst_is_named() -> None:
