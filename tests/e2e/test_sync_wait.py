@@ -21,6 +21,7 @@ from litereplica.control.sockets import own_directory
 from litereplica.errors import ControlError, ExitCode, NotReached
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
 from tests.cli.program import program
+from tests.helpers.json_language import require_answered
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +54,14 @@ def is_active(socket: Path) -> bool:
 
 def do(socket: Path, target: str, **fields: Any) -> dict[str, Any]:
     answer = ask(socket, "POST", target, fields, limit_s=DEADLINE_S)
+    require_answered(target, answer)
     assert answer is not None
     return answer
 
 
 def mount_state(socket: Path) -> dict[str, Any]:
     answer = ask(socket, "GET", "/status")
+    require_answered("/status", answer)
     assert answer is not None
     (record,) = answer["databases"]
     return dict(record)
