@@ -142,6 +142,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run(["replicate", "DB", "URL", "--once", "--json"], places)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("INSERT INTO t VALUES (1)")
+    run(["replicate", "DB", "URL", "--once", "--json"], places)
     return places
 
 
