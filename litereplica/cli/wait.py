@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
 from litereplica.cli import output
-from litereplica.cli.daemon_status import Subject
 from litereplica.cli.daemons import MOUNT, absolute, request, running, socket_option, timeout_option, writer_of
 from litereplica.cli.point import TIMESTAMP, TXID
 from litereplica.errors import EnvironmentProblem, UsageError
@@ -16,7 +17,7 @@ from litereplica.times import format_time
 
 
 @click.command()
-@click.argument("subject", metavar="MOUNTPOINT|DB")
+@click.argument("subject", metavar="MOUNTPOINT|FILE|DB")
 @click.option("--txid", type=TXID, help="Wait for this TXID, which 'litereplica sync --wait' prints as its position.")
 @click.option("--timestamp", type=TIMESTAMP, help="Wait until what is shown is of this time, or later.")
 @click.option("--caught-up", is_flag=True, help="Wait for everything that is published, or committed, at this moment.")
@@ -35,19 +36,21 @@ def command(
     """Wait until a transaction that begins at MOUNTPOINT sees a position, or until the writer of DB has published it.
 
     Print the TXID that is reached. A mount asks its store at once for the file that follows, and then as often as it
-    polls. For a database, --timestamp and --caught-up mean that everything committed before is in the replica. If the
-    time limit passes first, the exit code is 10.
+    polls. FILE is a database in a mount of many; it is opened for that, if nobody has it open. For a writer's database,
+    --timestamp and --caught-up mean that everything committed before is in the replica. If the time limit passes first,
+    the exit code is 10.
 
     \b
     Example:
       litereplica wait /mnt/live --txid 000000000000002a
       litereplica wait /mnt/live --caught-up --timeout 2m
+      litereplica wait /mnt/all/tenant.db --txid 000000000000002a
     """
     if (txid is not None) + (timestamp is not None) + caught_up != 1:
         raise UsageError("what to wait for must be named", hint="give one of --txid, --timestamp and --caught-up")
-    mount = Subject.of(subject, None).mount
-    path = Path(mount.path) if mount is not None else absolute(subject)
-    chosen = socket or (_socket_of_mount(path) if mount is not None else writer_of(path, None))
+    mounted = _mounted(subject)
+    path = absolute(subject) if mounted is None else mounted.path
+    chosen = socket or (writer_of(path, None) if mounted is None else _socket_of_mount(mounted.mountpoint))
     fields: dict[str, object] = {"path": str(path)}
     if txid is not None:
         fields["txid"] = f"{txid:016x}"
@@ -58,6 +61,29 @@ def command(
         output.print_json({**answer, "duration_ms": took_ms})
     else:
         click.echo(answer.get("txid"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    """A path in a mount of litereplica, or its mount point, without links."""
+
+    mountpoint: Path
+    path: Path
+
+
+def _mounted(subject: str) -> _Mounted | None:
+    """Return where a path is in a mount; None if it is in none. Asks no mount, which may be dead, anything."""
+    from litereplica.fuse import mountpoint as mountpoints
+
+    topmost = {mount.path: mount.type for mount in mountpoints.mounts()}
+    path = absolute(subject)
+    for above in reversed((path, *path.parents)):
+        place = Path(os.path.realpath(above.parent)) / above.name
+        for each in (place, *place.parents):
+            if topmost.get(str(each)) == mountpoints.FILE_SYSTEM_TYPE:
+                return _Mounted(each, place / path.relative_to(above))
+    real = Path(os.path.realpath(path))
+    return None if real == place else _mounted(str(real))
 
 
 def _socket_of_mount(path: Path) -> Path:
