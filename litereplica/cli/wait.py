@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
 from litereplica.cli import output
+from litereplica.cli.daemon_status import Subject
 from litereplica.cli.daemons import MOUNT, absolute, request, running, socket_option, timeout_option, writer_of
 from litereplica.cli.point import TIMESTAMP, TXID
 from litereplica.errors import EnvironmentProblem, UsageError
@@ -48,9 +47,9 @@ def command(
     """
     if (txid is not None) + (timestamp is not None) + caught_up != 1:
         raise UsageError("what to wait for must be named", hint="give one of --txid, --timestamp and --caught-up")
-    mounted = _mounted(subject)
-    path = absolute(subject) if mounted is None else mounted.path
-    chosen = socket or (writer_of(path, None) if mounted is None else _socket_of_mount(mounted.mountpoint))
+    found = Subject.of(subject, None)
+    path = found.path if found.mount is not None and found.path is not None else absolute(subject)
+    chosen = socket or (writer_of(path, None) if found.mount is None else _socket_of_mount(Path(found.mount.path)))
     fields: dict[str, object] = {"path": str(path)}
     if txid is not None:
         fields["txid"] = f"{txid:016x}"
@@ -61,29 +60,6 @@ def command(
         output.print_json({**answer, "duration_ms": took_ms})
     else:
         click.echo(answer.get("txid"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Mounted:
-    """A path in a mount of litereplica, or its mount point, without links."""
-
-    mountpoint: Path
-    path: Path
-
-
-def _mounted(subject: str) -> _Mounted | None:
-    """Return where a path is in a mount; None if it is in none. Asks no mount, which may be dead, anything."""
-    from litereplica.fuse import mountpoint as mountpoints
-
-    topmost = {mount.path: mount.type for mount in mountpoints.mounts()}
-    path = absolute(subject)
-    for above in reversed((path, *path.parents)):
-        place = Path(os.path.realpath(above.parent)) / above.name
-        for each in (place, *place.parents):
-            if topmost.get(str(each)) == mountpoints.FILE_SYSTEM_TYPE:
-                return _Mounted(each, place / path.relative_to(above))
-    real = Path(os.path.realpath(path))
-    return None if real == place else _mounted(str(real))
 
 
 def _socket_of_mount(path: Path) -> Path:

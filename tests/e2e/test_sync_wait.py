@@ -157,6 +157,12 @@ def test_a_database_of_a_prefix_is_opened_and_waited_for(tmp_path: Path) -> None
                 assert do(replica, "/wait", path=str(path), txid=f"{txid:016x}")["txid"] == f"{txid:016x}"
                 assert reader.execute("SELECT x FROM t").fetchone() == (value,)
 
+            (record,) = json.loads(program("status", path, "--json").stdout)["databases"]
+            assert (record["db_path"], record["txid"]) == (str(path), f"{txid:016x}")
+            assert program("health", path).returncode == ExitCode.OK
+            closed = program("health", mount.mountpoint / "a.db")
+            assert (closed.returncode, "has no open database" in closed.stderr) == (ExitCode.ENVIRONMENT, True), closed
+
         late = program("wait", path, "--txid", f"{txid + 1:016x}", "--timeout", "100ms")
         assert (late.returncode, f"{path} is at TXID {txid:016x} after 0.1 s" in late.stderr) == (
             ExitCode.NOT_REACHED,
