@@ -17,7 +17,7 @@ from urllib.parse import quote
 import click
 
 from litereplica.cli import output
-from litereplica.cli.daemons import MOUNT, WRITER, running
+from litereplica.cli.daemons import MOUNT, WRITER, absolute, running
 from litereplica.cli.params import format_size
 from litereplica.control.health import NOT_RUNNING, alive, sickness
 from litereplica.errors import EnvironmentProblem, NotReached
@@ -38,7 +38,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be shown: the databases at or below `path`, those of `config`, the mount at `mount`, or all."""
+    """What is to be shown: the databases at or below `path`, those of `config`, or all.
+
+    With `mount` it is that mount, or a database in it: `path` is the mount point, or that of the file.
+    """
 
     path: Path | None = None
     config: Config | None = None
@@ -46,16 +49,26 @@ class Subject:
 
     @classmethod
     def of(cls, argument: str | None, config: Config | None) -> Subject:
-        """What an argument of the command line names: a mount point, or a database or directory."""
+        """What an argument of the command line names: a mount point, a file in a mount, or a database or directory."""
         if argument is None:
             return cls(config=config)
+        mounted = cls._in_mount(absolute(argument))
+        return mounted or cls(path=Path(os.path.realpath(argument.removeprefix("sqlite://"))), config=config)
+
+    @classmethod
+    def _in_mount(cls, path: Path) -> Subject | None:
+        """What a path in a mount of litereplica names; None if it is in none. Asks no mount, which may be dead."""
         from litereplica.fuse import mountpoint as mountpoints
 
-        path = Path(argument.removeprefix("sqlite://"))
-        mount = mountpoints.mount_at(mountpoints.absolute(path))
-        if mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE:
-            return cls(path=Path(mount.path), mount=mount)
-        return cls(path=Path(os.path.realpath(path)), config=config)
+        topmost = {mount.path: mount for mount in mountpoints.mounts()}
+        for above in reversed((path, *path.parents)):
+            place = Path(os.path.realpath(above.parent)) / above.name
+            for each in (place, *place.parents):
+                mount = topmost.get(str(each))
+                if mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE:
+                    return cls(path=place / path.relative_to(above), mount=mount)
+        real = Path(os.path.realpath(path))
+        return None if real == place else cls._in_mount(real)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -64,7 +77,7 @@ class Subject:
 def find_records(subject: Subject) -> list[Record]:
     """The records of a subject, by path. Raises `EnvironmentProblem` if a named one is not there."""
     if subject.mount is not None:
-        return [_mount_record(subject.mount)]
+        return [_mount_record(subject.mount, subject.path or Path(subject.mount.path))]
     target = "/status" if subject.path is None else f"/status?path={quote(str(subject.path))}"
     with _of_the_usual_form():
         records = [record for record in _running(target) if subject.path is None or record["kind"] == WRITER]
@@ -98,10 +111,11 @@ def _configured(records: Sequence[Record], config: Config, path: Path | None) ->
     return shown
 
 
-def _mount_record(mount: Mount) -> Record:
-    """The record of a mount; of another user's, what that shows to all.
+def _mount_record(mount: Mount, path: Path) -> Record:
+    """The record of a mount, or of the database at `path` in it; of another user's mount, what that shows to all.
 
-    Raises `EnvironmentProblem` if its daemon is dead or silent, or lets no other user in.
+    Raises `EnvironmentProblem` if its daemon is dead or silent, or lets no other user in, or if the database is not
+    open.
     """
     from litereplica.cli.mount_status import is_yours, read_status, require_alive
 
@@ -109,9 +123,11 @@ def _mount_record(mount: Mount) -> Record:
     if not is_yours(mount):
         return {"kind": MOUNT, "mountpoint": mount.path, "db_path": mount.path, **(read_status(mount) or {})}
     with _of_the_usual_form():
-        for record in _running(f"/status?path={quote(mount.path)}"):
+        for record in _running(f"/status?path={quote(str(path))}"):
             if record["kind"] == MOUNT and record["mountpoint"] == mount.path:
                 return record
+    if path != Path(mount.path):
+        raise EnvironmentProblem(f"the mount at {mount.path} has no open database {path}", hint="open it first")
     raise EnvironmentProblem(
         f"the daemon of the mount at {mount.path} has no control socket that you may ask", hint="see its log"
     )

@@ -26,7 +26,7 @@ def command(url: str | None, config_path: Path | None, no_expand_env: bool, as_j
 
     This also checks the file; keys without effect are reported on stderr. No store is contacted, and no database is
     opened. With --json, a list is printed: path, or dir with pattern, recursive and watch; replica (the kind of store),
-    url, sync_interval_s, lease, restore_if_db_not_exists.
+    url, sync_interval_ms, lease, restore_if_db_not_exists.
 
     With a URL, everything below it is listed, which takes a request for each thousand objects. Backups by Litestream
     0.3 are listed too. With --json: prefix, url.
@@ -59,7 +59,7 @@ def command(url: str | None, config_path: Path | None, no_expand_env: bool, as_j
                 **place,
                 "replica": target.url.partition("://")[0],
                 "url": target.url,
-                "sync_interval_s": target.settings.sync_interval_s,
+                "sync_interval_ms": round(target.settings.sync_interval_s * 1000),
                 "lease": target.settings.lease.value,
                 "restore_if_db_not_exists": database.restore_if_missing,
             }
@@ -97,4 +97,4 @@ def _show_below(replica: ReplicaOf, *, as_json: bool) -> None:
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     path = record["path"] if "path" in record else f"{record['dir']}/{'**/' * record['recursive']}{record['pattern']}"
-    return path, record["url"], format_duration(record["sync_interval_s"]), record["lease"]
+    return path, record["url"], format_duration(record["sync_interval_ms"] / 1000), record["lease"]

@@ -1,7 +1,8 @@
 """The `litereplica` program: its command group, and the only place where errors become exit codes.
 
 To add a command: write `litereplica/cli/<name>.py` with a click command called `command` whose docstring ends in an
-example, add its line to `COMMANDS` below, and run `scripts/gen-cli-docs`. Nothing else needs an edit. Options that
+example, add its line to `COMMANDS` below, and run `scripts/gen-cli-docs`. With --json it also needs a schema in
+docs/schemas/commands, and a line in tests/cli/test_json_language.py. Nothing else needs an edit. Options that
 several commands share are in `params.py`, output in `output.py`, and `on_store.py` runs a function on a replica.
 
 A command's module is imported only when the command is invoked: `litereplica --help` loads click and nothing heavier.

@@ -16,7 +16,7 @@ from litereplica.times import format_time
 
 
 @click.command()
-@click.argument("subject", metavar="MOUNTPOINT|DB")
+@click.argument("subject", metavar="MOUNTPOINT|FILE|DB")
 @click.option("--txid", type=TXID, help="Wait for this TXID, which 'litereplica sync --wait' prints as its position.")
 @click.option("--timestamp", type=TIMESTAMP, help="Wait until what is shown is of this time, or later.")
 @click.option("--caught-up", is_flag=True, help="Wait for everything that is published, or committed, at this moment.")
@@ -35,19 +35,21 @@ def command(
     """Wait until a transaction that begins at MOUNTPOINT sees a position, or until the writer of DB has published it.
 
     Print the TXID that is reached. A mount asks its store at once for the file that follows, and then as often as it
-    polls. For a database, --timestamp and --caught-up mean that everything committed before is in the replica. If the
-    time limit passes first, the exit code is 10.
+    polls. FILE is a database in a mount of many; it is opened for that, if nobody has it open. For a writer's database,
+    --timestamp and --caught-up mean that everything committed before is in the replica. If the time limit passes first,
+    the exit code is 10.
 
     \b
     Example:
       litereplica wait /mnt/live --txid 000000000000002a
       litereplica wait /mnt/live --caught-up --timeout 2m
+      litereplica wait /mnt/all/tenant.db --txid 000000000000002a
     """
     if (txid is not None) + (timestamp is not None) + caught_up != 1:
         raise UsageError("what to wait for must be named", hint="give one of --txid, --timestamp and --caught-up")
-    mount = Subject.of(subject, None).mount
-    path = Path(mount.path) if mount is not None else absolute(subject)
-    chosen = socket or (_socket_of_mount(path) if mount is not None else writer_of(path, None))
+    found = Subject.of(subject, None)
+    path = found.path if found.mount is not None and found.path is not None else absolute(subject)
+    chosen = socket or (writer_of(path, None) if found.mount is None else _socket_of_mount(Path(found.mount.path)))
     fields: dict[str, object] = {"path": str(path)}
     if txid is not None:
         fields["txid"] = f"{txid:016x}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
 from litereplica.control.http import Request, Response, Route, json_response
-from litereplica.control.protocol import About, WaitFor, wait_fields
+from litereplica.control.protocol import About, WaitFor, text_field, wait_fields
 from litereplica.errors import NotReached
 from litereplica.fuse.state import MountState
 
@@ -16,17 +17,20 @@ from litereplica.fuse.state import MountState
 class Mounted(Protocol):
     """What is asked: the session of a mount."""
 
-    def state(self) -> MountState:
-        """Return the state of this moment, after `reach`."""
-
     def records(self) -> list[dict[str, Any]]:
         """Return what is mounted, as JSON objects."""
 
     async def points(self, path: str) -> Sequence[Mapping[str, Any]]:
         """Return the newest points in time of the database at `path`."""
 
-    async def reach(self, wanted: WaitFor) -> None:
-        """Return when transactions that begin now see what is wanted."""
+    def state_of(self, path: Path) -> MountState | None:
+        """Return the state of the database that `path` names; None if it is not open."""
+
+    async def reach(self, path: Path, wanted: WaitFor) -> MountState:
+        """Return the state when transactions of the database that `path` names see what is wanted if they begin now.
+
+        `path` is that of a file in the mount, or the mount point of a single database. Raises `DatabaseNotFound`.
+        """
 
 
 class MountControl:
@@ -65,14 +69,15 @@ class MountControl:
         return await self._mounted.points(path)
 
     async def _wait(self, request: Request) -> Response:
-        wanted = wait_fields(request.fields())
-        with trio.move_on_after(wanted.timeout_s) as limit:
-            await self._mounted.reach(wanted)
-        state = self._mounted.state()
-        if limit.cancelled_caught:
-            error = f" ({state.error})" if state.error else ""
-            raise NotReached(
-                f"{state.options.path} is at TXID {state.txid:016x} after {wanted.timeout_s:g} s{error}",
-                hint="is the writer running? see 'litereplica status'",
-            )
-        return json_response({"path": str(state.options.path), **state.public()})
+        fields = request.fields()
+        path, wanted = Path(text_field(fields, "path")), wait_fields(fields)
+        with trio.move_on_after(wanted.timeout_s):
+            state = await self._mounted.reach(path, wanted)
+            return json_response({"path": str(path), **state.public()})
+        late = self._mounted.state_of(path)
+        where = "not open" if late is None else f"at TXID {late.txid:016x}"
+        error = f" ({late.error})" if late is not None and late.error else ""
+        raise NotReached(
+            f"{path} is {where} after {wanted.timeout_s:g} s{error}",
+            hint="see the log of the mount" if late is None else "is the writer running? see 'litereplica status'",
+        )

@@ -92,7 +92,7 @@ class Session(FuseSession):
         """Return the newest points, each with its path below `.at`."""
         return at_paths(await self._service.points(), self._options.path, self._options.name)
 
-    async def reach(self, wanted: WaitFor) -> None:
+    async def _reach(self, wanted: WaitFor) -> None:
         """Return when transactions that begin now see what is wanted."""
         await self._service.reach(wanted)
 

@@ -26,7 +26,8 @@ import pyfuse3
 import trio
 
 from litereplica.concurrent import first_error
-from litereplica.errors import LiteReplicaError, NoReplica, TransientStorageError
+from litereplica.control.protocol import WaitFor
+from litereplica.errors import DatabaseNotFound, LiteReplicaError, NoReplica, TransientStorageError
 from litereplica.fuse.active_databases import ActiveDatabases
 from litereplica.fuse.at_tree import AtDirectory
 from litereplica.fuse.client_locks import ClientLocks
@@ -185,6 +186,43 @@ class PrefixDatabase:
             found |= self._service.statistics()
             found["size"] = self.attributes(LiveFile.DATABASE).size
         return found
+
+    # --- waiting for a position ----------------------------------------------------------------------
+
+    async def reach(self, wanted: WaitFor) -> MountState:
+        """Activate the database, and return its state when transactions that begin now see what is wanted.
+
+        A failure to activate it is not the end: it is tried again, without limit. Raises `DatabaseNotFound` if the
+        database has gone.
+        """
+        with self.kept_active():
+            while True:
+                try:
+                    service = await self.activated()
+                except (OSError, pyfuse3.FUSEError) as exc:
+                    if exc.errno == errno.ENOENT:
+                        raise DatabaseNotFound(f"{self.path} is no longer in the store", hint="check the name") from exc
+                    await trio.sleep(RETRY_S)
+                    continue
+                if await self._reaches(service, wanted):
+                    return service.state()
+
+    async def _reaches(self, service: LiveService, wanted: WaitFor) -> bool:
+        """Return True when a service has reached what is wanted, False if it ends before."""
+        has_reached = False
+        async with trio.open_nursery() as nursery:
+
+            async def reach() -> None:
+                nonlocal has_reached
+                await service.reach(wanted)
+                has_reached = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(reach)
+            while self._service is service:
+                await self._changed.wait()
+            nursery.cancel_scope.cancel()
+        return has_reached
 
     # --- activation ----------------------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from litereplica.control.protocol import WaitFor
-from litereplica.errors import NotReached
+from litereplica.errors import DatabaseNotFound, UsageError
 from litereplica.fuse.active_databases import (
     INODES_NAME,
     PARK_AFTER_S,
@@ -34,7 +35,7 @@ from litereplica.fuse.prefix_names import Patterns
 from litereplica.fuse.prefix_tree import PrefixTree
 from litereplica.fuse.session import FuseSession
 from litereplica.fuse.shielded import ShieldedBlocks
-from litereplica.fuse.state import PREFIX
+from litereplica.fuse.state import PREFIX, MountState
 from litereplica.fuse.status import public_status, status
 from litereplica.fuse.status_database import Row, at_paths
 from litereplica.replica.prefix import Prefix
@@ -122,9 +123,23 @@ class PrefixSession(FuseSession):
                 return at_paths(await database.points(), directory, directory.name)
         return ()
 
-    async def reach(self, wanted: WaitFor) -> None:
-        """Raise `NotReached`: one cannot wait for all databases."""
-        raise NotReached(f"{self._options.path} has many databases", hint="mount the one that you wait for")
+    def state_of(self, path: Path) -> MountState | None:
+        """Return the state of the database at a path in the mount; None unless it is active."""
+        active = self.active.databases.values()
+        return next((each.state() for each in active if self._options.path / each.path == path), None)
+
+    async def reach(self, path: Path, wanted: WaitFor) -> MountState:
+        """Activate the database at a path in the mount, and return its state when it shows what is wanted.
+
+        Raises `DatabaseNotFound` if there is none, `UsageError` if the path names the whole mount.
+        """
+        place = self._options.path
+        if path == place:
+            raise UsageError(f"{place} has many databases", hint=f"name one: litereplica wait {place}/DATABASE")
+        database = await self.tree.database(str(path.relative_to(place))) if path.is_relative_to(place) else None
+        if database is None:
+            raise DatabaseNotFound(f"there is no live database at {path}", hint=f"see what there is: ls {place}")
+        return await database.reach(wanted)
 
     def _status_line(self) -> str:
         figures = self.active.statistics()

@@ -164,6 +164,24 @@ class PrefixTree:
                 return await self._ask(path)
             await self._asking[path].wait()
 
+    async def database(self, path: str) -> PrefixDatabase | None:
+        """Return the database at a path, as a client that walks there from the root finds it; None if there is none.
+
+        What the kernel was told before is no answer: a name that was absent is asked of the store again.
+        Raises `StorageError`.
+        """
+        found: Entry | None = self.root
+        for name in path.split("/"):
+            parts = prefix_names.parse(name.encode(errors="replace"))
+            if not isinstance(found, PrefixDirectory) or parts is None or parts.suffix or parts.name != name:
+                return None
+            place = join(found.path, name)
+            if place in self._asking:  # maybe since before the database was published
+                await self._asking[place].wait()
+            self._absent.pop(place, None)
+            found = await self.find(place)
+        return found if isinstance(found, PrefixDatabase) else None
+
     async def _ask(self, path: str) -> Entry | None:
         asked = self._asking[path] = trio.Event()
         known = self._known.get(path)

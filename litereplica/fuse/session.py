@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pyfuse3
@@ -27,7 +28,7 @@ import trio
 from litereplica.control import service_manager
 from litereplica.control.protocol import WaitFor
 from litereplica.control.served import serving
-from litereplica.errors import EnvironmentProblem
+from litereplica.errors import DatabaseNotFound, EnvironmentProblem
 from litereplica.fuse import mountpoint
 from litereplica.fuse.control import MountControl
 from litereplica.fuse.kernel_limits import MAX_BACKGROUND, raise_max_background, raise_read_ahead
@@ -92,8 +93,23 @@ class FuseSession:
         """Return the newest points in time of the database at `path`, ascending; none of a mount that is one."""
         return ()
 
-    async def reach(self, wanted: WaitFor) -> None:
-        """Return when transactions that begin now see what is wanted. Waits without limit."""
+    def state_of(self, path: Path) -> MountState | None:
+        """Return the state of the database that `path` names; None if it is not open."""
+        return self.state()
+
+    async def reach(self, path: Path, wanted: WaitFor) -> MountState:
+        """Return the state when transactions of a database see what is wanted if they begin now. Waits without limit.
+
+        Raises `DatabaseNotFound` if `path` leads to something else in this mount, such as a past state.
+        """
+        place = self._options.path
+        if path.is_relative_to(place) and path not in (place, place / self._options.name):
+            raise DatabaseNotFound(f"{path} is not the live database of this mount", hint=f"name {place}")
+        await self._reach(wanted)
+        return self.state()
+
+    async def _reach(self, wanted: WaitFor) -> None:
+        """Return when transactions that begin now see what is wanted."""
         raise NotImplementedError
 
     async def _serve(self, ready: Callable[[], None]) -> None:

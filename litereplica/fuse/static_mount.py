@@ -85,7 +85,7 @@ class StaticSession(FuseSession):
             error=past.error.message if past.error is not None else "",
         )
 
-    async def reach(self, wanted: WaitFor) -> None:
+    async def _reach(self, wanted: WaitFor) -> None:
         """Return if the state has what is wanted. Raises `NotReached` if not: it never will."""
         state = self.state()
         if state.txid < (wanted.txid or 0) or state.timestamp_ms < (wanted.time_ms or 0):

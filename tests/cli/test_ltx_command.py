@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore.store import LTXStore
 from litereplica.storage.file import FileStorage
 from litereplica.testing.litestream import litestream_ltx
+from tests.cli.program import program as run
 from tests.conftest import S3Bucket
 from tests.ltxstore.replicas import History, publish
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "litereplica", "ltx", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return run("ltx", *arguments)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary
+from tests.helpers.json_language import require_printed
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,9 @@ def database(path: Path) -> Path:
 
 def replicate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [litereplica_binary(), "replicate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    require_printed(command, done.stdout)
+    return done
 
 
 def test_once_publishes_what_there_is_and_says_so(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_databases_are_listed_with_their_replicas(tmp_path: Path) -> None:
     done = program("databases", "--config", file, "--json")
     first, second = json.loads(done.stdout)
     assert first == {
-        "path": f"{tmp_path}/a", "replica": "s3", "url": "s3://b/a", "sync_interval_s": 1.0, "lease": "wait",
+        "path": f"{tmp_path}/a", "replica": "s3", "url": "s3://b/a", "sync_interval_ms": 1000, "lease": "wait",
         "restore_if_db_not_exists": False,
     }  # fmt: skip
     assert (second["dir"], second["recursive"], second["watch"]) == (f"{tmp_path}/d", True, False)

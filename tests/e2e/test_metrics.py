@@ -19,6 +19,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +31,7 @@ from litereplica.testing.s3_proxy import Misbehaviour, Trouble, s3_proxy
 from litereplica.web.served import SHARED_S
 from tests.conftest import S3Bucket
 from tests.helpers.chromium import CHROMIUM, Page, chromium
+from tests.helpers.json_language import require_answered, require_printed
 from tests.helpers.promtool import needs_promtool, promtool
 from tests.helpers.publisher import Publisher
 
@@ -47,7 +49,9 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     """Exit code and output of a command, in this process: it only asks a daemon."""
     output = io.StringIO()
     with redirect_stdout(output):
-        return main.run(list(map(str, arguments))), output.getvalue()
+        code = main.run(list(map(str, arguments)))
+    require_printed(arguments, output.getvalue())
+    return code, output.getvalue()
 
 
 def fetch(url: str) -> tuple[int, bytes]:
@@ -62,6 +66,7 @@ def fetch(url: str) -> tuple[int, bytes]:
 
 def fetch_json(url: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(fetch(url)[1])
+    require_answered(urlsplit(url).path, found)
     return found
 
 

@@ -18,6 +18,7 @@ import pytest
 from litereplica.control.sockets import ROOT_DIRECTORY
 from litereplica.errors import ExitCode
 from litereplica.testing.mounts import litereplica_binary, wait_for_end
+from tests.helpers.json_language import require_printed
 from tests.helpers.publisher import Publisher
 
 pytestmark = [
@@ -173,7 +174,9 @@ def test_root_sees_and_asks_the_writer_of_a_services_user_and_that_user_does_not
     def ask(*arguments: str | Path, user: bool) -> subprocess.CompletedProcess[str]:
         command = [*(AS_USER if user else []), litereplica_binary(), *map(str, arguments)]
         env = environment if user else as_root
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+        require_printed(command, done.stdout)
+        return done
 
     try:
         deadline = time.monotonic() + 30

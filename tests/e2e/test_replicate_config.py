@@ -25,6 +25,7 @@ from litereplica.testing.litestream import child_environment, litestream_binary
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.testing.server_thread import serving
 from tests.conftest import S3Bucket
+from tests.helpers.json_language import require_printed
 from tests.restore.test_generations import GOLDEN
 
 pytestmark = pytest.mark.slow
@@ -173,6 +174,7 @@ dbs:
         [litereplica_binary(), "databases", "--config", str(file), "--json"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
+    require_printed(["databases", "--json"], ours.stdout)
     assert [each["path"] for each in json.loads(theirs.stdout)] == [f"{place}/app.db"]
     assert [(each["path"], each["url"]) for each in json.loads(ours.stdout)] == [
         (f"{place}/app.db", f"file://{place}/replica/app")
@@ -182,6 +184,7 @@ dbs:
         [litereplica_binary(), "replicate", "--config", str(file), "--once", "--json"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
+    require_printed(["replicate", "--json"], published.stdout)
     assert [each["txid"] for each in json.loads(published.stdout)] == ["0000000000000001"]
     warnings = [line for line in published.stderr.splitlines() if " WARNING " in line]
     assert len(warnings) == 1

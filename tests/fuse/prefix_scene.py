@@ -16,6 +16,7 @@ import numpy as np
 import pyfuse3
 import trio
 
+from litereplica.control.protocol import WaitFor
 from litereplica.errors import LiteReplicaError
 from litereplica.format.ltx import Header
 from litereplica.format.names import Layout, file_key
@@ -116,6 +117,14 @@ class Service:
         pgnos = np.arange(1, PAGES + 1, dtype=np.uint32)
         snapshot = self._replica.snapshot
         return b"".join(await self._replica.read(pgnos, snapshot.pages.lookup(pgnos)))
+
+    async def reach(self, wanted: WaitFor) -> None:
+        while self.pos.txid < (wanted.txid or 0):
+            await trio.sleep(1)
+            await self._replica.poll()
+
+    def state(self) -> Pos:
+        return self.pos
 
     async def open_own(self, path_of: Callable[[LiveFile], str]) -> None:
         for file in LiveFile:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import math
 
 import pyfuse3
 import pytest
 import trio
 import trio.testing
 
-from litereplica.errors import StorageError
+from litereplica.control.protocol import WaitFor
+from litereplica.errors import DatabaseNotFound, StorageError
 from litereplica.fuse import prefix_tree
 from litereplica.fuse.nodes import Node
+from litereplica.types import Pos
 from tests.fuse.prefix_scene import PAGE_SIZE, PAGES, PARK_AFTER_S, PrefixScene
 
 
@@ -64,6 +67,40 @@ async def test_a_bug_in_one_database_is_felt_by_its_clients_alone(autojump_clock
         node.release(1)
         await trio.sleep(2)
         assert await (await open_at(scene, "a.db", 4)).read(0, PAGE_SIZE)
+
+
+@pytest.mark.logs("has failed")
+async def test_a_wait_survives_the_activation_that_it_began_with(autojump_clock: trio.testing.MockClock) -> None:
+    scene = PrefixScene()
+    await scene.store.publish("a.db")
+    reached: list[object] = []
+    async with scene.running():
+        database = await scene.tree.database("a.db")
+        assert database is not None
+
+        async def ended() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            while scene.active.databases:  # the clock goes on while a thread closes the files
+                await trio.to_thread.run_sync(lambda: None)
+
+        async def wait() -> None:
+            reached.append(await database.reach(WaitFor(txid=2, time_ms=None, timeout_s=math.inf)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(2 * PARK_AFTER_S)
+            assert scene.active.databases, "whoever waits protects it from being parked"
+            scene.kernel.bug.set()
+            await ended()
+            scene.kernel.bug = trio.Event()
+            await scene.store.publish("a.db")
+        assert [each.txid for each in reached if isinstance(each, Pos)] == [2]
+        assert scene.active.statistics().activations == 2
+        await trio.sleep(2 * PARK_AFTER_S)
+        await ended()
+        await scene.store.delete("a.db")
+        with pytest.raises(DatabaseNotFound):
+            await wait()
 
 
 async def test_beyond_the_limit_idle_databases_make_room_and_used_ones_do_not(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from litereplica.errors import ExitCode
+from tests.helpers.json_language import require_printed
 from tests.security.limited import Ended, limited, require_orderly
 
 DATABASE = "dbs:\n  - path: /srv/app.db\n    replica: {path: /srv/replica}\n"
@@ -123,6 +124,7 @@ def test_variable_adds_no_keys_and_breaks_no_quoting(tmp_path: Path, value: str)
         "status", "--config", path, "--json", environment={**os.environ, "PLACE": f"/srv/{value}"}, deadline_s=20
     )
     require_orderly(ended)
+    require_printed(["status", "--json"], ended.stdout)
     (database,) = json.loads(ended.stdout)["databases"]
     assert database["db_path"] == f"/srv/{value}"
 
