@@ -38,7 +38,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be shown: the databases at or below `path`, those of `config`, the mount at `mount`, or all."""
+    """What is to be shown: the databases at or below `path`, those of `config`, `path` in `mount`, or all."""
 
     path: Path | None = None
     config: Config | None = None
@@ -46,15 +46,17 @@ class Subject:
 
     @classmethod
     def of(cls, argument: str | None, config: Config | None) -> Subject:
-        """What an argument of the command line names: a mount point, or a database or directory."""
+        """What an argument of the command line names: a mount point, a database in one, or a database or directory."""
         if argument is None:
             return cls(config=config)
         from litereplica.fuse import mountpoint as mountpoints
 
         path = Path(argument.removeprefix("sqlite://"))
-        mount = mountpoints.mount_at(mountpoints.absolute(path))
-        if mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE:
-            return cls(path=Path(mount.path), mount=mount)
+        as_written = Path(os.path.abspath(path))  # noqa: PTH100 - a link is looked at only where that is not in a mount
+        for each in (as_written, mountpoints.absolute(path)):
+            mount = mountpoints.mount_holding(each)
+            if mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE:
+                return cls(path=each, mount=mount)
         return cls(path=Path(os.path.realpath(path)), config=config)
 
 
@@ -64,7 +66,7 @@ class Subject:
 def find_records(subject: Subject) -> list[Record]:
     """The records of a subject, by path. Raises `EnvironmentProblem` if a named one is not there."""
     if subject.mount is not None:
-        return [_mount_record(subject.mount)]
+        return [_mount_record(subject.mount, subject.path or Path(subject.mount.path))]
     target = "/status" if subject.path is None else f"/status?path={quote(str(subject.path))}"
     with _of_the_usual_form():
         records = [record for record in _running(target) if subject.path is None or record["kind"] == WRITER]
@@ -98,8 +100,8 @@ def _configured(records: Sequence[Record], config: Config, path: Path | None) ->
     return shown
 
 
-def _mount_record(mount: Mount) -> Record:
-    """The record of a mount; of another user's, what that shows to all.
+def _mount_record(mount: Mount, path: Path) -> Record:
+    """The record of the database at `path` in a mount, else of the mount; of another user's, what that shows to all.
 
     Raises `EnvironmentProblem` if its daemon is dead or silent, or lets no other user in.
     """
@@ -108,10 +110,11 @@ def _mount_record(mount: Mount) -> Record:
     require_alive(mount)
     if not is_yours(mount):
         return {"kind": MOUNT, "mountpoint": mount.path, "db_path": mount.path, **(read_status(mount) or {})}
-    with _of_the_usual_form():
-        for record in _running(f"/status?path={quote(mount.path)}"):
-            if record["kind"] == MOUNT and record["mountpoint"] == mount.path:
-                return record
+    for wanted in dict.fromkeys((str(path), mount.path)):
+        with _of_the_usual_form():
+            for record in _running(f"/status?path={quote(wanted)}"):
+                if record["kind"] == MOUNT and wanted in (record["db_path"], record["mountpoint"]):
+                    return record
     raise EnvironmentProblem(
         f"the daemon of the mount at {mount.path} has no control socket that you may ask", hint="see its log"
     )

@@ -160,6 +160,13 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
         assert (record["txid"], record["newest_txid"], record["lag_ms"]) == (f"{1:016x}", f"{1:016x}", 0)
         (pinned,) = record["readers"]
         assert (pinned["pid"], pinned["txid"]) == (os.getpid(), f"{1:016x}")
+        by_path = json.loads(program("status", record["db_path"], "--json").stdout)["databases"]
+        assert [each["mountpoint"] for each in by_path] == [str(mount.mountpoint)]
+        link = tmp_path / "link.db"
+        link.symlink_to(mount.path)
+        assert program("wait", link, "--txid", f"{1:016x}").stdout == program("wait", mount.path, "--caught-up").stdout
+        assert program("health", mount.path).stdout == "1 database is healthy\n"
+        assert "name the database that is its primary" in program("sync", mount.path).stderr
         lines = program("status", mount.mountpoint).stdout
         rows = dict(line.strip().split(maxsplit=1) for line in lines.splitlines()[1:])
         assert (rows["position"], rows["replica"]) == (f"{1:016x}", replica)

@@ -124,6 +124,9 @@ def test_other_users_learn_as_little_of_a_mount_of_many(tmp_path: Path) -> None:
     ):
         make_reachable(mount.mountpoint)
         client.execute("SELECT count(*) FROM t")
+        of_one = program("status", mount.mountpoint / publisher.replica.name, "--json")
+        (record,) = json.loads(of_one.stdout)["databases"]
+        assert (record["state"], record["txid"]) == ("following", f"{publisher.txid:016x}")
         one = mount.mountpoint / ".each" / publisher.replica.name / ".litereplica"
         for path, known in ((mount.mountpoint / ".litereplica", set()), (one, {"name", "txid", "timestamp", "lag_ms"})):
             assert json.loads(path.read_bytes())["url"]
