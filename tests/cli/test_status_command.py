@@ -150,7 +150,8 @@ def test_lease_is_told_as_it_is(tmp_path: Path, replica: str, content: bytes | N
 def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -> None:
     replica = f"file://{tmp_path}/replica"
     assert program("replicate", database(tmp_path / "app.db"), replica, "--once").returncode == ExitCode.OK
-    with MountedReplica(replica, tmp_path / "mount") as mount, closing(sqlite3.connect(mount.path)) as reader:
+    mounted = MountedReplica(replica, tmp_path / "mount", expected_problems=("polling fails",))
+    with mounted as mount, closing(sqlite3.connect(mount.path)) as reader:
         mount.wait_for(1)
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
@@ -184,6 +185,11 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
         assert program("health", mount.mountpoint).stdout == "1 database is healthy\n"
         shown = watched(mount.mountpoint, times=2)
         assert [each["databases"][0]["txid"] for each in shown] == [f"{1:016x}"] * 2
+        away = (tmp_path / "replica").rename(tmp_path / "away")
+        mount.wait_until(lambda: "the directory of file://" in program("health", mount.path).stderr, what="failure")
+        assert program("health", mount.path).returncode == ExitCode.NOT_REACHED
+        away.rename(tmp_path / "replica")
+        mount.wait_until(lambda: program("health", mount.path).returncode == ExitCode.OK, what="recovery")
         mount.kill()
         done = program("health", mount.mountpoint)
         assert (done.returncode, "is dead" in done.stderr) == (ExitCode.ENVIRONMENT, True)
