@@ -47,7 +47,11 @@ socket_option = click.option(
     help="The control socket of the daemon.  [default: that of the running daemon]",
 )
 timeout_option = click.option(
-    "--timeout", type=Seconds(), default=TIMEOUT_S, show_default="30s", help="Time limit, in seconds or such as 1m30s."
+    "--timeout",
+    type=Seconds(),
+    default=f"{TIMEOUT_S:g}s",
+    show_default=True,
+    help="Time limit, in seconds or such as 1m30s.",
 )
 
 

@@ -89,7 +89,9 @@ def asked(*arguments: str | Path) -> dict[str, Any]:
         assert time.monotonic() < deadline, done
 
 
-def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_path: Path) -> None:
+def test_running_writer_is_found_by_its_database_its_directory_and_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = database(tmp_path / "app.db")
     url = f"file://{tmp_path}/replica"
     file = tmp_path / "litereplica.yml"
@@ -102,6 +104,7 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
         assert record["lease"]["generation"] == 1
         assert asked(tmp_path)["db_path"] == str(app)
         assert asked("--config", file)["pid"] == process.pid
+        assert program("health", "--config", file).stdout == "1 database is healthy\n"
         assert asked(app, "--config", file)["pid"] == process.pid
         assert (record["kind"], record["lag_ms"], record["lease"]["generation"]) == ("writer", 0, 1)
         table = program("status", app).stdout.splitlines()
@@ -115,6 +118,11 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
     done = program("status", "--config", file, "--check")
     assert (done.returncode, f"{app} is not running" in done.stderr) == (ExitCode.NOT_REACHED, True)
     assert "not running" in program("status", "--config", file).stdout
+    for variable, arguments in (("X", ("--config", file)), ("LITEREPLICA_CONFIG", ()), ("LITESTREAM_CONFIG", ())):
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, str(file))
+            dead = program("health", *arguments)
+        assert (dead.returncode, f"{app} is not running" in dead.stderr) == (ExitCode.NOT_REACHED, True), dead
 
 
 def test_replica_is_asked_in_its_store(tmp_path: Path, history: History, replica: str) -> None:
@@ -210,6 +218,7 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
             ExitCode.USAGE,
             "--config, --all, --watch and --check cannot be combined with a replica URL: remove",
         ),
+        (["--watch", "--check"], ExitCode.USAGE, "--watch never ends, so it cannot --check: remove one of them"),
         (["--config", "/no/such.yml"], ExitCode.USAGE, "there is no configuration file /no/such.yml"),
     ],
 )
