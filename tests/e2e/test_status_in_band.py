@@ -84,6 +84,7 @@ def test_state_is_in_the_attributes_and_in_a_database_that_any_client_attaches(
                 assert row[6] == 1
                 assert row[7] > 0
                 assert row[8] == later
+                assert third.execute("SELECT DISTINCT usd FROM lr.requests").fetchall() == [(None,)]
                 assert third.execute("SELECT pid, txid FROM lr.readers").fetchone() == (os.getpid(), later)
                 (state,) = (ask(own_directory({}, uid=0) / f"{mount.pid}.sock", "GET", "/status") or {})["databases"]
                 require_one_language(state)
