@@ -144,6 +144,7 @@ def test_a_fixed_mount_says_what_it_is(publisher: Publisher, tmp_path: Path) -> 
     first = publisher.txid
     with MountedReplica(publisher.url, tmp_path, options=("--txid", f"{first:016x}", "--log-format", "json")) as mount:
         assert attributes(mount.path)["status"] == "fixed"
+        assert json.loads((mount.mountpoint / ".litereplica").read_bytes())["state"] == "fixed"
         with closing(sqlite3.connect(mount.mountpoint / ".litereplica.db")) as tables:
             row = tables.execute("SELECT state, txid, newest_txid FROM databases").fetchone()
         assert row == ("fixed", f"{first:016x}", None)
