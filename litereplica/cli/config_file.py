@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,19 +19,27 @@ from litereplica.errors import UsageError
 if TYPE_CHECKING:
     from litereplica.config import Config
 
+FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
+
 DEFAULT_PATHS = (Path("/etc/litereplica.yml"), Path("/etc/litestream.yml"))
 """The files that are read without being named; only the first that exists is."""
 VARIABLES = ("LITEREPLICA_CONFIG", "LITESTREAM_CONFIG")
 
-config_option = click.option(
-    "-c",
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar=VARIABLES,
-    show_envvar=True,
-    help=f"The configuration file.  [default: {DEFAULT_PATHS[0]}, else {DEFAULT_PATHS[1]}]",
-)
+
+def _option(text: str) -> Callable[[FC], FC]:
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar=VARIABLES,
+        show_envvar=True,
+        help=text,
+    )
+
+
+config_option = _option(f"The configuration file.  [default: {DEFAULT_PATHS[0]}, else {DEFAULT_PATHS[1]}]")
+config_to_check_option = _option("The configuration file that names the databases; without it none is read.")
 no_expand_env_option = click.option(
     "--no-expand-env", is_flag=True, help="Do not replace $NAME and ${NAME} in the file with environment variables."
 )
@@ -71,6 +80,23 @@ def read_config(path: Path | None, *, expand_env: bool) -> Config:
         variables=os.environ if expand_env else None, pid=os.getpid(), directory=Path.cwd(), home=_home()
     )
     return parse_config(text, file=str(file), surroundings=surroundings)
+
+
+def config_for(subject: str | None, path: Path | None, *, expand_env: bool) -> Config | None:
+    """Return the configuration whose databases a command is about; None if all daemons, or `subject`, are meant.
+
+    It is that of `--config`, and without a subject that of the variable, which click has put into `path` as well.
+    Raises `UsageError` as `read_config`.
+    """
+    if path is None or (subject is not None and not is_config_given()):
+        return None
+    return read_config(path, expand_env=expand_env)
+
+
+def is_config_given() -> bool:
+    """True if the command line has `--config`."""
+    source = click.get_current_context().get_parameter_source("config_path")
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def without_tilde(path: Path) -> Path:

@@ -211,7 +211,7 @@ def mount_facts(record: Record) -> list[tuple[str, str]]:
         ("committed", str(record.get("timestamp") or "")),
         ("newest known", str(record.get("newest_txid") or "")),
         ("behind", _behind(record, "behind_bytes") if "lag_ms" in record else ""),
-        ("active", f"{record['active']} databases, at most {record['max_active']}" if "active" in record else ""),
+        ("active", f"{record['active']} of at most {record['max_active']} databases" if "active" in record else ""),
         ("opened", f"{record['activations']} times, closed {record['parked']} times" if "parked" in record else ""),
         ("failed", str(record.get("failed") or "")),
         ("in use", _some(record.get("in_use") or [])),

@@ -48,7 +48,11 @@ socket_option = click.option(
     help="The control socket of the daemon.  [default: that of the running daemon]",
 )
 timeout_option = click.option(
-    "--timeout", type=Seconds(), default=TIMEOUT_S, show_default="30s", help="Time limit, in seconds or such as 1m30s."
+    "--timeout",
+    type=Seconds(),
+    default=f"{TIMEOUT_S:g}s",
+    show_default=True,
+    help="Time limit, in seconds or such as 1m30s.",
 )
 
 
@@ -69,9 +73,16 @@ def writer_of(path: Path, socket: Path | None) -> Path:
     for daemon in running(target=f"/status?path={quote(str(path))}"):
         if daemon.status.get("kind") == WRITER and daemon.status.get("databases"):
             return daemon.socket
-    raise EnvironmentProblem(
-        f"no running writer has the database {path}", hint=f"start one: litereplica replicate {path} REPLICA_URL"
+    from litereplica.fuse import mountpoint as mountpoints
+
+    mount = mountpoints.mount_holding(path)
+    is_replica = mount is not None and mount.type == mountpoints.FILE_SYSTEM_TYPE
+    hint = (
+        "name the database that is its primary"
+        if is_replica
+        else f"start one: litereplica replicate {path} REPLICA_URL"
     )
+    raise EnvironmentProblem(f"no running writer has the database {path}", hint=hint)
 
 
 def only_writer(socket: Path | None) -> Path:

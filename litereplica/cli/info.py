@@ -16,7 +16,9 @@ from litereplica.times import format_duration
 
 @click.command()
 @socket_option
-@click.option("--timeout", type=Seconds(), default=TIMEOUT_S, show_default="10s", help="Time limit of the answer.")
+@click.option(
+    "--timeout", type=Seconds(), default=f"{TIMEOUT_S:g}s", show_default=True, help="Time limit of the answer."
+)
 @output.json_option
 def command(socket: Path | None, timeout: float, as_json: bool) -> None:
     """Show version, process, start and number of databases of the running writer, as Litestream does.

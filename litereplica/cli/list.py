@@ -17,7 +17,9 @@ TIMEOUT_S = 10.0
 
 @click.command("list")
 @socket_option
-@click.option("--timeout", type=Seconds(), default=TIMEOUT_S, show_default="10s", help="Time limit of an answer.")
+@click.option(
+    "--timeout", type=Seconds(), default=f"{TIMEOUT_S:g}s", show_default=True, help="Time limit of an answer."
+)
 @output.json_option
 def command(socket: Path | None, timeout: float, as_json: bool) -> None:
     """List the databases of running writers as Litestream does: path, status, time of the last sync.

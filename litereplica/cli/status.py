@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from litereplica.cli import output
-from litereplica.cli.config_file import config_option, no_expand_env_option, read_config
+from litereplica.cli.config_file import config_for, config_to_check_option, is_config_given, no_expand_env_option
 from litereplica.cli.daemon_status import Subject, find_records, require_healthy, show_records
 from litereplica.cli.daemons import Seconds
 from litereplica.control.health import MAX_LAG_S
@@ -24,13 +23,17 @@ WATCH_INTERVAL_S = 2.0
 CLEAR = "\x1b[H\x1b[2J"
 
 max_lag_option = click.option(
-    "--max-lag", type=Seconds(), default=MAX_LAG_S, show_default="30s", help="With a check: how far behind is too far."
+    "--max-lag",
+    type=Seconds(),
+    default=f"{MAX_LAG_S:g}s",
+    show_default=True,
+    help="With a check: how far behind is too far.",
 )
 
 
 @click.command()
 @click.argument("subject", metavar="[DB|DIR|MOUNTPOINT|REPLICA_URL]", required=False)
-@config_option
+@config_to_check_option
 @no_expand_env_option
 @click.option("--all", "is_all", is_flag=True, help="All daemons that you may ask, whatever a configuration names.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds.")
@@ -39,9 +42,7 @@ max_lag_option = click.option(
 )
 @max_lag_option
 @output.json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     subject: str | None,
     config_path: Path | None,
     no_expand_env: bool,
@@ -53,10 +54,11 @@ def command(
 ) -> None:
     """Show the state of the writers and mounts of this machine, or of a replica.
 
-    Without an argument: all databases that this user's writers replicate, and all mounts; for root those of all users.
-    For a database or a directory: its writer. For a mount point: its position, how far it is behind, who reads, and its
-    requests to the store. With --config: the databases listed in the file, whether they are replicated now or not. For
-    a replica URL: its newest TXID, its lease and its files. This costs one listing of each level and one small read.
+    Without an argument: all databases that this user's writers replicate, and all mounts; for root those of all
+    users. For a database or a directory: its writer. For a mount point: its position, how far it is behind, who
+    reads, and its requests to the store. With --config, or without an argument one of its variables: the databases
+    listed in the file, whether they are replicated now or not. For a replica URL: its newest TXID, its lease and
+    its files. This costs one listing of each level and one small read.
 
     With --check, 'litereplica health' does the same and prints less.
 
@@ -68,7 +70,9 @@ def command(
       litereplica status /mnt/live
       litereplica status 's3://bucket/app.db?region=eu-west-1'
     """
-    given = ctx.get_parameter_source("config_path") is ParameterSource.COMMANDLINE
+    given = is_config_given()
+    if watch and check:
+        raise UsageError("--watch never ends, so it cannot --check", hint="remove one of them")
     if subject is not None and "://" in subject and not subject.startswith("sqlite://"):
         if given or is_all or watch or check:
             raise UsageError(
@@ -80,8 +84,7 @@ def command(
         return
     if is_all and (subject is not None or given):
         raise UsageError("--all names every daemon", hint="remove --all, or the other argument")
-    from_file = config_path is not None and not is_all and (given or subject is None)
-    config = read_config(config_path, expand_env=not no_expand_env) if from_file else None
+    config = None if is_all else config_for(subject, config_path, expand_env=not no_expand_env)
     wanted = Subject.of(subject, config)
     while True:
         records = find_records(wanted)

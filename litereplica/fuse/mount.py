@@ -100,7 +100,7 @@ class Session(FuseSession):
         return public_status(self.state())
 
     def _status(self) -> bytes:
-        return status(self._options, stacked_on=self._stacked, **self._service.statistics())
+        return status(self.state().record(), **self._service.statistics())
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         """Take the locks, let clients in, and follow."""

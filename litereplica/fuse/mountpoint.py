@@ -157,6 +157,12 @@ def mount_at(path: Path) -> Mount | None:
     return next((mount for mount in reversed(mounts()) if mount.path == str(path)), None)
 
 
+def mount_holding(path: Path) -> Mount | None:
+    """The topmost mount that this absolute path is on, its root or below. Asks the file system nothing."""
+    holding = [mount for mount in reversed(mounts()) if mount.path == "/" or _is_below(str(path), mount.path)]
+    return max(holding, key=lambda mount: len(mount.path), default=None)
+
+
 def absolute(path: Path) -> Path:
     """An absolute path without links. Does not touch what it leads to, which may be dead.
 

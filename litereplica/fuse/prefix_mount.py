@@ -96,8 +96,14 @@ class PrefixSession(FuseSession):
 
     def records(self) -> list[dict[str, Any]]:
         """Return the mount as a whole, and some of the active databases."""
-        figures, listed = self.active.statistics(), self._some_active()
-        whole = {
+        listed = self._some_active()
+        with self.active.processes.one_look():
+            states = [state.record() for each in listed if (state := each.state()) is not None]
+        return [self._whole(listed), *states]
+
+    def _whole(self, listed: Sequence[Database]) -> dict[str, Any]:
+        figures = self.active.statistics()
+        return {
             "name": None,
             "db_path": str(self._options.path),
             "mountpoint": str(self._options.path),
@@ -112,8 +118,6 @@ class PrefixSession(FuseSession):
             "known_names": len(self.tree),
             "in_use": [each.path for each in listed if each.handles],
         }
-        with self.active.processes.one_look():
-            return [whole, *(state.record() for each in listed if (state := each.state()) is not None)]
 
     async def points(self, path: str) -> Sequence[Row]:
         """Return the newest points of an active database, each with its path below `.each`."""
@@ -168,14 +172,16 @@ class PrefixSession(FuseSession):
 
     def _status(self) -> bytes:
         return status(
-            self._options,
+            self._whole(self._some_active()),
             databases=self.active.statistics(),
             names={"known": len(self.tree), "requests": self.tree.prefix.statistics().requests},
             active=[{"path": each.path, "handles": each.handles} for each in self._some_active()],
         )
 
     def _status_of(self, database: PrefixDatabase) -> bytes:
-        return status(self._options, path=database.path, active=database.is_active, **database.statistics())
+        state = database.state()
+        record = {} if state is None else state.record()
+        return status(record, path=database.path, active=database.is_active, **database.statistics())
 
 
 def _public() -> bytes:

@@ -126,7 +126,7 @@ class MountState:
         }
 
     def requests(self) -> list[dict[str, Any]]:
-        """Return the requests of each purpose that has any, with their price by S3's list."""
+        """Return the requests of each purpose that has any, with their price by S3's list, None for other stores."""
         found = []
         for purpose, costs in self.replica.ledger.items():
             by_operation = costs.by_operation.values()
@@ -137,7 +137,7 @@ class MountState:
                         "requests": sum(each.requests for each in by_operation),
                         "errors": sum(sum(each.failures.values()) for each in by_operation),
                         "received_bytes": sum(each.bytes_received for each in by_operation),
-                        "usd": costs.usd,
+                        "usd": costs.usd if self.replica.is_priced else None,
                     }
                 )
         return found

@@ -111,14 +111,7 @@ class StaticSession(FuseSession):
         return public_status(self.state())
 
     def _status(self) -> bytes:
-        past = self._file.past
-        about = {
-            "txid": past.snapshot.pos.txid,
-            "timestamp_ms": past.identity.timestamp_ms,
-            "size": self._file.size,
-            "error": past.error.message if past.error is not None else "",
-        }
-        return status(self._options, static=about, replica=self._replica.statistics())
+        return status(self.state().record(), replica=self._replica.statistics())
 
 
 async def _no_points() -> Sequence[Row]:

@@ -1,4 +1,7 @@
-"""The content of a mount's status file, as JSON."""
+"""The content of a mount's status file, as JSON: its record as on the control socket, and `debug`, as each part has it.
+
+The names and units in `debug` are those of the code, and change with it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,20 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import litereplica
-from litereplica.fuse.options import MountOptions
 from litereplica.fuse.state import MountState
 
+_MONOTONIC = "_at"
+"""How the names of such times end."""
 
-def status(options: MountOptions, **parts: object) -> bytes:
-    """Who mounts what, where, with what each part says."""
-    about = {
-        "pid": os.getpid(),
-        "version": litereplica.__version__,
-        "url": options.url,
-        "mountpoint": str(options.path),
-        "name": options.name,
-    }
-    return (json.dumps(about | {name: _plain(part) for name, part in parts.items()}, indent=2) + "\n").encode()
+
+def status(record: Mapping[str, Any], **parts: object) -> bytes:
+    """A record, the process that answers, and what each part says."""
+    about = {"kind": "mount", "pid": os.getpid(), "version": litereplica.__version__, **record}
+    debug = {name: _plain(part) for name, part in parts.items()}
+    return (json.dumps({**about, "debug": debug}, indent=2) + "\n").encode()
 
 
 def public_status(state: MountState | None) -> bytes:
@@ -30,9 +31,10 @@ def public_status(state: MountState | None) -> bytes:
 
 
 def _plain(record: object) -> object:
-    """Statistics as JSON has them."""
+    """Statistics as JSON has them, without times of a clock that nobody else has."""
     if dataclasses.is_dataclass(record):
-        return {field.name: _plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        names = (field.name for field in dataclasses.fields(record) if not field.name.endswith(_MONOTONIC))
+        return {name: _plain(getattr(record, name)) for name in names}
     if isinstance(record, Mapping):
         return {str(key): _plain(value) for key, value in record.items()}
     if isinstance(record, list):

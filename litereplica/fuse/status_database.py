@@ -7,7 +7,7 @@ and what is behind them reads as zeroes.
 
     databases   the mounted database: position, lag, state; one row
     readers     read transactions that are open
-    requests    requests to the store, by purpose
+    requests    requests to the store, by purpose; `usd` is NULL where they have no price
     files       the LTX files that pages of the database are read from
     points      the newest points that `.at` leads to
 

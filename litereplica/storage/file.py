@@ -11,6 +11,9 @@ lock; only `put_if_absent` is atomic against them as well.
 A file or directory is no more accessible than its parent directory, the umask and `set_access` allow, which a writer
 calls with the mode and group of its database, or with what the user wants.
 
+A root that does not exist is an empty store: the first put makes it. One that was read from and has gone since, as that
+of a network file system that is not mounted, is a store that does not answer; no object of it is called missing then.
+
 An etag is a digest of the content for objects up to `CONTENT_ETAG_BYTES`, else inode, mtime and size. Small objects,
 such as a lease, are replaced often, and an inode number is soon reused.
 
@@ -30,7 +33,7 @@ from typing import TypeAlias, TypeVar
 
 import trio
 
-from litereplica.errors import PreconditionFailed, StorageError
+from litereplica.errors import PreconditionFailed, StorageError, TransientStorageError
 from litereplica.file_access import FileAccess
 from litereplica.file_events import Changes, FileEvents, Matters
 from litereplica.storage import file_operations as files
@@ -57,6 +60,7 @@ class FileStorage(Storage):
         self._swept: set[str] = set()  # directories whose stale temporary files have been removed
         self._events = FileEvents()
         self._access: dict[str, FileAccess] = {}  # by prefix
+        self._was_read = False  # so its root exists, unless its file system is unmounted or somebody moved it away
 
     @property
     def url(self) -> str:
@@ -119,13 +123,13 @@ class FileStorage(Storage):
         await trio.lowlevel.checkpoint()
 
     def _get(self, key: str, range: Range | None) -> Blob:
-        with self._parent_of(key) as (parent, name), files.open_file(name, parent=parent) as (fd, status):
+        with self._opened(key) as (fd, status):
             part = resolve_range(range, status.st_size)
             data = files.read_exactly(fd, part.stop - part.start, part.start)
             return Blob(data=data, size=status.st_size, etag=files.etag_of(fd, status))
 
     def _head(self, key: str) -> ObjectInfo:
-        with self._parent_of(key) as (parent, name), files.open_file(name, parent=parent) as (fd, status):
+        with self._opened(key) as (fd, status):
             return _info(key, status, files.etag_of(fd, status))
 
     def _list(self, listing: _Listing) -> Sequence[ObjectInfo]:
@@ -225,6 +229,20 @@ class FileStorage(Storage):
         directory, _, name = key.rpartition("/")
         with files.open_directory(self._root, _components(directory), create=create) as parent:
             yield parent, name
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, os.stat_result]]:
+        """The open file of an object. If there is none, the root that it was read from before must still be there."""
+        try:
+            with self._parent_of(key) as (parent, name), files.open_file(name, parent=parent) as opened:
+                self._was_read = True
+                yield opened
+        except (FileNotFoundError, NotADirectoryError):
+            if self._was_read and not self._root.is_dir():
+                raise TransientStorageError(
+                    f"the directory of {self.url} has gone", key=key, hint="see whether its file system is mounted"
+                ) from None
+            raise
 
     async def _put(self, key: str, body: Body, modified_ms: int | None, publish: Publish) -> str:
         _validate(key)

@@ -109,9 +109,8 @@ class MountedReplica:
         self._pid = self.status()["pid"]
 
     def status(self) -> dict[str, Any]:
-        """The content of the daemon's status file; `mount` and `replica` are statistics."""
-        status: dict[str, Any] = json.loads((self.mountpoint / STATUS_NAME).read_bytes())
-        return status
+        """The content of the daemon's status file, with what is in its `debug`, such as `replica`."""
+        return status_in(self.mountpoint)
 
     def statistics(self) -> dict[str, Any]:
         """The part of `status` about the live database, such as `restarts` and `reads_database`."""
@@ -236,3 +235,9 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S, check=False
     )
+
+
+def status_in(directory: Path) -> dict[str, Any]:
+    """The content of the status file in a directory of a mount, with what is in its `debug` at the top."""
+    read: dict[str, Any] = json.loads((directory / STATUS_NAME).read_bytes())
+    return {**read, **read["debug"]}

@@ -155,10 +155,10 @@ def _requests(key: str) -> Callable[[Scrape], Iterator[Sample]]:
 
 def _cost(scrape: Scrape) -> Iterator[Sample]:
     for replica in scrape.document.get("replicas", ()):
-        yield (replica["url"], "replicate"), replica["usd"] if replica["is_priced"] else 0
+        yield (replica["url"], "replicate"), replica["usd"] or 0
     for record in scrape.databases:
         for each in record.get("requests", ()):
-            yield (record["url"], each["purpose"]), each["usd"] if record["is_priced"] else 0
+            yield (record["url"], each["purpose"]), each["usd"] or 0
 
 
 LITESTREAM_OPERATIONS = {"get": "GET", "head": "HEAD", "list": "LIST", "put": "PUT", "delete": "DELETE"}

@@ -127,8 +127,8 @@ def _requests(status: Record, present: Sequence[Record]) -> list[dict[str, Any]]
 
     for replica in status.get("replicas", ()):
         for each in replica["requests"]:
-            add(each["operation"], each, each["usd"] if replica["is_priced"] else None)
+            add(each["operation"], each, each["usd"])
     for record in present:
         for each in record.get("requests", ()):
-            add(each["purpose"], each, each["usd"] if record["is_priced"] else None)
+            add(each["purpose"], each, each["usd"])
     return sorted(found.values(), key=lambda each: -each["requests"])

@@ -42,7 +42,7 @@ START = {"lzma", "logging"}
         (["status", "/no/such.db"], ASK | SHUTIL),
         (["health"], ASK),
         (["list"], ASK),
-        (["sync", "/no/such.db"], ASK),
+        (["sync", "/no/such.db"], ASK | SHUTIL),
         (["wait", "/no/such.db", "--txid", "1"], ASK | SHUTIL),
         (["umount", "/no/such"], SHUTIL),
         (["mount", "s3://bucket/app.db?region=x", "mnt", "--cache-dir", "cache"], START),

@@ -89,7 +89,9 @@ def asked(*arguments: str | Path) -> dict[str, Any]:
         assert time.monotonic() < deadline, done
 
 
-def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_path: Path) -> None:
+def test_running_writer_is_found_by_its_database_its_directory_and_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = database(tmp_path / "app.db")
     url = f"file://{tmp_path}/replica"
     file = tmp_path / "litereplica.yml"
@@ -102,6 +104,7 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
         assert record["lease"]["generation"] == 1
         assert asked(tmp_path)["db_path"] == str(app)
         assert asked("--config", file)["pid"] == process.pid
+        assert program("health", "--config", file).stdout == "1 database is healthy\n"
         assert asked(app, "--config", file)["pid"] == process.pid
         assert (record["kind"], record["lag_ms"], record["lease"]["generation"]) == ("writer", 0, 1)
         table = program("status", app).stdout.splitlines()
@@ -115,6 +118,11 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(tmp_
     done = program("status", "--config", file, "--check")
     assert (done.returncode, f"{app} is not running" in done.stderr) == (ExitCode.NOT_REACHED, True)
     assert "not running" in program("status", "--config", file).stdout
+    for variable, arguments in (("X", ("--config", file)), ("LITEREPLICA_CONFIG", ()), ("LITESTREAM_CONFIG", ())):
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, str(file))
+            dead = program("health", *arguments)
+        assert (dead.returncode, f"{app} is not running" in dead.stderr) == (ExitCode.NOT_REACHED, True), dead
 
 
 def test_replica_is_asked_in_its_store(tmp_path: Path, history: History, replica: str) -> None:
@@ -150,7 +158,8 @@ def test_lease_is_told_as_it_is(tmp_path: Path, replica: str, content: bytes | N
 def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -> None:
     replica = f"file://{tmp_path}/replica"
     assert program("replicate", database(tmp_path / "app.db"), replica, "--once").returncode == ExitCode.OK
-    with MountedReplica(replica, tmp_path / "mount") as mount, closing(sqlite3.connect(mount.path)) as reader:
+    mounted = MountedReplica(replica, tmp_path / "mount", expected_problems=("polling fails",))
+    with mounted as mount, closing(sqlite3.connect(mount.path)) as reader:
         mount.wait_for(1)
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
@@ -160,6 +169,13 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
         assert (record["txid"], record["newest_txid"], record["lag_ms"]) == (f"{1:016x}", f"{1:016x}", 0)
         (pinned,) = record["readers"]
         assert (pinned["pid"], pinned["txid"]) == (os.getpid(), f"{1:016x}")
+        by_path = json.loads(program("status", record["db_path"], "--json").stdout)["databases"]
+        assert [each["mountpoint"] for each in by_path] == [str(mount.mountpoint)]
+        link = tmp_path / "link.db"
+        link.symlink_to(mount.path)
+        assert program("wait", link, "--txid", f"{1:016x}").stdout == program("wait", mount.path, "--caught-up").stdout
+        assert program("health", mount.path).stdout == "1 database is healthy\n"
+        assert "name the database that is its primary" in program("sync", mount.path).stderr
         lines = program("status", mount.mountpoint).stdout
         rows = dict(line.strip().split(maxsplit=1) for line in lines.splitlines()[1:])
         assert (rows["position"], rows["replica"]) == (f"{1:016x}", replica)
@@ -177,6 +193,11 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
         assert program("health", mount.mountpoint).stdout == "1 database is healthy\n"
         shown = watched(mount.mountpoint, times=2)
         assert [each["databases"][0]["txid"] for each in shown] == [f"{1:016x}"] * 2
+        away = (tmp_path / "replica").rename(tmp_path / "away")
+        mount.wait_until(lambda: "the directory of file://" in program("health", mount.path).stderr, what="failure")
+        assert program("health", mount.path).returncode == ExitCode.NOT_REACHED
+        away.rename(tmp_path / "replica")
+        mount.wait_until(lambda: program("health", mount.path).returncode == ExitCode.OK, what="recovery")
         mount.kill()
         done = program("health", mount.mountpoint)
         assert (done.returncode, "is dead" in done.stderr) == (ExitCode.ENVIRONMENT, True)
@@ -197,6 +218,7 @@ def test_mount_tells_its_position_its_readers_and_its_requests(tmp_path: Path) -
             ExitCode.USAGE,
             "--config, --all, --watch and --check cannot be combined with a replica URL: remove",
         ),
+        (["--watch", "--check"], ExitCode.USAGE, "--watch never ends, so it cannot --check: remove one of them"),
         (["--config", "/no/such.yml"], ExitCode.USAGE, "there is no configuration file /no/such.yml"),
     ],
 )

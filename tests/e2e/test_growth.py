@@ -38,7 +38,7 @@ def test_a_small_change_at_the_old_end_after_a_large_growth_leaves_its_neighbour
     process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=subprocess.PIPE, text=True)
 
     def wait_for(txid: int) -> None:
-        wait_until(lambda: f'"base": {{\n      "txid": {txid},' in (path / ".litereplica").read_text())
+        wait_until(lambda: f'"base": {{\n        "txid": {txid},' in (path / ".litereplica").read_text())
 
     try:
         assert process.stdout is not None

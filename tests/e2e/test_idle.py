@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -10,12 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from litereplica.fuse import mountpoint as mountpoints
-from litereplica.fuse.names import STATUS_NAME
+from litereplica.testing.mounts import status_in
 from tests.e2e.idle_mount import PAUSE_AFTER_S
 from tests.helpers.publisher import Publisher
 
@@ -41,11 +39,6 @@ def mounted(url: str, path: Path) -> Iterator[None]:
                 subprocess.run(["fusermount3", "-uz", path], check=True)
 
 
-def status(path: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((path / STATUS_NAME).read_bytes())
-    return read
-
-
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -54,7 +47,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def is_paused(path: Path) -> bool:
-    return bool(status(path)["polling"]["state"] == "paused")
+    return bool(status_in(path)["polling"]["state"] == "paused")
 
 
 @pytest.mark.slow
@@ -63,11 +56,11 @@ def test_an_idle_mount_makes_no_request_and_its_next_reader_sees_the_newest(tmp_
     with Publisher(tmp_path, setup="CREATE TABLE t(x)") as publisher, mounted(publisher.url, path):
         for round in range(1, 4):
             until(lambda: is_paused(path))
-            polls = status(path)["replica"]["polls"]
+            polls = status_in(path)["replica"]["polls"]
             txid = publisher.transaction("INSERT INTO t VALUES (1)")
             time.sleep(4 * 0.05)  # several intervals, in which nothing is to happen
-            assert status(path)["replica"]["polls"] == polls
-            assert status(path)["replica"]["pos"]["txid"] < txid
+            assert status_in(path)["replica"]["polls"] == polls
+            assert status_in(path)["replica"]["pos"]["txid"] < txid
             with closing(sqlite3.connect(path / "app.db")) as reader:
                 assert reader.execute(QUERY).fetchone() == (round,)
 
@@ -85,4 +78,4 @@ def test_a_connection_that_only_waits_keeps_the_mount_up_to_date(tmp_path: Path)
         time.sleep(3 * PAUSE_AFTER_S)  # longer than anybody's patience
         publisher.transaction("INSERT INTO t VALUES (1)")
         until(lambda: reader.execute(QUERY).fetchone() == (1,))
-        assert status(path)["polling"]["state"] == "active"
+        assert status_in(path)["polling"]["state"] == "active"

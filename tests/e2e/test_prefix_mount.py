@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from litereplica.testing.mounts import MountedReplica, litereplica_binary
+from litereplica.testing.mounts import MountedReplica, litereplica_binary, status_in
 from tests.helpers.publisher import Publisher
 
 PARK_AFTER = "400ms"
@@ -91,8 +90,7 @@ def active(mount: MountedReplica) -> int:
 
 def about(mount: MountedReplica, name: str) -> dict[str, Any]:
     """The status of one database."""
-    read: dict[str, Any] = json.loads((mount.mountpoint / ".each" / name / ".litereplica").read_bytes())
-    return read
+    return status_in(mount.mountpoint / ".each" / name)
 
 
 def descriptors(mount: MountedReplica) -> int:

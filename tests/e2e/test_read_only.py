@@ -19,6 +19,7 @@ import pytest
 from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.names import AT_NAME, STATUS_NAME
 from litereplica.testing.mounts import MountedReplica
+from tests.helpers.json_language import require_one_language
 from tests.helpers.publisher import Publisher
 
 PAGE_SIZE = 4096
@@ -168,7 +169,10 @@ def test_the_status_file_is_json_that_is_new_each_time(publisher: Publisher, mou
     before = json.loads(path.read_bytes())
     txid = publisher.transaction("UPDATE t SET x = x + 1")
     mount.wait_for(txid)
-    assert json.loads(path.read_bytes())["mount"]["pos"]["txid"] == txid > before["mount"]["pos"]["txid"]
+    after = json.loads(path.read_bytes())
+    assert after["txid"] == f"{txid:016x}" > before["txid"]
+    assert not [name for name in after["debug"]["replica"] if name.endswith("_at")]
+    require_one_language({name: value for name, value in after.items() if name != "debug"})
 
 
 def test_the_position_is_written_as_litefs_does(publisher: Publisher, mount: MountedReplica) -> None:

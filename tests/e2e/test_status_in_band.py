@@ -84,6 +84,7 @@ def test_state_is_in_the_attributes_and_in_a_database_that_any_client_attaches(
                 assert row[6] == 1
                 assert row[7] > 0
                 assert row[8] == later
+                assert third.execute("SELECT DISTINCT usd FROM lr.requests").fetchall() == [(None,)]
                 assert third.execute("SELECT pid, txid FROM lr.readers").fetchone() == (os.getpid(), later)
                 document = ask(own_directory({}, uid=0) / f"{mount.pid}.sock", "GET", "/status") or {}
                 require_answered("/status", document)
@@ -125,6 +126,9 @@ def test_other_users_learn_as_little_of_a_mount_of_many(tmp_path: Path) -> None:
     ):
         make_reachable(mount.mountpoint)
         client.execute("SELECT count(*) FROM t")
+        of_one = program("status", mount.mountpoint / publisher.replica.name, "--json")
+        (record,) = json.loads(of_one.stdout)["databases"]
+        assert (record["state"], record["txid"]) == ("following", f"{publisher.txid:016x}")
         one = mount.mountpoint / ".each" / publisher.replica.name / ".litereplica"
         for path, known in ((mount.mountpoint / ".litereplica", set()), (one, {"name", "txid", "timestamp", "lag_ms"})):
             assert json.loads(path.read_bytes())["url"]
@@ -141,6 +145,7 @@ def test_a_fixed_mount_says_what_it_is(publisher: Publisher, tmp_path: Path) -> 
     first = publisher.txid
     with MountedReplica(publisher.url, tmp_path, options=("--txid", f"{first:016x}", "--log-format", "json")) as mount:
         assert attributes(mount.path)["status"] == "fixed"
+        assert json.loads((mount.mountpoint / ".litereplica").read_bytes())["state"] == "fixed"
         with closing(sqlite3.connect(mount.mountpoint / ".litereplica.db")) as tables:
             row = tables.execute("SELECT state, txid, newest_txid FROM databases").fetchone()
         assert row == ("fixed", f"{first:016x}", None)

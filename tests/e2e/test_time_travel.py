@@ -25,6 +25,7 @@ from litereplica.fuse import mountpoint as mountpoints
 from litereplica.fuse.at_tree import LISTED_POINTS
 from litereplica.fuse.names import AT_NAME
 from litereplica.testing.mounts import MountedReplica, litereplica_binary
+from litereplica.times import format_time
 from tests.helpers.publisher import Publisher
 from tests.helpers.thousand import LongHistory, digest
 
@@ -361,12 +362,8 @@ def test_a_mount_by_txid_or_time_is_that_state_for_good(scene: Scene, tmp_path: 
             assert mount.pos().txid == 25
             assert mount.path.stat().st_mtime_ns == scene.times_ms[25] * 1_000_000
             status = mount.status()
-            assert status["static"] == {
-                "txid": 25,
-                "timestamp_ms": scene.times_ms[25],
-                "size": len(scene.images[25]),
-                "error": "",
-            }
+            shown = (status["txid"], status["timestamp"], status["size_bytes"], status["error"])
+            assert shown == (f"{25:016x}", format_time(scene.times_ms[25]), len(scene.images[25]), None)
             assert status["replica"]["polls"] == 0
             assert not (mount.mountpoint / AT_NAME).exists()
             assert not mount.path.with_name("app.db-wal").exists()
@@ -438,7 +435,7 @@ class Small:
         import json
 
         status = json.loads((self.mountpoint / ".litereplica").read_bytes())
-        return {past["txid"] for past in status["past"]}
+        return {past["txid"] for past in status["debug"]["past"]}
 
     def delete(self, *txids: int) -> None:
         for txid in txids:

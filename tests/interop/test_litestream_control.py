@@ -148,7 +148,8 @@ def test_our_client_drives_litestream_and_our_writer_alike(tmp_path: Path, socke
         document = ask(socket, "GET", "/status") or {}
         require_answered("/status", document)
         (place,) = document["replicas"]
-        assert (place["url"], place["is_priced"]) == (f"file://{app}-replica", False)
+        assert (place["url"], place["is_priced"], place["usd"]) == (f"file://{app}-replica", False, None)
+        assert {each["usd"] for each in place["requests"]} == {None}
         puts = {each["operation"]: each["requests"] for each in place["requests"]}["put_if_absent"]
         assert puts >= record["published_files"] > 0
         assert (record["kind"], record["state"]) == (WRITER, "stopped")

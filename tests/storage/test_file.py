@@ -53,6 +53,25 @@ async def test_a_missing_root_is_empty_and_is_not_made_by_readers(root: Path) ->
     assert not is_there(root)
 
 
+async def test_a_root_that_has_gone_is_an_outage_for_who_has_read_from_it(storage: FileStorage, root: Path) -> None:
+    await storage.put("a/k", b"x")
+    await storage.get("a/k")
+    with pytest.raises(NotFound):
+        await storage.get("a/next")
+    away = root.with_name("away")
+    os.rename(root, away)  # noqa: PTH104
+    for ask in (storage.get, storage.head):
+        with pytest.raises(TransientStorageError, match=r"the directory of file://.*/root has gone"):
+            await ask("a/next")
+    assert not is_there(root)
+    os.rename(away, root)  # noqa: PTH104
+    with pytest.raises(NotFound):
+        await storage.get("a/next")
+    os.rename(root, away)  # noqa: PTH104
+    await storage.put("a/next", b"a writer makes its root")
+    assert (await storage.get("a/next")).size == 23
+
+
 async def test_the_time_is_the_files_mtime(storage: FileStorage, root: Path) -> None:
     await storage.put("k", b"x", modified_ms=1_700_000_000_123)
     assert (root / "k").stat().st_mtime_ns == 1_700_000_000_123_000_000

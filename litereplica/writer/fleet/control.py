@@ -237,7 +237,8 @@ def database_record(database: DatabaseStatistics, fleet: FleetStatistics) -> dic
 
 
 def replica_record(url: str, statistics: StorageStatistics) -> dict[str, object]:
-    """The JSON object of a replica root: the requests that this process made there, and their price by S3's list."""
+    """The JSON object of a replica root: the requests that this process made there, and their price, if any."""
+    priced = is_priced(url)
     made = {operation: each for operation, each in statistics.by_operation.items() if each.requests}
     requests = [
         {
@@ -247,11 +248,11 @@ def replica_record(url: str, statistics: StorageStatistics) -> dict[str, object]
             "error_codes": dict(each.failures),
             "received_bytes": each.bytes_received,
             "sent_bytes": each.bytes_sent,
-            "usd": S3_PRICES_USD[operation] * each.requests,
+            "usd": S3_PRICES_USD[operation] * each.requests if priced else None,
         }
         for operation, each in made.items()
     ]
-    return {"url": url, "requests": requests, "usd": price_usd(statistics), "is_priced": is_priced(url)}
+    return {"url": url, "requests": requests, "usd": price_usd(statistics) if priced else None, "is_priced": priced}
 
 
 def _covers(root: str, url: str) -> bool:
