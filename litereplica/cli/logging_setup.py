@@ -129,6 +129,13 @@ def configure_logging(path: Path | None = None, *, level: int = LEVEL, as_json: 
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def log_if_asked() -> None:
+    """Log to stderr if the user has named a level and nothing is logged yet: for commands that do not log otherwise."""
+    unlikely = logging.CRITICAL + 1
+    if _chosen(unlikely) != unlikely and not logging.getLogger().handlers:
+        configure_logging()
+
+
 def log_file() -> Path | None:
     """The log file; None if the log does not go to a file."""
     for handler in logging.getLogger().handlers:

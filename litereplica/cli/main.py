@@ -31,7 +31,7 @@ from litereplica import __version__
 from litereplica.cli.fast_imports import fast_imports
 from litereplica.cli.help_formatter import HelpContext
 from litereplica.cli.one_dash import with_two_dashes
-from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP
+from litereplica.cli.params import LOG_LEVEL, LOG_LEVEL_HELP, log_level_option
 from litereplica.errors import ConfigurationErrors, ExitCode, LiteReplicaError, leaves
 from litereplica.printable import printable
 
@@ -118,6 +118,8 @@ class LazyGroup(click.Group):
             command = import_module(f"litereplica.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         command.context_class = HelpContext
+        if not any("--log-level" in param.opts for param in command.params):
+            log_level_option(command)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import trio
 
+from litereplica.cli.logging_setup import log_if_asked
 from litereplica.cli.nothing_there import explained
 from litereplica.cli.replica_of import ReplicaOf
 from litereplica.errors import NoReplica, leaves
@@ -23,6 +24,7 @@ def run_on_store(replica: ReplicaOf | str, work: Callable[[LTXStore], Awaitable[
         KeyboardInterrupt: SIGINT or SIGTERM ended it.
         UsageError: the URL is invalid. And the errors of `work`; a `NoReplica` says what is there instead.
     """
+    log_if_asked()
     return trio.run(_run, ReplicaOf(replica) if isinstance(replica, str) else replica, work)
 
 

@@ -78,12 +78,10 @@ DOCUMENT = Keys(
         **_STORE_IDLE,
         **_many("l0-retention-check-interval", "litereplica has its own schedule for deletions"),
         **_many("verify-compaction validation", _ALWAYS_CHECKED),
+        "mcp-addr": "there is no such server: use 'litereplica status --json'",
         **_many("shutdown-sync-interval", "unpublished transactions are published by the next start"),
     },
-    refused={
-        **_STORE_REFUSED,
-        "mcp-addr": "there is no such server; use 'litereplica status --json'",
-    },
+    refused=_STORE_REFUSED,
     free=True,
 )
 

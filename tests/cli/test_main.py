@@ -253,6 +253,14 @@ def test_level_of_the_log_is_that_of_the_option_else_of_the_variable_else_of_the
     assert found[1:] in ([], [level] if arguments else [logging.WARNING])
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_requests_of_any_command_are_logged_if_a_level_is_named(tmp_path: Path, before: bool) -> None:
+    level, command = ("--log-level", "debug"), ("history", f"file://{tmp_path}")
+    named = program(*level, *command) if before else program(*command, *level)
+    assert re.search(r"^\S+ DEBUG litereplica\S* .*list", named.stderr, re.MULTILINE)
+    assert " DEBUG " not in program(*command).stderr
+
+
 def test_version() -> None:
     result = program("--version")
     assert (result.returncode, result.stdout) == (0, f"litereplica {__version__}\n")

@@ -227,6 +227,10 @@ SHAPES: dict[str, tuple[str, dict[str, str]]] = {
         "        skip-verify: false\n",
         {"/data/app.db": "s3://backups/prod/eu-west-1/app?endpoint=https://objects.example.com"},
     ),
+    "a server for models": (
+        "mcp-addr: ':3001'\ndbs:\n  - {path: /a.db, replica: {path: /r}}\n",
+        {"/a.db": "file:///r"},
+    ),
 }
 """By what is special: the text, and for each database the URL of its replica."""
 
@@ -238,9 +242,6 @@ DIFFERENT: dict[str, tuple[str, bool, bool, str]] = {
         "dbs:\n  - {path: /a, replica: {url: s3://b/a, sync_interval: 1s}}\n", True, False, "write sync-interval"
     ),
     "no database": ("addr: ':9090'\n", True, False, "no database is configured"),
-    "a server for models": (
-        "mcp-addr: ':3001'\ndbs:\n  - {path: /a, replica: {path: /r}}\n", True, False, "mcp-addr is not supported"
-    ),
     "a shell in the command": (
         "exec: a && b\ndbs:\n  - {path: /a, replica: {path: /r}}\n", True, False, "write sh -c"
     ),
