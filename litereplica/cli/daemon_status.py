@@ -148,13 +148,16 @@ def _of_the_usual_form() -> Iterator[None]:
 
 
 def show_records(records: Sequence[Record], subject: Subject, *, as_json: bool) -> None:
-    """Print records as tables, a single mount as a list of its facts, or all as JSON."""
+    """Print records as tables, a mount or a database that was named as a list of its facts, or all as JSON."""
     if as_json:
         output.print_json({"databases": list(records)})
         return
     with _of_the_usual_form():
         if subject.mount is not None:
             output.print_table(("what", "value"), mount_facts(records[0]))
+            return
+        if subject.path is not None and len(records) == 1 and "published_files" in records[0]:
+            output.print_table(("what", "value"), writer_facts(records[0]))
             return
         written = [writer_row(record) for record in records if record["kind"] == WRITER]
         mounted = [mount_row(record) for record in records if record["kind"] == MOUNT]
@@ -170,15 +173,39 @@ def show_records(records: Sequence[Record], subject: Subject, *, as_json: bool) 
 
 def writer_row(record: Record) -> list[str]:
     """The cells of a replicated database."""
-    lease = record.get("lease")
     return [
         record["db_path"],
         record["state"],
         record.get("txid", ""),
         _behind(record, "unpublished_bytes") if "lag_ms" in record else "",
-        "" if lease is None else f"{lease['owner']}, generation {lease['generation']}",
+        _lease(record),
         record.get("error") or "",
     ]
+
+
+def writer_facts(record: Record) -> list[tuple[str, str]]:
+    """What is known of a replicated database, by name; what does not apply is left out."""
+    rows = [
+        ("database", str(record["db_path"])),
+        ("replica", str(record.get("url") or "")),
+        ("process", str(record.get("pid") or "")),
+        ("state", str(record["state"])),
+        ("position", str(record.get("txid") or "")),
+        ("last published", str(record.get("published_at") or "")),
+        ("behind", _behind(record, "unpublished_bytes")),
+        ("WAL", f"{record['wal_frames']} frames" if record.get("wal_frames") else ""),
+        ("published files", f"{record['published_files']}, {format_size(record['published_bytes'])}, since the start"),
+        ("checkpoints", str(record["checkpoints"])),
+        ("lease", _lease(record)),
+        ("error", str(record.get("error") or "")),
+        ("log file", str(record.get("log_file") or "")),
+    ]
+    return [(what, value) for what, value in rows if value]
+
+
+def _lease(record: Record) -> str:
+    lease = record.get("lease")
+    return "" if lease is None else f"{lease['owner']}, generation {lease['generation']}"
 
 
 def mount_row(record: Record) -> list[str]:
@@ -220,6 +247,7 @@ def mount_facts(record: Record) -> list[tuple[str, str]]:
         *(("reader", _reader(reader)) for reader in readers),
         ("without locks", ", ".join(map(str, record.get("clients_without_locks") or []))),
         ("stacked on it", ", ".join(map(str, record.get("stacked_on") or []))),
+        ("WAL", f"{record['wal_frames']} frames" if record.get("wal_frames") else ""),
         ("hydration", _hydration(hydration)),
         ("requests", ", ".join(f"{each['purpose']} {each['requests']}" for each in requests)),
         ("received", ", ".join(_received(each) for each in requests if each["received_bytes"])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -107,7 +108,13 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(
         assert program("health", "--config", file).stdout == "1 database is healthy\n"
         assert asked(app, "--config", file)["pid"] == process.pid
         assert (record["kind"], record["lag_ms"], record["lease"]["generation"]) == ("writer", 0, 1)
-        table = program("status", app).stdout.splitlines()
+        facts = dict(line.split("  ", 1) for line in program("status", app).stdout.splitlines()[1:])
+        facts = {what: value.strip() for what, value in facts.items()}
+        assert (facts["replica"], facts["process"], facts["state"]) == (url, str(process.pid), "active")
+        assert facts["position"] == "0000000000000001"
+        assert re.fullmatch(r"\d{4}-.*Z", facts["last published"])
+        assert facts["published files"].startswith("1, ")
+        table = program("status").stdout.splitlines()
         assert table[0].split() == ["database", "state", "txid", "behind", "lease", "note"]
         assert table[1].split()[:5] == [str(app), "active", "0000000000000001", "0", "s"]
     done = program("status", app)
