@@ -114,7 +114,7 @@ def test_running_writer_is_found_by_its_database_its_directory_and_its_file(
         assert facts["position"] == "0000000000000001"
         assert re.fullmatch(r"\d{4}-.*Z", facts["last published"])
         assert facts["published files"].startswith("1, ")
-        table = program("status").stdout.splitlines()
+        table = program("status", "--config", file).stdout.splitlines()
         assert table[0].split() == ["database", "state", "txid", "behind", "lease", "note"]
         assert table[1].split()[:5] == [str(app), "active", "0000000000000001", "0", "s"]
     done = program("status", app)
