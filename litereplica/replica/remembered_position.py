@@ -3,7 +3,8 @@
 A store may answer with a listing that is out of date. When the listing at a start is older than the remembered TXID,
 the level 0 file of that TXID is asked for by its name: if it is there, so is all that the mount has served, and the
 listing is asked for again later. If it is not, the replica was rolled back or made anew, or the file was pruned after
-newer ones came; then what the listing has is served, and the log says so.
+newer ones came. Then what is listed is served, and the log says so, but only if further listings agree: one that is out
+of date must not take the mount back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from litereplica.errors import LTXError
+import trio
+
+from litereplica.errors import LTXError, TransientStorageError
 from litereplica.format.names import format_txid, parse_txid
 from litereplica.ltxstore.outdated_listing import is_gone
 from litereplica.ltxstore.store import LTXStore
@@ -25,6 +28,9 @@ log = logging.getLogger(__name__)
 FILE_NAME = "served-txid"
 WRITE_INTERVAL_S = 1.0
 """A mount that is killed has forgotten at most what it began to serve within this time."""
+
+AGREEING_LISTINGS = 3
+LISTING_PAUSE_S = 1.0
 
 _FLAGS = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _SIZE = 16
@@ -51,9 +57,14 @@ class RememberedPosition:
         return 0
 
     async def require_listed(self, store: LTXStore, newest: TXID) -> None:
-        """Raise `TransientStorageError` if the store has the file of this TXID, but lists nothing beyond `newest`."""
-        remembered = self.read()
-        if await is_gone(store, remembered, newest=newest, hint="try again, or add --wait"):
+        """Raise `TransientStorageError` if the listing, which has nothing beyond `newest`, is out of date."""
+        remembered, hint = self.read(), "try again, or add --wait"
+        if await is_gone(store, remembered, newest=newest, hint=hint):
+            for _ in range(AGREEING_LISTINGS - 1):
+                await trio.sleep(LISTING_PAUSE_S)
+                listed = max((info.max_txid for info in await store.list_levels()), default=0)
+                if listed >= remembered:
+                    raise TransientStorageError(f"a listing of {store.url} was out of date", hint=hint)
             log.warning(
                 "the newest TXID of %s is %s, and %s was served from it before: it was rolled back or made anew",
                 store.url, format_txid(newest), format_txid(remembered),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from litereplica.errors import TransientStorageError
+from litereplica.ltxstore.outdated_listing import is_gone
+from litereplica.replica import remembered_position
 from litereplica.replica.remembered_position import FILE_NAME, WRITE_INTERVAL_S, RememberedPosition
 from litereplica.storage.base import ObjectInfo
 from tests.helpers.history import History
@@ -15,7 +18,8 @@ from tests.replica.test_database import Bench, Clock, content, made_anew
 
 
 @pytest.fixture
-def bench() -> Bench:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(remembered_position, "LISTING_PAUSE_S", 0.0)
     return Bench(history=History(storage=OutdatedListings()))
 
 
@@ -51,6 +55,31 @@ async def test_a_replica_that_was_rolled_back_or_made_anew_is_served(bench: Benc
         assert await content(replica) == bench.history.at(1)
     async with bench.replica(tmp_path) as replica:  # said once
         assert replica.snapshot.pos.txid == 1
+
+
+async def test_one_outdated_listing_does_not_take_it_back_although_its_file_was_pruned(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that ends at the remembered TXID has gone into a merged one, which the first listing does not show."""
+    shown = await serve_three(bench, tmp_path)
+    storage = bench.history.storage
+    assert isinstance(storage, OutdatedListings)
+    await bench.history.commit({1: b"d"})
+    await bench.history.compact(1, 1, 4)
+    await bench.history.delete(0, 3)
+    storage.shown = shown
+
+    async def is_gone_and_the_listing_recovers(*args: Any, **options: Any) -> bool:
+        gone = await is_gone(*args, **options)
+        storage.shown = None
+        return gone
+
+    monkeypatch.setattr(remembered_position, "is_gone", is_gone_and_the_listing_recovers)
+    with pytest.raises(TransientStorageError, match="was out of date"):
+        async with bench.replica(tmp_path):
+            pass
+    async with bench.replica(tmp_path) as replica:
+        assert replica.snapshot.pos.txid == 4
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a TXID at all", b"\xff" * 16])
