@@ -31,7 +31,7 @@ from litereplica.format.names import Layout
 from litereplica.ltxstore import store as ltx_store
 from litereplica.ltxstore.plan import plan_newest, reachable_txids
 from litereplica.ltxstore.store import LTXStore
-from litereplica.replica import database, file_reader, hydrate
+from litereplica.replica import database, file_reader, hydrate, remembered_position
 from litereplica.replica.database import Replica, open_replica
 from litereplica.replica.next_files import LIST_INTERVAL_S, REBASE_INTERVAL_S
 from litereplica.replica.past_snapshots import PastDatabase
@@ -112,6 +112,7 @@ class ReaderMachine(RuleBasedStateMachine):
         for module in (ltx_store, file_reader, hydrate):
             self.limits.setattr(module, "WHOLE_FILE_LIMIT", SMALL)
         self.limits.setattr(database, "HEAL_PAUSE_S", 0.0)
+        self.limits.setattr(remembered_position, "LISTING_PAUSE_S", 0.0)
 
         async def first() -> None:
             await self.history.commit({}, pages=pages)
