@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from soaking.judge import Verdict
 from soaking.soak import Run, command_line
@@ -24,7 +26,7 @@ def markdown(run: Run, verdict: Verdict) -> str:
     moment = datetime.fromtimestamp(run.began, UTC).strftime("%Y-%m-%d %H:%M UTC")
     lines = [
         f"`{command_line(run.plan)}`, {moment}, {minutes:.0f} minutes, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, Linux {platform.release()}.",
+        f"Python {platform.python_version()}, Linux {platform.release()}, commit {_commit()}.",
         "",
         "| what | count |",
         "|---|---|",
@@ -46,6 +48,13 @@ def markdown(run: Run, verdict: Verdict) -> str:
     else:
         lines += ["No wrong read, and no error beyond those that SEMANTICS allows."]
     return "\n".join([*lines, ""])
+
+
+def _commit() -> str:
+    """The commit that is tested, with a mark if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=, with changes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
 
 
 def _log_lines(run: Run, verdict: Verdict) -> Iterable[str]:
