@@ -313,14 +313,15 @@ def test_replicate_once_or_with_a_program_leads_to_the_same_replica(program_of: 
 
 
 TABLE = Path(__file__).parents[2] / "docs/LITESTREAM.md"
-COMMANDS = ("replicate", "restore", "ltx", "databases", "status", "reset", "version")
+CONTROL = ("list", "info", "start", "stop", "sync", "register", "unregister")
+COMMANDS = ("replicate", "restore", "ltx", "databases", "status", "reset", "version", *CONTROL)
 
 
 def test_table_of_the_documentation_has_every_option_key_and_variable() -> None:
     rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
     for name in COMMANDS:
         told = " ".join(row.split("|")[1] for row in rows if re.match(rf"\| `{name}\b", row))
-        options = re.findall(r"^\t(-[a-z-]+)", run_litestream(name, "-h").stdout, re.MULTILINE)
+        options = re.findall(r"^(?:\t|  )(-[a-z-]+)", run_litestream(name, "-h").stdout, re.MULTILINE)
         for option in options:
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", told), f"{name} {option}"
         assert options
