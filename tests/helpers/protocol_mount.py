@@ -14,7 +14,6 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +31,10 @@ from litereplica.replica.file_holders import FileHolders
 from litereplica.replica.observer import ReplicaObserver
 from litereplica.replica.page_map import LOCATION, PageMap
 from litereplica.replica.snapshot import Snapshot, Update
+from litereplica.replica.statistics import HydrationState, HydrationStatistics, ReplicaStatistics
 from litereplica.types import FileInfo, Pos
 
 DIGITS = 10
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """Statistics of a replica that has none."""
-
-    timestamp_ms: int = 0
 
 
 class ScriptedReplica:
@@ -101,8 +94,36 @@ class ScriptedReplica:
             for pgno, txid in zip(pgnos.tolist(), txids, strict=True)
         ]
 
-    def statistics(self) -> Nothing:
-        return Nothing()
+    def statistics(self) -> ReplicaStatistics:
+        """Nothing but the position: a scripted replica has no store."""
+        snapshot = self.snapshot
+        hydration = HydrationStatistics(
+            state=HydrationState.OFF, pages=0, pages_missing=0, pages_fetched=0, files_verified=0
+        )
+        return ReplicaStatistics(
+            pos=snapshot.pos,
+            timestamp_ms=0,
+            page_size=snapshot.page_size,
+            commit=snapshot.commit,
+            newest_txid=snapshot.pos.txid,
+            behind_bytes=0,
+            polls=0,
+            heals=0,
+            last_success_at=0.0,
+            last_progress_at=0.0,
+            staleness_s=0.0,
+            polls_behind=0,
+            reason="",
+            last_error="",
+            pages_from_memory=0,
+            pages_from_disk=0,
+            pages_from_store=0,
+            files=1,
+            requests=None,
+            ledger={},
+            is_priced=False,
+            hydration=hydration,
+        )
 
 
 def marker() -> bytes:
