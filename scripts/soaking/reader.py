@@ -220,7 +220,9 @@ def main(kind: str, database: Path, notes: Path, seed: int) -> None:
                 reader.note("wrong", str(exc))
                 reader.close()
             except Exception as exc:  # whatever a driver raises: the judge decides
-                reader.note("failure", begun, f"{type(exc).__name__}: {exc}")
+                reader.note(
+                    "failure", begun, f"{type(exc).__name__}: {exc} {getattr(exc, 'sqlite_errorname', '')}".rstrip()
+                )
                 with contextlib.suppress(Exception):
                     reader.close()
                 if _told_to_end(RETRY_S):
