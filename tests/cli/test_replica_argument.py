@@ -27,6 +27,7 @@ from litereplica.testing.latency import LatencyStorage
 from litereplica.testing.mounts import MountedReplica
 from tests.cli.program import program
 from tests.conftest import S3Bucket
+from tests.helpers.archives import unpack
 from tests.ltxstore.replicas import History, publish
 from tests.restore.test_generations import GOLDEN
 
@@ -185,7 +186,7 @@ def places(tmp_path: Path, replica: str, monkeypatch: pytest.MonkeyPatch) -> dic
     """URLs without LTX files, with what is to be said of each."""
     monkeypatch.chdir(tmp_path)
     with tarfile.open(GOLDEN) as archive:
-        archive.extractall(tmp_path / "old", filter="tar")
+        unpack(archive, tmp_path / "old")
     (tmp_path / "empty").mkdir()
     return {
         f"file://{tmp_path}/old/replica": "is a backup by Litestream 0.3 (generations/), which has no LTX files: "

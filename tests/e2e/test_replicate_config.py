@@ -25,6 +25,7 @@ from litereplica.testing.litestream import child_environment, litestream_binary
 from litereplica.testing.mounts import litereplica_binary
 from litereplica.testing.server_thread import serving
 from tests.conftest import S3Bucket
+from tests.helpers.archives import unpack
 from tests.helpers.json_language import require_printed
 from tests.restore.test_generations import GOLDEN
 
@@ -461,7 +462,7 @@ def test_a_database_that_exists_is_not_restored(place: Path) -> None:
 def test_a_backup_by_litestream_03_is_restored_and_goes_on_as_ltx(place: Path) -> None:
     """The application would otherwise begin with an empty database, which is what this option is to prevent."""
     with tarfile.open(GOLDEN) as archive:
-        archive.extractall(place, filter="tar")
+        unpack(archive, place)
     command = [litereplica_binary(), "replicate", str(place / "a.db"), f"file://{place}/replica"]
     done = subprocess.run(
         [*command, "--restore-if-db-not-exists", "--once"], check=True, capture_output=True, text=True

@@ -26,6 +26,7 @@ from litereplica.testing.ltx_files import encode_file
 from litereplica.times import format_time
 from litereplica.types import FileInfo
 from tests.conftest import S3Bucket
+from tests.helpers.archives import unpack
 from tests.ltxstore.replicas import page_of
 
 GOLDEN = Path(__file__).parent / "golden/litestream-0.3.13.tar"
@@ -36,7 +37,7 @@ FIRST, SECOND = "0c931269f37fe9e2", "2717047099308279"
 def root(tmp_path: Path) -> Path:
     """The backup, with the times of its files."""
     with tarfile.open(GOLDEN) as archive:
-        archive.extractall(tmp_path, filter="tar")
+        unpack(archive, tmp_path)
     return tmp_path / "replica"
 
 
