@@ -75,6 +75,23 @@ class Paced:
 
     response_class: Any = partial(PacedResponse, is_listing=False, joins_parts=False)
 
+    def connect(self) -> None:
+        """Connect. The answer of a proxy is closed: the first releases of Python 3.11 leave it open."""
+        answers: list[PacedResponse] = []
+        expected = self.response_class  # of the request, if that is what connects
+
+        def answer(*args: Any, **named: Any) -> PacedResponse:
+            answers.append(PacedResponse(*args, is_listing=False, joins_parts=False, **named))
+            return answers[-1]
+
+        self.response_class = answer
+        try:
+            super().connect()  # type: ignore[misc] # the connection's
+        finally:
+            self.response_class = expected
+            for each in answers:
+                each.close()
+
     def request(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **named: Any) -> Any:
         """Send a request."""
         if headers is not None:

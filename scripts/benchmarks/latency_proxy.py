@@ -72,9 +72,15 @@ class _Direction(asyncio.Protocol):
             self._source.pause_reading()
 
     def hand_to(self, target: _Direction, *, handshake_s: float) -> None:
-        """What comes here leaves there. `target` is the other direction, whose socket this one writes to."""
+        """What comes here leaves there. `target` is the other direction, whose socket this one writes to.
+
+        What has come before waits for that: the first releases of Python 3.11 read although reading is paused.
+        """
         self._target = target
         self._not_before = self._loop.time() + handshake_s + self._delay_s
+        waiting, self._under_way = self._under_way, deque()
+        for _, data in waiting:
+            self._enqueue(data)
         self._source.resume_reading()
 
     def abort(self) -> None:
@@ -101,7 +107,7 @@ class _Direction(asyncio.Protocol):
         """An empty `data` is the end of the stream."""
         due = max(self._loop.time() + self._delay_s, self._not_before)
         self._under_way.append((due, data))
-        if self._timer is None:
+        if self._timer is None and self._target is not None:
             self._timer = self._loop.call_at(due, self._deliver)
 
     def _deliver(self) -> None:
