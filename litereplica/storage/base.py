@@ -88,6 +88,13 @@ class DirectoryListing:
         return cls(sorted(name for name in names if is_key(name) and "/" not in name), here)
 
 
+def listed(prefix: str, start_after: str | None, objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+    """Return what `Storage.list` returns of a store's answer: not every store lists in the order of bytes."""
+    after = start_after or ""
+    wanted = (each for each in objects if each.key.startswith(prefix) and is_key(each.key) and each.key > after)
+    return sorted(wanted, key=lambda info: info.key)
+
+
 class Storage(ABC):
     """A store of objects below one root. Obtain one from `storage.open.open_storage`."""
 

@@ -23,3 +23,8 @@ def validate_range(range: Range | None) -> None:
         negative = range is not None and range.length < 0
     if negative:
         raise ValueError(f"not a range of bytes: {range}")
+
+
+def is_empty(range: Range) -> bool:
+    """True if a range is empty, which HTTP cannot express."""
+    return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,10 +23,10 @@ import trio
 
 from litereplica.errors import NotFound, NotSupported, PreconditionFailed
 from litereplica.storage import s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, ByteRange, DirectoryListing, ObjectInfo, Range, Storage
-from litereplica.storage.keys import is_key, validate_directory, validate_key, validate_prefix
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage, listed
+from litereplica.storage.keys import validate_directory, validate_key, validate_prefix
 from litereplica.storage.pace import ListingPace
-from litereplica.storage.ranges import validate_range
+from litereplica.storage.ranges import is_empty, validate_range
 from litereplica.storage.s3_body import Reply, range_header, read_blob
 from litereplica.storage.s3_client import MAX_CONNECTIONS, connect, given_time_ms, send_content_md5
 from litereplica.storage.s3_connection import Connection
@@ -48,7 +49,6 @@ TIMESTAMP_METADATA = "litestream-timestamp"
 """The metadata in which Litestream stores an object's time: RFC 3339 in UTC, with nanoseconds."""
 DELETE_BATCH = 1000
 """S3's limit for one request."""
-_RANGE_NOT_SATISFIABLE = 416
 
 
 class S3Storage(Storage):
@@ -78,7 +78,7 @@ class S3Storage(Storage):
             try:
                 answer = client.get_object(**where, **header)
             except ClientError as exc:
-                if _status(exc) == _RANGE_NOT_SATISFIABLE:
+                if _status(exc) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     return None
                 raise
             return _blob(client, where, answer, range)
@@ -125,13 +125,7 @@ class S3Storage(Storage):
                 found += [self._info(entry) for entry in entries if entry["Key"].startswith(self._base)]
             return found
 
-        found = await self._run(f"list {prefix or 'objects'}", fetch, key=prefix)
-        wanted = (
-            info
-            for info in found
-            if info.key.startswith(prefix) and is_key(info.key) and info.key > (start_after or "")
-        )
-        return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+        return listed(prefix, start_after, await self._run(f"list {prefix or 'objects'}", fetch, key=prefix))
 
     async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
@@ -287,11 +281,6 @@ def _connect(url: ReplicaURL, credentials: Credentials | None) -> S3Client:
 
 def _delete_one(where: dict[str, Any], client: S3Client) -> object:
     return client.delete_object(**where)
-
-
-def is_empty(range: Range) -> bool:
-    """True if a range is empty, which HTTP cannot express."""
-    return range.start == range.stop if isinstance(range, ByteRange) else range.length == 0
 
 
 def _status(exc: ClientError) -> int:

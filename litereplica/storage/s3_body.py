@@ -45,7 +45,7 @@ def read_blob(reply: Reply, range: Range | None, size_of_object: Callable[[], in
     `size_of_object` asks the store for the size if the answer does not give it. Raises `ConnectionError`,
     `TimeoutError` or `ValueError` if the answer does not match the request; the connection has bytes left then.
     """
-    part = parse_content_range(reply.content_range)
+    part = _parse_content_range(reply.content_range)
     size: int | None
     if part is None:
         size = reply.length
@@ -65,7 +65,7 @@ def read_blob(reply: Reply, range: Range | None, size_of_object: Callable[[], in
     return Blob(data=data, size=size, etag=reply.etag), received
 
 
-def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
+def _parse_content_range(text: str) -> tuple[int, int, int | None] | None:
     """(start, stop, size) of a `Content-Range` header, with size None for `*`; None if there is no header."""
     if not text:
         return None

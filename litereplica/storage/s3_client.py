@@ -113,27 +113,23 @@ def _with_parameters(added: dict[str, Any], params: dict[str, Any], **_: Any) ->
     return params | added
 
 
-def endpoint_of(url: ReplicaURL) -> str:
-    """The endpoint that the URL or Litestream's variable names; empty if neither does, so that AWS's count."""
-    return url.endpoint or endpoint_url(os.environ.get(ENDPOINT_VARIABLE, ""))
-
-
 def configured_endpoint(url: ReplicaURL, session: botocore.session.Session | None) -> str:
-    """The endpoint of a replica: that of `endpoint_of`, else that of AWS's variables or configuration file.
+    """The endpoint that the URL or Litestream's variable names, else that of AWS's variables or configuration file.
 
     Empty if none is named. `session` is None if there is no configuration file.
     """
-    if endpoint_of(url) or os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
-        return endpoint_of(url)
+    endpoint = url.endpoint or endpoint_url(os.environ.get(ENDPOINT_VARIABLE, ""))
+    if endpoint or os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return endpoint
     scoped = {} if session is None else session.get_scoped_config()
     services = {} if session is None else session.full_config.get("services", {}).get(scoped.get("services", ""), {})
     named = (*(os.environ.get(name) for name in _AWS_ENDPOINT_VARIABLES), services.get("s3", {}).get("endpoint_url"))
     return next((each for each in (*named, scoped.get("endpoint_url")) if each), "")
 
 
-def uses_path_style(url: ReplicaURL, endpoint: str = "") -> bool:
+def uses_path_style(url: ReplicaURL, endpoint: str) -> bool:
     """True if the bucket is part of the path of a request, not of the host: so with every `endpoint` but a URL's."""
-    return url.force_path_style or bool(not url.endpoint and (endpoint or os.environ.get(ENDPOINT_VARIABLE)))
+    return url.force_path_style or bool(endpoint and not url.endpoint)
 
 
 def send_content_md5(client: S3Client) -> bool:

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -20,13 +19,13 @@ from weakref import WeakSet
 
 from litereplica.storage import s3_client
 from litereplica.storage.credentials import Credentials, sse_customer_key, static_credentials
-from litereplica.storage.s3_requests import S3Requests
 from litereplica.storage.s3_signature import KeyPair
 from litereplica.storage.url import access_point_endpoint
 
 if TYPE_CHECKING:
     import botocore.session
 
+    from litereplica.storage.s3_requests import S3Requests
     from litereplica.storage.url import ReplicaURL
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,8 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
     Blocks; makes no request to the store. Raises botocore's errors about credentials, and `OSError` if the file of
     certificate authorities cannot be read.
     """
-    from litereplica.storage.http_pool import HTTPPool, tls_context  # http.client and ssl take 30 ms
+    from litereplica.storage.http_pool import HTTPPool, tls_context  # these import http.client, for which a store of
+    from litereplica.storage.s3_requests import S3Requests  # files has no use
 
     keys = static_credentials(credentials)
     session = (
@@ -128,7 +128,7 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
     provider: Callable[[], KeyPair]
     if keys is not None:
         pair = KeyPair(keys.access_key_id, keys.secret_access_key, keys.session_token)
-        provider = partial(_given, pair)
+        provider = lambda: pair  # noqa: E731 - as simple as it is
     else:
         assert session is not None
         provider = _Provider(session)
@@ -146,10 +146,6 @@ def connect(url: ReplicaURL, credentials: Credentials | None = None) -> S3Reques
         options=url.options,
         sse_key=sse_key,
     )
-
-
-def _given(pair: KeyPair) -> KeyPair:
-    return pair
 
 
 class _Provider:

@@ -8,27 +8,26 @@ an idle connection that turns out to be closed. `s3_connection.py` makes the cli
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from litereplica.errors import NotFound, PreconditionFailed, StorageError, TransientStorageError
+from litereplica.errors import NotFound, PreconditionFailed
 from litereplica.storage import s3_client, s3_errors, s3_upload
-from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage
+from litereplica.storage.base import Blob, Body, DirectoryListing, ObjectInfo, Range, Storage, listed
 from litereplica.storage.keys import (
-    is_key,
     validate_directory,
     validate_key,
     validate_prefix,
 )
 from litereplica.storage.pace import ListingPace
-from litereplica.storage.ranges import validate_range
-from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage, is_empty
+from litereplica.storage.ranges import is_empty, validate_range
+from litereplica.storage.s3 import TIMESTAMP_METADATA, S3Storage
 from litereplica.storage.s3_body import Reply, range_header, read_blob
 from litereplica.storage.s3_client import given_time_ms
 from litereplica.storage.s3_connection import Connection, connect
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from litereplica.storage.url import ReplicaURL
 
 T = TypeVar("T")
-
-_RANGE_NOT_SATISFIABLE = 416
 
 
 class DirectS3Storage(Storage):
@@ -76,7 +73,7 @@ class DirectS3Storage(Storage):
             try:
                 return client.get(self._base + key, span, read)
             except Refusal as exc:
-                if exc.status == _RANGE_NOT_SATISFIABLE:
+                if exc.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     return None
                 raise
 
@@ -114,9 +111,7 @@ class DirectS3Storage(Storage):
     async def list(self, prefix: str, *, start_after: str | None = None) -> list[ObjectInfo]:
         validate_prefix(prefix)
         pages = await self._pages(prefix, start_after=start_after)
-        found = (info for page in pages for info in page.objects if info.key.startswith(prefix) and is_key(info.key))
-        wanted = (info for info in found if info.key > (start_after or ""))
-        return sorted(wanted, key=lambda info: info.key)  # not every store lists in the order of bytes
+        return listed(prefix, start_after, (info for page in pages for info in page.objects))
 
     async def list_directory(self, prefix: str) -> DirectoryListing:
         validate_directory(prefix)
@@ -186,20 +181,11 @@ def _translating(
 ) -> T:
     try:
         client = connection.client()
-    except Exception as exc:
-        raise s3_errors.translated(exc, failure) or exc from exc
-    try:
         return action(client)
-    except Refusal as exc:
+    except Refusal as exc:  # by `action`
         if s3_errors.refuses_credentials(exc.code) and connection.renew(client):
             return _translating(connection, action, failure)
         raise s3_errors.of_code(exc.code, exc.status, exc.message, failure) from exc
-    except ssl.SSLCertVerificationError as exc:
-        reason = "the server's certificate is not trusted"
-        raise failure.error(StorageError, reason, s3_errors.HINT_CERTIFICATE) from exc
-    except (ConnectionError, TimeoutError) as exc:
-        reason = str(exc) or type(exc).__name__
-        raise failure.error(TransientStorageError, reason, s3_errors.HINT_ENDPOINT) from exc
     except Exception as exc:
         error = s3_errors.translated(exc, failure)
         if error is None or error is exc:

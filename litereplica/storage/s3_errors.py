@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 
 from litereplica.errors import (
@@ -96,12 +97,17 @@ def wants_content_md5(message: str) -> bool:
 
 def translated(exc: Exception, failure: Failure) -> StorageError | None:
     """The error of the storage contract for an exception; None if neither the store nor the network caused it."""
+    match exc:  # before botocore is imported, which takes long
+        case StorageError():
+            return exc
+        case ssl.SSLCertVerificationError():
+            return failure.error(StorageError, "the server's certificate is not trusted", HINT_CERTIFICATE)
+        case ConnectionError() | TimeoutError():
+            return failure.error(TransientStorageError, str(exc) or type(exc).__name__, HINT_ENDPOINT)
     import urllib3.exceptions
     from botocore import exceptions as boto
 
     match exc:
-        case StorageError():
-            return exc
         case boto.ClientError():
             answer = exc.response
             code = answer.get("Error", {}).get("Code", "")
@@ -116,9 +122,8 @@ def translated(exc: Exception, failure: Failure) -> StorageError | None:
             return failure.error(StorageError, "the server's certificate is not trusted", HINT_CERTIFICATE)
         case boto.HTTPClientError() | boto.ConnectionError() | boto.IncompleteReadError():
             return failure.error(TransientStorageError, str(exc), HINT_ENDPOINT)
-        case urllib3.exceptions.HTTPError() | ConnectionError() | TimeoutError():
-            reason = str(exc) or type(exc).__name__
-            return failure.error(TransientStorageError, reason, HINT_ENDPOINT)
+        case urllib3.exceptions.HTTPError():
+            return failure.error(TransientStorageError, str(exc) or type(exc).__name__, HINT_ENDPOINT)
         case OSError():
             return failure.error(StorageError, str(exc), "check the local file that is uploaded")
         case KeyError() | ValueError() | TypeError() | AttributeError():

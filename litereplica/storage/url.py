@@ -43,7 +43,7 @@ _PROVIDER_DOMAINS = (
 )
 _LOCAL_HOST = re.compile(r"(?P<bucket>[^.:]+)\.(?P<server>[^:]+:[0-9]+)")
 _ACCESS_POINT = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):s3:(?P<region>[a-z0-9-]+):(?P<account>[0-9]{12}):accesspoint(?:/(?P<name>[a-z0-9-]{3,50}))?"
+    r"arn:(?P<partition>aws[a-z-]*):s3:(?P<region>[a-z0-9-]+):(?P<account>[0-9]{12}):accesspoint/(?P<name>[a-z0-9-]{3,50})"
 )
 """The ARN of an access point, which stands for a bucket; in a URL its name is the first component of the path."""
 
